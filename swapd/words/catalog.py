@@ -1,0 +1,103 @@
+"""What may run, and within which limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model: the command that serves it and the terms on which it runs.
+
+    `argv` is the command, split and with every macro filled in except `${PORT}` and `${PID}`,
+    which are known only at the spawn. Bytes are bytes, durations are seconds, 0 in `ttl` means
+    that idleness never ends the worker.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    stop_argv: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    own: bool = True
+    """Speaks our worker's contract: reports its address on `SWAPD_READY_FD`."""
+    proxy: str = ""
+    """Where a foreign worker answers, `${PORT}` allowed."""
+    check_endpoint: str = "/health"
+    """Path that answers 200 once a foreign worker is ready; empty: ready at once."""
+    start_timeout: float = 120.0
+    stop_grace: float = 5.0
+    """From SIGTERM to SIGKILL."""
+    need_bytes: int = 0
+    """Memory to reserve before a first run has been measured; 0: unknown."""
+    slots: int = 1
+    """Requests that the worker serves at once."""
+    max_queue: int = 64
+    """Requests that may wait for this model."""
+    ttl: float = 0.0
+    aliases: tuple[str, ...] = ()
+    upstream_name: str = ""
+    """The `model` a foreign worker wants to read in the body; empty: as the client wrote it."""
+    drop_params: tuple[str, ...] = ()
+    """Body fields that are taken out before a request is passed on."""
+    unlisted: bool = False
+    title: str = ""
+    description: str = ""
+    context: int = 0
+    """Tokens of context; 0: unknown."""
+    metadata: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+
+    def same_process(self, other: ModelSpec) -> bool:
+        """Whether a worker started for `self` may go on serving as `other`.
+
+        True when they differ at most in what swapd itself does with the worker (time to live,
+        names, queue), not in what the process was started with.
+        """
+        return replace(
+            self,
+            stop_argv=other.stop_argv,
+            start_timeout=other.start_timeout,
+            stop_grace=other.stop_grace,
+            need_bytes=other.need_bytes,
+            max_queue=other.max_queue,
+            ttl=other.ttl,
+            aliases=other.aliases,
+            upstream_name=other.upstream_name,
+            drop_params=other.drop_params,
+            unlisted=other.unlisted,
+            title=other.title,
+            description=other.description,
+            metadata=other.metadata,
+        ) == other
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What all workers together may take. 0 means no limit, in every field but `interval`."""
+
+    max_resident: int = 0
+    """Workers alive at once."""
+    budget_bytes: int = 0
+    """Sum of the workers' memory."""
+    threshold_percent: float = 0.0
+    """Share of the machine's memory in use above which idle workers go."""
+    interval: float = 30.0
+    """Seconds from one look at the memory to the next."""
+    max_waiting: int = 512
+    """Requests that may wait, all models together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """All models by name, and the limits over them."""
+
+    models: Mapping[str, ModelSpec] = field(default_factory=lambda: MappingProxyType({}))
+    limits: Limits = Limits()
+
+    def resolve(self, name: str) -> ModelSpec | None:
+        """The model that `name` means: a model's name first, then an alias; else None."""
+        spec = self.models.get(name)
+        if spec is not None:
+            return spec
+        return next((m for m in self.models.values() if name in m.aliases), None)

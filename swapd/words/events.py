@@ -1,0 +1,110 @@
+"""Facts that came in. Each says when, in seconds of one monotonic clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from swapd.words.catalog import Catalog
+
+RequestId: TypeAlias = int
+WorkerId: TypeAlias = int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A client asks for a model, by its catalog name."""
+
+    now: float
+    request: RequestId
+    model: str
+    needs_slot: bool = True
+    """False for what a worker answers beside its slots: its health, its slots' state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """The client of a request that still waits has gone."""
+
+    now: float
+    request: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A granted request is over, well or badly."""
+
+    now: float
+    request: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class CameUp:
+    """A worker is ready to serve."""
+
+    now: float
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """A worker's process is gone; `reason` is a sentence for whom it concerns."""
+
+    now: float
+    worker: WorkerId
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A look at the memory: percent of the machine in use, bytes that each worker holds."""
+
+    now: float
+    used_percent: float
+    held: Mapping[WorkerId, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """The configuration is now this one."""
+
+    now: float
+    catalog: Catalog
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadAsked:
+    """Somebody wants a model's worker gone, or, with None, all of them."""
+
+    now: float
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClosingAsked:
+    """swapd is to end: at `deadline` at the latest."""
+
+    now: float
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """The time that a WakeAt named has come."""
+
+    now: float
+
+
+Event: TypeAlias = (
+    Arrived
+    | Left
+    | Finished
+    | CameUp
+    | Exited
+    | Sampled
+    | Reloaded
+    | UnloadAsked
+    | ClosingAsked
+    | Ticked
+)

@@ -1,0 +1,78 @@
+"""What is to be done. An order counts from the moment it is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+from swapd.words.catalog import ModelSpec
+from swapd.words.events import RequestId, WorkerId
+
+
+class Why(Enum):
+    """Why a request is refused."""
+
+    UNKNOWN_MODEL = "unknown_model"
+    QUEUE_FULL = "queue_full"
+    OVERLOADED = "overloaded"
+    START_FAILED = "start_failed"
+    TOO_LARGE = "too_large"
+    CLOSING = "closing"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start a worker for this model."""
+
+    worker: WorkerId
+    spec: ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Ask a worker to end: it finishes what it serves and exits."""
+
+    worker: WorkerId
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """End a worker at once."""
+
+    worker: WorkerId
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Pass this request to this worker."""
+
+    request: RequestId
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Answer this request with a refusal; `retry_after` in seconds, 0: no use to try again."""
+
+    request: RequestId
+    why: Why
+    message: str
+    retry_after: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TakeSample:
+    """Look at the memory and report it as Sampled."""
+
+
+@dataclass(frozen=True, slots=True)
+class WakeAt:
+    """Send Ticked at this time. Replaces the wish before; None: no wish."""
+
+    when: float | None
+
+
+Order: TypeAlias = Start | Stop | Kill | Grant | Refuse | TakeSample | WakeAt

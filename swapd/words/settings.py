@@ -1,0 +1,19 @@
+"""What the daemon itself goes by: settings that no decision of the core depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where the daemon listens and how it behaves as a server. Bytes and seconds."""
+
+    host: str = "127.0.0.1"
+    port: int = 5847
+    max_body_bytes: int = 32 * 2**20
+    drain_grace: float = 30.0
+    """How long a shutdown lets running requests go on."""
+    log_level: str = "info"
+    include_aliases: bool = False
+    """Whether aliases stand in the list of models too."""
