@@ -1,0 +1,1 @@
+"""What decides: pure, without a clock, a log or an await."""

@@ -1,1 +1,1 @@
-"""The nouns of the house: frozen values that every room may import and that import nothing of ours."""
+"""The nouns of the house: frozen values that every room may import; they import none of ours."""

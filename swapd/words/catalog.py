@@ -54,22 +54,25 @@ class ModelSpec:
         True when they differ at most in what swapd itself does with the worker (time to live,
         names, queue), not in what the process was started with.
         """
-        return replace(
-            self,
-            stop_argv=other.stop_argv,
-            start_timeout=other.start_timeout,
-            stop_grace=other.stop_grace,
-            need_bytes=other.need_bytes,
-            max_queue=other.max_queue,
-            ttl=other.ttl,
-            aliases=other.aliases,
-            upstream_name=other.upstream_name,
-            drop_params=other.drop_params,
-            unlisted=other.unlisted,
-            title=other.title,
-            description=other.description,
-            metadata=other.metadata,
-        ) == other
+        return (
+            replace(
+                self,
+                stop_argv=other.stop_argv,
+                start_timeout=other.start_timeout,
+                stop_grace=other.stop_grace,
+                need_bytes=other.need_bytes,
+                max_queue=other.max_queue,
+                ttl=other.ttl,
+                aliases=other.aliases,
+                upstream_name=other.upstream_name,
+                drop_params=other.drop_params,
+                unlisted=other.unlisted,
+                title=other.title,
+                description=other.description,
+                metadata=other.metadata,
+            )
+            == other
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +97,12 @@ class Catalog:
 
     models: Mapping[str, ModelSpec] = field(default_factory=lambda: MappingProxyType({}))
     limits: Limits = Limits()
+    _by_alias: Mapping[str, str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        by_alias = {alias: m.name for m in self.models.values() for alias in m.aliases}
+        object.__setattr__(self, "_by_alias", MappingProxyType(by_alias))
 
     def resolve(self, name: str) -> ModelSpec | None:
         """The model that `name` means: a model's name first, then an alias; else None."""
-        spec = self.models.get(name)
-        if spec is not None:
-            return spec
-        return next((m for m in self.models.values() if name in m.aliases), None)
+        return self.models.get(name) or self.models.get(self._by_alias.get(name, ""))

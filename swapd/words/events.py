@@ -33,10 +33,12 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A granted request is over, well or badly."""
+    """A granted request is over."""
 
     now: float
     request: RequestId
+    answered: bool = True
+    """Whether the worker answered it; False when the worker failed or the client went."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,26 @@
+"""How things stand, for those who look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from swapd.words.events import WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One worker as the core sees it. Times are seconds of the core's clock."""
+
+    worker: WorkerId
+    model: str
+    state: str
+    """starting, ready, draining, stopping or killed."""
+    busy: int
+    """Requests that hold a slot."""
+    slots: int
+    since: float
+    """When it was started."""
+    idle_since: float | None
+    """End of its last request, or when it came up; None while it is busy or not ready."""
+    bytes: int
+    """Memory accounted to it: measured if it ran, else estimated."""
