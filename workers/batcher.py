@@ -1,0 +1,136 @@
+"""Which tokens go into the next step. Pure: numbers in, numbers out, no model.
+
+Rules, in this order:
+
+1. Every running sequence (one token pending) is in every step.
+2. What is left of the step goes to prefill, in chunks, shared evenly: a short prompt gets
+   through while a long one is still being read.
+3. A sequence may use any cell of the cache. What the admitted ones hold plus what they have
+   pending never exceeds the cells there are; when growth leads to that, the youngest is sent
+   back to the queue and computed again later. The oldest is never sent back, so there is
+   always one that gets to its end, and nobody's answer is cut short because of another's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+GROWTH = 32
+"""Cells kept free for each admitted sequence when another one is let in, so that one that was
+sent back does not come in again only to be sent back at the next step."""
+
+SMALLEST_CHUNK = 32
+"""Below this a matrix product costs almost as much as with this many rows."""
+
+
+class Load(Protocol):
+    """What the batcher sees of a sequence."""
+
+    @property
+    def length(self) -> int:
+        """Tokens known so far, prompt and generated: the cells it needs after the next step."""
+
+    @property
+    def pending(self) -> int:
+        """How many of them are not in the cache yet; at least 1."""
+
+
+L = TypeVar("L", bound=Load)
+
+
+def overflow(admitted: Sequence[L], cells: int) -> list[L]:
+    """Who must go back to the queue, youngest first. `admitted` is sorted oldest first."""
+    needed = sum(load.length for load in admitted)
+    leaving = []
+    for load in reversed(admitted[1:]):
+        if needed <= cells:
+            break
+        needed -= load.length
+        leaving.append(load)
+    return leaving
+
+
+def fits(candidate: Load, admitted: Sequence[Load], cells: int) -> bool:
+    """Whether `candidate` may come in beside `admitted`."""
+    if not admitted:
+        return True
+    needed = sum(load.length for load in admitted) + candidate.length
+    return needed + GROWTH * (len(admitted) + 1) <= cells
+
+
+def shares(admitted: Sequence[L], batch: int, chunk: int) -> list[tuple[L, int]]:
+    """The step: (sequence, how many of its pending tokens), oldest first, none with 0.
+
+    At most `batch` tokens in all, of which at most `chunk` for prefill.
+    """
+    running = sum(1 for load in admitted if load.pending == 1)
+    room = min(batch - running, chunk)
+    waiting = sorted({load.pending for load in admitted if load.pending > 1})
+    level = _level([load.pending for load in admitted if load.pending > 1], room, waiting)
+    step = []
+    for load in admitted:
+        if load.pending == 1:
+            step.append((load, 1))
+            continue
+        share = min(load.pending, level, room)
+        if share > 0:
+            step.append((load, share))
+            room -= share
+    return step
+
+
+def _level(pending: list[int], room: int, steps: list[int]) -> int:
+    """The water level: everyone gets their pending tokens or this many, within `room`.
+
+    Rounded up, so the oldest may get one more than the youngest.
+    """
+    left, level = len(pending), 0
+    for step in steps:
+        if (step - level) * left > room:
+            break
+        room -= (step - level) * left
+        level = step
+        left = sum(1 for need in pending if need > level)
+    return level + (-(-room // left) if left else 0)
+
+
+class PrefillPace:
+    """How many prefill tokens a step may take while others are streaming.
+
+    Alone, a prompt takes the whole batch. Beside running sequences its share may lengthen their
+    step by SLOWDOWN times, or by SHORTEST seconds where steps are so short that nobody would
+    notice. In time and not in tokens, because what a chunk costs differs by a thousand times
+    between machines and models; both costs are measured on the steps themselves.
+    """
+
+    SLOWDOWN = 3.0
+    SHORTEST = 0.02
+    _WEIGHT = 0.2
+    """Of a new measurement in the moving average."""
+
+    def __init__(self) -> None:
+        self._step: float | None = None
+        """Seconds of a step without prefill."""
+        self._token: float | None = None
+        """Seconds a prefill token adds."""
+
+    def chunk(self, running: int, batch: int) -> int:
+        """Prefill tokens for the next step."""
+        if running == 0:
+            return batch
+        if self._token is None:
+            return min(batch, 4 * SMALLEST_CHUNK)
+        allowance = max(self.SHORTEST, self.SLOWDOWN * (self._step or 0.0))
+        return max(SMALLEST_CHUNK, min(batch, int(allowance / self._token)))
+
+    def observe(self, running: int, prefill: int, seconds: float) -> None:
+        """A step with `running` single tokens and `prefill` others took `seconds`."""
+        if prefill == 0:
+            self._step = self._mean(self._step, seconds)
+        elif prefill >= SMALLEST_CHUNK:
+            base = (self._step or 0.0) if running else 0.0
+            self._token = self._mean(self._token, max(seconds - base, 1e-7) / prefill)
+
+    def _mean(self, before: float | None, value: float) -> float:
+        return value if before is None else before + self._WEIGHT * (value - before)

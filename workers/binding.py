@@ -1,0 +1,321 @@
+"""llama.cpp, as this worker uses it. The only file that imports llama_cpp.
+
+Thin and typed: a method is one call of llama.cpp's C API, or a few that belong together. The
+meaning of each call is told in llama.cpp's `include/llama.h`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from workers.lean import skip_package_init
+
+skip_package_init("llama_cpp")
+from llama_cpp import llama_cpp as api  # noqa: E402  after the package was put in place
+
+KV_TYPES = {  # enum ggml_type in ggml.h
+    "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7,
+    "q8_0": 8, "iq4_nl": 20, "bf16": 30,
+}  # fmt: skip
+FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
+POOLING = {"mean": 1, "cls": 2, "last": 3}  # enum llama_pooling_type
+ANY_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: llama.cpp draws one
+_WARNING, _ERROR, _CONTINUED = 3, 4, 5  # enum ggml_log_level
+
+
+class LoadError(Exception):
+    """A model or context that llama.cpp refuses; its message is llama.cpp's own reason."""
+
+
+class LlamaLog:
+    """Takes llama.cpp's log lines: errors are kept as reasons, warnings go to standard error.
+
+    It must live as long as llama.cpp may log. `verbose` lets everything through; `silent`
+    nothing, though reasons are still kept.
+    """
+
+    def __init__(self, *, verbose: bool = False, silent: bool = False) -> None:
+        self._threshold = 0 if verbose else _ERROR + 2 if silent else _WARNING
+        self._errors: list[str] = []
+        self._level = 0
+        self._callback = api.llama_log_callback(self._take)
+        api.llama_log_set(self._callback, None)
+
+    def reason(self, otherwise: str) -> str:
+        """The errors logged since the last call as one sentence, or `otherwise`."""
+        told = [line for line in self._errors if not line.endswith("failed to load model")]
+        self._errors.clear()
+        return "; ".join(told) or otherwise
+
+    def _take(self, level: int, text: bytes, _user: object) -> None:
+        if level != _CONTINUED:
+            self._level = level
+        if self._level >= _ERROR:
+            line = text.decode("utf-8", "replace").strip()
+            where, _, what = line.partition(": ")  # "function_name: what happened"
+            line = what if what and " " not in where else line
+            self._errors.append(line.removeprefix("error loading model: "))
+        if self._level >= self._threshold:
+            sys.stderr.write(text.decode("utf-8", "replace"))
+
+
+class Model:
+    """A loaded GGUF file: its weights, what its metadata says, and its vocabulary.
+
+    Tokenising and detokenising may be done from any thread.
+    """
+
+    def __init__(self, path: str, *, gpu_layers: int, mmap: bool, mlock: bool, log: LlamaLog):
+        """Loads `path`; LoadError with llama.cpp's reason if it can't."""
+        api.llama_backend_init()
+        params = api.llama_model_default_params()
+        params.n_gpu_layers = gpu_layers
+        if mlock:
+            params.load_mode = api.LLAMA_LOAD_MODE_MMAP_MLOCK if mmap else api.LLAMA_LOAD_MODE_MLOCK
+        elif not mmap:
+            params.load_mode = api.LLAMA_LOAD_MODE_NONE
+        self.handle = api.llama_model_load_from_file(path.encode(), params)
+        if not self.handle:
+            raise LoadError(log.reason(f"llama.cpp could not load {path}"))
+        self.vocab = api.llama_model_get_vocab(self.handle)
+        self.n_vocab: int = api.llama_vocab_n_tokens(self.vocab)
+        self.n_ctx_train: int = api.llama_model_n_ctx_train(self.handle)
+        self.n_embd: int = api.llama_model_n_embd_out(self.handle)
+        self.n_params: int = api.llama_model_n_params(self.handle)
+        self.size: int = api.llama_model_size(self.handle)
+        self.vocab_type: int = api.llama_vocab_type(self.vocab)
+        self.bos: int = api.llama_vocab_bos(self.vocab)
+        self.eos: int = api.llama_vocab_eos(self.vocab)
+        self.adds_bos: bool = api.llama_vocab_get_add_bos(self.vocab)
+        self._pieces: list[str | bytes | None] = [None] * self.n_vocab
+
+    def meta(self, key: str) -> str | None:
+        """A metadata value as text; None if the file does not have it."""
+        length = api.llama_model_meta_val_str(self.handle, key.encode(), None, 0)
+        if length < 0:
+            return None
+        buffer = ctypes.create_string_buffer(length + 1)
+        api.llama_model_meta_val_str(self.handle, key.encode(), buffer, length + 1)
+        return buffer.value.decode("utf-8", "replace")
+
+    def chat_template(self) -> str | None:
+        """The Jinja source of the model's own chat template."""
+        source: bytes | None = api.llama_model_chat_template(self.handle, None)
+        return source.decode("utf-8", "replace") if source else None
+
+    def token_text(self, token: int) -> str:
+        """A token as the vocabulary writes it; empty for "there is none" (-1)."""
+        text: bytes | None = api.llama_vocab_get_text(self.vocab, token) if token >= 0 else None
+        return text.decode("utf-8", "replace") if text else ""
+
+    def ends_generation(self, token: int) -> bool:
+        """Whether `token` ends a generation (end of text, of turn, of message)."""
+        return bool(api.llama_vocab_is_eog(self.vocab, token))
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Text to token ids. Raises OverflowError beyond 2³¹ tokens."""
+        data = text.encode("utf-8", "replace")  # a lone surrogate from JSON has no UTF-8
+        room = len(data) + 4
+        tokens = (ctypes.c_int32 * room)()
+        count: int = api.llama_tokenize(
+            self.vocab, data, len(data), tokens, room, add_special, parse_special
+        )
+        if count < 0:
+            raise OverflowError("the text has too many tokens")
+        return tokens[:count]
+
+    def piece(self, token: int) -> str | bytes:
+        """What `token` adds to a text: str if it is whole characters, else its bytes.
+
+        Control tokens add nothing. Kept after the first call.
+        """
+        piece = self._pieces[token]
+        if piece is None:
+            data = self._piece_bytes(token, special=False)
+            try:
+                piece = data.decode()
+            except UnicodeDecodeError:
+                piece = data
+            self._pieces[token] = piece
+        return piece
+
+    def spelled(self, token: int) -> bytes:
+        """What `token` stands for, control tokens included."""
+        return self._piece_bytes(token, special=True)
+
+    def _piece_bytes(self, token: int, *, special: bool) -> bytes:
+        room = 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            length: int = api.llama_token_to_piece(self.vocab, token, buffer, room, 0, special)
+            if length >= 0:
+                return buffer.raw[:length]
+            room = -length
+
+
+@dataclass(frozen=True)
+class ContextOptions:
+    """How to make a Context; names and units as in `llama_context_params`."""
+
+    n_ctx: int
+    n_batch: int
+    n_ubatch: int
+    n_seq_max: int
+    threads: int
+    threads_batch: int
+    flash_attention: str = "auto"
+    type_k: str = "f16"
+    type_v: str = "f16"
+    pooling: str | None = None
+    """Makes the context one for embeddings, pooled so."""
+
+
+class Context:
+    """A KV cache shared by `n_seq_max` slots, and the computation on it. One thread's own."""
+
+    def __init__(self, model: Model, options: ContextOptions, log: LlamaLog) -> None:
+        params = api.llama_context_default_params()
+        params.n_ctx = options.n_ctx
+        params.n_batch = options.n_batch
+        params.n_ubatch = min(options.n_ubatch, options.n_batch)
+        params.n_seq_max = options.n_seq_max
+        params.n_threads = options.threads
+        params.n_threads_batch = options.threads_batch
+        params.flash_attn_type = FLASH_ATTENTION[options.flash_attention]
+        params.type_k = KV_TYPES[options.type_k]
+        params.type_v = KV_TYPES[options.type_v]
+        params.kv_unified = True  # else n_ctx is divided by n_seq_max
+        params.swa_full = False  # as llama-server: a sliding window keeps only what it sees
+        if options.pooling is not None:
+            params.embeddings = True
+            params.pooling_type = POOLING[options.pooling]
+        self.handle = api.llama_init_from_model(model.handle, params)
+        if not self.handle:
+            raise LoadError(log.reason("llama.cpp could not make a context"))
+        self.n_ctx: int = api.llama_n_ctx(self.handle)
+        self._memory = api.llama_get_memory(self.handle)
+        self._n_embd = model.n_embd
+
+    @property
+    def generates(self) -> bool:
+        """Whether there is a KV cache to generate with; an encoder has none."""
+        return self._memory is not None
+
+    def decode(self, batch: Batch) -> int:
+        """0: done; 1: no room in the cache for the batch, nothing changed; below 0: failed."""
+        code: int = api.llama_decode(self.handle, batch.raw)
+        return code
+
+    def encode(self, batch: Batch) -> int:
+        """As `decode`, for a model without a KV cache."""
+        code: int = api.llama_encode(self.handle, batch.raw)
+        return code
+
+    def forget(self, slot: int) -> None:
+        """Frees every cell of `slot`."""
+        if self._memory is not None:
+            api.llama_memory_seq_rm(self._memory, slot, -1, -1)
+
+    def embedding(self, slot: int) -> list[float]:
+        """The pooled embedding of `slot` after a decode; not normalised."""
+        vector = api.llama_get_embeddings_seq(self.handle, slot)
+        if not vector:
+            raise RuntimeError("llama.cpp computed no embedding for the sequence")
+        values: list[float] = vector[: self._n_embd]
+        return values
+
+    def free(self) -> None:
+        """Gives the context's memory back."""
+        api.llama_free(self.handle)
+
+
+class Batch:
+    """The input of one step: rows of (token, position, slot, whether its logits are wanted).
+
+    The arrays are made once; a step only writes the rows it uses.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._tokens = (ctypes.c_int32 * capacity)()
+        self._positions = (ctypes.c_int32 * capacity)()
+        self._counts = (ctypes.c_int32 * capacity)(*[1] * capacity)  # each row is of one slot
+        self._slots = (ctypes.c_int32 * capacity)()
+        cell, start = ctypes.sizeof(ctypes.c_int32), ctypes.addressof(self._slots)
+        pointer = ctypes.POINTER(ctypes.c_int32)
+        self._pointers = (pointer * capacity)(
+            *[ctypes.cast(start + row * cell, pointer) for row in range(capacity)]
+        )
+        self._wanted = (ctypes.c_int8 * capacity)()
+        self.raw = api.llama_batch(
+            0, self._tokens, None, self._positions, self._counts, self._pointers, self._wanted
+        )
+        self.size = 0
+
+    def clear(self) -> None:
+        """Starts a new step."""
+        self.size = self.raw.n_tokens = 0
+
+    def add(self, token: int, position: int, slot: int) -> int:
+        """One row whose logits are wanted; returns its index."""
+        row = self.size
+        self._tokens[row] = token
+        self._positions[row] = position
+        self._slots[row] = slot
+        self._wanted[row] = 1
+        self.size = self.raw.n_tokens = row + 1
+        return row
+
+    def add_run(self, tokens: Sequence[int], position: int, slot: int, *, wanted: str) -> int:
+        """Rows for `tokens` from `position` on; logits `wanted`: "none", "last" or "all".
+
+        Returns the index of the last one.
+        """
+        first, count = self.size, len(tokens)
+        end = first + count
+        self._tokens[first:end] = list(tokens)
+        self._positions[first:end] = list(range(position, position + count))
+        self._slots[first:end] = [slot] * count
+        self._wanted[first:end] = [1 if wanted == "all" else 0] * count
+        if wanted == "last":
+            self._wanted[end - 1] = 1
+        self.size = self.raw.n_tokens = end
+        return end - 1
+
+
+class Sampler:
+    """A chain of llama.cpp samplers and the state of each. Belongs to one request."""
+
+    def __init__(self) -> None:
+        params = api.llama_sampler_chain_default_params()
+        params.no_perf = True
+        self._chain = api.llama_sampler_chain_init(params)
+
+    def add(self, kind: str, *arguments: Any) -> None:
+        """Appends `llama_sampler_init_<kind>(*arguments)`."""
+        api.llama_sampler_chain_add(
+            self._chain, getattr(api, f"llama_sampler_init_{kind}")(*arguments)
+        )
+
+    def add_logit_bias(self, n_vocab: int, bias: dict[int, float]) -> None:
+        """Adds `bias[token]` to the logits of these tokens."""
+        entries = (api.llama_logit_bias * len(bias))(
+            *[api.llama_logit_bias(token, value) for token, value in bias.items()]
+        )
+        self.add("logit_bias", n_vocab, len(bias), entries)
+
+    def accept(self, token: int) -> None:
+        """Tells the samplers of a token that was not sampled by them (the prompt's)."""
+        api.llama_sampler_accept(self._chain, token)
+
+    def sample(self, context: Context, row: int) -> int:
+        """Draws from the logits of the last step's `row`, and remembers the token."""
+        token: int = api.llama_sampler_sample(self._chain, context.handle, row)
+        return token
+
+    def free(self) -> None:
+        """Frees the chain; it must not be used afterwards."""
+        api.llama_sampler_free(self._chain)
