@@ -52,7 +52,7 @@ class ModelSpec:
         """Whether a worker started for `self` may go on serving as `other`.
 
         True when they differ at most in what swapd itself does with the worker (time to live,
-        names, queue), not in what the process was started with.
+        names, slots it grants), not in what the process was started with.
         """
         return (
             replace(
@@ -61,6 +61,7 @@ class ModelSpec:
                 start_timeout=other.start_timeout,
                 stop_grace=other.stop_grace,
                 need_bytes=other.need_bytes,
+                slots=other.slots,
                 max_queue=other.max_queue,
                 ttl=other.ttl,
                 aliases=other.aliases,

@@ -1,0 +1,134 @@
+"""Histories of events for Hypothesis: scripts that any machine can follow to the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeAlias
+
+from hypothesis import strategies as st
+
+from swapd.core.scheduler import Scheduler
+from swapd.words.catalog import Catalog, Limits
+from tests.core.machine import Machine, altered, catalog
+
+Deed: TypeAlias = tuple[str, int, float]
+"""What to do, which of those it can be done to (modulo their number), and a number for it."""
+
+NAMES = ("a", "b", "c", "d")
+
+worlds = st.builds(
+    lambda needs, limits, slots, ttl, max_queue: catalog(
+        dict(zip(NAMES, needs, strict=True)), limits, slots, ttl, max_queue
+    ),
+    st.lists(st.integers(0, 6), min_size=4, max_size=4),
+    st.builds(
+        Limits,
+        max_resident=st.integers(0, 3),
+        budget_bytes=st.sampled_from([0, 6, 8, 10]),
+        threshold_percent=st.sampled_from([0.0, 75.0, 75.0]),
+        interval=st.just(30.0),
+        max_waiting=st.sampled_from([6, 512]),
+    ),
+    st.integers(1, 3),
+    st.sampled_from([0.0, 2.0, 20.0]),
+    st.sampled_from([1, 4, 64]),
+)
+
+deeds = st.tuples(
+    st.sampled_from(
+        ["arrive"] * 6
+        + ["up"] * 3
+        + ["finish"] * 3
+        + ["exit"] * 2
+        + ["advance"] * 2
+        + ["sample"] * 2
+        + ["leave", "guest", "crash", "deafen", "reload", "limit", "unload", "fail"]
+        + ["close"]
+    ),
+    st.integers(0, 11),
+    st.sampled_from([0.0, 0.5, 1.0, 3.0, 7.0, 40.0]),
+)
+
+# A plain list is five deeds long on the average: the deep faults would stay unfound.
+histories = st.one_of(st.lists(deeds, min_size=25, max_size=80), st.lists(deeds, max_size=25))
+
+
+def follow(
+    world: Catalog, history: list[Deed], make: Callable[[Catalog], Scheduler] = Scheduler
+) -> Machine:
+    """Play a history on a new machine, then let it run out; raises BreachError on a breach."""
+    machine = Machine(make(world))
+    for deed in history:
+        _do(machine, deed)
+    machine.settle_down()
+    return machine
+
+
+def _do(m: Machine, deed: Deed) -> None:
+    what, which, number = deed
+    if what in ("up", "fail", "exit", "crash", "deafen"):
+        _do_to_a_worker(m, what, which)
+    elif what in ("leave", "finish"):
+        requests = sorted(m.open if what == "leave" else m.granted)
+        if requests:
+            request = requests[which % len(requests)]
+            m.leave(request) if what == "leave" else m.finish(request)
+    elif what == "reload":
+        _reload(m, NAMES[which % 4], which, number)
+    else:
+        _do_to_all(m, what, which, number)
+
+
+def _do_to_a_worker(m: Machine, what: str, which: int) -> None:
+    if what in ("up", "fail"):
+        workers = [p.worker for p in m.processes.values() if not p.ready and not p.killed]
+    elif what == "exit":
+        workers = [p.worker for p in m.processes.values() if p.told is not None or p.killed]
+    else:
+        workers = list(m.processes)
+    if not workers:
+        return
+    worker = workers[which % len(workers)]
+    if what == "up":
+        m.come_up(worker)
+    elif what == "deafen":
+        m.processes[worker].deaf = True
+    else:
+        m.exit(worker)
+
+
+def _reload(m: Machine, name: str, which: int, number: float) -> None:
+    now = m.scheduler.catalog
+    if name not in now.models:
+        return
+    if number > 5:
+        rest = {k: v for k, v in now.models.items() if k != name}
+        m.reload(Catalog(rest, now.limits))
+    elif number > 0.5:
+        m.reload(altered(now, name, argv=(name, str(number)), need_bytes=which % 7))
+    else:
+        m.reload(altered(now, name, ttl=number * 6, slots=1 + which % 3))
+
+
+def _do_to_all(m: Machine, what: str, which: int, number: float) -> None:
+    now = m.scheduler.catalog
+    match what:
+        case "arrive":
+            m.arrive(NAMES[which % 4])
+        case "guest":
+            m.arrive(NAMES[which % 4], needs_slot=False)
+        case "advance":
+            m.advance(number)
+        case "sample":
+            held = {w: int(number) for w in list(m.processes)[: which % 3]}
+            m.sample(90.0 if which % 2 else 10.0, held)
+        case "limit":
+            limits = replace(now.limits, max_resident=which % 4, budget_bytes=int(number) * 2)
+            m.reload(Catalog(now.models, limits))
+        case "unload":
+            m.unload(NAMES[which % 4] if which < 8 else None)
+        case "close":
+            m.close(number)
+        case _:
+            raise ValueError(what)

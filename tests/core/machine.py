@@ -1,0 +1,344 @@
+"""A simulated machine: carries the scheduler's orders out in virtual time and keeps its own books.
+
+It knows nothing of how the scheduler decides. It starts and ends pretend processes, delivers
+the facts in an order that a script chooses, and after each one checks what must hold for every
+history. A breach raises BreachError, with the history so far.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from swapd.core.scheduler import PRESSURE, Scheduler
+from swapd.words import events as ev
+from swapd.words import orders as od
+from swapd.words.catalog import Catalog, Limits, ModelSpec
+
+LOAD_MOST = 8.0
+"""Seconds within which a simulated worker comes up or fails."""
+STOP_MOST = 5.0
+SERVE_MOST = 10.0
+"""Seconds within which a simulated request is over once it is granted."""
+
+
+class BreachError(AssertionError):
+    """A property of the core does not hold in this history."""
+
+
+@dataclass
+class Process:
+    """A pretend worker: what it was started for, and what it has been told."""
+
+    worker: int
+    spec: ModelSpec
+    born: float
+    ready: bool = False
+    told: float | None = None
+    killed: bool = False
+    deaf: bool = False
+    dead: bool = False
+    """Has ended, though the scheduler has not been told yet."""
+    serving: set[int] = field(default_factory=set)
+    because: str = ""
+
+
+@dataclass
+class Machine:
+    """The world around one scheduler."""
+
+    scheduler: Scheduler
+    now: float = 0.0
+    processes: dict[int, Process] = field(default_factory=dict)
+    open: dict[int, str] = field(default_factory=dict)
+    """Requests that have not ended, by the model they asked for."""
+    guests: set[int] = field(default_factory=set)
+    granted: dict[int, tuple[int, float]] = field(default_factory=dict)
+    patience: dict[int, float] = field(default_factory=dict)
+    """Until when a request may wait: for each before it at most a start, a stop and its time."""
+    ended: dict[int, str] = field(default_factory=dict)
+    wake: float | None = None
+    sample_wanted: bool = False
+    closing: float | None = None
+    pressed_stops: int = 0
+    requests: int = 0
+    history: list[str] = field(default_factory=list)
+
+    @property
+    def limits(self) -> Limits:
+        return self.scheduler.catalog.limits
+
+    def breach(self, what: str) -> BreachError:
+        return BreachError("\n".join([*self.history, f"!! {what}", repr(self.scheduler)]))
+
+    def require(self, holds: bool, what: str) -> None:
+        if not holds:
+            raise self.breach(what)
+
+    # -- one fact in, its orders carried out -----------------------------------------------------
+
+    def tell(self, event: ev.Event) -> list[od.Order]:
+        self.history.append(f">> {event}")
+        before = self.pressed_stops
+        orders = self.scheduler.handle(event)
+        for order in orders:
+            self.history.append(f"<< {order}")
+            self._carry_out(order)
+        pressed_now = self.pressed_stops - before
+        self.require(pressed_now <= 1, "two victims for one look at the memory")
+        self.require(
+            not pressed_now or isinstance(event, ev.Sampled), "pressure acted on without a sample"
+        )
+        self._check()
+        return orders
+
+    def _carry_out(self, order: od.Order) -> None:
+        match order:
+            case od.Start(worker, spec):
+                self._start(worker, spec)
+            case od.Stop(worker, because):
+                self._stop(self.processes[worker], because)
+            case od.Kill(worker, _):
+                self._kill(self.processes[worker])
+            case od.Grant(request, worker):
+                self._grant(request, worker)
+            case od.Refuse(request):
+                self.require(request in self.open, f"request {request} refused after its end")
+                self.require(request not in self.granted, f"request {request} refused after grant")
+                self.end(request, "refused")
+            case od.TakeSample():
+                self.sample_wanted = True
+            case od.WakeAt(when):
+                self.require(when is None or when > self.now, f"a wish to wake in the past: {when}")
+                self.wake = when
+
+    def _start(self, worker: int, spec: ModelSpec) -> None:
+        self.require(worker not in self.processes, f"worker {worker} started twice")
+        self.require(
+            self.scheduler.catalog.models.get(spec.name) == spec, "an unknown spec started"
+        )
+        for other in self.processes.values():
+            same = other.spec.name == spec.name and other.told is None and not other.killed
+            self.require(
+                not same or self._drains(other), f"a second worker for {spec.name} is started"
+            )
+        self.processes[worker] = Process(worker, spec, self.now)
+        count, taken = len(self.processes), sum(self.need(p) for p in self.processes.values())
+        if self.limits.max_resident:
+            self.require(count <= self.limits.max_resident, f"{count} workers are alive")
+        if self.limits.budget_bytes:
+            self.require(taken <= self.limits.budget_bytes, f"{taken} bytes are taken")
+
+    def need(self, process: Process) -> int:
+        status = {s.worker: s.bytes for s in self.scheduler.status()}
+        return status.get(process.worker, process.spec.need_bytes)
+
+    def spec(self, process: Process) -> ModelSpec:
+        """The terms on which a process runs now: a reload may have changed them."""
+        new = self.scheduler.catalog.models.get(process.spec.name)
+        return new if new is not None and process.spec.same_process(new) else process.spec
+
+    def _drains(self, process: Process) -> bool:
+        states = {s.worker: s.state for s in self.scheduler.status()}
+        return states[process.worker] == "draining"
+
+    def _stop(self, process: Process, because: str) -> None:
+        self.require(process.told is None and not process.killed, "a worker stopped twice")
+        slotted = process.serving - self.guests
+        self.require(not slotted, f"busy worker {process.worker} stopped: {because}")
+        process.told = self.now
+        process.because = because
+        self.pressed_stops += because == PRESSURE
+        others = [p for p in self.processes.values() if p.because == PRESSURE and p is not process]
+        self.require(because != PRESSURE or not others, "a second victim before the first is gone")
+
+    def _kill(self, process: Process) -> None:
+        closing = self.closing is not None and self.now >= self.closing
+        late = process.told is not None and self.now >= process.told + process.spec.stop_grace
+        slow = not process.ready and self.now >= process.born + process.spec.start_timeout
+        self.require(closing or late or slow, f"worker {process.worker} killed before its time")
+        process.killed = True
+
+    def _grant(self, request: int, worker: int) -> None:
+        self.require(request in self.open, f"request {request} granted after its end")
+        self.require(request not in self.granted, f"request {request} granted twice")
+        process = self.processes[worker]
+        self.require(process.ready, f"a grant to worker {worker}, which is not ready")
+        self.require(
+            process.told is None and not process.killed, f"a grant to worker {worker}, told to go"
+        )
+        self.require(not self._drains(process), f"a grant to worker {worker}, which drains")
+        self.require(process.spec.name == self.open[request], "a grant to another model's worker")
+        slots = self.spec(process).slots
+        process.serving.add(request)
+        self.granted[request] = (worker, self.now)
+        slotted = process.serving - self.guests
+        took_one = request not in self.guests
+        self.require(not took_one or len(slotted) <= slots, "more grants than slots")
+
+    def end(self, request: int, how: str) -> None:
+        self.require(request not in self.ended, f"request {request} ended twice")
+        del self.open[request]
+        self.guests.discard(request)
+        worker, _ = self.granted.pop(request, (0, 0.0))
+        if worker in self.processes:
+            self.processes[worker].serving.discard(request)
+        self.ended[request] = how
+
+    def _check(self) -> None:
+        """No free slot beside the only model that is asked for; no loading that nobody wants."""
+        wanted = {model for r, model in self.open.items() if r not in self.granted}
+        for p in self.processes.values():
+            unclaimed = not p.ready and p.told is None and not p.killed
+            self.require(not unclaimed or p.spec.name in wanted, f"{p.spec.name} loads for nobody")
+        for request, model in self.open.items():
+            if request in self.granted:
+                continue
+            self.require(self.now <= self.patience[request], f"request {request} waits too long")
+            live = [p for p in self.processes.values() if p.spec.name == model]
+            alone = len(wanted) == 1
+            for p in live:
+                usable = p.ready and p.told is None and not p.killed and not self._drains(p)
+                free = len(p.serving - self.guests) < self.spec(p).slots
+                self.require(
+                    not (alone and usable and free), f"request {request} waits beside a free slot"
+                )
+
+    # -- what a script may do --------------------------------------------------------------------
+
+    def arrive(self, model: str, needs_slot: bool = True) -> int:
+        self.requests += 1
+        request = self.requests
+        self.open[request] = model
+        ahead = len(self.open)
+        self.patience[request] = self.now + ahead * (30.0 + SERVE_MOST + STOP_MOST) + 60.0
+        if not needs_slot:
+            self.guests.add(request)
+        self.tell(ev.Arrived(self.now, request, model, needs_slot))
+        return request
+
+    def leave(self, request: int) -> None:
+        """The client goes: a waiting request has Left, a granted one is Finished at once."""
+        if request in self.granted:
+            self.finish(request, answered=False)
+        else:
+            self.end(request, "left")
+            self.tell(ev.Left(self.now, request))
+
+    def finish(self, request: int, answered: bool = True) -> None:
+        self.end(request, "finished")
+        self.tell(ev.Finished(self.now, request, answered))
+
+    def come_up(self, worker: int) -> None:
+        self.processes[worker].ready = True
+        self.tell(ev.CameUp(self.now, worker))
+
+    def exit(self, worker: int, reason: str = "exit status 1") -> None:
+        """The process is gone; half of what it served fails before its exit is noticed."""
+        process = self.processes[worker]
+        process.dead = True
+        for request in sorted(process.serving)[::2]:
+            self.finish(request, answered=False)
+        self.processes.pop(worker)
+        self.tell(ev.Exited(self.now, worker, reason))
+        for request in sorted(process.serving):
+            self.finish(request, answered=False)
+
+    def sample(self, percent: float, held: dict[int, int] | None = None) -> None:
+        self.sample_wanted = False
+        self.tell(ev.Sampled(self.now, percent, held or {}))
+
+    def reload(self, catalog: Catalog) -> None:
+        self.tell(ev.Reloaded(self.now, catalog))
+
+    def unload(self, model: str | None) -> None:
+        self.tell(ev.UnloadAsked(self.now, model))
+
+    def close(self, grace: float) -> None:
+        deadline = self.now + grace
+        self.closing = deadline if self.closing is None else min(self.closing, deadline)
+        self.tell(ev.ClosingAsked(self.now, deadline))
+
+    # -- time ------------------------------------------------------------------------------------
+
+    def _due(self) -> list[tuple[float, str, int]]:
+        """What the world does by itself, at the latest: (when, what, whom)."""
+        due: list[tuple[float, str, int]] = []
+        for p in self.processes.values():
+            if p.dead:
+                continue
+            if p.killed:
+                due.append((self.now, "exit", p.worker))
+            elif p.told is not None and not p.deaf:
+                due.append((p.told + STOP_MOST, "exit", p.worker))
+            elif not p.ready and not p.deaf:
+                due.append((p.born + LOAD_MOST, "up", p.worker))
+        due += [(since + SERVE_MOST, "finish", r) for r, (_, since) in self.granted.items()]
+        if self.sample_wanted:
+            due.append((self.now, "sample", 0))
+        if self.wake is not None:
+            due.append((self.wake, "wake", 0))
+        return due
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass; whatever falls due on the way happens, in order."""
+        until = self.now + seconds
+        steps = 0
+        while (due := self._due()) and min(due)[0] <= until:
+            steps += 1
+            self.require(steps < 2000, "the machine never comes to rest")
+            when, what, whom = min(due)
+            self.now = max(self.now, when)
+            match what:
+                case "exit":
+                    self.exit(whom, "killed")
+                case "up":
+                    self.come_up(whom)
+                case "finish":
+                    self.finish(whom)
+                case "sample":
+                    self.sample(10.0)
+                case _:
+                    self.wake = None
+                    self.tell(ev.Ticked(self.now))
+        self.now = until
+
+    def settle_down(self) -> None:
+        """Let everything run out; nobody may be left waiting, and nothing may be held."""
+        bound = len(self.open) * (LOAD_MOST + SERVE_MOST + 3 * STOP_MOST) + 100.0
+        self.advance(bound)
+        self.require(not self.open, f"requests never ended: {sorted(self.open)}")
+        books = repr(self.scheduler)
+        self.require("granted []" in books and "waiting {}" in books, f"held at rest: {books}")
+        if self.closing is not None:
+            self.require(not self.processes, "workers outlive a shutdown")
+        for p in self.processes.values():
+            self.require(self.spec(p).ttl == 0, f"{p.spec.name} outlives its time to live")
+
+
+def catalog(
+    needs: dict[str, int],
+    limits: Limits,
+    slots: int = 1,
+    ttl: float = 0.0,
+    max_queue: int = 64,
+) -> Catalog:
+    """A catalog of models that need so many bytes each."""
+    models = {
+        name: ModelSpec(
+            name=name,
+            argv=(name,),
+            need_bytes=need,
+            slots=slots,
+            ttl=ttl,
+            max_queue=max_queue,
+            start_timeout=30.0,
+        )
+        for name, need in needs.items()
+    }
+    return Catalog(models, limits)
+
+
+def altered(before: Catalog, model: str, **changes: object) -> Catalog:
+    """The same catalog with one model changed."""
+    spec = replace(before.models[model], **changes)  # type: ignore[arg-type]
+    return Catalog({**before.models, model: spec}, before.limits)

@@ -1,0 +1,184 @@
+"""What holds for every history of events, and that planted faults break it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from swapd.core.ledger import Resident, Waiting
+from swapd.core.lifecycle import State
+from swapd.core.room import Room, missing
+from swapd.core.scheduler import Scheduler
+from swapd.words import events as ev
+from swapd.words.catalog import Catalog, Limits
+from swapd.words.orders import Stop
+from tests.core.histories import Deed, follow, histories, worlds
+from tests.core.machine import SERVE_MOST, BreachError, Machine, catalog
+
+QUICK = settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+LONG = settings(QUICK, max_examples=20_000)
+
+
+@QUICK
+@given(worlds, histories)
+def test_every_history_keeps_the_rules(world: Catalog, history: list[Deed]) -> None:
+    follow(world, history)
+
+
+@pytest.mark.long
+@LONG
+@given(worlds, histories)
+def test_every_history_keeps_the_rules_at_length(world: Catalog, history: list[Deed]) -> None:
+    follow(world, history)
+
+
+@settings(QUICK, max_examples=200)
+@given(worlds, histories)
+def test_the_same_events_give_the_same_orders(world: Catalog, history: list[Deed]) -> None:
+    assert follow(world, history).history == follow(world, history).history
+
+
+class VictimLeftReady(Scheduler):
+    """Stops a worker and goes on granting to it."""
+
+    def _stop(self, resident: Resident, because: str, now: float) -> None:
+        assert now >= 0
+        self._orders.append(Stop(resident.worker, because))
+
+
+class GrantWithoutSlot(Scheduler):
+    """Sees one slot more than there is."""
+
+    def _admissible(self, resident: Resident, queue: dict[int, Waiting]) -> list[Waiting]:
+        admitted = super()._admissible(resident, queue)
+        extra = [w for w in queue.values() if w not in admitted][:1]
+        resident.busy.update(w.request for w in extra)
+        return admitted + extra
+
+
+class ForgottenQueueEntry(Scheduler):
+    """Loses a request that waits when its worker comes up."""
+
+    def _came_up(self, event: ev.CameUp) -> None:
+        super()._came_up(event)
+        queue = self._books.queues.get(self._books.residents[event.worker].spec.name)
+        if queue and len(queue) > 1:
+            self._books.dequeue(next(reversed(queue)))
+
+
+class BudgetOffByOne(Scheduler):
+    """Finds that one byte more than the budget fits too."""
+
+    def _fits(self, taken: Room) -> bool:
+        return not missing(taken - Room(0, 1), self._catalog.limits)
+
+
+class PlaceOffByOne(Scheduler):
+    """Finds that one worker more than allowed fits too."""
+
+    def _fits(self, taken: Room) -> bool:
+        return not missing(taken - Room(1, 0), self._catalog.limits)
+
+
+class BusyVictim(Scheduler):
+    """Takes a busy worker for idle when it is told to unload."""
+
+    def _unload_asked(self, event: ev.UnloadAsked) -> None:
+        for resident in self._books.residents.values():
+            if resident.state is State.READY:
+                self._stop(resident, "unloaded by hand", event.now)
+
+
+class NeverYields(Scheduler):
+    """Lets a busy model take new requests for ever while an older request needs its room."""
+
+    def _place(self, now: float) -> set[ev.WorkerId]:
+        super()._place(now)
+        return set()
+
+
+class LostWake(Scheduler):
+    """Forgets to ask to be woken."""
+
+    def _wish_to_wake(self, now: float) -> None:
+        pass
+
+
+class LoadsForNobody(Scheduler):
+    """Keeps on loading a model whose clients have all left."""
+
+    def _dismissal(self, resident: Resident, now: float) -> str:
+        if resident.state is State.STARTING:
+            return ""
+        return super()._dismissal(resident, now)
+
+
+class WholesalePressure(Scheduler):
+    """Takes every idle worker for one look at the memory."""
+
+    def _is_pressed(self, event: ev.Event) -> bool:
+        threshold: float = self._catalog.limits.threshold_percent
+        return isinstance(event, ev.Sampled) and 0 < threshold < event.used_percent
+
+
+class CountsGuests(Scheduler):
+    """Forgets a granted request when its worker has gone."""
+
+    def _finished(self, event: ev.Finished) -> None:
+        if event.answered:
+            super()._finished(event)
+
+
+FAULTS: list[Callable[[Catalog], Scheduler]] = [
+    VictimLeftReady,
+    GrantWithoutSlot,
+    ForgottenQueueEntry,
+    BudgetOffByOne,
+    PlaceOffByOne,
+    BusyVictim,
+    LostWake,
+    LoadsForNobody,
+    WholesalePressure,
+    CountsGuests,
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__name__)
+def test_a_planted_fault_is_found(fault: Callable[[Catalog], Scheduler]) -> None:
+    @settings(QUICK, max_examples=10_000, phases=[Phase.generate], database=None, derandomize=True)
+    @given(worlds, histories)
+    def search(world: Catalog, history: list[Deed]) -> None:
+        follow(world, history, fault)
+
+    with pytest.raises((BreachError, KeyError)):
+        search()
+
+
+def unending_use_of_another_model(make: Callable[[Catalog], Scheduler]) -> Machine:
+    """One place, model a kept busy by clients that overlap; then somebody asks for b."""
+    world = catalog({"a": 1, "b": 1}, Limits(max_resident=1), slots=2)
+    machine = Machine(make(world))
+    for _ in range(4):
+        machine.arrive("a")
+    other = machine.arrive("b")
+    for _ in range(100):
+        machine.advance(SERVE_MOST / 2)
+        machine.arrive("a")
+    assert other in machine.ended
+    machine.settle_down()
+    return machine
+
+
+def test_nobody_waits_for_ever_behind_a_busy_model() -> None:
+    unending_use_of_another_model(Scheduler)
+
+
+def test_a_model_that_never_yields_is_found() -> None:
+    with pytest.raises(BreachError, match="waits too long"):
+        unending_use_of_another_model(NeverYields)
+
+
+def test_limits_may_be_absent() -> None:
+    assert not missing(Room(1000, 10**15), Limits())
