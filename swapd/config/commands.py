@@ -1,0 +1,220 @@
+"""Command lines and the macros in them. Pure.
+
+A command is split as a shell would (quotes, backslashes), without a shell. Macros are put in after
+the split, so a path with spaces in a macro stays one word, with the shell's own exception: a macro
+that stands alone and without quotes is split in its turn, like `$x` as against `"$x"`.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from swapd.config.problems import nearest
+from swapd.config.typed import env_problem
+
+MACRO = re.compile(r"\$\{([^}]*)\}")
+RESERVED = frozenset({"PORT", "PID", "MODEL_ID", "MODEL_PATH", "worker"})
+"""Names with a meaning of their own, which no macro may take."""
+
+_ALONE = "\0"
+_TOKENS = MappingProxyType(
+    {
+        "": re.compile(r"\\.|['\"]|\$\{[^}]*\}", re.DOTALL),
+        '"': re.compile(r"\\.|\"|\$\{[^}]*\}", re.DOTALL),
+        "'": re.compile(r"'|\$\{[^}]*\}"),
+    }
+)
+MAX_MACROS = 10_000
+"""Macros put in for one model; far above any use, far below what macros in macros can grow to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Macro:
+    """A macro's text, for use inside other text, and its value, for use as a whole value."""
+
+    text: str
+    value: object
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What the macros of one model stand for."""
+
+    model: str
+    macros: Mapping[str, Macro]
+    env: Mapping[str, str]
+    worker: tuple[str, ...]
+
+
+class MacroError(Exception):
+    """A macro cannot be put in; the message is a sentence."""
+
+
+def split(text: str) -> list[str]:
+    """The words of a command line; ValueError when a quote is never closed.
+
+    Lines whose first character is `#` are comments; a backslash at the end of a line continues
+    it, as does the line's end itself. A macro that stands alone, without quotes, is marked.
+    """
+    joined = _without_comments(text)
+    if "\0" in joined:
+        raise ValueError("holds a NUL character")
+    marked, last = [], 0
+    for start, end, quote in _macros(joined):
+        before = joined[start - 1 : start].isspace() or start == 0
+        after = joined[end : end + 1].isspace() or end == len(joined)
+        if not quote and before and after:
+            marked += [joined[last:start], _ALONE]
+            last = start
+    try:
+        return shlex.split("".join((*marked, joined[last:])))
+    except ValueError as error:
+        wrong = "a quote is never closed" if "quotation" in str(error) else "it ends in a backslash"
+        raise ValueError(wrong) from error
+
+
+def fill_in(text: str, name: str, value: str) -> str:
+    """The command line with `${name}` replaced by a value that stays one word, quoted as needed.
+
+    Comment lines are left out.
+    """
+    text = _without_comments(text)
+    parts, last = [], 0
+    for start, end, quote in _macros(text):
+        if text[start:end] != f"${{{name}}}":
+            continue
+        if quote == "'":
+            shown = value.replace("'", "'\"'\"'")
+        elif quote == '"':
+            shown = re.sub(r'([\\"])', r"\\\1", value)
+        else:
+            shown = shlex.quote(value)
+        parts += [text[last:start], shown]
+        last = end
+    return "".join((*parts, text[last:]))
+
+
+class Expander:
+    """Puts a model's macros in. Raises MacroError with a sentence where that cannot be done."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+        self._left = MAX_MACROS
+
+    def words(
+        self, command: str | list[str], report: Callable[[str], None], keep: frozenset[str]
+    ) -> tuple[str, ...]:
+        """The words of a command; macros named in `keep` stay as they are.
+
+        In a list every item is one word, and only `${worker}` stands for several. Each macro that
+        cannot be put in is told to `report`; a line that cannot be split raises ValueError.
+        """
+        if isinstance(command, str):
+            words = split(command)
+        else:
+            words = [_ALONE + word if word == "${worker}" else word for word in command]
+        return tuple(w for word in words for w in self._told(word, keep, report))
+
+    def text(self, text: str, keep: frozenset[str] = frozenset()) -> str:
+        """The text with its macros put in, macros in macros too."""
+        return self._text(text, keep, ())
+
+    def value(self, value: object, keep: frozenset[str] = frozenset()) -> object:
+        """The same at any depth of a value; a macro that is a whole value keeps its type."""
+        if isinstance(value, dict):
+            return {key: self.value(item, keep) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.value(item, keep) for item in value]
+        if not isinstance(value, str):
+            return value
+        whole = MACRO.fullmatch(value)
+        if whole is not None and whole[1] in self._scope.macros:
+            found = self._scope.macros[whole[1]].value
+            return self._text(found, keep, (whole[1],)) if isinstance(found, str) else found
+        return self._text(value, keep, ())
+
+    def _text(self, text: str, keep: frozenset[str], inside: tuple[str, ...]) -> str:
+        def value(match: re.Match[str]) -> str:
+            name = match[1]
+            if name in keep:
+                return match[0]
+            if name == "worker":
+                raise MacroError("${worker} stands for several words, so it must stand alone")
+            found, final = self._lookup(name, inside)
+            return found if final else self._text(found, keep, (*inside, name))
+
+        return MACRO.sub(value, text)
+
+    def _told(
+        self, word: str, keep: frozenset[str], report: Callable[[str], None]
+    ) -> tuple[str, ...]:
+        try:
+            return self._word(word, keep, ())
+        except MacroError as error:
+            report(str(error))
+            return ()
+
+    def _word(self, word: str, keep: frozenset[str], inside: tuple[str, ...]) -> tuple[str, ...]:
+        if not word.startswith(_ALONE):
+            return (self._text(word, keep, inside),)
+        name = word[3:-1]
+        if name == "worker":
+            return self._scope.worker
+        if name in keep or name == "MODEL_ID":
+            return (self._text(word[1:], keep, inside),)
+        found, final = self._lookup(name, inside)
+        try:
+            words = split(found)
+        except ValueError as error:
+            raise MacroError(f"macro {name}: {error}") from error
+        if final:
+            return tuple(inner.removeprefix(_ALONE) for inner in words)
+        return tuple(w for inner in words for w in self._word(inner, keep, (*inside, name)))
+
+    def _lookup(self, name: str, inside: tuple[str, ...]) -> tuple[str, bool]:
+        """What the macro stands for, and whether that is final: data, in which no macro is."""
+        self._left -= 1
+        if self._left < 0:
+            raise MacroError("its macros stand for too many others")
+        if name in inside:
+            raise MacroError(f"macro {name} refers to itself")
+        scope = self._scope
+        if name == "MODEL_ID":
+            return scope.model, True
+        if name.startswith("env."):
+            variable = name.removeprefix("env.")
+            if variable not in scope.env:
+                raise MacroError(env_problem(variable, scope.env))
+            return scope.env[variable], True
+        if name in scope.macros:
+            return scope.macros[name].text, False
+        if name in {"PORT", "PID"}:
+            raise MacroError(f"${{{name}}} has no meaning here")
+        if name in scope.env:
+            raise MacroError(f"undefined macro ${{{name}}}; did you mean ${{env.{name}}}?")
+        near = nearest(name, {*scope.macros, *RESERVED})
+        hint = f"; did you mean ${{{near}}}?" if near else ""
+        raise MacroError(f"undefined macro ${{{name}}}{hint}")
+
+
+def _without_comments(text: str) -> str:
+    """The text without its comment lines, continued lines joined."""
+    lines = (line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    return re.sub(r"\\[ \t]*(\n|$)", " ", "\n".join(lines))
+
+
+def _macros(text: str) -> list[tuple[int, int, str]]:
+    """Where macros stand, and within which kind of quotes (or none, an empty text)."""
+    found, position, quote = [], 0, ""
+    while (match := _TOKENS[quote].search(text, position)) is not None:
+        token = match[0]
+        position = match.end()
+        if token.startswith("${"):
+            found.append((match.start(), match.end(), quote))
+        elif token in "'\"":
+            quote = "" if quote else token
+    return found

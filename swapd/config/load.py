@@ -1,0 +1,203 @@
+"""config.yaml as a Catalog and Settings: text in, values out, every fault with its line.
+
+`parse` is pure. `load` reads the file and looks at the sizes of the models it names. Nothing here
+imports numpy or gguf: the daemon's memory is held low.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping as MappingType
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from swapd.config.problems import ConfigError, Problem
+from swapd.config.schema import Model, Server
+from swapd.config.specs import Ground, SpecBuilder, collect_macros, model_file
+from swapd.config.split import parts_of
+from swapd.config.tree import Mapping, Scalar, parse_tree
+from swapd.config.typed import Report, read
+from swapd.config.units import parse_size, show_size
+from swapd.words.catalog import Catalog, Limits, ModelSpec
+from swapd.words.settings import Settings
+
+_PORT_VARIABLES = ("SWAPD_PORT", "LLAMA_SWAP_PORT")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a file says, and what to tell its author although it can be used."""
+
+    catalog: Catalog
+    settings: Settings
+    warnings: tuple[Problem, ...] = ()
+
+
+def load(
+    path: Path, env: MappingType[str, str], *, worker_command: tuple[str, ...], total_memory: int
+) -> Loaded:
+    """Read a configuration file. Raises ConfigError with everything that is wrong with it.
+
+    `env` is the environment, `.env` included; `worker_command` is what `${worker}` stands for;
+    `total_memory` is the machine's, in bytes, of which percentages are taken. A model without
+    `need` gets the size of its file, looked for beside the configuration when the path is
+    relative; one that alone exceeds the budget is held to reserve all of it, with a warning,
+    because a file's size is only an estimate of what its worker will hold.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        message = f"cannot be read: {error.strerror or error}"
+        raise ConfigError([Problem(path.name, 0, "", message)]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([Problem(path.name, 0, "", "is not text in UTF-8")]) from error
+    loaded = parse(text, path.name, env, worker_command=worker_command, total_memory=total_memory)
+    return _with_file_sizes(loaded, path)
+
+
+def parse(
+    text: str,
+    file: str,
+    env: MappingType[str, str],
+    *,
+    worker_command: tuple[str, ...],
+    total_memory: int,
+) -> Loaded:
+    """The same from text, without a look at any file; `file` is its name in messages."""
+    tree, problems = parse_tree(text, file)
+    # A section for YAML anchors that are used elsewhere; compose files have the same custom.
+    anchors = frozenset(key for key in tree.entries if key.startswith("x-"))
+    report = Report(file, tree, problems)
+    server = read(Server, tree, (), report, env, beside=anchors | {"models"})
+    ground = Ground(server, collect_macros(("macros",), report), env, worker_command)
+    models = _models(tree, ground, report)
+    _check_names(models, report)
+    limits = _limits(server, report, total_memory)
+    settings = _settings(server, report, env)
+    if server.ttl and server.global_ttl:
+        report.problem(("globalTTL",), "means the same as ttl; give one of them")
+    for spec in models.values():
+        if limits.budget_bytes and spec.need_bytes > limits.budget_bytes:
+            budget = show_size(limits.budget_bytes)
+            report.problem(
+                ("models", spec.name, "need"),
+                f"{show_size(spec.need_bytes)} is more than memory.budget, {budget}",
+            )
+    if report.problems:
+        # The same cause met twice (a macro in several words) is told once.
+        raise ConfigError(dict.fromkeys(sorted(report.problems, key=lambda p: p.line)))
+    catalog = Catalog(MappingProxyType(models), limits)
+    return Loaded(catalog, settings, tuple(dict.fromkeys(report.warnings)))
+
+
+def _models(tree: Mapping, ground: Ground, report: Report) -> dict[str, ModelSpec]:
+    entry = tree.entries.get("models")
+    if entry is None or (isinstance(entry.node, Scalar) and entry.node.value is None):
+        report.problem(("models",), "missing; a configuration without models says models: {}")
+        return {}
+    if not isinstance(entry.node, Mapping):
+        report.problem(("models",), "must be a section with a model's name as each key")
+        return {}
+    found: dict[str, ModelSpec] = {}
+    for name, model_entry in entry.node.entries.items():
+        path = ("models", name)
+        if not name.strip():
+            report.problem(path, "a model's name cannot be empty")
+        elif not isinstance(model_entry.node, Mapping):
+            report.problem(path, "must be a section with at least cmd")
+        else:
+            model = read(Model, model_entry.node, path, report, ground.env)
+            spec = SpecBuilder(name, model, ground, report).build()
+            if spec is not None:
+                found[name] = spec
+    return found
+
+
+def _check_names(models: MappingType[str, ModelSpec], report: Report) -> None:
+    """Every name means one model: no alias twice, none that is a model's name."""
+    owner: dict[str, str] = {}
+    for spec in models.values():
+        for i, alias in enumerate(spec.aliases):
+            path = ("models", spec.name, "aliases", i)
+            if not alias.strip():
+                report.problem(path, "an alias cannot be empty")
+            elif alias in models:
+                report.problem(path, f"{alias} is the name of a model")
+            elif alias in owner:
+                report.problem(path, f"{alias} already stands for {owner[alias]}")
+            else:
+                owner[alias] = spec.name
+
+
+def _limits(server: Server, report: Report, total_memory: int) -> Limits:
+    budget = _size(server.memory.budget, ("memory", "budget"), report, total_memory)
+    return Limits(
+        max_resident=server.max_resident,
+        budget_bytes=budget,
+        threshold_percent=server.memory.threshold,
+        interval=server.memory.interval,
+        max_waiting=server.max_waiting,
+    )
+
+
+def _settings(server: Server, report: Report, env: MappingType[str, str]) -> Settings:
+    return Settings(
+        host=env.get("SWAPD_HOST") or server.host,
+        port=_port(server, report, env),
+        max_body_bytes=_size(server.max_body, ("max_body",), report),
+        drain_grace=server.drain_grace,
+        log_level=server.log_level,
+        include_aliases=server.include_aliases,
+    )
+
+
+def _port(server: Server, report: Report, env: MappingType[str, str]) -> int:
+    """The environment beats the file."""
+    for name in _PORT_VARIABLES:
+        text = env.get(name, "").strip()
+        if not text:
+            continue
+        if re.fullmatch(r"\d{1,5}", text) and 1 <= int(text) <= 65535:
+            return int(text)
+        message = f"must be a port, 1 to 65535, not {text}"
+        report.problems.append(Problem("environment", 0, name, message))
+    return server.port
+
+
+def _size(text: str, path: tuple[str, ...], report: Report, whole: int | None = None) -> int:
+    try:
+        return parse_size(text, whole)
+    except ValueError as error:
+        report.problem(path, f"{error}, not {text}")
+        return 0
+
+
+def _with_file_sizes(loaded: Loaded, path: Path) -> Loaded:
+    budget = loaded.catalog.limits.budget_bytes
+    models: dict[str, ModelSpec] = {}
+    warnings = list(loaded.warnings)
+    for name, spec in loaded.catalog.models.items():
+        file = None if spec.need_bytes else model_file(spec)
+        need = spec.need_bytes or _file_size(file, path.parent)
+        if budget and need > budget:
+            message = (
+                f"its file has {show_size(need)}, more than memory.budget, "
+                f"{show_size(budget)}: it will run alone, if it runs"
+            )
+            warnings.append(Problem(path.name, 0, f"models.{name}", message))
+            need = budget
+        models[name] = replace(spec, need_bytes=need)
+    catalog = replace(loaded.catalog, models=MappingProxyType(models))
+    return replace(loaded, catalog=catalog, warnings=tuple(warnings))
+
+
+def _file_size(file: str | None, beside: Path) -> int:
+    """Bytes of a model's file, all its parts; 0 when there is none to look at."""
+    if file is None:
+        return 0
+    try:
+        return sum((beside / part).stat().st_size for part in parts_of(file))
+    except (OSError, ValueError):
+        # A name that is no file here may still mean something to the worker.
+        return 0

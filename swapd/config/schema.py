@@ -1,0 +1,162 @@
+"""The keys of config.yaml: llama-swap's, as its config-schema.json has them, and our own.
+
+Field names are ours, `name=` is how the key is spelled in the file. `Meta(description=…)` says
+what a value has to be, in the words of an error message. `extra={"inert": …}` marks a key of
+llama-swap's that is accepted and does nothing yet, with what to say about it; `extra={"macros":
+True}` marks text in which `${…}` stands for a macro.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta, Struct
+
+Seconds: TypeAlias = Annotated[float, Meta(ge=0, description="seconds, 0 or more")]
+Count: TypeAlias = Annotated[int, Meta(ge=0, description="a whole number, 0 or more")]
+Flag: TypeAlias = Annotated[bool, Meta(description="true or false")]
+Text: TypeAlias = Annotated[str, Meta(description="text")]
+Names: TypeAlias = Annotated[list[str], Meta(description="a list of names")]
+Size: TypeAlias = Annotated[str, Meta(description="a size like 8 GiB")]
+Section: TypeAlias = Annotated[dict[str, Any], Meta(description="a section")]
+MacroText: TypeAlias = Annotated[str, Meta(description="text", extra={"macros": True})]
+MacroSection: TypeAlias = Annotated[
+    dict[str, Any], Meta(description="a section", extra={"macros": True})
+]
+Command: TypeAlias = Annotated[
+    str | list[str], Meta(description="a command line or a list of words", extra={"macros": True})
+]
+
+
+class Filters(Struct, frozen=True, kw_only=True):
+    """`filters` of a model: what happens to a request's body on its way."""
+
+    strip_params: Annotated[
+        str | list[str],
+        Meta(description="names between commas, or a list of names", extra={"macros": True}),
+    ] = msgspec.field(name="stripParams", default="")
+    set_params: Annotated[Any, Meta(extra={"inert": "requests go on as they came"})] = (
+        msgspec.field(name="setParams", default=None)
+    )
+    set_params_by_id: Annotated[Any, Meta(extra={"inert": "requests go on as they came"})] = (
+        msgspec.field(name="setParamsByID", default=None)
+    )
+
+
+class Memory(Struct, frozen=True, kw_only=True):
+    """`memory`: what the workers may take and when idle ones must go."""
+
+    budget: Size = "0"
+    threshold: Annotated[float, Meta(ge=0, le=100, description="a percentage, 0 to 100")] = 0.0
+    interval: Annotated[float, Meta(gt=0, description="seconds, more than 0")] = 30.0
+
+
+class Model(Struct, frozen=True, kw_only=True):
+    """One entry of `models`."""
+
+    cmd: Command = ""
+    cmd_stop: Command = msgspec.field(name="cmdStop", default="")
+    env: Annotated[list[str], Meta(description="a list of NAME=value")] = msgspec.field(
+        default_factory=list
+    )
+    proxy: MacroText = ""
+    check_endpoint: MacroText = msgspec.field(name="checkEndpoint", default="/health")
+    ttl: Annotated[
+        float, Meta(ge=-1, description="seconds, 0 for never or -1 for the default")
+    ] = -1.0
+    unload_timeout: Seconds = msgspec.field(name="unloadTimeout", default=0.0)
+    stop_grace: Annotated[Seconds | None, Meta(description="seconds, 0 or more")] = None
+    concurrency_limit: Count = msgspec.field(name="concurrencyLimit", default=0)
+    max_queue: Annotated[Count | None, Meta(description="a whole number, 0 or more")] = None
+    need: Size = "0"
+    context: Count = 0
+    aliases: Names = msgspec.field(default_factory=list)
+    filters: Filters = msgspec.field(default_factory=Filters)
+    use_model_name: Text = msgspec.field(name="useModelName", default="")
+    unlisted: Flag = False
+    name: MacroText = ""
+    description: MacroText = ""
+    metadata: MacroSection = msgspec.field(default_factory=dict)
+    macros: MacroSection = msgspec.field(default_factory=dict)
+    send_loading_state: Annotated[
+        Any, Meta(extra={"inert": "a client waits without being told"})
+    ] = msgspec.field(name="sendLoadingState", default=None)
+    timeouts: Annotated[
+        Any, Meta(extra={"inert": "a worker may take as long as its client waits"})
+    ] = None
+    capabilities: Annotated[Any, Meta(extra={"inert": "models are listed without it"})] = None
+
+
+class Server(Struct, frozen=True, kw_only=True):
+    """The top level of config.yaml but for `models`; custom_models.yaml may set the same keys."""
+
+    host: Annotated[str, Meta(min_length=1, description="an address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=1, le=65535, description="a port, 1 to 65535")] = 5847
+    max_body: Size = "32 MiB"
+    drain_grace: Seconds = 30.0
+    max_resident: Count = 0
+    memory: Memory = msgspec.field(default_factory=Memory)
+    max_waiting: Count = 512
+    ttl: Seconds = 0.0
+    max_queue: Count = 64
+    stop_grace: Seconds = 5.0
+    health_check_timeout: Annotated[float, Meta(gt=0, description="seconds, more than 0")] = (
+        msgspec.field(name="healthCheckTimeout", default=120.0)
+    )
+    unload_timeout: Seconds = msgspec.field(name="unloadTimeout", default=0.0)
+    global_ttl: Seconds = msgspec.field(name="globalTTL", default=0.0)
+    log_level: Annotated[
+        Literal["debug", "info", "warn", "error"], Meta(description="debug, info, warn or error")
+    ] = msgspec.field(name="logLevel", default="info")
+    include_aliases: Flag = msgspec.field(name="includeAliasesInList", default=False)
+    macros: MacroSection = msgspec.field(default_factory=dict)
+
+    start_port: Annotated[Any, Meta(extra={"inert": "ports are chosen among the free ones"})] = (
+        msgspec.field(name="startPort", default=None)
+    )
+    groups: Annotated[
+        Any, Meta(extra={"inert": "models live together as memory and max_resident allow"})
+    ] = None
+    matrix: Annotated[
+        Any, Meta(extra={"inert": "models live together as memory and max_resident allow"})
+    ] = None
+    routing: Annotated[
+        Any, Meta(extra={"inert": "models live together as memory and max_resident allow"})
+    ] = None
+    hooks: Annotated[Any, Meta(extra={"inert": "models are loaded when they are asked for"})] = None
+    profiles: Annotated[Any, Meta(extra={"inert": "models keep their names"})] = None
+    peers: Annotated[Any, Meta(extra={"inert": "their models are not served"})] = None
+    api_keys: Annotated[
+        Any, Meta(extra={"inert": "whoever reaches the port is served without a key"})
+    ] = msgspec.field(name="apiKeys", default=None)
+    send_loading_state: Annotated[
+        Any, Meta(extra={"inert": "a client waits without being told"})
+    ] = msgspec.field(name="sendLoadingState", default=None)
+    capture_buffer: Annotated[Any, Meta(extra={"inert": "no request is recorded"})] = msgspec.field(
+        name="captureBuffer", default=None
+    )
+    metrics_max_in_memory: Annotated[Any, Meta(extra={"inert": "metrics are counters"})] = (
+        msgspec.field(name="metricsMaxInMemory", default=None)
+    )
+    log_to_stdout: Annotated[Any, Meta(extra={"inert": "logs go to files"})] = msgspec.field(
+        name="logToStdout", default=None
+    )
+    log_time_format: Annotated[Any, Meta(extra={"inert": "log times are ISO 8601"})] = (
+        msgspec.field(name="logTimeFormat", default=None)
+    )
+    performance: Annotated[Any, Meta(extra={"inert": "use /metrics"})] = None
+    store: Annotated[Any, Meta(extra={"inert": "activity is not stored"})] = None
+    ui: Annotated[Any, Meta(extra={"inert": "there are no settings for it"})] = None
+    upstream: Annotated[
+        Any, Meta(extra={"inert": "every path under /upstream loads its model"})
+    ] = None
+
+
+class CustomModel(Model, frozen=True, kw_only=True):
+    """One entry of `models` in custom_models.yaml: a model's keys and two of the generator's."""
+
+    sampler_args: Annotated[str, Meta(description="flags for the worker, as on a command line")] = (
+        ""
+    )
+    ctx_size: Count = 0

@@ -1,0 +1,274 @@
+"""One model of the schema as a ModelSpec. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping as MappingType
+from dataclasses import dataclass
+from pathlib import PurePath
+from types import MappingProxyType
+from urllib.parse import urlsplit
+
+from swapd.config.commands import RESERVED, Expander, Macro, MacroError, Scope
+from swapd.config.problems import Path
+from swapd.config.schema import Model, Server
+from swapd.config.tree import Mapping, Scalar, node_at
+from swapd.config.typed import Report
+from swapd.config.units import parse_size
+from swapd.words.catalog import ModelSpec
+
+_FOREIGN_LIMIT = 10
+"""Requests at once for a worker that doesn't say how many it takes; llama-swap's number."""
+_PORT = frozenset({"PORT"})
+_PORT_STAYS = "${PORT} stays as written: the port is chosen when the worker starts"
+_PORT_PID = frozenset({"PORT", "PID"})
+_MACRO_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")
+_VARIABLE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What all models of a file share."""
+
+    server: Server
+    macros: MappingType[str, Macro]
+    env: MappingType[str, str]
+    worker: tuple[str, ...]
+
+
+def option(argv: tuple[str, ...], *names: str) -> str | None:
+    """The value of a flag, written `--flag value` or `--flag=value`; the last one counts."""
+    found = None
+    for i, word in enumerate(argv):
+        if word in names and i + 1 < len(argv):
+            found = argv[i + 1]
+        for name in names:
+            if name.startswith("--") and word.startswith(name + "="):
+                found = word[len(name) + 1 :]
+    return found
+
+
+def speaks_llama_flags(argv: tuple[str, ...], own: bool) -> bool:
+    """Whether short flags in the command mean what they mean to llama-server."""
+    return own or any(PurePath(word).stem == "llama-server" for word in argv)
+
+
+def model_file(spec: ModelSpec) -> str | None:
+    """The file that the command names as its model, if it names one."""
+    short = ("-m",) if speaks_llama_flags(spec.argv, spec.own) else ()
+    return option(spec.argv, "--model", *short)
+
+
+class SpecBuilder:
+    """Builds one model; everything that is wrong goes to the report."""
+
+    def __init__(self, name: str, model: Model, ground: Ground, report: Report) -> None:
+        self._name = name
+        self._model = model
+        self._ground = ground
+        self._report = report
+        self._path: Path = ("models", name)
+        macros = {**ground.macros, **collect_macros((*self._path, "macros"), report)}
+        self._expander = Expander(Scope(name, macros, ground.env, ground.worker))
+
+    def build(self) -> ModelSpec | None:
+        """The model, or None when its command cannot be used; then the report says why."""
+        if not self._model.cmd:
+            self._report.problem(self._path, "has no cmd, the command that serves it")
+            return None
+        before = len(self._report.problems)
+        argv = self._command("cmd", self._model.cmd, _PORT)
+        if len(self._report.problems) == before and not argv:
+            self._problem("cmd", "holds no command")
+        if not argv:
+            return None
+        worker = self._ground.worker
+        own = argv[: len(worker)] == worker
+        proxy = self._proxy(own, argv)
+        model, server = self._model, self._ground.server
+        grace = server.unload_timeout or server.stop_grace
+        return ModelSpec(
+            name=self._name,
+            argv=_with_port(argv) if own else argv,
+            stop_argv=self._command("cmdStop", model.cmd_stop, _PORT_PID),
+            env=self._environment(),
+            own=own,
+            proxy=proxy,
+            check_endpoint=self._check_endpoint(),
+            start_timeout=server.health_check_timeout,
+            stop_grace=(model.unload_timeout or grace)
+            if model.stop_grace is None
+            else model.stop_grace,
+            need_bytes=self._need(),
+            slots=self._slots(argv, own),
+            max_queue=server.max_queue if model.max_queue is None else model.max_queue,
+            ttl=(server.ttl or server.global_ttl) if model.ttl < 0 else model.ttl,
+            aliases=tuple(model.aliases),
+            upstream_name=model.use_model_name,
+            drop_params=self._drop_params(),
+            unlisted=model.unlisted,
+            title=self._label("name", model.name),
+            description=self._label("description", model.description),
+            context=model.context or self._context(argv, own),
+            metadata=self._metadata(),
+        )
+
+    def _problem(self, key: str, message: str) -> None:
+        self._report.problem((*self._path, key), message)
+
+    def _command(self, key: str, command: str | list[str], keep: frozenset[str]) -> tuple[str, ...]:
+        before = len(self._report.problems)
+        try:
+            argv = self._expander.words(command, lambda what: self._problem(key, what), keep)
+        except ValueError as error:
+            self._problem(key, f"cannot be split into words: {error}")
+            return ()
+        if any("\0" in word for word in argv):
+            self._problem(key, "holds a NUL character")
+        return argv if len(self._report.problems) == before else ()
+
+    def _text(self, key: str, text: str) -> str:
+        try:
+            return self._expander.text(text, _PORT)
+        except MacroError as error:
+            self._problem(key, str(error))
+            return ""
+
+    def _label(self, key: str, text: str) -> str:
+        """Text for people, which is told before a worker runs and so before its port is known."""
+        shown = self._text(key, text)
+        if "${PORT}" in shown:
+            self._report.warn((*self._path, key), _PORT_STAYS)
+        return shown
+
+    def _proxy(self, own: bool, argv: tuple[str, ...]) -> str:
+        """Where a foreign worker answers; empty for our own, which says so itself."""
+        given = self._text("proxy", self._model.proxy)
+        if own:
+            if given:
+                path = (*self._path, "proxy")
+                self._report.warn(path, "has no effect: our own worker reports its address")
+            return ""
+        in_cmd = any("${PORT}" in word for word in argv)
+        if not in_cmd and not given:
+            self._problem("cmd", "does not use ${PORT}, so proxy must say where the worker answers")
+        if not in_cmd and "${PORT}" in given:
+            self._problem("proxy", "uses ${PORT}, but cmd does not, so the worker cannot know it")
+        proxy = given or "http://127.0.0.1:${PORT}"
+        if not _is_url(proxy.replace("${PORT}", "1")):
+            self._problem("proxy", f"must be a URL like http://127.0.0.1:8080, not {given}")
+        return proxy
+
+    def _check_endpoint(self) -> str:
+        endpoint = self._text("checkEndpoint", self._model.check_endpoint)
+        if endpoint == "none":
+            return ""
+        if not endpoint.startswith("/"):
+            self._problem("checkEndpoint", f"must be a path like /health, or none, not {endpoint}")
+        return endpoint
+
+    def _environment(self) -> tuple[tuple[str, str], ...]:
+        pairs = []
+        for i, entry in enumerate(self._model.env):
+            match = _VARIABLE.fullmatch(entry)
+            if match is None or "\0" in entry:
+                self._report.problem((*self._path, "env", i), f"must be NAME=value, not {entry!r}")
+            else:
+                pairs.append((match[1], match[2]))
+        return tuple(pairs)
+
+    def _need(self) -> int:
+        try:
+            return parse_size(self._model.need)
+        except ValueError as error:
+            self._problem("need", f"{error}, not {self._model.need}")
+            return 0
+
+    def _slots(self, argv: tuple[str, ...], own: bool) -> int:
+        limit = self._model.concurrency_limit
+        if not speaks_llama_flags(argv, own):
+            return limit or _FOREIGN_LIMIT
+        slots = self._number(argv, 1, "--parallel", "-np")
+        if own and slots < 1:
+            self._problem("cmd", "--parallel must be 1 or more")
+        slots = max(slots, 1)
+        if not limit:
+            return slots
+        return min(slots, limit) if own else limit
+
+    def _context(self, argv: tuple[str, ...], own: bool) -> int:
+        short = ("-c",) if speaks_llama_flags(argv, own) else ()
+        return max(self._number(argv, 0, "--ctx-size", *short), 0)
+
+    def _number(self, argv: tuple[str, ...], default: int, *names: str) -> int:
+        text = option(argv, *names)
+        if text is None:
+            return default
+        if not re.fullmatch(r"-?\d{1,9}", text):
+            self._problem("cmd", f"{names[0]} must be a whole number, not {text}")
+            return default
+        return int(text)
+
+    def _drop_params(self) -> tuple[str, ...]:
+        given = self._model.filters.strip_params
+        path = (*self._path, "filters", "stripParams")
+        dropped: list[str] = []
+        for entry in [given] if isinstance(given, str) else given:
+            try:
+                names = self._expander.text(entry).split(",")
+            except MacroError as error:
+                self._report.problem(path, str(error))
+                continue
+            dropped += [name.strip() for name in names if name.strip()]
+        if "model" in dropped:
+            self._report.warn(path, "model stays in every request, it cannot be taken out")
+        return tuple(dict.fromkeys(name for name in dropped if name != "model"))
+
+    def _metadata(self) -> MappingType[str, object]:
+        try:
+            made = self._expander.value(self._model.metadata, _PORT)
+        except MacroError as error:
+            self._problem("metadata", str(error))
+            made = {}
+        if "${PORT}" in repr(made):
+            self._report.warn((*self._path, "metadata"), _PORT_STAYS)
+        return MappingProxyType(made if isinstance(made, dict) else {})
+
+
+def collect_macros(path: Path, report: Report) -> dict[str, Macro]:
+    """The macros of the section at `path`; what cannot be a macro is reported.
+
+    Their text is taken as it was written, so that `1.10` stays `1.10`.
+    """
+    section = node_at(report.tree, path)
+    found: dict[str, Macro] = {}
+    entries = section.entries if isinstance(section, Mapping) else {}
+    for name, entry in entries.items():
+        here = (*path, name)
+        if name in RESERVED or name.startswith("env."):
+            report.problem(here, f"${{{name}}} has a meaning of its own and cannot be a macro")
+        elif not _MACRO_NAME.fullmatch(name):
+            report.problem(here, "a macro's name is 1 to 63 of A-Z a-z 0-9 _ -")
+        elif not isinstance(entry.node, Scalar):
+            report.problem(here, "must be text, a number or true or false")
+        else:
+            value = entry.node.value
+            found[name] = Macro("" if value is None else entry.node.text, value)
+    return found
+
+
+def _with_port(argv: tuple[str, ...]) -> tuple[str, ...]:
+    """Our own worker chooses its port and says which, unless the command names one."""
+    if option(argv, "--port") is not None:
+        return argv
+    host = () if option(argv, "--host") is not None else ("--host", "127.0.0.1")
+    return (*argv, *host, "--port", "0")
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        # Reading the port is what checks it.
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

@@ -1,0 +1,291 @@
+"""YAML text as a tree that knows its lines. Pure: text in, tree out.
+
+PyYAML finds the structure; this module adds what a configuration needs and a data file does not:
+the line of every key, duplicate keys refused, merge keys (`<<`) resolved, and bounds on depth and
+size so that no text can bring the process down.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping as MappingType
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import yaml
+from yaml.constructor import SafeConstructor
+from yaml.resolver import Resolver
+
+from swapd.config.problems import ConfigError, Path, Problem, dotted
+
+_Loader: type[yaml.SafeLoader] | type[yaml.CSafeLoader] = getattr(
+    yaml, "CSafeLoader", yaml.SafeLoader
+)
+
+MAX_DEPTH = 64
+"""libyaml's composer recurses on the C stack and dies on deep nesting; no configuration is deep."""
+MAX_WEIGHT = 200_000
+"""Values in a file with every YAML alias written out; stops texts that grow when expanded."""
+
+_TAG = "tag:yaml.org,2002:"
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """A single value: its text, and what YAML takes it for."""
+
+    line: int
+    text: str
+    value: bool | int | float | str | None
+    plain: bool
+    """Written without quotes, so its text may mean a number or a truth value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """A list."""
+
+    line: int
+    items: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A key's line and its value."""
+
+    line: int
+    node: Node
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """A section: keys, as text, in the order of the file."""
+
+    line: int
+    entries: MappingType[str, Entry]
+
+
+Node: TypeAlias = Scalar | Sequence | Mapping
+
+
+def parse_tree(text: str, file: str) -> tuple[Mapping, list[Problem]]:
+    """The tree of one YAML document whose top is a section, and what is wrong with single values.
+
+    An empty text is an empty section. Raises ConfigError when there is no tree to speak of.
+    """
+    _check_depth(text, file)
+    try:
+        top = yaml.compose(text, Loader=_Loader)
+    except (yaml.YAMLError, UnicodeError) as error:
+        raise ConfigError([_syntax_problem(error, text, file)]) from error
+    if top is None:
+        return Mapping(1, MappingProxyType({})), []
+    builder = _Builder(file)
+    tree = builder.build(top, ())
+    if isinstance(tree, Scalar) and tree.value is None:
+        tree = Mapping(1, MappingProxyType({}))
+    if not isinstance(tree, Mapping):
+        raise ConfigError([Problem(file, tree.line, "", "must be a section of keys and values")])
+    return tree, builder.problems
+
+
+def node_at(tree: Mapping, path: Path) -> Node | None:
+    """The node at `path`, or None when there is none."""
+    steps = _walk(tree, path)
+    return steps[-1][1] if len(steps) == len(path) + 1 else None
+
+
+def line_of(tree: Mapping, path: Path) -> int:
+    """The line of the value at `path`, or of the nearest thing above it that is there."""
+    return _walk(tree, path)[-1][0]
+
+
+def _walk(tree: Mapping, path: Path) -> list[tuple[int, Node]]:
+    """Line and node of every step of the way that exists, the top first."""
+    steps: list[tuple[int, Node]] = [(tree.line, tree)]
+    for step in path:
+        node = steps[-1][1]
+        if isinstance(node, Mapping) and isinstance(step, str) and step in node.entries:
+            steps.append((node.entries[step].line, node.entries[step].node))
+        elif isinstance(node, Sequence) and isinstance(step, int) and step < len(node.items):
+            steps.append((node.items[step].line, node.items[step]))
+        else:
+            break
+    return steps
+
+
+def typed(node: Node) -> object:
+    """The node as Python values, scalars as what YAML takes them for."""
+    if isinstance(node, Scalar):
+        return node.value
+    if isinstance(node, Sequence):
+        return [typed(item) for item in node.items]
+    return {key: typed(entry.node) for key, entry in node.entries.items()}
+
+
+def textual(node: Node) -> object:
+    """The node as Python values, every scalar as the text that was written."""
+    if isinstance(node, Scalar):
+        return node.text
+    if isinstance(node, Sequence):
+        return [textual(item) for item in node.items]
+    return {key: textual(entry.node) for key, entry in node.entries.items()}
+
+
+def reread(scalar: Scalar, text: str) -> Scalar:
+    """The scalar with another text, taken for what that text would mean in its place."""
+    if not scalar.plain:
+        return Scalar(scalar.line, text, text, plain=False)
+    resolver: Any = Resolver()
+    tag = resolver.resolve(yaml.ScalarNode, text, (True, False))
+    try:
+        value = _construct(yaml.ScalarNode(tag, text))
+    except ValueError:
+        value = text
+    return Scalar(scalar.line, text, value, plain=True)
+
+
+def _check_depth(text: str, file: str) -> None:
+    """Refuse deep nesting before the recursive composer sees it; the event parser is a loop."""
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=_Loader):
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+            if depth > MAX_DEPTH:
+                line = event.start_mark.line + 1 if event.start_mark is not None else 0
+                message = f"sections are nested more than {MAX_DEPTH} deep"
+                raise ConfigError([Problem(file, line, "", message)])
+    except (yaml.YAMLError, UnicodeError) as error:
+        raise ConfigError([_syntax_problem(error, text, file)]) from error
+
+
+def _syntax_problem(error: yaml.YAMLError | UnicodeError, text: str, file: str) -> Problem:
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return Problem(file, 0, "", f"holds a character that YAML does not allow ({error})")
+    mark = error.problem_mark or error.context_mark
+    line = mark.line + 1 if mark is not None else 0
+    lines = text.splitlines()
+    written = lines[line - 1] if 0 < line <= len(lines) else ""
+    if "\t" in written[: len(written) - len(written.lstrip())]:
+        return Problem(file, line, "", "a tab stands where YAML wants spaces")
+    what = (error.problem or "cannot be understood").replace("\n", " ")
+    if error.context and "\n" not in error.context:
+        what = f"{what} ({error.context})"
+    return Problem(file, line, "", f"not valid YAML: {what}")
+
+
+def _construct(node: yaml.ScalarNode) -> bool | int | float | str | None:
+    """What the scalar stands for; ValueError when its tag promises what its text does not hold."""
+    constructor = SafeConstructor()
+    kind = node.tag.removeprefix(_TAG)
+    if kind == "null":
+        return None
+    if kind == "bool":
+        return _truth(node.value)
+    if kind == "int":
+        number = constructor.construct_yaml_int(node)
+        return int(number)
+    if kind == "float":
+        real = float(constructor.construct_yaml_float(node))
+        if not math.isfinite(real):
+            raise ValueError("must be a finite number")
+        return real
+    if kind in {"str", "timestamp", "value", "merge"}:
+        return str(node.value)
+    raise ValueError(f"the tag {node.tag} means nothing here")
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in SafeConstructor.bool_values:
+        raise ValueError(f"{text} is neither true nor false")
+    return bool(SafeConstructor.bool_values[text.lower()])
+
+
+class _Builder:
+    """Turns PyYAML's nodes into ours, each once, and collects what is wrong on the way."""
+
+    def __init__(self, file: str) -> None:
+        self.problems: list[Problem] = []
+        self._file = file
+        self._built: dict[int, tuple[Node, int]] = {}
+        self._open: set[int] = set()
+
+    def build(self, node: yaml.Node, path: Path) -> Node:
+        return self._weighed(node, path)[0]
+
+    def _problem(self, node: yaml.Node, path: Path, message: str) -> None:
+        line = node.start_mark.line + 1
+        self.problems.append(Problem(self._file, line, dotted(path), message))
+
+    def _weighed(self, node: yaml.Node, path: Path) -> tuple[Node, int]:
+        """The node and how many values it is when written out; shared nodes are built once."""
+        known = self._built.get(id(node))
+        if known is not None:
+            return known
+        line = node.start_mark.line + 1
+        if id(node) in self._open:
+            self._problem(node, path, "a YAML alias refers to a section that contains it")
+            return Scalar(line, "", None, plain=True), 1
+        self._open.add(id(node))
+        made: tuple[Node, int]
+        if isinstance(node, yaml.MappingNode):
+            made = self._mapping(node, path)
+        elif isinstance(node, yaml.SequenceNode):
+            pairs = [self._weighed(child, (*path, i)) for i, child in enumerate(node.value)]
+            made = Sequence(line, tuple(n for n, _ in pairs)), 1 + sum(w for _, w in pairs)
+        else:
+            assert isinstance(node, yaml.ScalarNode)
+            made = self._scalar(node, path), 1
+        self._open.discard(id(node))
+        if made[1] > MAX_WEIGHT:
+            self._problem(node, path, "the YAML aliases in it write out to too many values")
+            made = Scalar(line, "", None, plain=True), 1
+        self._built[id(node)] = made
+        return made
+
+    def _scalar(self, node: yaml.ScalarNode, path: Path) -> Scalar:
+        line = node.start_mark.line + 1
+        text = str(node.value)
+        try:
+            value = _construct(node)
+        except ValueError as error:
+            self._problem(node, path, str(error).split(";")[0])
+            value = text
+        return Scalar(line, text, value, plain=not node.style)
+
+    def _mapping(self, node: yaml.MappingNode, path: Path) -> tuple[Mapping, int]:
+        entries: dict[str, Entry] = {}
+        merged: dict[str, Entry] = {}
+        weight = 1
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                self._problem(key, path, "a key must be plain text")
+                continue
+            name = str(key.value)
+            line = key.start_mark.line + 1
+            child, child_weight = self._weighed(value, (*path, name))
+            weight += child_weight
+            if key.tag == _TAG + "merge":
+                self._merge(child, value, path, merged)
+            elif name in entries:
+                first = entries[name].line
+                message = f"is given twice; the first is in line {first}"
+                self.problems.append(Problem(self._file, line, dotted((*path, name)), message))
+            else:
+                entries[name] = Entry(line, child)
+        # What a section says itself beats what it merges in, wherever the `<<` stands.
+        result = {**merged, **entries}
+        return Mapping(node.start_mark.line + 1, MappingProxyType(result)), weight
+
+    def _merge(self, child: Node, node: yaml.Node, path: Path, into: dict[str, Entry]) -> None:
+        sources = child.items if isinstance(child, Sequence) else (child,)
+        for source in sources:
+            if not isinstance(source, Mapping):
+                self._problem(node, path, "<< merges sections, nothing else")
+                continue
+            for name, entry in source.entries.items():
+                into.setdefault(name, entry)

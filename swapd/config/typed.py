@@ -1,0 +1,174 @@
+"""A tree against a schema: every key is looked at, every fault is told, none hides another."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping as MappingType
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, get_args
+
+import msgspec
+
+from swapd.config.problems import Path, Problem, did_you_mean, dotted
+from swapd.config.tree import Mapping, Node, Scalar, Sequence, line_of, reread, textual, typed
+
+_S = TypeVar("_S", bound=msgspec.Struct)
+_POSITION = re.compile(r"\$((?:\[\d+\])+)`$")
+_ENV = re.compile(r"\$\{env\.([^}]*)\}")
+
+
+@dataclass
+class Report:
+    """Gathers what is wrong with one file while it is read."""
+
+    file: str
+    tree: Mapping
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
+
+    def problem(self, path: Path, message: str) -> None:
+        """Say that the value at `path` cannot be used."""
+        self.problems.append(self._at(path, message))
+
+    def warn(self, path: Path, message: str) -> None:
+        """Say that the value at `path` does not do what it seems to."""
+        self.warnings.append(self._at(path, message))
+
+    def _at(self, path: Path, message: str) -> Problem:
+        return Problem(self.file, line_of(self.tree, path), dotted(path), message)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A schema field as the reader needs it."""
+
+    attribute: str
+    type: Any
+    wants: str
+    inert: str
+    macros: bool
+    nested: type[msgspec.Struct] | None
+
+
+def shapes(struct: type[msgspec.Struct]) -> dict[str, Shape]:
+    """The fields of a schema, by the names they have in the file."""
+    found = {}
+    for info in msgspec.structs.fields(struct):
+        description, extra = "", {}
+        for meta in get_args(info.type)[1:]:
+            if isinstance(meta, msgspec.Meta):
+                description = meta.description or description
+                extra.update(meta.extra or {})
+        nested = info.type if isinstance(info.type, type) else None
+        found[info.encode_name] = Shape(
+            attribute=info.name,
+            type=info.type,
+            wants=description,
+            inert=extra.get("inert", ""),
+            macros=extra.get("macros", False),
+            nested=nested if nested and issubclass(nested, msgspec.Struct) else None,
+        )
+    return found
+
+
+def read(
+    struct: type[_S],
+    section: Mapping,
+    path: Path,
+    report: Report,
+    env: MappingType[str, str],
+    beside: frozenset[str] = frozenset(),
+) -> _S:
+    """The section as `struct`; what cannot be used is reported and keeps its default.
+
+    A key without a value means its default. Keys in `beside` are left to the caller.
+    """
+    known = shapes(struct)
+    values: dict[str, Any] = {}
+    for key, entry in section.entries.items():
+        here = (*path, key)
+        shape = known.get(key)
+        if key in beside:
+            continue
+        if shape is None:
+            message = f"unknown key{did_you_mean(key, {*known, *beside})}"
+            report.problem(here, message)
+        elif isinstance(entry.node, Scalar) and entry.node.value is None:
+            continue
+        elif shape.inert:
+            report.warn(here, f"has no effect yet: {shape.inert}")
+        elif shape.nested is not None:
+            if isinstance(entry.node, Mapping):
+                values[shape.attribute] = read(shape.nested, entry.node, here, report, env)
+            else:
+                report.problem(here, f"must be a section, not {_shown(entry.node)}")
+        else:
+            _leaf(entry.node, shape, here, report, env, values)
+    return struct(**values)
+
+
+def expand_env(node: Node, path: Path, report: Report, env: MappingType[str, str]) -> Node:
+    """The node with every `${env.NAME}` replaced; an unset variable is a problem."""
+    if isinstance(node, Sequence):
+        items = (expand_env(n, (*path, i), report, env) for i, n in enumerate(node.items))
+        return Sequence(node.line, tuple(items))
+    if isinstance(node, Mapping) or "${env." not in node.text:
+        return node
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in env:
+            report.problem(path, env_problem(match[1], env))
+        return env.get(match[1], "")
+
+    return reread(node, _ENV.sub(value, node.text))
+
+
+def env_problem(name: str, env: MappingType[str, str]) -> str:
+    """What to say about a variable that is not set."""
+    return f"the environment has no {name}{did_you_mean(name, env)}"
+
+
+def _leaf(
+    node: Node,
+    shape: Shape,
+    path: Path,
+    report: Report,
+    env: MappingType[str, str],
+    values: dict[str, Any],
+) -> None:
+    if not shape.macros:
+        before = len(report.problems)
+        node = expand_env(node, path, report, env)
+        if len(report.problems) > before:
+            return
+    try:
+        values[shape.attribute] = _convert(node, shape.type)
+    except msgspec.ValidationError as error:
+        inner = _POSITION.search(str(error))
+        steps = [int(n) for n in re.findall(r"\d+", inner[1])] if inner else []
+        culprit = node
+        for step in steps:
+            if isinstance(culprit, Sequence):
+                culprit = culprit.items[step]
+        # What stands in our lists is text, all of it.
+        wants = "text" if steps else shape.wants
+        report.problem((*path, *steps), f"must be {wants}, not {_shown(culprit)}")
+
+
+def _convert(node: Node, kind: Any) -> Any:
+    """By what YAML takes the scalars for; failing that, by their text, so `name: 3` is a name."""
+    try:
+        return msgspec.convert(typed(node), kind)
+    except msgspec.ValidationError:
+        return msgspec.convert(textual(node), kind)
+
+
+def _shown(node: Node) -> str:
+    if isinstance(node, Mapping):
+        return "a section"
+    if isinstance(node, Sequence):
+        return "a list"
+    if node.value is None:
+        return "nothing"
+    text = node.text if len(node.text) <= 40 else node.text[:37] + "..."
+    return text.replace("\n", " ") if node.plain else repr(text)
