@@ -91,7 +91,7 @@ class Model:
         self.bos: int = api.llama_vocab_bos(self.vocab)
         self.eos: int = api.llama_vocab_eos(self.vocab)
         self.adds_bos: bool = api.llama_vocab_get_add_bos(self.vocab)
-        self._pieces: list[str | bytes | None] = [None] * self.n_vocab
+        self._pieces: dict[int, str | bytes | None] = {}
 
     def meta(self, key: str) -> str | None:
         """A metadata value as text; None if the file does not have it."""
@@ -112,9 +112,10 @@ class Model:
         text: bytes | None = api.llama_vocab_get_text(self.vocab, token) if token >= 0 else None
         return text.decode("utf-8", "replace") if text else ""
 
-    def ends_generation(self, token: int) -> bool:
-        """Whether `token` ends a generation (end of text, of turn, of message)."""
-        return bool(api.llama_vocab_is_eog(self.vocab, token))
+    def ending_tokens(self) -> list[int]:
+        """Every token that ends a generation (end of text, of turn, of message)."""
+        is_end = api.llama_vocab_is_eog
+        return [token for token in range(self.n_vocab) if is_end(self.vocab, token)]
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Text to token ids. Raises OverflowError beyond 2³¹ tokens."""
@@ -128,20 +129,26 @@ class Model:
             raise OverflowError("the text has too many tokens")
         return tokens[:count]
 
-    def piece(self, token: int) -> str | bytes:
+    def piece(self, token: int) -> str | bytes | None:
         """What `token` adds to a text: str if it is whole characters, else its bytes.
 
-        Control tokens add nothing. Kept after the first call.
+        None if it ends the generation; other control tokens add nothing. Kept after the first
+        call, which makes this cheap enough for every token of every step.
         """
-        piece = self._pieces[token]
-        if piece is None:
-            data = self._piece_bytes(token, special=False)
-            try:
-                piece = data.decode()
-            except UnicodeDecodeError:
-                piece = data
-            self._pieces[token] = piece
-        return piece
+        try:
+            return self._pieces[token]
+        except KeyError:
+            piece = self._pieces[token] = self._find_piece(token)
+            return piece
+
+    def _find_piece(self, token: int) -> str | bytes | None:
+        if api.llama_vocab_is_eog(self.vocab, token):
+            return None
+        data = self._piece_bytes(token, special=False)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return data
 
     def spelled(self, token: int) -> bytes:
         """What `token` stands for, control tokens included."""

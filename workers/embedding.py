@@ -1,0 +1,63 @@
+"""Embeddings, on a second and small context that is made when the first one is asked for.
+
+The generating context can't compute them: pooling is a property of a context, and with it every
+token's output would be computed in every step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from workers.binding import Batch, Context, ContextOptions, LlamaLog, Model
+
+SEQUENCES = 16
+"""Inputs that share a step at most."""
+
+
+@dataclass(eq=False)
+class EmbeddingJob:
+    """Some inputs to embed. `done` is called on the event loop's thread, once."""
+
+    inputs: list[list[int]]
+    done: Callable[[list[list[float]] | Exception], None]
+    vectors: list[list[float]] = field(default_factory=list)
+    """Finished ones, in order; of length 1, so that their dot product is their cosine."""
+
+
+class Embedder:
+    """Computes jobs piece by piece on the engine's thread, so that streams go on in between."""
+
+    def __init__(self, model: Model, options: ContextOptions, log: LlamaLog) -> None:
+        """`options.n_ubatch` bounds one input: pooling needs it whole in one computation."""
+        self._batch = Batch(options.n_ubatch)
+        self._capacity = options.n_ubatch
+        self._context = Context(model, options, log)
+
+    def step(self, job: EmbeddingJob) -> int:
+        """Computes the next inputs of `job` in one batch. Returns how many sequences that were.
+
+        Raises RuntimeError if llama.cpp fails.
+        """
+        self._batch.clear()
+        first = len(job.vectors)
+        count = 0
+        for tokens in job.inputs[first : first + SEQUENCES]:
+            if self._batch.size + len(tokens) > self._capacity:
+                break
+            self._batch.add_run(tokens, 0, count, wanted="all")
+            count += 1
+        run = self._context.decode if self._context.generates else self._context.encode
+        code = run(self._batch)
+        if code != 0:
+            raise RuntimeError(f"llama.cpp could not compute the embeddings (code {code})")
+        for slot in range(count):
+            job.vectors.append(_normalised(self._context.embedding(slot)))
+            self._context.forget(slot)
+        return count
+
+
+def _normalised(vector: list[float]) -> list[float]:
+    length = math.sqrt(sum(x * x for x in vector))
+    return [x / length for x in vector] if length > 0 else vector

@@ -1,0 +1,195 @@
+"""llama-server's flags: the command line to Settings.
+
+A command moves between llama-server and this worker by changing its first word, so flags that
+choose what this worker does anyway are accepted too. An unknown one is an error that names the
+nearest: a typo must not become a default.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workers.settings import Sampling, Settings
+
+KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+
+
+class FlagError(Exception):
+    """The command line makes no sense; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag: how it is written, and what it sets."""
+
+    names: str
+    """Its spellings, separated by blanks."""
+    target: str
+    """The setting's name, `sampling.` before a sampler's; empty: accepted, means nothing here."""
+    read: Callable[[str], Any] | None = None
+    """Reads its value; None: it takes none."""
+    value: Any = None
+    """What a flag without a value sets."""
+    implied: Any = None
+    """Makes the value optional: what the bare flag sets."""
+
+
+def _whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        number = int(text)
+        if not least <= number <= most:
+            raise ValueError(f"must be from {least} to {most}")
+        return number
+
+    return read
+
+
+def _number(least: float, most: float = 1e9) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        number = float(text)
+        if not least <= number <= most:
+            raise ValueError(f"must be from {least:g} to {most:g}")
+        return number
+
+    return read
+
+
+def _one_of(*choices: str, **synonyms: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        text = synonyms.get(text, text)
+        if text not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+        return text
+
+    return read
+
+
+def _layers(text: str) -> int:
+    return -1 if text in {"auto", "all"} else _whole(-1)(text)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise TypeError("must be a JSON object")
+    return value
+
+
+def _file(text: str) -> str:
+    return Path(text).read_text(encoding="utf-8")
+
+
+FLAGS = (
+    Flag("-m --model", "model", str),
+    Flag("--host", "host", str),
+    Flag("--port", "port", _whole(0, 65535)),
+    Flag("-a --alias", "alias", str),
+    Flag("-c --ctx-size", "ctx_size", _whole(0)),
+    Flag("-np --parallel", "parallel", _whole(1, 256)),
+    Flag("-t --threads", "threads", _whole(-1, 512)),
+    Flag("-tb --threads-batch", "threads_batch", _whole(-1, 512)),
+    Flag("-b --batch-size", "batch_size", _whole(1)),
+    Flag("-ub --ubatch-size", "ubatch_size", _whole(1)),
+    Flag("-ngl --gpu-layers --n-gpu-layers", "n_gpu_layers", _layers),
+    Flag("--mmap", "mmap", value=True),
+    Flag("--no-mmap", "mmap", value=False),
+    Flag("--mlock", "mlock", value=True),
+    Flag(
+        "-fa --flash-attn",
+        "flash_attn",
+        _one_of("on", "off", "auto", **{"1": "on", "0": "off", "true": "on", "false": "off"}),
+        implied="on",
+    ),
+    Flag("-ctk --cache-type-k", "cache_type_k", _one_of(*KV_TYPES)),
+    Flag("-ctv --cache-type-v", "cache_type_v", _one_of(*KV_TYPES)),
+    Flag("--pooling", "pooling", _one_of("mean", "cls", "last")),
+    Flag("--chat-template", "chat_template", str),
+    Flag("--chat-template-file", "chat_template", _file),
+    Flag("--chat-template-kwargs", "chat_template_kwargs", _json_object),
+    Flag("-n --predict --n-predict", "predict", _whole(-1)),
+    Flag("-s --seed", "sampling.seed", _whole(-1, 2**32 - 1)),
+    Flag("--temp --temperature", "sampling.temperature", _number(0)),
+    Flag("--top-k", "sampling.top_k", _whole(-1)),
+    Flag("--top-p", "sampling.top_p", _number(0, 1)),
+    Flag("--min-p", "sampling.min_p", _number(0, 1)),
+    Flag("--top-nsigma --top-n-sigma", "sampling.top_n_sigma", _number(-1)),
+    Flag("--typical --typical-p", "sampling.typical_p", _number(0, 1)),
+    Flag("--repeat-last-n", "sampling.repeat_last_n", _whole(-1)),
+    Flag("--repeat-penalty", "sampling.repeat_penalty", _number(1e-6)),
+    Flag("--presence-penalty", "sampling.presence_penalty", _number(-1e9)),
+    Flag("--frequency-penalty", "sampling.frequency_penalty", _number(-1e9)),
+    Flag("-v --verbose --log-verbose", "verbose", value=True),
+    Flag("--log-disable", "log", value=False),
+    Flag("-cb --cont-batching", ""),
+    Flag("-kvu --kv-unified", ""),
+    Flag("--jinja", ""),
+    Flag("--embedding --embeddings", ""),
+    Flag("--metrics", ""),
+    Flag("--slots", ""),
+    Flag("--no-webui", ""),
+    Flag("--no-warmup", ""),
+)
+
+
+def parse(arguments: list[str]) -> Settings:
+    """The settings that `arguments` (without the program's name) ask for. Raises FlagError."""
+    flags = {name: flag for flag in FLAGS for name in flag.names.split()}
+    found: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        name = rest.pop(0)
+        flag = flags.get(name)
+        if flag is None:
+            raise FlagError(_unknown(name, list(flags)))
+        found[flag.target] = _value(flag, name, rest, flags)
+    if "model" not in found:
+        raise FlagError("no model: name a GGUF file with --model")
+    sampling = {
+        target.removeprefix("sampling."): found.pop(target)
+        for target in list(found)
+        if target.startswith("sampling.")
+    }
+    found.pop("", None)
+    settings = Settings(**found, sampling=Sampling(**sampling))
+    if settings.batch_size < settings.parallel:
+        raise FlagError("--batch-size must be at least --parallel: every slot steps every time")
+    return settings
+
+
+def _value(flag: Flag, name: str, rest: list[str], flags: dict[str, Flag]) -> Any:
+    """The value of `flag`, taken from the front of `rest` if it has one."""
+    if flag.read is None:
+        return flag.value
+    if flag.implied is not None and (not rest or rest[0] in flags):
+        return flag.implied
+    if not rest:
+        raise FlagError(f"{name} needs a value")
+    text = rest.pop(0)
+    try:
+        return flag.read(text)
+    except (ValueError, TypeError) as error:
+        raise FlagError(f"{name} {text}: {error}") from error
+    except OSError as error:
+        raise FlagError(f"{name} {text}: {error.strerror}") from error
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"unknown flag {name}{hint}"
+
+
+def help_text() -> str:
+    """Every flag, one a line."""
+    lines = ["usage: python -m workers.serve --model FILE [flags, named as llama-server's]", ""]
+    for flag in FLAGS:
+        value = "" if flag.read is None else " VALUE"
+        note = "" if flag.target else "  (accepted; always so here)"
+        lines.append(f"  {', '.join(flag.names.split())}{value}{note}")
+    return "\n".join(lines)

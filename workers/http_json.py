@@ -1,0 +1,46 @@
+"""JSON over aiohttp, and the one place where errors become answers."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from aiohttp import web
+
+from workers.errors import ApiError
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def json_response(body: object, status: int = 200) -> web.Response:
+    """A response with `body` as JSON."""
+    return web.Response(
+        body=msgspec.json.encode(body), status=status, content_type="application/json"
+    )
+
+
+@web.middleware
+async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answers every error in OpenAI's shape: one sentence, never a traceback."""
+    try:
+        return await handler(request)
+    except ApiError as error:
+        return json_response(error.body, error.status)
+    except web.HTTPRequestEntityTooLarge:
+        too_large = ApiError(413, f"The body has more than {request.client_max_size} bytes.")
+        return json_response(too_large.body, 413)
+    except web.HTTPMethodNotAllowed as error:
+        allowed = " or ".join(sorted(error.allowed_methods))
+        wrong = ApiError(405, f"{request.path} takes {allowed}, not {request.method}.")
+        return json_response(wrong.body, 405)
+    except web.HTTPNotFound:
+        unknown = ApiError(404, f"There is no {request.path} here.", "not_found_error")
+        return json_response(unknown.body, 404)
+    except ConnectionError:
+        raise  # the client has gone: nobody is left to be told
+    except Exception:  # noqa: BLE001  the log gets it whole, the client a sentence
+        traceback.print_exc(file=sys.stderr)
+        failed = ApiError(500, "The worker failed at this; its log says how.", "server_error")
+        return json_response(failed.body, 500)

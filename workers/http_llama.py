@@ -1,0 +1,137 @@
+"""llama-server's own endpoints."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import msgspec
+from aiohttp import web
+
+from workers.errors import ApiError
+from workers.http_json import json_response
+from workers.http_openai import render_chat
+from workers.openai_requests import ChatRequest, decode
+from workers.sequence import Sequence
+from workers.settings import Sampling
+from workers.worker import Worker, in_thread
+
+
+class Tokenize(msgspec.Struct):
+    """The body of /tokenize."""
+
+    content: str
+    add_special: bool = False
+    parse_special: bool = True
+    with_pieces: bool = False
+
+
+class Detokenize(msgspec.Struct):
+    """The body of /detokenize."""
+
+    tokens: list[int]
+
+
+class LlamaRoutes:
+    """The handlers of /props, /slots, /tokenize and their like."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    async def props(self, _http: web.Request) -> web.Response:
+        """GET /props."""
+        worker, model = self._worker, self._worker.model
+        return json_response(
+            {
+                "default_generation_settings": {
+                    "n_ctx": worker.engine.longest_sequence,
+                    "params": _params(worker.settings.sampling, worker.settings.predict),
+                },
+                "total_slots": len(worker.engine.slots),
+                "model_alias": worker.settings.name,
+                "model_path": worker.settings.model,
+                "modalities": {"vision": False, "audio": False},
+                "chat_template": worker.template.source,
+                "bos_token": model.token_text(model.bos),
+                "eos_token": model.token_text(model.eos),
+            }
+        )
+
+    async def slots(self, _http: web.Request) -> web.Response:
+        """GET /slots: a moment's view of each."""
+        engine = self._worker.engine
+        return json_response(
+            [
+                _slot(number, engine.longest_sequence, sequence)
+                for number, sequence in enumerate(engine.slots)
+            ]
+        )
+
+    async def tokenize(self, http: web.Request) -> web.Response:
+        """POST /tokenize."""
+        request = decode(await http.read(), Tokenize)
+        tokens = await self._worker.tokenize(
+            request.content, add_special=request.add_special, parse_special=request.parse_special
+        )
+        if not request.with_pieces:
+            return json_response({"tokens": tokens})
+        pieces = [{"id": token, "piece": self._piece(token)} for token in tokens]
+        return json_response({"tokens": pieces})
+
+    async def detokenize(self, http: web.Request) -> web.Response:
+        """POST /detokenize."""
+        tokens = decode(await http.read(), Detokenize).tokens
+        model = self._worker.model
+        if not all(0 <= token < model.n_vocab for token in tokens):
+            raise ApiError(400, "`tokens` has a token the model does not.", param="tokens")
+        text = b"".join(map(model.spelled, tokens)).decode("utf-8", "replace")
+        return json_response({"content": text})
+
+    async def apply_template(self, http: web.Request) -> web.Response:
+        """POST /apply-template."""
+        request = decode(await http.read(), ChatRequest)
+        return json_response({"prompt": render_chat(self._worker, request)})
+
+    async def metrics(self, _http: web.Request) -> web.Response:
+        """GET /metrics. The first one imports prometheus_client, beside the loop."""
+        from workers.metrics import render
+
+        text = await in_thread(lambda: render(self._worker.engine))
+        return web.Response(
+            body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        )
+
+    def _piece(self, token: int) -> str | list[int]:
+        """As llama-server: text, or the bytes where they are no whole characters."""
+        data = self._worker.model.spelled(token)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return list(data)
+
+
+def _params(sampling: Sampling, predict: int) -> dict[str, object]:
+    settings = asdict(sampling)
+    bias = [{"token": token, "bias": value} for token, value in settings["logit_bias"].items()]
+    return {**settings, "logit_bias": bias, "n_predict": predict, "max_tokens": predict}
+
+
+def _slot(number: int, context: int, sequence: Sequence | None) -> dict[str, object]:
+    if sequence is None:
+        return {"id": number, "id_task": -1, "n_ctx": context, "is_processing": False}
+    remaining = sequence.limit - sequence.generated
+    return {
+        "id": number,
+        "id_task": sequence.number,
+        "n_ctx": context,
+        "is_processing": True,
+        "n_prompt_tokens": sequence.prompt_length,
+        "n_cached_tokens": sequence.cached,
+        "params": _params(sequence.sampling, sequence.limit),
+        "next_token": [
+            {
+                "has_next_token": remaining > 0,
+                "n_remain": remaining,
+                "n_decoded": sequence.generated,
+            }
+        ],
+    }

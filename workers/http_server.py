@@ -1,0 +1,135 @@
+"""The HTTP side of the process: listening before the model is there, draining at SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+
+from aiohttp import web
+
+from workers.errors import ApiError
+from workers.http_json import Handler, errors_as_json, json_response
+from workers.http_llama import LlamaRoutes
+from workers.http_openai import OpenAIRoutes
+from workers.worker import Worker
+
+LARGEST_BODY = 64 * 1024 * 1024
+LOADING = {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}
+
+
+class Server:
+    """Answers on one socket from before the model is loaded until everything is served."""
+
+    def __init__(self) -> None:
+        self._routes: dict[tuple[str, str], Handler] = {}
+        self._active = 0
+        self._draining = False
+        self._status = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stop = asyncio.Event()
+        self._runner = web.AppRunner(
+            self._application(),
+            handler_cancellation=True,  # a client that goes away cancels its handler
+            access_log=None,
+            handle_signals=False,
+        )
+
+    async def listen(self, host: str, port: int) -> tuple[str, int]:
+        """Starts to answer; returns the address. Raises OSError if it can't have it."""
+        await self._runner.setup()
+        listener = socket.create_server(
+            (host, port),
+            family=socket.AF_INET6 if ":" in host else socket.AF_INET,
+            backlog=512,
+        )
+        await web.SockSite(self._runner, listener).start()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
+        loop.add_signal_handler(signal.SIGINT, os._exit, 128 + signal.SIGINT)
+        address = listener.getsockname()
+        return address[0], address[1]
+
+    def serve(self, worker: Worker) -> None:
+        """From now on there is a model."""
+        openai, llama = OpenAIRoutes(worker), LlamaRoutes(worker)
+        self._routes = {
+            ("POST", "/v1/chat/completions"): openai.chat,
+            ("POST", "/v1/completions"): openai.complete,
+            ("POST", "/v1/embeddings"): openai.embed,
+            ("GET", "/v1/models"): openai.models,
+            ("GET", "/props"): llama.props,
+            ("GET", "/slots"): llama.slots,
+            ("GET", "/metrics"): llama.metrics,
+            ("POST", "/tokenize"): llama.tokenize,
+            ("POST", "/detokenize"): llama.detokenize,
+            ("POST", "/apply-template"): llama.apply_template,
+        }
+
+    def stop(self, status: int) -> None:
+        """Takes no more requests; `until_drained` will return `status`."""
+        self._draining = True
+        self._status = status
+        self._stop.set()
+
+    async def until_drained(self) -> int:
+        """Waits for SIGTERM, then for what is being served, then for its last bytes to go.
+
+        Returns the exit status.
+        """
+        await self._stop.wait()
+        for site in list(self._runner.sites):
+            await site.stop()
+        await self._idle.wait()
+        server = self._runner.server
+        connections = [] if server is None else list(server.connections)
+        transports = [c.transport for c in connections if c.transport is not None]
+        await self._runner.cleanup()
+        # asyncio tells nobody when a closed transport has sent its last bytes
+        while any(transport.get_write_buffer_size() for transport in transports):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        return self._status
+
+    def _on_sigterm(self) -> None:
+        if self._draining:
+            os._exit(128 + signal.SIGTERM)
+        self.stop(0)
+
+    def _application(self) -> web.Application:
+        application = web.Application(
+            middlewares=[errors_as_json, self._counted], client_max_size=LARGEST_BODY
+        )
+        application.router.add_route("GET", "/health", self._health)
+        application.router.add_route("*", "/{path:.*}", self._dispatch)
+        return application
+
+    @web.middleware
+    async def _counted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Knows how many requests are being served; refuses new ones at the end."""
+        if self._draining:
+            raise ApiError(503, "The worker is stopping.", "unavailable_error")
+        self._active += 1
+        self._idle.clear()
+        try:
+            return await handler(request)
+        finally:
+            self._active -= 1
+            if self._active == 0:
+                self._idle.set()
+
+    async def _health(self, _request: web.Request) -> web.Response:
+        return json_response({"status": "ok"}) if self._routes else json_response(LOADING, 503)
+
+    async def _dispatch(self, request: web.Request) -> web.StreamResponse:
+        """Routes by table, so that it can be filled when the model is there."""
+        if not self._routes:
+            return json_response(LOADING, 503)
+        handler = self._routes.get((request.method, request.path))
+        if handler is not None:
+            return await handler(request)
+        methods = {method for method, path in self._routes if path == request.path}
+        if methods:
+            raise web.HTTPMethodNotAllowed(request.method, methods)
+        raise web.HTTPNotFound

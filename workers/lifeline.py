@@ -1,0 +1,91 @@
+"""The two threads that tie a worker to whoever started it.
+
+`SWAPD_READY_FD` names an inherited descriptor for JSON lines: one `{"ready": true, …}` or
+`{"error": …}`, then `{"beat": <steps>}` while the engine makes progress. Standard input is the
+other: when it ends, the starter is gone, and the worker goes at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+import threading
+import time
+from collections.abc import Mapping
+
+VARIABLE = "SWAPD_READY_FD"
+BEAT_INTERVAL = 1.0
+
+
+class Lifeline:
+    """Writes the lines. Never waits for the reader: a line that does not fit is dropped."""
+
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
+        self._next_beat = 0.0
+        if descriptor is not None:
+            os.set_blocking(descriptor, False)
+            os.set_inheritable(descriptor, False)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Lifeline:
+        """The lifeline that SWAPD_READY_FD names; a mute one if it is not set.
+
+        Raises ValueError if it names no open descriptor.
+        """
+        named = environment.get(VARIABLE)
+        if named is None:
+            return cls(None)
+        try:
+            return cls(int(named))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{VARIABLE}={named!r} is not an open descriptor") from error
+
+    def ready(self, **facts: object) -> None:
+        """The worker listens and its model is loaded."""
+        self._write({"ready": True, **facts})
+
+    def failed(self, sentence: str) -> None:
+        """It will not come up, and why."""
+        self._write({"error": sentence})
+
+    def beat(self, steps: int) -> None:
+        """The engine has made a step; told once a second at most. Called by its thread."""
+        if self._descriptor is None:
+            return
+        now = time.monotonic()
+        if now >= self._next_beat:
+            self._next_beat = now + BEAT_INTERVAL
+            self._write({"beat": steps})
+
+    def _write(self, line: dict[str, object]) -> None:
+        if self._descriptor is None:
+            return
+        try:
+            os.write(self._descriptor, json.dumps(line).encode() + b"\n")
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EPIPE):
+                raise
+
+
+def exit_with_stdin(environment: Mapping[str, str]) -> None:
+    """Starts the thread that ends the process when standard input ends.
+
+    Only under a supervisor or behind a pipe: someone who starts a worker from a terminal, or with
+    `</dev/null`, keeps it. It blocks in a system call, so it needs neither the interpreter's lock
+    nor the event loop, and works while a model loads.
+    """
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:
+        return  # started without a standard input: there is nothing that could end
+    if VARIABLE in environment or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+        threading.Thread(target=_wait_for_end, name="stdin", daemon=True).start()
+
+
+def _wait_for_end() -> None:
+    while os.read(0, 4096):
+        pass
+    os._exit(0)

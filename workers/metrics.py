@@ -1,0 +1,128 @@
+"""What the engine counts, and how /metrics tells it."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+    from workers.engine import Engine
+
+FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+class Histogram:
+    """Counts of observations up to each bound, in seconds."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Counts one observation."""
+        self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.total += seconds
+
+    def cumulative(self) -> list[tuple[str, float]]:
+        """(upper bound, observations up to it), the last bound being "+Inf"."""
+        sums, so_far = [], 0
+        for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
+            so_far += count
+            sums.append((bound, float(so_far)))
+        return sums
+
+
+@dataclass
+class Counters:
+    """Totals since the start. Written by the engine's thread only; times are seconds."""
+
+    steps: int = 0
+    """Calls of llama_decode and llama_encode: what the heartbeat tells."""
+    step_seconds: float = 0.0
+    """Time in steps, all of it."""
+    llama_seconds: float = 0.0
+    """The part of it inside llama.cpp: decoding and sampling. The rest is Python."""
+    busy_slots: int = 0
+    """Sequences in a step, summed over steps."""
+    prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
+    predicted_tokens: int = 0
+    predicted_seconds: float = 0.0
+    longest: int = 0
+    """Tokens of the longest sequence."""
+    sent_back: int = 0
+    """Sequences that gave their cells to an older one."""
+    first_token: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_BUCKETS))
+    per_token: Histogram = field(default_factory=lambda: Histogram(TOKEN_BUCKETS))
+
+    @property
+    def python_share(self) -> float:
+        """The part of the step time spent outside llama.cpp, 0 to 1."""
+        return 1 - self.llama_seconds / self.step_seconds if self.step_seconds else 0.0
+
+
+class EngineCollector:
+    """Tells prometheus_client the counters under llama-server's names, and some of our own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        """One family each, as prometheus_client's registries ask for them."""
+        from prometheus_client.core import (
+            CounterMetricFamily,
+            GaugeMetricFamily,
+            HistogramMetricFamily,
+        )
+
+        engine, count = self._engine, self._engine.counters
+        for name, text, value in (
+            ("prompt_tokens", "Prompt tokens processed.", count.prompt_tokens),
+            ("prompt_seconds", "Seconds until the first token.", count.prompt_seconds),
+            ("tokens_predicted", "Generated tokens.", count.predicted_tokens),
+            ("tokens_predicted_seconds", "Seconds generating.", count.predicted_seconds),
+            ("n_decode", "Steps: calls of llama_decode.", count.steps),
+            ("step_seconds", "Seconds in steps.", count.step_seconds),
+            ("llama_seconds", "Seconds of them inside llama.cpp.", count.llama_seconds),
+            ("sequences_sent_back", "Sequences computed again for want of cells.", count.sent_back),
+        ):
+            yield CounterMetricFamily(f"llamacpp:{name}", text, value)
+        for name, text, gauge in (
+            ("prompt_tokens_seconds", "Prompt tokens a second, on average.",
+             _rate(count.prompt_tokens, count.prompt_seconds)),
+            ("predicted_tokens_seconds", "Generated tokens a second, on average.",
+             _rate(count.predicted_tokens, count.predicted_seconds)),
+            ("requests_processing", "Requests in a slot.", engine.processing),
+            ("requests_deferred", "Requests waiting for a slot.", engine.deferred),
+            ("n_tokens_max", "Tokens of the longest sequence so far.", count.longest),
+            ("n_busy_slots_per_decode", "Sequences in a step, on average.",
+             _rate(count.busy_slots, count.steps)),
+            ("python_share", "Part of the step time spent outside llama.cpp.", count.python_share),
+        ):  # fmt: skip
+            yield GaugeMetricFamily(f"llamacpp:{name}", text, gauge)
+        for name, text, histogram in (
+            ("time_to_first_token_seconds", "From arrival to the first token.", count.first_token),
+            ("time_per_output_token_seconds", "A request's mean after it.", count.per_token),
+        ):
+            family = HistogramMetricFamily(f"llamacpp:{name}", text)
+            family.add_metric([], buckets=histogram.cumulative(), sum_value=histogram.total)
+            yield family
+
+
+def _rate(amount: float, seconds: float) -> float:
+    return amount / seconds if seconds else 0.0
+
+
+def render(engine: Engine) -> bytes:
+    """Prometheus' text format."""
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(EngineCollector(engine))
+    return generate_latest(registry)

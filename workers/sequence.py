@@ -1,0 +1,97 @@
+"""One request on its way through the engine, and what it gets back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from workers.binding import Sampler
+from workers.detokenize import TextOutput
+from workers.settings import Sampling
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where a generation's time went. Seconds; counted from the start of its prefill."""
+
+    prompt_tokens: int
+    prompt_seconds: float
+    """From the slot to the first token."""
+    predicted_tokens: int
+    predicted_seconds: float
+    """From the first token to the last."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A generation came to its end."""
+
+    reason: str
+    """"stop" (the model or a stop string ended it) or "length"."""
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A generation could not go on; `message` is one sentence for the client."""
+
+    message: str
+
+
+End = Finished | Failed
+
+
+class Sink(Protocol):
+    """Where a sequence's text goes. Called on the event loop's thread, never on the engine's."""
+
+    def deliver(self, text: str, end: End | None) -> None:
+        """More text (maybe none), and the end if this is it. Nothing comes after an end."""
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A generation. Made by the HTTP side, then the engine's alone."""
+
+    number: int
+    """Rises with every request: its age, and llama-server's `id_task`."""
+    tokens: list[int]
+    """The prompt, and what was generated since."""
+    limit: int
+    """Tokens to generate at most, within what the context allows; 0 only reads the prompt."""
+    sampling: Sampling
+    output: TextOutput
+    sink: Sink
+    streaming: bool
+    """Whether text is delivered as it comes, or all of it at the end."""
+    arrived: float
+    """`time.monotonic()` at the request's arrival."""
+
+    prompt_length: int = field(init=False)
+    slot: int = -1
+    """The slot it holds, which is its llama.cpp sequence id; -1: it waits for one."""
+    cached: int = 0
+    """Leading tokens that are in the KV cache."""
+    sampler: Sampler | None = None
+    """Its own chain, made at its first turn; None while greedy, which has no state."""
+    text: list[str] = field(default_factory=list)
+    """Parts not delivered yet."""
+    started: float = 0.0
+    first_token: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.prompt_length = len(self.tokens)
+
+    @property
+    def length(self) -> int:
+        """Tokens known so far."""
+        return len(self.tokens)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that are not in the cache yet."""
+        return len(self.tokens) - self.cached
+
+    @property
+    def generated(self) -> int:
+        """Tokens generated so far."""
+        return len(self.tokens) - self.prompt_length

@@ -1,0 +1,113 @@
+"""One process, one model: `python -m workers.serve --model X.gguf [llama-server's flags]`.
+
+The model loads in the engine's thread while this one imports the HTTP server and starts to
+listen: together they take as long as the longer of the two.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from workers.flags import FlagError, help_text, parse
+from workers.lean import skip_package_init
+from workers.lifeline import Lifeline, exit_with_stdin
+
+if TYPE_CHECKING:
+    from workers.settings import Settings
+    from workers.worker import Worker
+
+BAD_USAGE = 2
+NEVER_CAME_UP = 1
+BROKE = 70  # EX_SOFTWARE of sysexits.h
+
+
+def main(arguments: list[str]) -> int:
+    """Serves until told to stop; returns the exit status."""
+    if {"-h", "--help"} & set(arguments):
+        print(help_text())
+        return 0
+    try:
+        settings = parse(arguments)
+        lifeline = Lifeline.from_environment(os.environ)
+    except (FlagError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_USAGE
+    exit_with_stdin(os.environ)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # nothing is being served yet
+    loaded: Future[Worker] = Future()
+    threading.Thread(
+        target=_run_engine, args=(settings, lifeline, loaded), name="engine", daemon=True
+    ).start()
+    skip_package_init("aiohttp", __version__="")
+    import asyncio
+
+    return asyncio.run(_serve(settings, lifeline, loaded))
+
+
+def _run_engine(settings: Settings, lifeline: Lifeline, loaded: Future[Worker]) -> None:
+    """The engine's thread: loads, then steps for ever. Its failure is the process's."""
+    try:
+        from workers.worker import load
+
+        worker = load(settings, lifeline)
+    except BaseException as error:  # noqa: BLE001  whatever it is, the main thread tells it
+        loaded.set_exception(error)
+        return
+    loaded.set_result(worker)
+    try:
+        worker.engine.run()
+    except BaseException as error:  # noqa: BLE001  a dead engine must not look like an idle one
+        import traceback
+
+        traceback.print_exc()
+        worker.engine.give_up(f"The engine broke: {error}")
+
+
+async def _serve(settings: Settings, lifeline: Lifeline, loaded: Future[Worker]) -> int:
+    import asyncio
+
+    from workers.http_server import Server
+    from workers.worker import in_thread
+
+    server = Server()
+    try:
+        host, port = await server.listen(settings.host, settings.port)
+    except OSError as error:
+        return _give_up(lifeline, f"cannot listen on {settings.host}:{settings.port}: {error}")
+    try:
+        worker = await asyncio.wrap_future(loaded)
+    except Exception as error:  # noqa: BLE001  told in a sentence, and the process ends
+        return _give_up(lifeline, str(error) or repr(error))
+    engine = worker.engine
+    engine.attach(asyncio.get_running_loop(), on_broken=lambda: server.stop(BROKE))
+    server.serve(worker)
+    lifeline.ready(
+        host=host,
+        port=port,
+        pid=os.getpid(),
+        model=settings.model,
+        slots=len(engine.slots),
+        context=engine.longest_sequence,
+        cells=engine.context.n_ctx,
+        load_seconds=round(worker.load_seconds, 4),
+    )
+    await in_thread(worker.template.prepare)
+    return await server.until_drained()
+
+
+def _give_up(lifeline: Lifeline, sentence: str) -> int:
+    lifeline.failed(sentence)
+    print(f"error: {sentence}", file=sys.stderr)
+    return NEVER_CAME_UP
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # the engine's thread never returns, and llama.cpp's teardown has no use

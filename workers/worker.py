@@ -1,0 +1,183 @@
+"""A worker's parts, and what the HTTP handlers share."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from workers.binding import ContextOptions, LlamaLog, Model
+from workers.cores import usable_cores
+from workers.detokenize import TextOutput
+from workers.embedding import SEQUENCES, EmbeddingJob
+from workers.engine import Engine
+from workers.errors import ApiError, exceeds_context
+from workers.lifeline import Lifeline
+from workers.openai_requests import Generation, sampling_of
+from workers.sequence import Sequence
+from workers.settings import Settings
+from workers.stream import Stream
+from workers.template import CHATML, ChatTemplate
+
+DEFAULT_CONTEXT = 4096
+T = TypeVar("T")
+LONG_TEXT = 20_000
+"""Characters from which tokenising moves off the event loop: about 5 ms."""
+
+
+def load(settings: Settings, lifeline: Lifeline) -> Worker:
+    """Loads the model and makes its engine. Raises LoadError; called by the engine's thread."""
+    began = time.monotonic()
+    log = LlamaLog(verbose=settings.verbose, silent=not settings.log)
+    model = Model(
+        settings.model,
+        gpu_layers=settings.n_gpu_layers,
+        mmap=settings.mmap,
+        mlock=settings.mlock,
+        log=log,
+    )
+    threads = settings.threads if settings.threads > 0 else usable_cores()
+    options = ContextOptions(
+        n_ctx=_cells(settings, model.n_ctx_train),
+        n_batch=settings.batch_size,
+        n_ubatch=settings.ubatch_size,
+        n_seq_max=settings.parallel,
+        threads=threads,
+        threads_batch=settings.threads_batch if settings.threads_batch > 0 else threads,
+        flash_attention=settings.flash_attn,
+        type_k=settings.cache_type_k,
+        type_v=settings.cache_type_v,
+    )
+    engine = Engine(model, options, _for_embeddings(settings, options, model), lifeline, log)
+    return Worker(settings, engine, load_seconds=time.monotonic() - began)
+
+
+def _cells(settings: Settings, trained: int) -> int:
+    """The cells that all slots share."""
+    if settings.ctx_size is None:
+        return min(DEFAULT_CONTEXT, trained * settings.parallel)
+    return settings.ctx_size or trained
+
+
+def _for_embeddings(settings: Settings, options: ContextOptions, model: Model) -> ContextOptions:
+    """One computation holds all there is: `--ubatch-size` tokens, as for llama-server."""
+    own = model.meta(f"{model.meta('general.architecture')}.pooling_type")
+    pooling = {"1": "mean", "2": "cls", "3": "last"}.get(own or "", "mean")
+    size = min(options.n_ubatch, model.n_ctx_train)
+    return ContextOptions(
+        n_ctx=size,
+        n_batch=size,
+        n_ubatch=size,
+        n_seq_max=SEQUENCES,
+        threads=options.threads,
+        threads_batch=options.threads_batch,
+        flash_attention=options.flash_attention,
+        pooling=settings.pooling or pooling,
+    )
+
+
+class Worker:
+    """One loaded model and what may be asked of it. Lives on the event loop's thread."""
+
+    def __init__(self, settings: Settings, engine: Engine, *, load_seconds: float) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.model = engine.model
+        self.load_seconds = load_seconds
+        self.created = int(time.time())
+        self.template = ChatTemplate(
+            settings.chat_template or self.model.chat_template() or CHATML,
+            bos=self.model.token_text(self.model.bos),
+            eos=self.model.token_text(self.model.eos),
+            defaults=settings.chat_template_kwargs,
+        )
+        self._numbers = itertools.count()
+        self._endings: dict[int, float] | None = None
+
+    async def tokenize(
+        self, text: str, *, add_special: bool = True, parse_special: bool = True
+    ) -> list[int]:
+        """Text to tokens; a long one does not hold up the streams."""
+        if len(text) < LONG_TEXT:
+            return self.model.tokenize(text, add_special=add_special, parse_special=parse_special)
+        return await in_thread(
+            lambda: self.model.tokenize(text, add_special=add_special, parse_special=parse_special)
+        )
+
+    async def tokenize_rendered(self, prompt: str) -> list[int]:
+        """A rendered chat to tokens: with one beginning-of-text, whoever writes it."""
+        bos = self.model.token_text(self.model.bos)
+        if self.model.adds_bos and bos:
+            prompt = prompt.removeprefix(bos)
+        return await self.tokenize(prompt)
+
+    def begin(
+        self, request: Generation, tokens: list[int], *, streaming: bool
+    ) -> tuple[Sequence, Stream]:
+        """Hands a checked request to the engine. Raises ApiError if it can't be served."""
+        engine = self.engine
+        if not engine.context.generates:
+            raise ApiError(400, "This model computes embeddings and generates no text.")
+        if not tokens:
+            raise ApiError(400, "The prompt is empty.", param="prompt")
+        room = engine.longest_sequence - len(tokens)
+        if room <= 0:
+            raise exceeds_context(len(tokens), engine.longest_sequence)
+        limit = request.token_limit
+        if limit is None and self.settings.predict >= 0:
+            limit = self.settings.predict
+        sampling = sampling_of(request, self.settings.sampling, self.model.n_vocab)
+        if request.ignore_eos:
+            sampling.logit_bias.update(self._never_ending())
+        stream = Stream()
+        sequence = Sequence(
+            number=next(self._numbers),
+            tokens=tokens,
+            limit=room if limit is None else min(limit, room),
+            sampling=sampling,
+            output=TextOutput(request.stops),
+            sink=stream,
+            streaming=streaming,
+            arrived=time.monotonic(),
+        )
+        engine.submit(sequence)
+        return sequence, stream
+
+    async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
+        """A vector of length 1 for each input. Raises ApiError for one that is too long."""
+        room = self.engine.embedding_options.n_ubatch
+        for tokens in inputs:
+            if not tokens:
+                raise ApiError(400, "An input must not be empty.", param="input")
+            if len(tokens) > room:
+                raise exceeds_context(len(tokens), room)
+        result: asyncio.Future[list[list[float]]] = asyncio.get_running_loop().create_future()
+
+        def done(outcome: list[list[float]] | Exception) -> None:
+            if result.done():
+                return  # the client has gone
+            if isinstance(outcome, Exception):
+                result.set_exception(ApiError(500, f"{outcome}.", "server_error"))
+            else:
+                result.set_result(outcome)
+
+        job = EmbeddingJob(inputs, done)
+        self.engine.embed(job)
+        try:
+            return await result
+        except asyncio.CancelledError:
+            self.engine.cancel(job)
+            raise
+
+    def _never_ending(self) -> dict[int, float]:
+        """The bias of `ignore_eos`; looking through the vocabulary is done once."""
+        if self._endings is None:
+            self._endings = dict.fromkeys(self.model.ending_tokens(), float("-inf"))
+        return self._endings
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Runs `work` beside the event loop."""
+    return await asyncio.get_running_loop().run_in_executor(None, work)
