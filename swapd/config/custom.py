@@ -1,0 +1,91 @@
+"""custom_models.yaml: what its author wants other than found. Pure but for `read_custom`."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping as MappingType
+from dataclasses import dataclass
+from pathlib import Path
+
+from swapd.config.problems import ConfigError, Problem
+from swapd.config.schema import CustomModel, Server
+from swapd.config.tree import Mapping, Scalar, line_of, parse_tree
+from swapd.config.typed import Report, read
+
+FILE = "custom_models.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Custom:
+    """The file, checked: the models it speaks of, by their names without prefix, and the rest."""
+
+    tree: Mapping
+    models: MappingType[str, CustomModel]
+    warnings: tuple[Problem, ...] = ()
+
+    def section(self, name: str) -> Mapping:
+        """A model's section as it stands in the file."""
+        models = self.tree.entries["models"].node
+        assert isinstance(models, Mapping)
+        section = models.entries[name].node
+        assert isinstance(section, Mapping)
+        return section
+
+    def warn(self, name: str, message: str, key: str = "") -> Problem:
+        """A warning at a model's line, or at one of its keys'."""
+        steps = ("models", name, key) if key else ("models", name)
+        return Problem(FILE, line_of(self.tree, steps), ".".join(steps), message)
+
+
+def read_custom(path: Path, env: MappingType[str, str]) -> Custom:
+    """Read and check the file; one that is not there says nothing. Raises ConfigError."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        text = ""
+    except OSError as error:
+        message = f"cannot be read: {error.strerror or error}"
+        raise ConfigError([Problem(FILE, 0, "", message)]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([Problem(FILE, 0, "", "is not text in UTF-8")]) from error
+    return parse_custom(text, env)
+
+
+def parse_custom(text: str, env: MappingType[str, str]) -> Custom:
+    """The same from text. Raises ConfigError with everything that is wrong with single values.
+
+    What only the whole configuration can tell (an alias that is another model's name) is found
+    when the generated text is checked.
+    """
+    tree, problems = parse_tree(text, FILE)
+    report = Report(FILE, tree, problems)
+    anchors = frozenset(key for key in tree.entries if key.startswith("x-"))
+    read(Server, tree, (), report, env, beside=anchors | {"models"})
+    models = _models(tree, report, env)
+    if report.problems:
+        raise ConfigError(dict.fromkeys(sorted(report.problems, key=lambda p: p.line)))
+    return Custom(tree, models, tuple(report.warnings))
+
+
+def _models(tree: Mapping, report: Report, env: MappingType[str, str]) -> dict[str, CustomModel]:
+    entry = tree.entries.get("models")
+    if entry is None or (isinstance(entry.node, Scalar) and entry.node.value is None):
+        return {}
+    if not isinstance(entry.node, Mapping):
+        report.problem(("models",), "must be a section with a model's name as each key")
+        return {}
+    found = {}
+    for name, model_entry in entry.node.entries.items():
+        path = ("models", name)
+        if not isinstance(model_entry.node, Mapping):
+            report.problem(path, "must be a section of settings")
+            continue
+        found[name] = read(CustomModel, model_entry.node, path, report, env)
+        try:
+            shlex.split(found[name].sampler_args)
+        except ValueError:
+            report.problem((*path, "sampler_args"), "cannot be split: a quote is never closed")
+        if re.search(r"[\r\n]", found[name].sampler_args.strip()):
+            report.problem((*path, "sampler_args"), "must be one line")
+    return found
