@@ -1,0 +1,1 @@
+"""What acts: each file does one kind of thing to the world, and decides nothing."""

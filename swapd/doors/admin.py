@@ -1,0 +1,136 @@
+"""What swapd says of itself: models, workers, health, metrics, logs; and unloading."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from swapd.doors import errors
+from swapd.doors.house import HOUSE, House
+from swapd.doors.proxy import unknown
+from swapd.effects.clock import wall
+from swapd.supervisor import Sight
+from swapd.words.catalog import ModelSpec
+
+
+def _json(value: object, status: int = 200) -> web.Response:
+    return web.Response(
+        status=status, body=msgspec.json.encode(value), content_type="application/json"
+    )
+
+
+async def models(request: web.Request) -> web.Response:
+    """`/v1/models`: OpenAI's list, with context length and state."""
+    house = request.app[HOUSE]
+    states = {s.status.model: s.status.state for s in house.supervisor.sights()}
+    data = []
+    for spec in house.listed():
+        data.append(_card(house, spec, spec.name, states))
+        if house.settings.include_aliases:
+            data += [_card(house, spec, alias, states) for alias in spec.aliases]
+    return _json({"object": "list", "data": data})
+
+
+def _card(house: House, spec: ModelSpec, name: str, states: dict[str, str]) -> dict[str, Any]:
+    card: dict[str, Any] = {
+        "id": name,
+        "object": "model",
+        "created": int(house.started),
+        "owned_by": "swapd",
+        "state": states.get(spec.name, "unloaded"),
+    }
+    if spec.context:
+        card["context_length"] = spec.context
+    if spec.title:
+        card["name"] = spec.title
+    if spec.description:
+        card["description"] = spec.description
+    if spec.metadata:
+        card["meta"] = dict(spec.metadata)
+    return card
+
+
+async def one_model(request: web.Request) -> web.Response:
+    """`/v1/models/<name>`: one entry of the list."""
+    house = request.app[HOUSE]
+    name = request.match_info["name"]
+    spec = house.supervisor.catalog.resolve(name)
+    if spec is None:
+        return unknown(house, name)
+    states = {s.status.model: s.status.state for s in house.supervisor.sights()}
+    return _json(_card(house, spec, name, states))
+
+
+async def running(request: web.Request) -> web.Response:
+    """`GET /running`: every worker alive, in llama-swap's shape with more beside it."""
+    house = request.app[HOUSE]
+    return _json({"running": [_worker(house, sight) for sight in house.supervisor.sights()]})
+
+
+def _worker(house: House, sight: Sight) -> dict[str, Any]:
+    status = sight.status
+    spec = house.supervisor.catalog.models.get(status.model)
+    idle = None if status.idle_since is None else house.supervisor.now() - status.idle_since
+    return {
+        "model": status.model,
+        "state": status.state,
+        "cmd": shlex.join(spec.argv) if spec else "",
+        "proxy": sight.base_url,
+        "ttl": spec.ttl if spec else 0,
+        "name": spec.title if spec else "",
+        "description": spec.description if spec else "",
+        "pid": sight.pid,
+        "started": sight.started,
+        "busy": status.busy,
+        "slots": status.slots,
+        "waiting": house.supervisor.waiting(status.model),
+        "idle_seconds": idle,
+        "silent_seconds": sight.silent,
+        "bytes": status.bytes,
+        "context": spec.context if spec else 0,
+    }
+
+
+async def unload(request: web.Request) -> web.Response:
+    """`POST /unload?model=` one model, `GET /unload` all: idle workers are gone on return."""
+    house = request.app[HOUSE]
+    name = request.query.get("model")
+    spec = house.supervisor.catalog.resolve(name) if name is not None else None
+    if name is not None and spec is None:
+        return unknown(house, name)
+    concerned = await house.supervisor.unload(spec.name if spec else None)
+    return _json({"msg": "ok", "unloaded": concerned})
+
+
+async def health(request: web.Request) -> web.Response:
+    """Whether new requests are taken, and what is loaded."""
+    house = request.app[HOUSE]
+    loaded = [s.status.model for s in house.supervisor.sights() if s.status.state == "ready"]
+    if house.supervisor.closing:
+        return errors.response(
+            503, "swapd is shutting down", "unavailable_error", "shutting_down", retry_after=5
+        )
+    uptime = round(wall() - house.started, 1)
+    return _json({"status": "ok", "loaded": loaded, "uptime_seconds": uptime})
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """Prometheus' text format."""
+    return web.Response(
+        body=request.app[HOUSE].metrics.text(),
+        headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
+    )
+
+
+async def logs(request: web.Request) -> web.Response:
+    """The last lines of swapd's log, or with `?model=` of that model's workers."""
+    house = request.app[HOUSE]
+    name = request.query.get("model", "")
+    spec = house.supervisor.catalog.resolve(name) if name else None
+    if name and spec is None:
+        return unknown(house, name)
+    lines = house.logs.last(spec.name if spec else "")
+    return web.Response(text="".join(f"{line}\n" for line in lines))

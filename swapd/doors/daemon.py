@@ -1,0 +1,244 @@
+"""The daemon: what `serve` runs, in the foreground, from the first lock to the last worker.
+
+Started as `python -m swapd.doors.daemon`, which spares it the imports of the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import uvloop
+from aiohttp import web
+
+from swapd.config.env import read_env
+from swapd.config.load import Loaded, load
+from swapd.config.problems import ConfigError
+from swapd.doors.house import House
+from swapd.doors.metrics import Metrics
+from swapd.doors.server import PortTakenError, listen, serve
+from swapd.effects import memory
+from swapd.effects.clock import wall
+from swapd.effects.guardian import Guardian
+from swapd.effects.lock import HeldError, HomeLock
+from swapd.effects.logs import Logs
+from swapd.effects.process import Place
+from swapd.effects.upstream import new_session
+from swapd.effects.watch import FileWatch
+from swapd.home import WORKER_COMMAND, Home, find_home
+from swapd.supervisor import Supervisor
+from swapd.words.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says; it beats the environment, which beats the file."""
+
+    home: Home
+    config: Path
+    host: str = ""
+    port: int = 0
+    ready_fd: int = -1
+
+
+class CannotServeError(Exception):
+    """Why the daemon does not start: one sentence."""
+
+
+def parse(argv: list[str]) -> Options:
+    """Options from the daemon's own arguments."""
+    parser = argparse.ArgumentParser(prog="swapd serve")
+    parser.add_argument("--host", default="")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--ready-fd", type=int, default=-1, help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    home = find_home()
+    config: Path = given.config.absolute() if given.config else home.config
+    return Options(home, config, given.host, given.port, given.ready_fd)
+
+
+def configure(options: Options) -> Loaded:
+    """The configuration with the command line's wishes over it. Raises ConfigError."""
+    env = read_env(options.home.folder, os.environ)
+    loaded = load(options.config, env, worker_command=WORKER_COMMAND, total_memory=memory.total())
+    settings = loaded.settings
+    if options.host:
+        settings = replace(settings, host=options.host)
+    if options.port:
+        settings = replace(settings, port=options.port)
+    return replace(loaded, settings=settings)
+
+
+def endpoint_of(settings: Settings) -> str:
+    """The address at which a client on this machine reaches the server."""
+    host = settings.host
+    if host in ("0.0.0.0", "::", ""):
+        host = "127.0.0.1"
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until told to end; the exit status."""
+    options = parse(sys.argv[1:] if argv is None else argv)
+    tell = _Teller(options.ready_fd)
+    try:
+        return _run(options, tell)
+    except CannotServeError as error:
+        tell({"error": str(error)})
+        print(f"swapd: {error}", file=sys.stderr)
+        return 1
+
+
+class _Teller:
+    """Says how the start went to whoever waits for it, if anybody does."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __call__(self, word: dict[str, object]) -> None:
+        if self._fd < 0:
+            return
+        try:
+            os.write(self._fd, msgspec.json.encode(word) + b"\n")
+        except BrokenPipeError:
+            # Whoever asked has not waited; the log says it all the same.
+            logging.getLogger(__name__).debug("nobody waits for the word %s", word)
+        os.close(self._fd)
+        self._fd = -1
+
+
+def _run(options: Options, tell: _Teller) -> int:
+    try:
+        lock = HomeLock(options.home.state)
+    except HeldError as error:
+        where = f" at {error.holder.endpoint}" if error.holder else ""
+        raise CannotServeError(f"{error}{where} for {options.home.folder}") from error
+    except OSError as error:
+        raise CannotServeError(f"can't write in {options.home.state}: {error.strerror}") from error
+    try:
+        loaded = configure(options)
+        sock = listen(loaded.settings.host, loaded.settings.port)
+    except ConfigError as error:
+        lock.release()
+        raise CannotServeError(f"the configuration can't be used:\n{error}") from error
+    except PortTakenError as error:
+        lock.release()
+        raise CannotServeError(str(error)) from error
+    logs = Logs(options.home.logs, loaded.settings.log_level, options.ready_fd < 0)
+    guardian = Guardian(logs.own)
+    try:
+        daemon = Daemon(options, loaded, logs, guardian, lock)
+        if sys.version_info >= (3, 11):
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(daemon.run(sock, tell))
+        else:
+            uvloop.install()
+            asyncio.run(daemon.run(sock, tell))
+    finally:
+        guardian.dismiss()
+        lock.release()
+        logs.close()
+    return 0
+
+
+class Daemon:
+    """One running swapd."""
+
+    def __init__(
+        self, options: Options, loaded: Loaded, logs: Logs, guardian: Guardian, lock: HomeLock
+    ) -> None:
+        self._options = options
+        self._loaded = loaded
+        self._logs = logs
+        self._log = logs.own
+        self._guardian = guardian
+        self._lock = lock
+
+    async def run(self, sock: socket.socket, tell: _Teller) -> None:
+        """Serve on `sock` until a signal ends it and everything has drained."""
+        settings = self._loaded.settings
+        place = Place(self._options.config.parent, self._guardian, dict(os.environ))
+        session, metrics = new_session(), Metrics()
+        supervisor = Supervisor(self._loaded.catalog, place, self._logs, session, metrics.observe)
+        metrics.watch(supervisor)
+        house = House(supervisor, session, metrics, self._logs, settings, wall())
+        runner = await serve(house, sock)
+        watch = FileWatch([self._options.config], lambda: self._reload(supervisor))
+        self._handle_signals(supervisor, settings)
+        endpoint = endpoint_of(settings)
+        self._lock.announce(endpoint, self._logs.own_file)
+        self._greet(endpoint, settings)
+        tell({"endpoint": endpoint, "log": str(self._logs.own_file)})
+        gc.freeze()  # What is loaded by now stays; the collector need not look at it again.
+        await supervisor.closed.wait()
+        watch.close()
+        await self._end(runner, supervisor)
+        await session.close()
+        self._log.info("swapd has ended")
+
+    async def _end(self, runner: web.AppRunner, supervisor: Supervisor) -> None:
+        await runner.cleanup()
+        await supervisor.end()
+
+    def _greet(self, endpoint: str, settings: Settings) -> None:
+        count = len(self._loaded.catalog.models)
+        self._log.info("swapd serves %d models at %s", count, endpoint)
+        for warning in self._loaded.warnings:
+            self._log.warning("%s", warning)
+        if not is_loopback(settings.host):
+            self._log.warning(
+                "listening on %s: everybody who reaches this address may use the models,"
+                " read the logs and unload; there is no key",
+                settings.host,
+            )
+
+    def _handle_signals(self, supervisor: Supervisor, settings: Settings) -> None:
+        loop = asyncio.get_running_loop()
+
+        def close() -> None:
+            again = supervisor.closing
+            grace = 0.0 if again else settings.drain_grace
+            self._log.info("asked to end: %s", "at once" if again else f"within {grace:g} s")
+            supervisor.close(grace)
+
+        reload: Callable[[], None] = lambda: self._reload(supervisor)  # noqa: E731
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, close)
+        loop.add_signal_handler(signal.SIGHUP, reload)
+
+    def _reload(self, supervisor: Supervisor) -> None:
+        """Read the configuration again; a broken one is told and changes nothing."""
+        try:
+            loaded = configure(self._options)
+        except ConfigError as error:
+            self._log.error("the changed configuration is not used:\n%s", error)
+            return
+        for warning in loaded.warnings:
+            self._log.warning("%s", warning)
+        if loaded.settings != self._loaded.settings:
+            self._log.warning("a changed host, port or server setting needs a restart of swapd")
+        supervisor.reload(loaded.catalog)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""Errors in the shape that OpenAI's clients expect, one clear sentence each."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from swapd.words.orders import Refuse, Why
+
+STATUS = {
+    Why.UNKNOWN_MODEL: (404, "invalid_request_error", "model_not_found"),
+    Why.QUEUE_FULL: (429, "rate_limit_error", "queue_full"),
+    Why.OVERLOADED: (503, "overloaded_error", "overloaded"),
+    Why.START_FAILED: (503, "unavailable_error", "model_start_failed"),
+    Why.TOO_LARGE: (503, "unavailable_error", "model_too_large"),
+    Why.CLOSING: (503, "unavailable_error", "shutting_down"),
+}
+"""For each refusal: HTTP status, OpenAI's `type` and `code`."""
+
+
+def body(message: str, kind: str, code: str | None = None, param: str | None = None) -> bytes:
+    """`{"error": {"message", "type", "param", "code"}}`, encoded."""
+    error = {"message": message, "type": kind, "param": param, "code": code}
+    return msgspec.json.encode({"error": error})
+
+
+def response(
+    status: int,
+    message: str,
+    kind: str = "invalid_request_error",
+    code: str | None = None,
+    param: str | None = None,
+    retry_after: float = 0.0,
+) -> web.Response:
+    """An error as a whole response; `retry_after` in seconds, 0 for none."""
+    headers = {"Retry-After": str(math.ceil(retry_after))} if retry_after > 0 else None
+    return web.Response(
+        status=status,
+        body=body(message, kind, code, param),
+        content_type="application/json",
+        headers=headers,
+    )
+
+
+def of_refusal(refusal: Refuse) -> web.Response:
+    """What a refused request is answered."""
+    status, kind, code = STATUS[refusal.why]
+    param = "model" if refusal.why is Why.UNKNOWN_MODEL else None
+    return response(status, refusal.message, kind, code, param, refusal.retry_after)
+
+
+def last_event(message: str) -> bytes:
+    """The event that ends a stream of server-sent events which broke off."""
+    return b"data: " + body(message, "upstream_error", "worker_failed") + b"\n\n"
+
+
+@web.middleware
+async def shaped(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Gives aiohttp's own refusals (no such route, method, too large) the same shape."""
+    try:
+        return await handler(request)
+    except web.HTTPRequestEntityTooLarge:
+        limit = request.app[BODY_LIMIT]
+        return response(
+            413, f"the body is larger than the limit of {limit:,} bytes", code="too_large"
+        )
+    except web.HTTPNotFound:
+        return response(
+            404, f"there is nothing at {request.method} {request.path}", code="not_found"
+        )
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return response(405, f"{request.path} takes {allowed}, not {request.method}")
+
+
+BODY_LIMIT: web.AppKey[int] = web.AppKey("body_limit", int)

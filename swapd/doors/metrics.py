@@ -1,0 +1,120 @@
+"""Figures for Prometheus, gathered from the same events and orders that run the house."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from swapd.supervisor import Supervisor
+from swapd.words import events as ev
+from swapd.words import orders as od
+
+LOAD_BUCKETS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
+WAIT_BUCKETS = (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
+
+
+class Metrics:
+    """Counters and histograms of one swapd, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        reg = self.registry
+        self._requests = Counter("swapd_requests", "Requests that arrived", ["model"], registry=reg)
+        self._refused = Counter(
+            "swapd_refused", "Requests refused, by reason", ["reason"], registry=reg
+        )
+        self._failed = Counter(
+            "swapd_failed", "Granted requests that got no whole answer", ["model"], registry=reg
+        )
+        self._starts = Counter("swapd_starts", "Workers started", ["model"], registry=reg)
+        self._stops = Counter("swapd_stops", "Workers asked to end", ["model"], registry=reg)
+        self._load = Histogram(
+            "swapd_load_seconds",
+            "From a worker's start to its being ready",
+            ["model"],
+            buckets=LOAD_BUCKETS,
+            registry=reg,
+        )
+        self._wait = Histogram(
+            "swapd_wait_seconds",
+            "From a request's arrival to its grant",
+            ["model"],
+            buckets=WAIT_BUCKETS,
+            registry=reg,
+        )
+        self._started: dict[ev.WorkerId, tuple[str, float]] = {}
+        self._arrived: dict[ev.RequestId, tuple[str, float]] = {}
+        self._granted: dict[ev.RequestId, str] = {}
+
+    def observe(self, event: ev.Event, orders: list[od.Order]) -> None:
+        """Take in one event and the orders that followed from it."""
+        match event:
+            case ev.Arrived(now, request, model):
+                self._arrived[request] = (model, now)
+                self._requests.labels(model).inc()
+            case ev.Left(_, request):
+                self._arrived.pop(request, None)
+            case ev.Finished(_, request, answered):
+                model = self._granted.pop(request)
+                if not answered:
+                    self._failed.labels(model).inc()
+            case ev.CameUp(now, worker):
+                model, since = self._started[worker]
+                self._load.labels(model).observe(now - since)
+            case ev.Exited(_, worker):
+                self._started.pop(worker, None)
+        for order in orders:
+            self._observe_order(order, event.now)
+
+    def _observe_order(self, order: od.Order, now: float) -> None:
+        match order:
+            case od.Grant(request):
+                model, since = self._arrived.pop(request)
+                self._granted[request] = model
+                self._wait.labels(model).observe(now - since)
+            case od.Refuse(request, why):
+                self._arrived.pop(request, None)
+                self._refused.labels(why.value).inc()
+            case od.Start(worker, spec):
+                self._started[worker] = (spec.name, now)
+                self._starts.labels(spec.name).inc()
+            case od.Stop(worker):
+                self._stops.labels(self._started[worker][0]).inc()
+
+    def watch(self, supervisor: Supervisor) -> None:
+        """Report this supervisor's present state as gauges too."""
+        self.registry.register(_Present(supervisor))
+
+    def text(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class _Present(Collector):
+    """Gauges that are read from the supervisor when somebody looks."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        workers = GaugeMetricFamily("swapd_workers", "Workers alive", labels=["model", "state"])
+        busy = GaugeMetricFamily("swapd_busy_slots", "Slots in use", labels=["model"])
+        memory = GaugeMetricFamily(
+            "swapd_worker_bytes", "Memory accounted to a worker", labels=["model"]
+        )
+        waiting = GaugeMetricFamily("swapd_waiting", "Requests that wait", labels=["model"])
+        for sight in self._supervisor.sights():
+            status = sight.status
+            workers.add_metric([status.model, status.state], 1)
+            busy.add_metric([status.model], status.busy)
+            memory.add_metric([status.model], status.bytes)
+        for model in self._supervisor.catalog.models:
+            if count := self._supervisor.waiting(model):
+                waiting.add_metric([model], count)
+        yield from (workers, busy, memory, waiting)

@@ -1,0 +1,137 @@
+"""Requests that go to a worker: found by the model they name, passed through as they are."""
+
+from __future__ import annotations
+
+import difflib
+
+import msgspec
+from aiohttp import web
+
+from swapd.doors import errors
+from swapd.doors.house import HOUSE, House
+from swapd.effects.upstream import WorkerFailedError, forward
+from swapd.supervisor import RefusedError
+from swapd.words.catalog import ModelSpec
+
+STREAM_HEADERS = {"X-Accel-Buffering": "no"}
+"""Tells a proxy before us not to hold tokens back."""
+
+WITHOUT_SLOT = frozenset({"health", "slots", "props", "metrics", "v1/models", "models"})
+"""What a worker answers beside its slots, as llama-server names it."""
+
+
+class _Named(msgspec.Struct):
+    """The one field of a body that routing needs."""
+
+    model: object = None
+
+
+_decoder = msgspec.json.Decoder(_Named)
+
+
+async def by_body(request: web.Request) -> web.StreamResponse:
+    """A request whose JSON body names its model."""
+    house = request.app[HOUSE]
+    body = await request.read()
+    try:
+        named = _decoder.decode(body)
+    except msgspec.DecodeError as error:
+        return errors.response(400, f"the body is not a JSON object: {error}")
+    if named.model is None:
+        return errors.response(400, "the body names no 'model'", param="model")
+    if not isinstance(named.model, str):
+        return errors.response(400, "'model' must be a string", param="model")
+    spec = house.supervisor.catalog.resolve(named.model)
+    if spec is None:
+        return unknown(house, named.model)
+    return await _pass(house, request, spec, request.path_qs, _rewritten(spec, body), True)
+
+
+async def by_path(request: web.Request) -> web.StreamResponse:
+    """`/upstream/<model>/<path>`: any path of a model's worker, the model's name in the path.
+
+    Names may have slashes in them: the longest beginning that is a name is taken.
+    """
+    house = request.app[HOUSE]
+    words = request.match_info["rest"].split("/")
+    for cut in range(len(words), 0, -1):
+        spec = house.supervisor.catalog.resolve("/".join(words[:cut]))
+        if spec is not None:
+            path = "/".join(words[cut:])
+            query = f"?{request.query_string}" if request.query_string else ""
+            needs_slot = path.rstrip("/") not in WITHOUT_SLOT
+            body = await request.read()
+            return await _pass(house, request, spec, f"/{path}{query}", body, needs_slot)
+    return unknown(house, words[0])
+
+
+def unknown(house: House, name: str) -> web.Response:
+    """404 for a model that there is not, with the names that there are, the nearest first."""
+    names = [m.name for m in house.listed()]
+    if not names:
+        return errors.response(
+            404, f"there is no model {name!r}: none is configured", code="model_not_found"
+        )
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    return errors.response(
+        404,
+        f"there is no model {name!r}{hint} There are: {shown}"
+        if hint
+        else f"there is no model {name!r}; there are: {shown}",
+        code="model_not_found",
+        param="model",
+    )
+
+
+def _rewritten(spec: ModelSpec, body: bytes) -> bytes:
+    """The body as the model's worker wants it: mostly just as it came."""
+    if not (spec.upstream_name or spec.drop_params):
+        return body
+    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    for name in spec.drop_params:
+        if name != "model":
+            fields.pop(name, None)
+    if spec.upstream_name:
+        fields["model"] = msgspec.Raw(msgspec.json.encode(spec.upstream_name))
+    return msgspec.json.encode(fields)
+
+
+async def _pass(
+    house: House, request: web.Request, spec: ModelSpec, path: str, body: bytes, needs_slot: bool
+) -> web.StreamResponse:
+    """Wait for a slot of the model's worker, send the request there, stream the answer back."""
+    try:
+        lease = await house.supervisor.admit(spec.name, needs_slot)
+    except RefusedError as error:
+        return errors.of_refusal(error.refusal)
+    answered = False
+    try:
+        response = await forward(
+            house.session, request, lease.base_url + path, body, STREAM_HEADERS
+        )
+        answered = True
+        return response
+    except WorkerFailedError as error:
+        house.logs.own.warning("%s: a request failed: %s", spec.name, error)
+        message = f"the worker of {spec.name!r} failed: {error}"
+        if error.begun is None:
+            return errors.response(502, message, "upstream_error", "worker_failed")
+        await _break_off(request, error.begun, message)
+        return error.begun
+    finally:
+        house.supervisor.release(lease, answered)
+
+
+async def _break_off(request: web.Request, begun: web.StreamResponse, message: str) -> None:
+    """End an answer that can't be completed so that the client sees that it is not whole.
+
+    A stream of events gets an error event; then the connection is closed without the ending that
+    a whole answer has.
+    """
+    if begun.content_type == "text/event-stream":
+        await begun.write(errors.last_event(message))
+    begun.force_close()
+    if request.transport is not None:
+        request.transport.close()

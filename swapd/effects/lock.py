@@ -1,0 +1,78 @@
+"""One swapd per home: a file lock that the kernel frees when its holder is gone."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import IO
+
+import msgspec
+import psutil
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """Who holds a home, as written into its lock file."""
+
+    pid: int
+    born: float
+    """Start time of the process, so that a recycled pid is not mistaken for it."""
+    endpoint: str
+    log: str
+
+    def alive(self) -> psutil.Process | None:
+        """The process, if it is still the one that wrote this."""
+        try:
+            process = psutil.Process(self.pid)
+            return process if abs(process.create_time() - self.born) < 2.0 else None
+        except psutil.NoSuchProcess:
+            return None
+
+
+class HeldError(Exception):
+    """Another swapd serves this home. `holder` is None while that one is still starting."""
+
+    def __init__(self, holder: Holder | None) -> None:
+        super().__init__(f"swapd runs already{f' as pid {holder.pid}' if holder else ''}")
+        self.holder = holder
+
+
+class HomeLock:
+    """The lock on `.swapd/lock`. Held from the constructor until `release` or the process's end."""
+
+    def __init__(self, state: Path) -> None:
+        state.mkdir(parents=True, exist_ok=True)
+        self._file: IO[str] = (state / "lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise HeldError(read_holder(state)) from None
+        self._write(b"")
+
+    def announce(self, endpoint: str, log: Path) -> None:
+        """Write down who holds the lock and where it answers."""
+        pid = os.getpid()
+        born = psutil.Process(pid).create_time()
+        self._write(msgspec.json.encode(Holder(pid, born, endpoint, str(log))))
+
+    def _write(self, content: bytes) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(content.decode())
+        self._file.flush()
+
+    def release(self) -> None:
+        self._write(b"")
+        self._file.close()
+
+
+def read_holder(state: Path) -> Holder | None:
+    """Who holds this home by the word of its lock file; None when nobody does or it can't be read.
+
+    The word alone proves nothing, for its writer may be dead: ask `Holder.alive`.
+    """
+    try:
+        return msgspec.json.decode((state / "lock").read_bytes(), type=Holder)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None

@@ -1,0 +1,82 @@
+"""Logs: swapd's own and one for each model, on disk with a bound, the last lines in memory."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+FILE_BYTES = 5 * 2**20
+FILES_KEPT = 2
+LINES_KEPT = 200
+
+
+class Tail(logging.Handler):
+    """Remembers the last lines of a log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: deque[str] = deque(maxlen=LINES_KEPT)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+
+class Logs:
+    """All logs of one home. `folder` is made when it is missing."""
+
+    def __init__(self, folder: Path, level: str, foreground: bool) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.own = logging.Logger("swapd", level.upper())
+        self._tails: dict[str, Tail] = {}
+        self._models: dict[str, logging.Logger] = {}
+        form = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
+        handlers = [self._file("swapd"), self._tail("")]
+        if foreground:
+            handlers.append(logging.StreamHandler())
+        for handler in handlers:
+            handler.setFormatter(form)
+            self.own.addHandler(handler)
+
+    @property
+    def own_file(self) -> Path:
+        return self.folder / "swapd.log"
+
+    def of(self, model: str) -> logging.Logger:
+        """The log of what this model's workers print."""
+        if model not in self._models:
+            log = logging.Logger(model, logging.INFO)
+            name = "".join(c if c.isalnum() or c in "-_." else "-" for c in model)
+            log.addHandler(self._file(f"model-{name}"))
+            log.addHandler(self._tail(model))
+            for handler in log.handlers:
+                handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+            self._models[model] = log
+        return self._models[model]
+
+    def last(self, model: str = "") -> list[str]:
+        """The last lines of a model's log, or, without a name, of swapd's own."""
+        tail = self._tails.get(model)
+        return list(tail.lines) if tail else []
+
+    def close(self) -> None:
+        for log in [self.own, *self._models.values()]:
+            for handler in list(log.handlers):
+                log.removeHandler(handler)
+                handler.close()
+
+    def _file(self, stem: str) -> logging.Handler:
+        return RotatingFileHandler(
+            self.folder / f"{stem}.log",
+            maxBytes=FILE_BYTES,
+            backupCount=FILES_KEPT,
+            encoding="utf-8",
+            delay=True,
+        )
+
+    def _tail(self, model: str) -> Tail:
+        tail = Tail()
+        self._tails[model] = tail
+        return tail

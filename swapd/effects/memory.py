@@ -1,0 +1,45 @@
+"""A look at the machine's memory and at what workers hold of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import psutil
+
+from swapd.effects.ports import family
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySample:
+    """Percent of the machine's memory in use, and bytes held by each pid asked for."""
+
+    used_percent: float
+    held: Mapping[int, int]
+
+
+def sample(pids: list[int]) -> MemorySample:
+    """Look once. May take some milliseconds for large processes: not for the event loop."""
+    held = {pid: bytes_held(pid) for pid in pids}
+    return MemorySample(psutil.virtual_memory().percent, {p: b for p, b in held.items() if b})
+
+
+def bytes_held(pid: int) -> int:
+    """Memory of a process and its descendants; 0 when it is gone or may not be looked at.
+
+    On Linux the proportional set size, so that a file mapped by two workers counts once; else
+    what is unique to the process.
+    """
+    total = 0
+    for member in family(pid):
+        try:
+            info = member.memory_full_info()
+            total += getattr(info, "pss", 0) or info.uss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return total
+
+
+def total() -> int:
+    """Bytes of memory that the machine has."""
+    return int(psutil.virtual_memory().total)

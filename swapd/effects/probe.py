@@ -1,0 +1,47 @@
+"""Readiness of a foreign worker: asked for, because it does not tell."""
+
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp
+
+from swapd.effects.clock import pause
+from swapd.effects.ports import stranger_on
+from swapd.effects.process import WorkerProcess
+
+FIRST_PAUSE = 0.005
+GROWTH = 1.5
+LONGEST_PAUSE = 0.25
+ANSWER_WITHIN = aiohttp.ClientTimeout(total=5.0)
+
+
+class StrangerError(Exception):
+    """Somebody else answers on the worker's port."""
+
+
+async def until_ready(process: WorkerProcess, session: aiohttp.ClientSession) -> None:
+    """Return once the worker answers 200 at its check endpoint; ask at growing intervals.
+
+    Raises StrangerError when the port turns out to be held by a process that is not our child's.
+    The caller cancels it when the worker has ended.
+    """
+    if not process.spec.check_endpoint:
+        return
+    url = process.base_url + "/" + process.spec.check_endpoint.lstrip("/")
+    interval = FIRST_PAUSE
+    while not await _answers(session, url):
+        await pause(interval)
+        interval = min(interval * GROWTH, LONGEST_PAUSE)
+    if "${PORT}" in process.spec.proxy:
+        stranger = stranger_on(process.port, process.pid)
+        if stranger is not None:
+            raise StrangerError(f"port {process.port} is held by another process, pid {stranger}")
+
+
+async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
+    try:
+        async with session.get(url, timeout=ANSWER_WITHIN, allow_redirects=False) as response:
+            return response.status == 200
+    except (aiohttp.ClientError, asyncio.TimeoutError, OSError):
+        return False

@@ -1,0 +1,262 @@
+"""Worker processes: spawn in a session of their own, hear them, signal them, reap them."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from swapd.effects.guardian import Guardian
+from swapd.effects.ports import free_port
+from swapd.words.catalog import ModelSpec
+from swapd.words.events import WorkerId
+
+TAIL_LINES = 20
+READ_SIZE = 65536
+
+
+class Word(msgspec.Struct, frozen=True):
+    """One line that a worker of ours writes on `SWAPD_READY_FD`: ready, a failure, or a beat."""
+
+    ready: bool = False
+    host: str = "127.0.0.1"
+    port: int = 0
+    slots: int = 0
+    context: int = 0
+    load_seconds: float = 0.0
+    error: str = ""
+    beat: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where and how workers are spawned."""
+
+    home: Path
+    """Their working directory: relative paths of a configuration mean files in it."""
+    guardian: Guardian
+    environ: Mapping[str, str]
+
+
+class Listener(Protocol):
+    """Who wants to hear of a worker; called on the event loop."""
+
+    def worker_spoke(self, worker: WorkerId, word: Word) -> None: ...
+
+    def worker_exited(self, worker: WorkerId, reason: str) -> None: ...
+
+
+class WorkerProcess:
+    """One worker process from its spawn to its end.
+
+    The constructor spawns at once and raises OSError when the command can't be run. `base_url`
+    is where it answers: for a foreign worker known from the start, for ours once it has spoken.
+    """
+
+    def __init__(
+        self,
+        worker: WorkerId,
+        spec: ModelSpec,
+        place: Place,
+        listener: Listener,
+        output: logging.Logger,
+    ) -> None:
+        self.worker = worker
+        self.spec = spec
+        self.port = 0 if spec.own else free_port()
+        self.base_url = "" if spec.own else self._fill(spec.proxy).rstrip("/")
+        self._listener = listener
+        self._output = output
+        self._place = place
+        self._loop = asyncio.get_running_loop()
+        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._verdict = ""
+        self._ended = False
+        self._process, words, lines = self._spawn()
+        self.pid = self._process.pid
+        place.guardian.watch(self.pid)
+        self._words = _LineReader(self._loop, words, self._heard)
+        self._lines = _LineReader(self._loop, lines, self._printed)
+        threading.Thread(target=self._wait, name=f"wait for {self.pid}", daemon=True).start()
+
+    def _fill(self, text: str, pid: int = 0) -> str:
+        return text.replace("${PORT}", str(self.port)).replace("${PID}", str(pid))
+
+    def _spawn(self) -> tuple[subprocess.Popen[bytes], int, int]:
+        word_out, word_in = os.pipe()
+        line_out, line_in = os.pipe()
+        env = {**self._place.environ, **dict(self.spec.env), "SWAPD_READY_FD": str(word_in)}
+        if not self.spec.own:
+            del env["SWAPD_READY_FD"]
+        try:
+            process = subprocess.Popen(
+                [self._fill(word) for word in self.spec.argv],
+                stdin=subprocess.PIPE,
+                stdout=line_in,
+                stderr=line_in,
+                cwd=self._place.home,
+                env=env,
+                pass_fds=(word_in,) if self.spec.own else (),
+                start_new_session=True,
+            )
+        except OSError:
+            os.close(word_out)
+            os.close(line_out)
+            raise
+        finally:
+            os.close(word_in)
+            os.close(line_in)
+        return process, word_out, line_out
+
+    # -- hearing -------------------------------------------------------------------------------
+
+    def _heard(self, line: bytes) -> None:
+        try:
+            word = msgspec.json.decode(line, type=Word)
+        except msgspec.DecodeError as error:
+            self._output.warning("swapd: not understood on SWAPD_READY_FD (%s): %r", error, line)
+            return
+        if word.error:
+            self._verdict = word.error
+        if word.ready:
+            self.port = word.port
+            self.base_url = f"http://{word.host}:{word.port}"
+        self._listener.worker_spoke(self.worker, word)
+
+    def _printed(self, line: bytes) -> None:
+        text = line.decode("utf-8", "replace").rstrip()
+        if text:
+            self._tail.append(text)
+            self._output.info("%s", text)
+
+    # -- ending --------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Ask it to end, by the model's own stop command if it has one, else by SIGTERM."""
+        if self.spec.stop_argv:
+            argv = [self._fill(word, self.pid) for word in self.spec.stop_argv]
+            try:
+                command = subprocess.Popen(
+                    argv, stdin=subprocess.DEVNULL, cwd=self._place.home, start_new_session=True
+                )
+            except OSError as error:
+                self._output.warning("swapd: cmdStop can't be run: %s; sending SIGTERM", error)
+            else:
+                threading.Thread(target=command.wait, daemon=True).start()
+                return
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it and all of its process group at once."""
+        self._signal(signal.SIGKILL)
+
+    def condemn(self, reason: str) -> None:
+        """Kill it, and let `reason` be the reason of its end."""
+        self._verdict = reason
+        self.kill()
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Signal the group. Not reaped before `_ended`, so the number can't be a stranger's."""
+        if self._ended:
+            return
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:
+            self._output.debug("swapd: %d had gone before %s", self.pid, number.name)
+        except PermissionError:
+            # macOS answers so for a group of which only a zombie is left.
+            self._output.debug("swapd: %d could not be sent %s", self.pid, number.name)
+
+    def _wait(self) -> None:
+        """In a thread of its own: sleep until the process has ended, then report it."""
+        if hasattr(os, "waitid"):
+            # Without reaping, so that its number stays its own while the group is ended.
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        else:
+            self._process.wait()
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._reap)
+
+    def _reap(self) -> None:
+        self._signal(signal.SIGKILL)
+        self._ended = True
+        self._process.wait()
+        self._place.guardian.forget(self.pid)
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._words.finish()
+        self._lines.finish()
+        self._listener.worker_exited(self.worker, self._reason())
+
+    def _reason(self) -> str:
+        """One sentence: how it ended and, if it said so, why."""
+        if self._verdict:
+            return self._verdict
+        status = self._process.returncode
+        if status < 0:
+            how = f"the worker was ended by {signal.Signals(-status).name}"
+        else:
+            how = f"the worker ended with exit status {status}"
+        return f"{how}: {self._tail[-1]}" if self._tail else how
+
+
+class _LineReader:
+    """Reads whole lines from a pipe on the event loop, without ever blocking it."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, fd: int, take: Callable[[bytes], None]
+    ) -> None:
+        os.set_blocking(fd, False)
+        self._loop = loop
+        self._fd = fd
+        self._take = take
+        self._rest = b""
+        self._open = True
+        loop.add_reader(fd, self._read)
+
+    def _read(self) -> bool:
+        """Take what there is; whether there may be more."""
+        try:
+            chunk = os.read(self._fd, READ_SIZE)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            chunk = b""
+        if not chunk:
+            self._close()
+            return False
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        for line in lines:
+            self._take(line)
+        if len(self._rest) > READ_SIZE:
+            self._take(self._rest)
+            self._rest = b""
+        return True
+
+    def finish(self) -> None:
+        """Take what is left, a line without its end included, and close."""
+        while self._open and self._read():
+            pass
+        self._close()
+        if self._rest:
+            self._take(self._rest)
+            self._rest = b""
+
+    def _close(self) -> None:
+        if self._open:
+            self._open = False
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)

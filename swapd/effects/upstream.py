@@ -1,0 +1,104 @@
+"""One request through to a worker and its answer back, streamed byte for byte."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import aiohttp
+from aiohttp import web
+from multidict import CIMultiDict, CIMultiDictProxy
+
+HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""Headers that speak of one connection only (RFC 9110, section 7.6.1)."""
+
+CONNECT_WITHIN = 5.0
+FAILURES = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
+NEVER = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_WITHIN)
+"""An answer may take as long as it takes: a long prefill is not a fault."""
+
+
+class WorkerFailedError(Exception):
+    """The worker's answer did not come, or broke off.
+
+    `begun` is the answer to the client as far as it has been sent, None before its first byte.
+    """
+
+    def __init__(self, message: str, begun: web.StreamResponse | None) -> None:
+        super().__init__(message)
+        self.begun = begun
+
+
+def end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+    """The headers that are meant for the other end: hop-by-hop ones are left out."""
+    named = {n.strip().lower() for n in headers.get("Connection", "").split(",") if n.strip()}
+    drop = HOP_BY_HOP | named
+    return CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in drop)
+
+
+def new_session() -> aiohttp.ClientSession:
+    """A client for all workers: no limit but the grants, nothing unpacked, nothing remembered."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, force_close=False, ttl_dns_cache=None),
+        timeout=NEVER,
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+    )
+
+
+async def forward(
+    session: aiohttp.ClientSession,
+    request: web.Request,
+    url: str,
+    body: bytes,
+    added: Mapping[str, str],
+) -> web.StreamResponse:
+    """Send `request` with `body` to `url` and stream the answer to the client as it comes.
+
+    `added` are headers that the answer gets on top. Raises WorkerFailedError when the worker
+    fails, ConnectionResetError when the client has gone. However it ends, the connection to the
+    worker is closed unless its answer is complete, so that the worker stops working on it.
+    """
+    headers = end_to_end(request.headers)
+    for name in ("Host", "Content-Length", "Expect"):
+        headers.popall(name, None)
+    try:
+        answer = await session.request(
+            request.method, url, data=body or None, headers=headers, allow_redirects=False
+        )
+    except FAILURES as error:
+        raise WorkerFailedError(_told(error), None) from error
+    async with answer:
+        response = web.StreamResponse(status=answer.status, reason=answer.reason)
+        response.headers.extend(end_to_end(answer.headers))
+        response.headers.update(added)
+        await response.prepare(request)
+        while chunk := await _next_chunk(answer, response):
+            await response.write(chunk)
+        await response.write_eof()
+        return response
+
+
+async def _next_chunk(answer: aiohttp.ClientResponse, response: web.StreamResponse) -> bytes:
+    """What has come since the last call, at once; empty at the answer's proper end."""
+    try:
+        return await answer.content.readany()
+    except FAILURES as error:
+        raise WorkerFailedError(_told(error), response) from error
+
+
+def _told(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,51 @@
+"""The home of one swapd: the folder that holds its configuration and its state."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+WORKER_COMMAND = (sys.executable, "-m", "workers.serve")
+"""What `${worker}` in a command means: our own worker, in the Python that runs swapd."""
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Paths below one folder."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.yaml"
+
+    @property
+    def custom(self) -> Path:
+        return self.folder / "custom_models.yaml"
+
+    @property
+    def state(self) -> Path:
+        return self.folder / ".swapd"
+
+    @property
+    def logs(self) -> Path:
+        return self.state / "logs"
+
+
+def find_home(environ: Mapping[str, str] = os.environ) -> Home:
+    """The folder that `SWAPD_HOME` names, else the user's configuration folder for swapd."""
+    named = environ.get("SWAPD_HOME")
+    folder = Path(named) if named else platformdirs.user_config_path("swapd")
+    return Home(folder.expanduser().absolute())
+
+
+def demo_folder() -> Path:
+    """Where the demo models lie: inside the installed package, else beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "demo"
+    return installed if installed.is_dir() else package.parent / "demo"

@@ -1,0 +1,317 @@
+"""The supervisor: the inbox, and the only writer.
+
+Whatever happens becomes an event in the inbox. Events are handled one after the other; the
+orders that the core gives for one are carried out before the next is looked at, and nothing is
+awaited in between, so the core's books and the world never disagree by more than what is still
+in the inbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from swapd.config.diff import diff
+from swapd.core.scheduler import Scheduler
+from swapd.effects import memory
+from swapd.effects.clock import Alarm, now, wall
+from swapd.effects.logs import Logs
+from swapd.effects.probe import StrangerError, until_ready
+from swapd.effects.process import Place, Word, WorkerProcess
+from swapd.effects.tasks import Tasks
+from swapd.words import events as ev
+from swapd.words import orders as od
+from swapd.words.catalog import Catalog
+from swapd.words.status import WorkerStatus
+
+
+class RefusedError(Exception):
+    """A request was refused; `refusal` says why and when to come again."""
+
+    def __init__(self, refusal: od.Refuse) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
+@dataclass(slots=True)
+class Lease:
+    """A worker's slot, granted to one request. To be given back by `Supervisor.release`."""
+
+    request: ev.RequestId
+    worker: ev.WorkerId
+    base_url: str
+
+
+@dataclass(slots=True)
+class Running:
+    """A worker as the supervisor holds it."""
+
+    process: WorkerProcess | None
+    started: float
+    """Seconds since 1970."""
+    beat: float | None = None
+    """When the worker was last heard to make progress, of the monotonic clock."""
+    probe: asyncio.Task[None] | None = None
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """One worker as people may see it: the core's view and the process's."""
+
+    status: WorkerStatus
+    pid: int
+    base_url: str
+    started: float
+    """Seconds since 1970."""
+    silent: float | None
+    """Seconds since the worker was last heard to make progress; None: never."""
+
+
+class Supervisor:
+    """Runs the core against the world. Made and used on one event loop."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        place: Place,
+        logs: Logs,
+        session: aiohttp.ClientSession,
+        observe: Callable[[ev.Event, list[od.Order]], None],
+    ) -> None:
+        self._core = Scheduler(catalog)
+        self._place = place
+        self._logs = logs
+        self._log = logs.own
+        self._session = session
+        self._observe = observe
+        self._inbox: deque[ev.Event] = deque()
+        self._busy = False
+        self._requests = 0
+        self._waiting: dict[ev.RequestId, asyncio.Future[Lease]] = {}
+        self._workers: dict[ev.WorkerId, Running] = {}
+        self._alarm = Alarm(lambda: self.post(ev.Ticked(now())))
+        self._tasks = Tasks(logs.own)
+        self.closed = asyncio.Event()
+        """Set when a shutdown has left nothing running."""
+        self._closing = False
+
+    # -- what doors ask --------------------------------------------------------------------------
+
+    @property
+    def catalog(self) -> Catalog:
+        return self._core.catalog
+
+    @property
+    def closing(self) -> bool:
+        return self._closing
+
+    @staticmethod
+    def now() -> float:
+        """The clock of all times that this class tells."""
+        return now()
+
+    def waiting(self, model: str) -> int:
+        """How many requests wait for a model."""
+        return self._core.waiting(model)
+
+    def sights(self) -> list[Sight]:
+        """Every worker alive, oldest first."""
+        seen = []
+        for status in self._core.status():
+            running = self._workers[status.worker]
+            process = running.process
+            pid, url = (process.pid, process.base_url) if process else (0, "")
+            silent = None if running.beat is None else now() - running.beat
+            seen.append(Sight(status, pid, url, running.started, silent))
+        return seen
+
+    async def admit(self, model: str, needs_slot: bool = True) -> Lease:
+        """Wait for a slot of this model's worker, which is started if need be.
+
+        Raises RefusedError. When the caller is cancelled, whatever it held is given back.
+        """
+        self._requests += 1
+        request = self._requests
+        future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+        self._waiting[request] = future
+        self.post(ev.Arrived(now(), request, model, needs_slot))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if self._waiting.pop(request, None) is not None:
+                self.post(ev.Left(now(), request))
+            elif not future.cancelled() and future.exception() is None:
+                self.release(future.result(), answered=False)
+            raise
+
+    def release(self, lease: Lease, answered: bool) -> None:
+        """Give a slot back: the request is over, and the worker answered it or did not."""
+        self.post(ev.Finished(now(), lease.request, answered))
+
+    async def unload(self, model: str | None) -> list[str]:
+        """Let the ready workers of a model, or of all, go; wait for those that were idle.
+
+        Returns the models concerned. Busy workers finish first and are not waited for.
+        """
+        asked = [
+            s
+            for s in self._core.status()
+            if s.state == "ready" and (model is None or s.model == model)
+        ]
+        ends = [self._workers[s.worker].gone for s in asked if not s.busy]
+        self.post(ev.UnloadAsked(now(), model))
+        for end in ends:
+            await end.wait()
+        return [s.model for s in asked]
+
+    def reload(self, catalog: Catalog) -> None:
+        """Take a new configuration; what it did not change keeps running."""
+        changes = diff(self.catalog, catalog)
+        self._log.info("configuration reloaded: %s", changes)
+        self.post(ev.Reloaded(now(), catalog))
+
+    def close(self, grace: float) -> None:
+        """Begin to end: running requests may go on for `grace` seconds; then `closed` is set."""
+        self._closing = True
+        self.post(ev.ClosingAsked(now(), now() + grace))
+
+    async def end(self) -> None:
+        """After `closed`: end what runs in the background."""
+        self._alarm.set(None)
+        await self._tasks.end()
+
+    # -- the inbox ---------------------------------------------------------------------------------
+
+    def post(self, event: ev.Event) -> None:
+        """Put an event in; it and all that follow from it are handled before this returns.
+
+        Unless it is posted while another event is being handled: then right after that one.
+        """
+        self._inbox.append(event)
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            while self._inbox:
+                self._handle(self._inbox.popleft())
+        finally:
+            self._busy = False
+        if self._closing and self._core.at_rest:
+            self.closed.set()
+
+    def _handle(self, event: ev.Event) -> None:
+        orders = self._core.handle(event)
+        self._observe(event, orders)
+        for order in orders:
+            self._carry_out(order)
+
+    def _carry_out(self, order: od.Order) -> None:
+        match order:
+            case od.Grant(request, worker):
+                self._grant(request, worker)
+            case od.Refuse(request):
+                future = self._waiting.pop(request)
+                if not future.cancelled():
+                    future.set_exception(RefusedError(order))
+            case od.Start():
+                self._start(order)
+            case od.Stop(worker, because):
+                self._stop(worker, because)
+            case od.Kill(worker, because):
+                self._kill(worker, because)
+            case od.TakeSample():
+                self._tasks.run(self._sample(), "memory sample")
+            case od.WakeAt(when):
+                self._alarm.set(when)
+
+    # -- orders ------------------------------------------------------------------------------------
+
+    def _grant(self, request: ev.RequestId, worker: ev.WorkerId) -> None:
+        future = self._waiting.pop(request)
+        process = self._workers[worker].process
+        assert process is not None, "only a ready worker gets grants"
+        lease = Lease(request, worker, process.base_url)
+        if future.cancelled():
+            self.release(lease, answered=False)
+        else:
+            future.set_result(lease)
+
+    def _start(self, order: od.Start) -> None:
+        spec, worker = order.spec, order.worker
+        output = self._logs.of(spec.name)
+        running = self._workers[worker] = Running(None, wall())
+        try:
+            running.process = WorkerProcess(worker, spec, self._place, self, output)
+        except OSError as error:
+            reason = f"{spec.argv[0]} can't be run: {error.strerror}"
+            self._log.warning("%s: %s", spec.name, reason)
+            self.worker_exited(worker, reason)
+            return
+        self._log.info("%s: started as pid %d", spec.name, running.process.pid)
+        if not spec.own:
+            running.probe = self._tasks.run(self._probe(running.process), f"probe of {spec.name}")
+
+    def _stop(self, worker: ev.WorkerId, because: str) -> None:
+        process = self._process(worker)
+        if process is not None:
+            self._log.info("%s: stopping pid %d: %s", process.spec.name, process.pid, because)
+            process.stop()
+
+    def _kill(self, worker: ev.WorkerId, because: str) -> None:
+        process = self._process(worker)
+        if process is not None:
+            self._log.warning("%s: killing pid %d: %s", process.spec.name, process.pid, because)
+            process.kill()
+
+    def _process(self, worker: ev.WorkerId) -> WorkerProcess | None:
+        """The worker's process; None when it has ended and the core is yet to hear of it."""
+        running = self._workers.get(worker)
+        return running.process if running else None
+
+    async def _sample(self) -> None:
+        pids = {r.process.pid: w for w, r in self._workers.items() if r.process is not None}
+        loop = asyncio.get_running_loop()
+        seen = await loop.run_in_executor(None, memory.sample, list(pids))
+        held = {pids[pid]: held for pid, held in seen.held.items()}
+        self.post(ev.Sampled(now(), seen.used_percent, held))
+
+    # -- what workers tell -------------------------------------------------------------------------
+
+    async def _probe(self, process: WorkerProcess) -> None:
+        try:
+            await until_ready(process, self._session)
+        except StrangerError as error:
+            self._log.warning("%s: %s", process.spec.name, error)
+            process.condemn(str(error))
+            return
+        self._came_up(process.worker)
+
+    def worker_spoke(self, worker: ev.WorkerId, word: Word) -> None:
+        """A worker of ours said something on its descriptor."""
+        running = self._workers[worker]
+        running.beat = now()
+        if word.ready:
+            self._came_up(worker)
+
+    def _came_up(self, worker: ev.WorkerId) -> None:
+        running = self._workers[worker]
+        assert running.process is not None
+        took = wall() - running.started
+        name, url = running.process.spec.name, running.process.base_url
+        self._log.info("%s: ready after %.2f s at %s", name, took, url)
+        self.post(ev.CameUp(now(), worker))
+
+    def worker_exited(self, worker: ev.WorkerId, reason: str) -> None:
+        """A worker's process is gone, and everything it said has been heard."""
+        running = self._workers.pop(worker)
+        if running.probe is not None:
+            running.probe.cancel()
+        if running.process is not None:
+            self._log.info("%s: pid %d: %s", running.process.spec.name, running.process.pid, reason)
+        running.gone.set()
+        self.post(ev.Exited(now(), worker, reason))
