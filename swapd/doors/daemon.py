@@ -14,7 +14,6 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -139,10 +138,10 @@ def _run(options: Options, tell: _Teller) -> int:
         loaded = configure(options)
         sock = listen(loaded.settings.host, loaded.settings.port)
     except ConfigError as error:
-        lock.release()
+        lock.retire()
         raise CannotServeError(f"the configuration can't be used:\n{error}") from error
     except PortTakenError as error:
-        lock.release()
+        lock.retire()
         raise CannotServeError(str(error)) from error
     logs = Logs(options.home.logs, loaded.settings.log_level, options.ready_fd < 0)
     guardian = Guardian(logs.own)
@@ -156,7 +155,7 @@ def _run(options: Options, tell: _Teller) -> int:
             asyncio.run(daemon.run(sock, tell))
     finally:
         guardian.dismiss()
-        lock.release()
+        lock.retire()
         logs.close()
     return 0
 
@@ -216,15 +215,16 @@ class Daemon:
         loop = asyncio.get_running_loop()
 
         def close() -> None:
-            again = supervisor.closing
-            grace = 0.0 if again else settings.drain_grace
-            self._log.info("asked to end: %s", "at once" if again else f"within {grace:g} s")
+            end(0.0 if supervisor.closing else settings.drain_grace)
+
+        def end(grace: float) -> None:
+            self._log.info("asked to end: %s", f"within {grace:g} s" if grace else "at once")
             supervisor.close(grace)
 
-        reload: Callable[[], None] = lambda: self._reload(supervisor)  # noqa: E731
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, close)
-        loop.add_signal_handler(signal.SIGHUP, reload)
+        loop.add_signal_handler(signal.SIGQUIT, end, 0.0)
+        loop.add_signal_handler(signal.SIGHUP, self._reload, supervisor)
 
     def _reload(self, supervisor: Supervisor) -> None:
         """Read the configuration again; a broken one is told and changes nothing."""

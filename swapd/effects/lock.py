@@ -24,7 +24,8 @@ class Holder(msgspec.Struct, frozen=True):
         """The process, if it is still the one that wrote this."""
         try:
             process = psutil.Process(self.pid)
-            return process if abs(process.create_time() - self.born) < 2.0 else None
+            same = abs(process.create_time() - self.born) < 2.0
+            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
         except psutil.NoSuchProcess:
             return None
 
@@ -38,7 +39,7 @@ class HeldError(Exception):
 
 
 class HomeLock:
-    """The lock on `.swapd/lock`. Held from the constructor until `release` or the process's end."""
+    """The lock on `.swapd/lock`. Held from the constructor until the process ends."""
 
     def __init__(self, state: Path) -> None:
         state.mkdir(parents=True, exist_ok=True)
@@ -62,9 +63,15 @@ class HomeLock:
         self._file.write(content.decode())
         self._file.flush()
 
-    def release(self) -> None:
+    def retire(self) -> None:
+        """Nobody is served any more. The lock itself goes with the process, as its last sign."""
         self._write(b"")
-        self._file.close()
+
+
+def wait_until_free(state: Path) -> None:
+    """Block until the process that holds this home's lock has ended."""
+    with (state / "lock").open("a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def read_holder(state: Path) -> Holder | None:

@@ -204,6 +204,8 @@ class WorkerProcess:
         if self._verdict:
             return self._verdict
         status = self._process.returncode
+        if status == 0:
+            return "the worker ended with exit status 0"
         if status < 0:
             how = f"the worker was ended by {signal.Signals(-status).name}"
         else:

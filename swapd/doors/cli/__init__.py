@@ -1,0 +1,1 @@
+"""The command line: `./model`, or `swapd` where it is installed."""

@@ -1,0 +1,17 @@
+# For those who work on swapd. `./model test` needs none of this.
+.PHONY: check lint test long
+
+PYTHON := .venv/bin/python
+
+check: lint test
+
+lint:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+test:
+	./model test
+
+long:
+	./model test --long
