@@ -7,6 +7,7 @@ used are told with the reason; none of them stops the rest.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -120,18 +121,21 @@ class _Look:
         if missing:
             raise DamagedModelError(f"is incomplete: {missing[0]} is missing")
         status = [file.stat() for file in files]
+        if not all(stat.S_ISREG(found.st_mode) for found in status):
+            # Opening a pipe would wait for whoever writes to it.
+            raise DamagedModelError("is not a file")
         identity = (status[0].st_dev, status[0].st_ino)
         if identity in self._seen:
             raise _PassedOverError(f"is the same file as {self._seen[identity]}")
         self._seen[identity] = path
-        age = self._now - max(stat.st_mtime for stat in status)
+        age = self._now - max(found.st_mtime for found in status)
         if 0 <= age < min_age:
             raise _PassedOverError(f"changed {age:.0f} s ago and may still be being copied")
         heads = [read_head(file) for file in files]
         reason = _no_model(path, heads)
         if reason:
             raise _PassedOverError(reason)
-        return facts_of(heads[0], sum(stat.st_size for stat in status))
+        return facts_of(heads[0], sum(found.st_size for found in status))
 
 
 def _no_model(path: Path, heads: list[Head]) -> str:

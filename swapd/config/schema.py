@@ -15,6 +15,8 @@ from msgspec import Meta, Struct
 
 Seconds: TypeAlias = Annotated[float, Meta(ge=0, description="seconds, 0 or more")]
 Count: TypeAlias = Annotated[int, Meta(ge=0, description="a whole number, 0 or more")]
+Places: TypeAlias = Annotated[int, Meta(ge=1, description="a whole number, 1 or more")]
+"""Room in a queue; every request passes through one, so 0 would refuse them all."""
 Flag: TypeAlias = Annotated[bool, Meta(description="true or false")]
 Text: TypeAlias = Annotated[str, Meta(description="text")]
 Names: TypeAlias = Annotated[list[str], Meta(description="a list of names")]
@@ -68,7 +70,7 @@ class Model(Struct, frozen=True, kw_only=True):
     unload_timeout: Seconds = msgspec.field(name="unloadTimeout", default=0.0)
     stop_grace: Annotated[Seconds | None, Meta(description="seconds, 0 or more")] = None
     concurrency_limit: Count = msgspec.field(name="concurrencyLimit", default=0)
-    max_queue: Annotated[Count | None, Meta(description="a whole number, 0 or more")] = None
+    max_queue: Annotated[Places | None, Meta(description="a whole number, 1 or more")] = None
     need: Size = "0"
     context: Count = 0
     aliases: Names = msgspec.field(default_factory=list)
@@ -99,7 +101,7 @@ class Server(Struct, frozen=True, kw_only=True):
     memory: Memory = msgspec.field(default_factory=Memory)
     max_waiting: Count = 512
     ttl: Seconds = 0.0
-    max_queue: Count = 64
+    max_queue: Places = 64
     stop_grace: Seconds = 5.0
     health_check_timeout: Annotated[float, Meta(gt=0, description="seconds, more than 0")] = (
         msgspec.field(name="healthCheckTimeout", default=120.0)

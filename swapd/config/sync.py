@@ -98,7 +98,8 @@ def _checked(
             made.text, CONFIG, env, worker_command=("worker",), total_memory=total_memory
         )
     except ConfigError as error:
-        raise ConfigError(_traced(p, made, custom) for p in error.problems) from error
+        traced = (_traced(problem, made, custom) for problem in error.problems)
+        raise ConfigError(sorted(traced, key=lambda problem: problem.line)) from error
     found = (*made.warnings, *(_traced(p, made, custom) for p in loaded.warnings))
     return tuple(dict.fromkeys(found))
 

@@ -1,0 +1,42 @@
+"""Real, tiny GGUF files, written by the library that llama.cpp's converters use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+
+def write_gguf(
+    path: Path,
+    *,
+    arch: str = "llama",
+    kind: str = "model",
+    tokenizer: bool = True,
+    tokens: int = 100,
+    layers: int = 2,
+    context: int = 1024,
+    kv_heads: int | list[int] = 2,
+    rows: int = 32,
+) -> Path:
+    """Write a model of the given shape: 4 heads of width 16, one tensor of `rows` × 32 floats."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer: Any = gguf.GGUFWriter(path, arch)
+    writer.add_type(kind)
+    writer.add_block_count(layers)
+    writer.add_context_length(context)
+    writer.add_embedding_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(kv_heads)
+    if tokenizer:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_token_list([f"token-{i}" for i in range(tokens)])
+    if rows:
+        writer.add_tensor("output.weight", np.zeros((rows, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -1,0 +1,35 @@
+"""The short way from text to what a test asserts on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import pytest
+
+from swapd.config.load import Loaded, parse
+from swapd.config.problems import ConfigError
+from swapd.words.catalog import ModelSpec
+
+WORKER = ("python", "-m", "worker")
+RAM = 16 * 2**30
+
+
+def read(text: str, env: Mapping[str, str] = MappingProxyType({})) -> Loaded:
+    return parse(text, "config.yaml", env, worker_command=WORKER, total_memory=RAM)
+
+
+def model(text: str, env: Mapping[str, str] = MappingProxyType({})) -> ModelSpec:
+    """The only model of a configuration that gives no cause for warnings."""
+    loaded = read(text, env)
+    assert loaded.warnings == ()
+    [spec] = loaded.catalog.models.values()
+    return spec
+
+
+def faults(text: str, env: Mapping[str, str] = MappingProxyType({})) -> list[str]:
+    """What is wrong with a text, a line each."""
+    with pytest.raises(ConfigError) as caught:
+        read(text, env)
+    assert str(caught.value) == "\n".join(str(problem) for problem in caught.value.problems)
+    return str(caught.value).splitlines()

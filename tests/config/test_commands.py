@@ -1,0 +1,86 @@
+"""How command lines and macros become words."""
+
+from __future__ import annotations
+
+import shlex
+from types import MappingProxyType
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from swapd.config.commands import Expander, Macro, Scope, fill_in, split
+
+PORT = frozenset({"PORT"})
+MACROS = {
+    "flags": "--a 1 'two words'",
+    "path": "/models/my model.gguf",
+    "quoted": "'/models/my model.gguf'",
+    "outer": "${flags} --in ${flags}x ${PORT}",
+    "empty": "",
+}
+
+
+def words(command: str | list[str]) -> tuple[str, ...]:
+    macros = {name: Macro(text, text) for name, text in MACROS.items()}
+    scope = Scope("a/model", macros, {"ARGS": "-x -y", "TRICK": "${flags}"}, ("py", "-m", "w"))
+    wrong: list[str] = []
+    found = Expander(scope).words(command, wrong.append, PORT)
+    assert wrong == []
+    return found
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("a  b\n c", ("a", "b", "c")),
+        ("a \\\n b \\  \n c", ("a", "b", "c")),
+        ("# it's\na\n  # no ${macro}\nb #c", ("a", "b", "#c")),
+        ("""a 'b c' "d 'e" f\\ g ''""", ("a", "b c", "d 'e", "f g", "")),
+        ("a $HOME `ls` *", ("a", "$HOME", "`ls`", "*")),
+        ("${flags}", ("--a", "1", "two words")),
+        ("'${flags}'", ("--a 1 'two words'",)),
+        ("${path}", ("/models/my", "model.gguf")),
+        ('"${path}"', ("/models/my model.gguf",)),
+        ("--m=${path}", ("--m=/models/my model.gguf",)),
+        ("${quoted}", ("/models/my model.gguf",)),
+        ("\\${flags}", ("--a 1 'two words'",)),
+        ("${outer}", ("--a", "1", "two words", "--in", "--a 1 'two words'x", "${PORT}")),
+        ("a ${empty} b", ("a", "b")),
+        ("a '${empty}' b", ("a", "", "b")),
+        ("${env.ARGS}", ("-x", "-y")),
+        ("'${env.ARGS}'", ("-x -y",)),
+        ("${env.TRICK} x${env.TRICK}", ("${flags}", "x${flags}")),
+        ("${worker} ${MODEL_ID} ${PORT}:${PORT}", ("py", "-m", "w", "a/model", "${PORT}:${PORT}")),
+        (["${worker}", "${path}", "a b"], ("py", "-m", "w", "/models/my model.gguf", "a b")),
+    ],
+)
+def test_words(command: str | list[str], expected: tuple[str, ...]) -> None:
+    assert words(command) == expected
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\n${}"))))
+@example(["a'b", '"', "\\", " "])
+def test_what_a_shell_quotes_is_split_back(given: list[str]) -> None:
+    given = [word for word in given if len(word.splitlines()) < 2 and not word.startswith("#")]
+    line = "x " + shlex.join(given)
+    if len(line.splitlines()) == 1:
+        assert split(line) == ["x", *given]
+
+
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"])).filter(bool))
+@example('it\'s "a" \\ $x')
+def test_a_filled_in_path_is_one_word_in_any_quotes(path: str) -> None:
+    line = "# it's ${P}\na ${P} \"${P}\" '${P}' --m=${P} ${PORT}"
+    filled = split(fill_in(line, "P", path))
+    assert [w.removeprefix("\0") for w in filled] == [
+        "a", path, path, path, f"--m={path}", "${PORT}",
+    ]  # fmt: skip
+
+
+def test_values_keep_their_type_when_a_macro_is_all_there_is() -> None:
+    macros = MappingProxyType({"n": Macro("1.10", 1.1), "t": Macro("${n}!", "${n}!")})
+    expander = Expander(Scope("m", macros, {}, ()))
+    assert expander.value({"a": ["${n}", "v${n}", "${t}", 3, None]}) == {
+        "a": [1.1, "v1.10", "1.10!", 3, None]
+    }

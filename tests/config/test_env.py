@@ -1,0 +1,68 @@
+"""`.env`, the process's environment, and the reference's settings in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from swapd.config.env import read_env, sync_settings
+from swapd.config.problems import ConfigError
+
+
+def test_dotenv_is_read_and_beaten_by_the_process(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(
+        "# a comment\nMODEL_TTL=60 # a minute\nexport MODEL_PREFIX=''\nMODELS_DIR=\"/a # b\"\n"
+        "BARE\nSWAPD_PORT=1\n"
+    )
+    env = read_env(tmp_path, {"SWAPD_PORT": "2", "HOME": "/h"})
+    assert env == {
+        "MODEL_TTL": "60", "MODEL_PREFIX": "", "MODELS_DIR": "/a # b", "SWAPD_PORT": "2",
+        "HOME": "/h",
+    }  # fmt: skip
+
+
+def test_no_dotenv_is_fine(tmp_path: Path) -> None:
+    assert read_env(tmp_path, {"A": "b"}) == {"A": "b"}
+
+
+def test_a_wrong_line_is_told(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("A=1\nB='2\n")
+    with pytest.raises(ConfigError, match=r"^\.env:2: must be NAME=value$"):
+        read_env(tmp_path, {})
+    (tmp_path / ".env").write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match=r"^\.env: is not text in UTF-8$"):
+        read_env(tmp_path, {})
+
+
+def test_defaults_are_the_references() -> None:
+    settings = sync_settings({"HOME": "/h"})
+    assert (settings.model_ttl, settings.threshold, settings.interval) == (1800, 75, 30)
+    assert settings.models_dir == Path("/h/.cache/lm-studio/models")
+    assert (settings.prefix, settings.ctx_size) == ("ls/", 8192)
+    assert (settings.parallel, settings.min_age) == (1, 5)
+
+
+def test_what_is_set_counts() -> None:
+    settings = sync_settings(
+        {"MODEL_TTL": "0", "MODEL_PREFIX": "", "MODELS_DIR": "~/m", "HOME": "/h",
+         "DEFAULT_PARALLEL": "4", "MIN_MODEL_AGE_SECONDS": "0.5", "PRESSURE_CHECK_INTERVAL": ""}
+    )  # fmt: skip
+    assert (settings.model_ttl, settings.prefix) == (0, "")
+    assert settings.models_dir == Path("/h/m")
+    assert (settings.parallel, settings.min_age, settings.interval) == (4, 0.5, 30)
+
+
+def test_all_faults_are_told() -> None:
+    with pytest.raises(ConfigError) as caught:
+        sync_settings(
+            {"MODEL_TTL": "soon", "MEMORY_PRESSURE_THRESHOLD": "101", "DEFAULT_CTX_SIZE": "0",
+             "DEFAULT_PARALLEL": "1.5", "MIN_MODEL_AGE_SECONDS": "inf"}
+        )  # fmt: skip
+    assert str(caught.value).splitlines() == [
+        "environment: MODEL_TTL: must be a number, 0 or more, not soon",
+        "environment: MEMORY_PRESSURE_THRESHOLD: must be a number, 0 to 100, not 101",
+        "environment: DEFAULT_CTX_SIZE: must be a number, 1 or more, not 0",
+        "environment: DEFAULT_PARALLEL: must be a whole number, not 1.5",
+        "environment: MIN_MODEL_AGE_SECONDS: must be a number, 0 or more, not inf",
+    ]

@@ -1,0 +1,75 @@
+"""The files that are shipped say what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from swapd.config.custom import parse_custom
+from swapd.config.schema import Filters, Memory, Model, Server
+from swapd.config.tree import Mapping, node_at, parse_tree
+from swapd.config.typed import Report, shapes
+from swapd.config.typed import read as read_section
+from tests.config.reading import read
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = (ROOT / "config.example.yaml").read_text(encoding="utf-8")
+SECTIONS: list[tuple[type[msgspec.Struct], tuple[str, ...], set[str]]] = [
+    (Server, (), {"models"}),
+    (Memory, ("memory",), set()),
+    (Model, ("models", "example"), set()),
+    (Filters, ("models", "example", "filters"), set()),
+]
+
+
+@pytest.mark.parametrize(("struct", "path", "beside"), SECTIONS)
+def test_the_example_has_every_key_with_its_default(
+    struct: type[msgspec.Struct], path: tuple[str, ...], beside: set[str]
+) -> None:
+    tree, problems = parse_tree(EXAMPLE, "config.example.yaml")
+    section = node_at(tree, path)
+    assert isinstance(section, Mapping)
+    live = {name for name, shape in shapes(struct).items() if not shape.inert}
+    assert set(section.entries) == live | beside
+    report = Report("config.example.yaml", tree, problems)
+    found = read_section(struct, section, path, report, {}, beside=frozenset(beside | {"cmd"}))
+    assert found == struct()
+    assert report.problems == []
+
+
+def test_the_example_names_every_key_without_effect() -> None:
+    _, _, tail = EXAMPLE.partition("each is accepted with a warning\n")
+    named = {
+        (*where, key)
+        for where, keys in (
+            ((), re.search(r"at the top:([^:]*)#   of a model", tail)),
+            (("models", "example"), re.search(r"of a model:(.*)", tail)),
+            (("models", "example", "filters"), re.search(r"of filters:(.*)", tail)),
+        )
+        for key in (keys[1].replace("#", "").split() if keys else [])
+    }
+    assert named == {
+        (*path, name)
+        for struct, path, _ in SECTIONS
+        for name, shape in shapes(struct).items()
+        if shape.inert
+    }
+
+
+def test_the_example_loads_and_gives_the_defaults() -> None:
+    loaded, plain = read(EXAMPLE), read("models: {}")
+    assert loaded.warnings == ()
+    assert (loaded.settings, loaded.catalog.limits) == (plain.settings, plain.catalog.limits)
+    assert loaded.catalog.models["example"].own
+
+
+def test_the_shipped_custom_models_say_nothing_and_their_examples_are_valid() -> None:
+    text = (ROOT / "custom_models.yaml").read_text(encoding="utf-8")
+    assert not parse_custom(text, {}).models
+    _, _, tail = text.partition("what you need of this:\n#\n")
+    custom = parse_custom(re.sub(r"(?m)^# ?", "", tail), {})
+    assert list(custom.models) == ["bard", "gemma3:27.4b-q8_0", "codestral:22.2b-q8_0", "whisper"]
+    assert custom.warnings == ()
