@@ -65,6 +65,7 @@ class Sight:
 
     status: WorkerStatus
     pid: int
+    argv: tuple[str, ...]
     base_url: str
     started: float
     """Seconds since 1970."""
@@ -125,9 +126,11 @@ class Supervisor:
         for status in self._core.status():
             running = self._workers[status.worker]
             process = running.process
-            pid, url = (process.pid, process.base_url) if process else (0, "")
+            if process is None:
+                continue
             silent = None if running.beat is None else now() - running.beat
-            seen.append(Sight(status, pid, url, running.started, silent))
+            url, argv = process.base_url, process.argv
+            seen.append(Sight(status, process.pid, argv, url, running.started, silent))
         return seen
 
     async def admit(self, model: str, needs_slot: bool = True) -> Lease:
@@ -296,15 +299,15 @@ class Supervisor:
         running = self._workers[worker]
         running.beat = now()
         if word.ready:
-            self._came_up(worker)
+            self._came_up(worker, word.slots)
 
-    def _came_up(self, worker: ev.WorkerId) -> None:
+    def _came_up(self, worker: ev.WorkerId, slots: int = 0) -> None:
         running = self._workers[worker]
         assert running.process is not None
         took = wall() - running.started
         name, url = running.process.spec.name, running.process.base_url
         self._log.info("%s: ready after %.2f s at %s", name, took, url)
-        self.post(ev.CameUp(now(), worker))
+        self.post(ev.CameUp(now(), worker, slots))
 
     def worker_exited(self, worker: ev.WorkerId, reason: str) -> None:
         """A worker's process is gone, and everything it said has been heard."""

@@ -203,7 +203,7 @@ class Expander:
 
 def _without_comments(text: str) -> str:
     """The text without its comment lines, continued lines joined."""
-    lines = (line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    lines = (line for line in text.split("\n") if not line.lstrip().startswith("#"))
     return re.sub(r"\\[ \t]*(\n|$)", " ", "\n".join(lines))
 
 

@@ -31,6 +31,7 @@ class Resident:
     deadline: float | None
     """When it is killed: if it has not come up by then, or not gone."""
     state: State = State.STARTING
+    told_slots: int = 0
     busy: set[RequestId] = field(default_factory=set)
     served: int = 0
     last_used: float = 0.0
@@ -47,8 +48,13 @@ class Resident:
         return self.state is State.READY and not self.busy
 
     @property
+    def slots(self) -> int:
+        """As many as the worker itself has told, else as many as its model's entry says."""
+        return self.told_slots or self.spec.slots
+
+    @property
     def free_slots(self) -> int:
-        return self.spec.slots - len(self.busy) if self.state is State.READY else 0
+        return self.slots - len(self.busy) if self.state is State.READY else 0
 
 
 @dataclass(slots=True)
@@ -130,7 +136,7 @@ class Ledger:
 
     def __repr__(self) -> str:
         residents = ", ".join(
-            f"{r.worker}:{r.spec.name} {r.state.value} {len(r.busy)}/{r.spec.slots}"
+            f"{r.worker}:{r.spec.name} {r.state.value} {len(r.busy)}/{r.slots}"
             for r in self.residents.values()
         )
         queues = ", ".join(f"{model}: {list(q)}" for model, q in self.queues.items())

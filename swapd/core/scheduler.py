@@ -30,7 +30,7 @@ from swapd.words.orders import Grant, Kill, Order, Refuse, Start, Stop, TakeSamp
 from swapd.words.status import WorkerStatus
 
 COOL_DOWN = 1.0
-"""Seconds that a model rests after its first failed start; doubled with each one more."""
+"""Seconds that a model rests after a failed start; doubled with each one more in a row."""
 COOL_DOWN_MOST = 60.0
 PRESSURE = "memory pressure"
 
@@ -85,7 +85,7 @@ class Scheduler:
                 model=r.spec.name,
                 state=r.state.value,
                 busy=len(r.busy),
-                slots=r.spec.slots,
+                slots=r.slots,
                 since=r.since,
                 idle_since=r.last_used if r.idle else None,
                 bytes=self._books.need(r.spec).bytes,
@@ -152,24 +152,26 @@ class Scheduler:
         if resident.state is State.READY:
             resident.last_used = event.now
             resident.deadline = None
+            resident.told_slots = event.slots
             self._sample_soon(event.now)
 
     def _exited(self, event: ev.Exited) -> None:
         resident = self._books.residents.pop(event.worker)
-        unasked = resident.state in SERVING and not resident.served
+        failed_start = resident.state is State.STARTING or resident.late
+        failed_serving = resident.state is State.READY and not resident.served
         resident.step(Step.EXITED)
-        if (unasked or resident.late) and self._closing is None:
-            self._cool_down(resident.spec, resident.late or event.reason, event.now)
+        if self._closing is None and (failed_start or failed_serving):
+            record = self._books.record(resident.spec.name)
+            record.failures += 1
+            record.reason = resident.late or event.reason
+            # One that came up and then died at once may have met with an accident: once.
+            if failed_start or record.failures > 1:
+                rest = COOL_DOWN * 2.0 ** (record.failures - 1)
+                record.cool_until = event.now + min(rest, COOL_DOWN_MOST)
         if not self._books.residents:
             self._sample_at = math.inf
         elif resident.because == PRESSURE:
             self._sample_soon(event.now)
-
-    def _cool_down(self, spec: ModelSpec, reason: str, now: float) -> None:
-        record = self._books.record(spec.name)
-        record.failures += 1
-        record.reason = reason
-        record.cool_until = now + min(COOL_DOWN * 2.0 ** (record.failures - 1), COOL_DOWN_MOST)
 
     def _sampled(self, event: ev.Sampled) -> None:
         for worker, held in event.held.items():

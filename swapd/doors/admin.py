@@ -77,7 +77,7 @@ def _worker(house: House, sight: Sight) -> dict[str, Any]:
     return {
         "model": status.model,
         "state": status.state,
-        "cmd": shlex.join(spec.argv) if spec else "",
+        "cmd": shlex.join(sight.argv),
         "proxy": sight.base_url,
         "ttl": spec.ttl if spec else 0,
         "name": spec.title if spec else "",

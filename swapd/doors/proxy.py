@@ -73,16 +73,10 @@ def unknown(house: House, name: str) -> web.Response:
             404, f"there is no model {name!r}: none is configured", code="model_not_found"
         )
     near = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
     shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-    return errors.response(
-        404,
-        f"there is no model {name!r}{hint} There are: {shown}"
-        if hint
-        else f"there is no model {name!r}; there are: {shown}",
-        code="model_not_found",
-        param="model",
-    )
+    message = f"there is no model {name!r}{hint}; there are: {shown}"
+    return errors.response(404, message, code="model_not_found", param="model")
 
 
 def _rewritten(spec: ModelSpec, body: bytes) -> bytes:

@@ -76,6 +76,7 @@ class WorkerProcess:
         self.spec = spec
         self.port = 0 if spec.own else free_port()
         self.base_url = "" if spec.own else self._fill(spec.proxy).rstrip("/")
+        self.argv = tuple(self._fill(word) for word in spec.argv)
         self._listener = listener
         self._output = output
         self._place = place
@@ -101,7 +102,7 @@ class WorkerProcess:
             del env["SWAPD_READY_FD"]
         try:
             process = subprocess.Popen(
-                [self._fill(word) for word in self.spec.argv],
+                self.argv,
                 stdin=subprocess.PIPE,
                 stdout=line_in,
                 stderr=line_in,

@@ -47,6 +47,8 @@ class CameUp:
 
     now: float
     worker: WorkerId
+    slots: int = 0
+    """How many requests it says that it serves at once; 0: it does not say."""
 
 
 @dataclass(frozen=True, slots=True)

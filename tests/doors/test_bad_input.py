@@ -1,0 +1,173 @@
+"""Bad input gets one clear sentence in OpenAI's shape, and never a traceback."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.doors.conftest import fake
+from tests.swapd import Swapd, chat, config, error_of
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        (b"", 400, "the body is not a JSON object: Input data was truncated"),
+        (b"{", 400, "the body is not a JSON object: Input data was truncated"),
+        (b"not json", 400, "the body is not a JSON object: JSON is malformed"),
+        (b"[1]", 400, "the body is not a JSON object: Expected `object`, got `array`"),
+        (b"\xff\xfe", 400, "the body is not a JSON object: JSON is malformed"),
+        (b"{}", 400, "the body names no 'model'"),
+        (b'{"model": null}', 400, "the body names no 'model'"),
+        (b'{"model": 5}', 400, "'model' must be a string"),
+        (
+            b'{"model": "bart"}',
+            404,
+            "there is no model 'bart' (did you mean 'bard'?); there are: alice, bard",
+        ),
+        (b'{"model": ""}', 404, "there is no model ''; there are: alice, bard"),
+        (b'{"model": "../../etc/passwd"}', 404, "there is no model '../../etc/passwd'"),
+    ],
+)
+def test_a_body_that_cannot_be_routed(both: Swapd, body: bytes, status: int, message: str) -> None:
+    answer = both.http.post(CHAT, content=body)
+    assert answer.status_code == status
+    assert error_of(answer)["message"].startswith(message)
+
+
+def test_an_unknown_model_is_told_all_that_there_are(both: Swapd) -> None:
+    error = error_of(both.ask("bart"))
+    assert error["message"].endswith("there are: alice, bard")
+    assert (error["code"], error["param"]) == ("model_not_found", "model")
+
+
+def test_a_body_over_the_limit(both: Swapd) -> None:
+    answer = both.http.post(CHAT, content=b'{"model": "' + b"x" * 2**20 + b'"}')
+    assert answer.status_code == 413
+    assert error_of(answer)["message"] == "the body is larger than the limit of 1,048,576 bytes"
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"temperature": -0.5}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"messages": "hello"}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": "word " * 3000}]}, "context"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_the_worker_refuses_comes_through(
+    both: Swapd, fields: dict[str, Any], word: str, stream: bool
+) -> None:
+    answer = both.ask("bard", stream=stream, **fields)
+    assert answer.status_code == 400, answer.text
+    assert word in error_of(answer)["message"]
+
+
+def test_a_prompt_beyond_the_context_is_told_both_numbers(both: Swapd) -> None:
+    error = both.ask("bard", messages=[{"role": "user", "content": "word " * 3000}]).json()["error"]
+    assert error["type"] == "exceed_context_size_error"
+    assert error["n_prompt_tokens"] > error["n_ctx"] > 0
+
+
+def test_a_template_that_does_not_render(home: Path) -> None:
+    (home / "broken.jinja").write_text("{{ messages[0].nothing.at_all }}")
+    from tests.doors.conftest import demo
+
+    entry = demo("bard", f"--chat-template-file {home}/broken.jinja")
+    with Swapd(home, config({"bard": entry})) as swapd:
+        answer = swapd.ask("bard")
+        assert answer.status_code == 400
+        assert "template" in error_of(answer)["message"]
+
+
+def test_paths_and_methods_that_there_are_not(both: Swapd) -> None:
+    answer = both.http.get("/nowhere")
+    assert answer.status_code == 404
+    assert error_of(answer)["message"] == "there is nothing at GET /nowhere"
+    answer = both.http.get(CHAT)
+    assert answer.status_code == 405
+    assert error_of(answer)["message"] == "/v1/chat/completions takes POST, not GET"
+    answer = both.http.get("/upstream/nobody/health")
+    assert answer.status_code == 404
+
+
+def _serve(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "swapd.doors.daemon", *arguments],
+        env={"SWAPD_HOME": str(home), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+
+def test_a_port_in_use_is_one_sentence(home: Path) -> None:
+    (home / "config.yaml").write_text(config({"a": fake("a")}))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = _serve(home, "--port", str(port))
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"swapd: can't listen on 127.0.0.1 port {port}: Address already")
+    assert "choose another one with --port or SWAPD_PORT" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_an_address_that_is_not_ours_is_one_sentence(home: Path) -> None:
+    (home / "config.yaml").write_text(config({"a": fake("a")}))
+    ended = _serve(home, "--host", "192.0.2.1", "--port", "1")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("swapd: can't listen on 192.0.2.1 port 1: ")
+
+
+def test_two_swapd_on_one_home(home: Path) -> None:
+    with Swapd(home, config({"a": fake("a")})) as swapd:
+        ended = _serve(home)
+        assert ended.returncode == 1
+        assert ended.stderr == (
+            f"swapd: swapd runs already as pid {swapd.process.pid} at {swapd.url} for {home}\n"
+        )
+
+
+def test_a_configuration_that_is_wrong_does_not_start(home: Path) -> None:
+    (home / "config.yaml").write_text("models:\n  a:\n    cmdd: x\n")
+    ended = _serve(home)
+    assert ended.returncode == 1
+    assert "config.yaml:3: models.a.cmdd: unknown key; did you mean cmd?" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_hop_by_hop_headers_end_here_and_others_go_through(home: Path) -> None:
+    with Swapd(home, config({"a": fake("a")})) as swapd:
+        seen = swapd.http.get(
+            "/upstream/a/headers",
+            headers={
+                "Connection": "keep-alive, X-Private",
+                "X-Private": "1",
+                "TE": "trailers",
+                "X-Tenant-Id": "t1",
+                "Authorization": "Bearer k",
+            },
+        ).json()
+        assert seen["x-tenant-id"] == "t1"
+        assert seen["authorization"] == "Bearer k"
+        assert not {"x-private", "te"} & seen.keys()
+        assert seen["host"].startswith("127.0.0.1:")
+
+
+def test_fields_are_dropped_and_the_model_renamed_as_the_entry_says(home: Path) -> None:
+    entry = fake("a", useModelName="real-name", filters={"stripParams": "temperature, top_p"})
+    with Swapd(home, config({"a": entry})) as swapd:
+        answer = swapd.http.post("/v1/completions", json=chat("a"))
+        assert answer.json()["model"] == "real-name"

@@ -1,0 +1,247 @@
+"""Workers that die, swapd that dies, shutdowns and reloads: what clients see of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.doors.conftest import Gate, demo, fake
+from tests.swapd import ROOT, Swapd, alive, chat, config, error_of, eventually, said
+
+
+def test_a_killed_worker_ends_its_request_with_an_error_and_is_replaced(home: Path) -> None:
+    with Swapd(home, config({"bard": demo("bard")})) as swapd:
+        client = openai.OpenAI(base_url=f"{swapd.url}/v1", api_key="-", max_retries=0)
+        stream = client.chat.completions.create(
+            model="bard",
+            messages=[{"role": "user", "content": "Who goes there?"}],
+            max_tokens=900,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        next(iter(stream))
+        pid = swapd.worker("bard")["pid"]
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(openai.APIError, match="worker of 'bard' failed"):
+            for _ in stream:
+                pass
+        client.close()
+        assert said(swapd.ask("bard"))
+        assert swapd.worker("bard")["pid"] != pid
+
+
+def test_a_broken_stream_does_not_look_whole_to_a_plain_client(home: Path) -> None:
+    with (
+        Swapd(home, config({"a": fake("a", "--crash-at-word 2")})) as swapd,
+        swapd.http.stream("POST", "/v1/chat/completions", json=chat("a", stream=True)) as r,
+    ):
+        assert r.headers["X-Accel-Buffering"] == "no"
+        seen = []
+        with pytest.raises(httpx.RemoteProtocolError):
+            seen += [line for line in r.iter_lines() if line]
+        assert "data: [DONE]" not in seen
+
+
+def test_a_worker_that_dies_before_its_first_byte_is_a_bad_gateway(home: Path) -> None:
+    with Swapd(home, config({"a": fake("a", "--crash-at-word 0")})) as swapd:
+        answer = swapd.ask("a")
+        assert answer.status_code == 502
+        assert "worker of 'a' failed" in error_of(answer)["message"]
+
+
+def test_a_worker_that_does_not_come_up_says_why_and_cools_down(home: Path) -> None:
+    models = {"a": fake("a", "--fail broken"), "b": fake("b")}
+    with Swapd(home, config(models)) as swapd:
+        first = swapd.ask("a")
+        assert first.status_code == 503
+        assert error_of(first)["message"] == (
+            "'a' failed: the worker ended with exit status 1: fake: about to fail"
+        )
+        second = swapd.ask("a")
+        assert second.status_code == 503
+        assert 1 <= int(second.headers["Retry-After"]) <= 60
+        assert swapd.log().count("a: started as pid") == 1
+        assert said(swapd.ask("b"))
+
+
+def test_a_command_that_is_not_there_is_told(home: Path) -> None:
+    with Swapd(home, config({"a": {"cmd": "no-such-program --port ${PORT}"}})) as swapd:
+        message = error_of(swapd.ask("a"))["message"]
+        assert message == "'a' failed: no-such-program can't be run: No such file or directory"
+
+
+def test_a_gguf_that_is_cut_short_fails_with_llama_cpps_own_reason(home: Path) -> None:
+    whole = (ROOT / "demo/bard.gguf").read_bytes()
+    (home / "cut.gguf").write_bytes(whole[: len(whole) // 2])
+    with Swapd(home, config({"cut": {"cmd": "${worker} --model cut.gguf"}})) as swapd:
+        answer = swapd.ask("cut")
+        assert answer.status_code == 503
+        assert "not within the file bounds" in error_of(answer)["message"]
+
+
+def test_no_worker_outlives_a_killed_swapd(home: Path) -> None:
+    models = {"bard": demo("bard"), "a": fake("a", "--deaf --child")}
+    with Swapd(home, config(models)) as swapd:
+        swapd.ask("bard")
+        swapd.ask("a")
+        pids = [w["pid"] for w in swapd.running()]
+        groups = [os.getpgid(pid) for pid in pids]
+        swapd.process.kill()
+        eventually(lambda: not any(alive(pid) for pid in pids), within=2.0)
+        eventually(lambda: not any(_members(group) for group in groups), within=2.0)
+
+
+def _members(group: int) -> list[int]:
+    """Live processes of a process group."""
+    out = subprocess.run(["ps", "-eo", "pid,pgid,stat"], capture_output=True, text=True, check=True)
+    rows = [line.split() for line in out.stdout.splitlines()[1:]]
+    return [int(pid) for pid, pgid, stat in rows if int(pgid) == group and stat[0] != "Z"]
+
+
+def test_a_shutdown_finishes_what_runs_and_refuses_what_comes(
+    home: Path, gate: Callable[[str], Gate]
+) -> None:
+    words = gate("words")
+    with Swapd(home, config({"a": fake("a", f"--word-gate {words.path}")})) as swapd:
+        with swapd.http.stream("POST", "/v1/chat/completions", json=chat("a", stream=True)) as r:
+            words.let()
+            lines = r.iter_lines()
+            next(lines)
+            swapd.process.send_signal(signal.SIGTERM)
+            eventually(lambda: swapd.http.get("/health").status_code == 503)
+            refused = swapd.ask("a")
+            assert refused.status_code == 503
+            assert error_of(refused)["code"] == "shutting_down"
+            words.open_for_good()
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert swapd.process.wait(timeout=10) == 0
+
+
+def test_a_real_model_finishes_its_answer_during_a_shutdown(home: Path) -> None:
+    with Swapd(home, config({"bard": demo("bard")})) as swapd:
+        body = chat("bard", max_tokens=300, ignore_eos=True, stream=True)
+        with swapd.http.stream("POST", "/v1/chat/completions", json=body) as r:
+            lines = r.iter_lines()
+            next(lines)
+            swapd.process.send_signal(signal.SIGTERM)
+            got = [line for line in lines if line]
+        assert got[-1] == "data: [DONE]"
+        assert len(got) > 250
+        assert swapd.process.wait(timeout=10) == 0
+
+
+def test_a_second_signal_ends_at_once(home: Path, gate: Callable[[str], Gate]) -> None:
+    words = gate("words")
+    with Swapd(home, config({"a": fake("a", f"--word-gate {words.path}")})) as swapd:
+        with swapd.http.stream("POST", "/v1/chat/completions", json=chat("a", stream=True)) as r:
+            words.let()
+            lines = r.iter_lines()
+            next(lines)
+            swapd.process.send_signal(signal.SIGTERM)
+            eventually(lambda: swapd.http.get("/health").status_code == 503)
+            swapd.process.send_signal(signal.SIGTERM)
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(lines)
+        assert swapd.process.wait(timeout=10) == 0
+
+
+def test_a_drain_ends_after_its_grace(home: Path, gate: Callable[[str], Gate]) -> None:
+    words = gate("words")
+    models = {"a": fake("a", f"--word-gate {words.path}")}
+    with Swapd(home, config(models, drain_grace=0.5)) as swapd:
+        with swapd.http.stream("POST", "/v1/chat/completions", json=chat("a", stream=True)) as r:
+            words.let()
+            lines = r.iter_lines()
+            next(lines)
+            swapd.process.send_signal(signal.SIGTERM)
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(lines)
+        assert swapd.process.wait(timeout=10) == 0
+
+
+def test_a_changed_entry_leaves_other_models_and_their_streams_alone(
+    home: Path, gate: Callable[[str], Gate]
+) -> None:
+    words = gate("words")
+    models: dict[str, Any] = {"a": fake("a", f"--word-gate {words.path}"), "b": fake("b")}
+    with Swapd(home, config(models)) as swapd:
+        swapd.ask("b")
+        with swapd.http.stream("POST", "/v1/chat/completions", json=chat("a", stream=True)) as r:
+            words.let()
+            lines = r.iter_lines()
+            next(lines)
+            before = {w["model"]: w["pid"] for w in swapd.running()}
+            models["b"] = fake("b", "--words 2")
+            swapd.config.write_text(config(models))
+            swapd.until(lambda states: "b" not in states)
+            assert swapd.worker("a")["pid"] == before["a"]
+            words.open_for_good()
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert said(swapd.http.post("/v1/chat/completions", json={"model": "b"})) == "b0 b1 "
+        assert swapd.worker("b")["pid"] != before["b"]
+        assert "restarted b" in swapd.log()
+
+
+def test_terms_change_without_a_restart_and_models_come_and_go(home: Path) -> None:
+    models = {"a": fake("a", ttl=100)}
+    with Swapd(home, config(models)) as swapd:
+        swapd.ask("a")
+        pid = swapd.worker("a")["pid"]
+        changed = {"a": fake("a", ttl=50, aliases=["also-a"]), "new": fake("new")}
+        swapd.config.write_text(config(changed))
+        swapd.process.send_signal(signal.SIGHUP)
+        eventually(lambda: swapd.worker("a")["ttl"] == 50)
+        assert said(swapd.ask("also-a"))
+        assert said(swapd.ask("new"))
+        assert swapd.worker("a")["pid"] == pid
+        swapd.config.write_text(config({"new": fake("new")}))
+        swapd.process.send_signal(signal.SIGHUP)
+        eventually(lambda: not alive(pid))
+        assert swapd.ask("a").status_code == 404
+
+
+def test_a_broken_configuration_is_told_and_changes_nothing(home: Path) -> None:
+    with Swapd(home, config({"a": fake("a")})) as swapd:
+        swapd.ask("a")
+        pid = swapd.worker("a")["pid"]
+        swapd.config.write_text("models:\n  a:\n    cmdd: x\n")
+        eventually(lambda: "the changed configuration is not used" in swapd.log())
+        assert "config.yaml:3: models.a.cmdd: unknown key; did you mean cmd?" in swapd.log()
+        assert said(swapd.ask("a"))
+        assert swapd.worker("a")["pid"] == pid
+
+
+def test_a_foreign_worker_is_served_as_it_is(home: Path) -> None:
+    """`cmd` needs no contract: a server that only listens on its port is a worker."""
+    cmd = f"{sys.executable} -m http.server --bind 127.0.0.1 ${{PORT}}"
+    (home / "hello.txt").write_text("hello")
+    with Swapd(home, config({"files": {"cmd": cmd, "checkEndpoint": "/"}})) as swapd:
+        assert swapd.http.get("/upstream/files/hello.txt").text == "hello"
+        (worker,) = swapd.running()
+        assert str(worker["proxy"]).startswith("http://127.0.0.1:")
+
+
+def test_requests_that_wait_are_refused_when_their_model_fails(
+    home: Path, gate: Callable[[str], Gate]
+) -> None:
+    load = gate("load")
+    entry = {"cmd": f"sh -c 'read x < {load.path}; echo no luck; exit 7' -- ${{PORT}}"}
+    with Swapd(home, config({"a": entry})) as swapd, ThreadPoolExecutor(5) as pool:
+        asked = [pool.submit(swapd.ask, "a") for _ in range(5)]
+        load.open()
+        eventually(lambda: swapd.worker("a")["waiting"] == 5)
+        load.let()
+        load.close()
+        for one in asked:
+            assert one.result().status_code == 503
+            assert error_of(one.result())["message"].endswith("exit status 7: no luck")

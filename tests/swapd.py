@@ -1,0 +1,142 @@
+"""A real swapd for tests: a daemon of its own, in a home of its own, on a port of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import msgspec
+import psutil
+
+from swapd.effects.clock import now
+from swapd.effects.ports import free_port
+
+ROOT = Path(__file__).resolve().parent.parent
+FAKE = f"{sys.executable} -m workers.fake"
+T = TypeVar("T")
+
+
+def eventually(look: Callable[[], T], within: float = 10.0) -> T:
+    """The first truthy value of `look`, asked again and again; fails when time is up."""
+    end = now() + within
+    pause = threading.Event()
+    while not (seen := look()):
+        assert now() < end, f"not within {within} s: {look}"
+        pause.wait(0.01)
+    return seen
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+class Swapd:
+    """`with Swapd(home, config) as swapd:` runs a daemon; afterwards nothing of it is left."""
+
+    def __init__(self, home: Path, config: str, **environ: str) -> None:
+        self.home = home
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.config = home / "config.yaml"
+        self.config.write_text(config)
+        self.environ = {**os.environ, "SWAPD_HOME": str(home), "SWAPD_HOST": "", **environ}
+        self._seen: set[int] = set()
+
+    def __enter__(self) -> Swapd:
+        hear, tell = os.pipe()
+        self.output = (self.home / "output").open("w+b")
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "swapd.doors.daemon"),
+                *("--port", str(self.port), "--ready-fd", str(tell)),
+            ],
+            env=self.environ,
+            pass_fds=(tell,),
+            stdout=self.output,
+            stderr=self.output,
+        )
+        os.close(tell)
+        with os.fdopen(hear, "rb") as pipe:
+            word = pipe.readline()
+        assert b"endpoint" in word, (self.home / "output").read_text()
+        self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            # It may be going down already; what it had was seen before then.
+            with contextlib.suppress(httpx.HTTPError):
+                self.running()
+        self.http.close()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGQUIT)
+        self.process.wait(timeout=20)
+        self.output.close()
+        eventually(lambda: not any(alive(pid) for pid in self._seen))
+
+    def running(self) -> list[dict[str, Any]]:
+        """What `/running` says."""
+        workers: list[dict[str, Any]] = self.http.get("/running").json()["running"]
+        self._seen |= {w["pid"] for w in workers}
+        return workers
+
+    def worker(self, model: str) -> dict[str, Any]:
+        """The one worker of a model."""
+        (one,) = [w for w in self.running() if w["model"] == model]
+        return one
+
+    def states(self) -> dict[str, str]:
+        """State by model."""
+        return {w["model"]: w["state"] for w in self.running()}
+
+    def ask(self, model: str, **fields: Any) -> httpx.Response:
+        """A chat request, greedy and short unless `fields` say otherwise."""
+        return self.http.post("/v1/chat/completions", json=chat(model, **fields))
+
+    def log(self) -> str:
+        """What swapd has logged so far."""
+        return (self.home / ".swapd/logs/swapd.log").read_text()
+
+    def until(self, look: Callable[[dict[str, str]], object], within: float = 10.0) -> None:
+        """Wait until the states of the workers are as `look` wants them."""
+        eventually(lambda: look(self.states()), within)
+
+
+def chat(model: str, **fields: Any) -> dict[str, Any]:
+    """The body of a chat request."""
+    messages = [{"role": "user", "content": "Who goes there?"}]
+    return {"model": model, "messages": messages, "max_tokens": 8, "temperature": 0, **fields}
+
+
+def said(response: httpx.Response) -> str:
+    """The text of a chat answer."""
+    assert response.status_code == 200, response.text
+    text: str = response.json()["choices"][0]["message"]["content"]
+    return text
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """The error of a refusal, after a look at its shape."""
+    body = response.json()
+    assert body.keys() == {"error"}
+    assert body["error"].keys() >= {"message", "type", "param", "code"}
+    assert "Traceback" not in response.text
+    error: dict[str, Any] = body["error"]
+    return error
+
+
+def config(models: dict[str, Any], **top: Any) -> str:
+    """A configuration as text; JSON is YAML too."""
+    return msgspec.json.encode({**top, "models": models}).decode()
