@@ -43,8 +43,8 @@ class WorkerFailedError(Exception):
 
 def end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     """The headers that are meant for the other end: hop-by-hop ones are left out."""
-    named = {n.strip().lower() for n in headers.get("Connection", "").split(",") if n.strip()}
-    drop = HOP_BY_HOP | named
+    named = ",".join(headers.getall("Connection", ())).split(",")
+    drop = HOP_BY_HOP | {name.strip().lower() for name in named}
     return CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in drop)
 
 

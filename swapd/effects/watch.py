@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from watchfiles._rust_notify import RustNotify
+
 STEP_MS = 500
 """How often the library looks at what the system has told it: its one unasked wake-up."""
 SETTLE_MS = 2000
@@ -24,25 +26,18 @@ class FileWatch:
         self._changed = changed
         self._loop = asyncio.get_running_loop()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="file watch", daemon=True)
-        self._thread.start()
+        folders = sorted({str(Path(f).parent) for f in self._files})
+        # Made here and not in the thread: what changes from now on is noticed.
+        self._notify = RustNotify(folders, False, False, 0, False, False)
+        threading.Thread(target=self._watch, name="file watch", daemon=True).start()
 
     def _watch(self) -> None:
-        from watchfiles import watch
-
-        folders = sorted({str(Path(f).parent) for f in self._files})
-        batches = watch(
-            *folders,
-            watch_filter=lambda _, path: path in self._files,
-            stop_event=self._stop,
-            step=STEP_MS,
-            debounce=SETTLE_MS,
-            rust_timeout=0,
-            recursive=False,
-            raise_interrupt=False,
-        )
-        for _ in batches:
-            if not self._loop.is_closed():
+        while True:
+            seen = self._notify.watch(SETTLE_MS, STEP_MS, 0, self._stop)
+            if isinstance(seen, str):
+                return
+            ours = any(path in self._files for _, path in seen)
+            if ours and not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._changed)
 
     def close(self) -> None:

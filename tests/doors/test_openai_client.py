@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import openai
 import pytest
@@ -32,7 +33,7 @@ def test_chat(client: openai.OpenAI) -> None:
 
 
 def test_a_stream_says_the_same_as_the_whole_answer(client: openai.OpenAI) -> None:
-    ask = partial(
+    ask: Any = partial(
         client.chat.completions.create,
         model="alice",
         messages=[{"role": "user", "content": "Who are you?"}],

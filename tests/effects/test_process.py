@@ -1,0 +1,223 @@
+"""Worker processes, for real: the contract heard, signals, orphans, strangers."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from swapd.effects.guardian import Guardian
+from swapd.effects.probe import StrangerError, until_ready
+from swapd.effects.process import Place, Word, WorkerProcess
+from swapd.effects.upstream import new_session
+from swapd.words.catalog import ModelSpec
+from tests.swapd import FAKE, alive, eventually
+
+LOG = logging.Logger("test")
+
+
+@dataclass
+class Heard:
+    """A listener that lets a test wait for what a worker says."""
+
+    words: asyncio.Queue[Word] = field(default_factory=asyncio.Queue)
+    ends: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+
+    def worker_spoke(self, worker: int, word: Word) -> None:
+        assert worker == 1
+        self.words.put_nowait(word)
+
+    def worker_exited(self, worker: int, reason: str) -> None:
+        assert worker == 1
+        self.ends.put_nowait(reason)
+
+    async def word(self) -> Word:
+        return await asyncio.wait_for(self.words.get(), 20)
+
+    async def end(self) -> str:
+        return await asyncio.wait_for(self.ends.get(), 20)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    guardian = Guardian(LOG)
+    yield Place(tmp_path, guardian, dict(os.environ))
+    guardian.dismiss()
+
+
+@pytest.fixture
+async def spawn(place: Place) -> AsyncIterator[Callable[..., tuple[WorkerProcess, Heard]]]:
+    made: list[tuple[WorkerProcess, Heard]] = []
+
+    def make(command: str, **fields: object) -> tuple[WorkerProcess, Heard]:
+        heard = Heard()
+        spec = ModelSpec("m", tuple(command.split()), **fields)  # type: ignore[arg-type]
+        made.append((WorkerProcess(1, spec, place, heard, LOG), heard))
+        return made[-1]
+
+    yield make
+    for process, heard in made:
+        if heard.ends.empty() and alive(process.pid):
+            process.kill()
+            await heard.end()
+
+
+Spawn = Callable[..., tuple[WorkerProcess, Heard]]
+
+
+async def test_a_worker_of_ours_tells_its_own_address(spawn: Spawn) -> None:
+    process, heard = spawn(FAKE)
+    word = await heard.word()
+    assert word.ready
+    assert word.slots == 4
+    assert process.base_url == f"http://127.0.0.1:{word.port}"
+    assert os.getsid(process.pid) == process.pid
+
+
+async def test_it_ends_at_sigterm_with_status_0(spawn: Spawn) -> None:
+    process, heard = spawn(FAKE)
+    await heard.word()
+    process.stop()
+    assert await heard.end() == "the worker ended with exit status 0"
+    assert not alive(process.pid)
+
+
+async def test_its_own_reason_is_the_reason(spawn: Spawn) -> None:
+    _, heard = spawn(f"{FAKE} --fail no-such-tensor")
+    assert (await heard.word()).error == "no-such-tensor"
+    assert await heard.end() == "no-such-tensor"
+
+
+async def test_a_signal_is_named_and_the_last_line_told(spawn: Spawn) -> None:
+    process, heard = spawn(f"{sys.executable} -c print('some[last]words');__import__('os').abort()")
+    assert await heard.end() == "the worker was ended by SIGABRT: some[last]words"
+    process.stop()  # Too late, and no harm.
+
+
+def _descriptors() -> int:
+    return len(list(Path("/dev/fd").iterdir()))
+
+
+async def test_a_command_that_cannot_be_run_raises(spawn: Spawn) -> None:
+    before = _descriptors()
+    with pytest.raises(FileNotFoundError):
+        spawn("no-such-program")
+    assert _descriptors() == before
+
+
+async def test_a_kill_takes_the_children_too(spawn: Spawn) -> None:
+    process, heard = spawn(f"{FAKE} --child --deaf")
+    await heard.word()
+    (child,) = _children(process.pid)
+    process.kill()
+    await heard.end()
+    eventually(lambda: not alive(child))
+
+
+async def test_children_that_a_worker_leaves_behind_are_ended(spawn: Spawn) -> None:
+    process, heard = spawn(f"{FAKE} --child")
+    await heard.word()
+    (child,) = _children(process.pid)
+    process.stop()
+    await heard.end()
+    eventually(lambda: not alive(child))
+
+
+def _children(pid: int) -> list[int]:
+    out = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True)
+    rows = [line.split() for line in out.stdout.splitlines()[1:]]
+    return [int(child) for child, parent in rows if int(parent) == pid]
+
+
+async def test_descriptors_are_not_left_open(spawn: Spawn) -> None:
+    before = _descriptors()
+    for _ in range(3):
+        process, heard = spawn(FAKE)
+        await heard.word()
+        process.stop()
+        await heard.end()
+    assert _descriptors() == before
+
+
+async def test_a_stop_command_is_used_where_there_is_one(spawn: Spawn, tmp_path: Path) -> None:
+    script = tmp_path / "stop.sh"
+    script.write_text('touch "$2"; kill -TERM "$1"')
+    mark = tmp_path / "mark"
+    process, heard = spawn(FAKE, stop_argv=("sh", str(script), "${PID}", str(mark)))
+    await heard.word()
+    process.stop()
+    await heard.end()
+    assert mark.exists()
+
+
+async def test_a_foreign_worker_is_ready_when_it_answers(spawn: Spawn) -> None:
+    process, _ = spawn(
+        f"{FAKE} --port ${{PORT}} --silent --outlive-stdin",
+        own=False,
+        proxy="http://127.0.0.1:${PORT}",
+    )
+    async with new_session() as session:
+        await asyncio.wait_for(until_ready(process, session), 20)
+        async with session.get(f"{process.base_url}/health") as answer:
+            assert (await answer.json())["pid"] == process.pid
+
+
+async def test_a_stranger_on_its_port_is_told_from_it(spawn: Spawn) -> None:
+    """The worker itself never listens; this very process answers 200 on its port instead."""
+    process, heard = spawn(
+        "sleep 60", own=False, proxy="http://127.0.0.1:${PORT}", check_endpoint="/"
+    )
+    handler = http.server.SimpleHTTPRequestHandler
+    handler.log_message = lambda *_: None  # type: ignore[method-assign]
+    with http.server.HTTPServer(("127.0.0.1", process.port), handler) as stranger:
+        thread = threading.Thread(target=stranger.serve_forever)
+        thread.start()
+        try:
+            async with new_session() as session:
+                with pytest.raises(StrangerError, match=f"pid {os.getpid()}"):
+                    await asyncio.wait_for(until_ready(process, session), 20)
+        finally:
+            stranger.shutdown()
+            thread.join()
+    process.condemn("a stranger holds its port")
+    assert await heard.end() == "a stranger holds its port"
+
+
+def test_the_guardian_ends_what_it_watches_when_its_owner_is_gone(tmp_path: Path) -> None:
+    """The owner is a process of its own, killed; one group is watched, one no longer is."""
+    script = tmp_path / "owner.py"
+    script.write_text(
+        "import logging, subprocess, sys\n"
+        "from swapd.effects.guardian import Guardian\n"
+        "guardian = Guardian(logging.getLogger())\n"
+        "pids = [subprocess.Popen(['sleep', '60'], start_new_session=True).pid for _ in '12']\n"
+        "[guardian.watch(pid) for pid in pids]\n"
+        "guardian.forget(pids[1])\n"
+        "print(*pids, guardian.pid, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdout is not None
+    watched, forgotten, shell = map(int, owner.stdout.readline().split())
+    try:
+        owner.kill()
+        eventually(lambda: not alive(watched) and not alive(shell), within=2.0)
+        assert alive(forgotten)
+    finally:
+        os.kill(forgotten, signal.SIGKILL)
+        owner.wait()
+        owner.stdout.close()
+        assert owner.stdin is not None
+        owner.stdin.close()

@@ -1,0 +1,171 @@
+"""The small effects: locks, ports, logs, memory, tasks, headers, watched files."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from swapd.effects import logs, memory
+from swapd.effects.lock import HeldError, Holder, HomeLock, read_holder
+from swapd.effects.ports import free_port, holder_of
+from swapd.effects.tasks import Tasks
+from swapd.effects.upstream import HOP_BY_HOP, end_to_end
+from swapd.effects.watch import FileWatch
+
+HOLD = (
+    "import sys, pathlib\n"
+    "from swapd.effects.lock import HomeLock\n"
+    "lock = HomeLock(pathlib.Path(sys.argv[1]))\n"
+    "lock.announce('http://127.0.0.1:1', pathlib.Path('x.log'))\n"
+    "print(flush=True)\n"
+    "sys.stdin.read()\n"
+)
+
+
+def _holder(state: Path) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(state)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.communicate()
+
+
+def test_a_home_is_held_once_and_a_killed_holder_holds_nothing(tmp_path: Path) -> None:
+    first = _holder(tmp_path)
+    try:
+        with pytest.raises(HeldError) as caught:
+            HomeLock(tmp_path)
+        assert caught.value.holder is not None
+        assert caught.value.holder.pid == first.pid
+        assert caught.value.holder.alive() is not None
+    finally:
+        _end(first)
+    stale = read_holder(tmp_path)
+    assert stale is not None
+    assert stale.alive() is None
+    second = _holder(tmp_path)
+    _end(second)
+    assert second.pid != first.pid
+
+
+def test_a_recycled_pid_is_not_taken_for_the_holder() -> None:
+    assert Holder(os.getpid(), born=1.0, endpoint="", log="").alive() is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"pid": "x"}', b"\xff"])
+def test_a_damaged_lock_file_names_nobody(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "lock").write_bytes(content)
+    assert read_holder(tmp_path) is None
+    _end(_holder(tmp_path))
+
+
+def test_a_free_port_can_be_had_and_its_holder_is_known() -> None:
+    port = free_port()
+    assert holder_of(port) is None
+    with socket.create_server(("127.0.0.1", port)):
+        assert holder_of(port) == os.getpid()
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([*HOP_BY_HOP, "Accept", "X-A", "X-B"]), st.just("v"))),
+    st.lists(st.sampled_from(["X-A", "close", "x-b"])),
+)
+def test_no_header_of_one_connection_goes_further(
+    pairs: list[tuple[str, str]], named: list[str]
+) -> None:
+    headers = CIMultiDict([*pairs, ("Connection", ", ".join(named))])
+    left = {name.lower() for name in end_to_end(CIMultiDictProxy(headers))}
+    assert not left & (HOP_BY_HOP | {n.lower() for n in named})
+    assert ("accept" in left) == any(name == "Accept" for name, _ in pairs)
+
+
+def test_memory_held_grows_with_what_a_process_takes() -> None:
+    def held(megabytes: int) -> int:
+        code = f"x = bytearray({megabytes} * 2**20); print(flush=True); input()"
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        seen = memory.sample([process.pid])
+        _end(process)
+        assert 0 < seen.used_percent < 100
+        return seen.held[process.pid]
+
+    assert 90 * 2**20 < held(100) - held(0) < 110 * 2**20
+
+
+def test_a_process_that_is_gone_holds_nothing() -> None:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    assert memory.sample([process.pid]).held == {}
+
+
+def test_logs_keep_their_last_lines_and_a_bound_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "FILE_BYTES", 2000)
+    both = logs.Logs(tmp_path, "info", foreground=False)
+    for i in range(500):
+        both.own.info("line %d", i)
+        both.of("ls/a model").info("said %d", i)
+    assert both.last()[-1].endswith("line 499")
+    assert both.last("ls/a model")[-1].endswith("said 499")
+    assert both.last("nobody") == []
+    both.close()
+    sizes = {f.name: f.stat().st_size for f in tmp_path.iterdir()}
+    assert {"swapd.log", "swapd.log.1", "model-ls-a-model.log"} <= sizes.keys()
+    assert len(sizes) == 6
+    assert max(sizes.values()) <= 2000
+
+
+async def test_a_failed_task_is_heard(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("test of tasks")
+    tasks = Tasks(log)
+
+    async def fail() -> None:
+        raise ValueError("lost?")
+
+    with pytest.raises(ValueError, match="lost"):
+        await tasks.run(fail(), "the task")
+    assert "the task failed" in caplog.text
+    assert "lost?" in caplog.text
+    waits = tasks.run(asyncio.Event().wait(), "waits")  # type: ignore[arg-type]
+    await tasks.end()
+    assert waits.cancelled()
+
+
+@pytest.mark.parametrize("how", ["write", "replace"])
+async def test_a_changed_file_is_noticed_and_its_neighbours_are_not(
+    tmp_path: Path, how: str
+) -> None:
+    file, neighbour = tmp_path / "config.yaml", tmp_path / "other.yaml"
+    file.write_text("1")
+    changed, beside = asyncio.Event(), asyncio.Event()
+    watches = [FileWatch([file], changed.set), FileWatch([neighbour], beside.set)]
+    neighbour.write_text("2")
+    await asyncio.wait_for(beside.wait(), 10)
+    assert not changed.is_set()
+    if how == "write":
+        file.write_text("2")
+    else:
+        neighbour.replace(file)
+    await asyncio.wait_for(changed.wait(), 10)
+    for watch in watches:
+        watch.close()
