@@ -37,7 +37,7 @@ def _write_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
 
 
 def _write_scalar(dumper: _Dumper, scalar: Scalar) -> yaml.ScalarNode:
-    if isinstance(scalar.value, str) or not scalar.plain:
+    if isinstance(scalar.value, str):
         return _write_text(dumper, scalar.text)
     resolver: Any = Resolver()
     tag = resolver.resolve(yaml.ScalarNode, scalar.text, (True, False))

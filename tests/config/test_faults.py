@@ -160,6 +160,10 @@ def test_what_is_no_yaml_is_told_with_its_line(text: str) -> None:
     assert sentence.startswith("config.yaml:2: not valid YAML: ")
 
 
+def test_an_unset_variable_is_one_fault_not_two() -> None:
+    assert faults("port: ${env.X}\n" + BARD) == ["config.yaml:1: port: the environment has no X"]
+
+
 def test_no_fault_hides_another() -> None:
     text = "prot: 1\nmemory: {budget: x}\n" + BARD + "    ttl: x\n    aliases: [bard]\n    ttl: 3"
     assert [line.split(": ")[:2] for line in faults(text)] == [

@@ -187,6 +187,14 @@ peers: {p: {proxy: "http://192.168.1.23", models: [a]}}
 """
 
 
+def test_a_section_beats_what_it_merges_in_and_the_first_merged_beats_the_next() -> None:
+    spec = model(
+        "x-a: &a {ttl: 1, context: 1}\nx-b: &b {ttl: 2, context: 2, need: 2kB}\n"
+        "models:\n  m:\n    ttl: 0\n    <<: [*a, *b]\n    cmd: x ${PORT}"
+    )
+    assert (spec.ttl, spec.context, spec.need_bytes) == (0, 1, 2000)
+
+
 def test_limits_and_settings() -> None:
     loaded = read(
         "host: 0.0.0.0\nport: 80\nmax_body: 1.5 MiB\ndrain_grace: 3\nmax_resident: 2\n"

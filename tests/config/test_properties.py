@@ -58,6 +58,7 @@ def only_config_errors(text: str) -> None:
         assert error.problems
 
 
+@settings(deadline=None)
 @given(st.text())
 @example("\ud800")
 @example("\x00")
@@ -73,13 +74,13 @@ def test_any_text(text: str) -> None:
     only_config_errors(text)
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(_CONFIGS)
 def test_any_values_under_the_right_keys(config: object) -> None:
     only_config_errors(write_yaml(config))
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_a_good_file_with_a_piece_replaced(data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(LLAMA_SWAP)))
@@ -88,6 +89,7 @@ def test_a_good_file_with_a_piece_replaced(data: st.DataObject) -> None:
     only_config_errors(LLAMA_SWAP[:start] + piece + LLAMA_SWAP[end:])
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**60))
 def test_a_shown_size_reads_as_about_the_same(size: int) -> None:
     assert abs(parse_size(show_size(size)) - size) <= size * 0.06

@@ -202,6 +202,13 @@ def test_a_fault_is_told_where_it_was_written_and_changes_nothing(
     assert home.config.read_bytes() == before
 
 
+def test_an_alias_that_the_author_gives_away_is_not_taken_back(home: Home) -> None:
+    home.custom("models: {bard: {aliases: ['gemma:1b']}}")
+    home.sync()
+    bard, gemma = home.load().catalog.models.values()
+    assert (bard.aliases, gemma.aliases) == (("gemma:1b",), ())
+
+
 def test_a_config_of_other_origin_is_left_alone(home: Home) -> None:
     home.config.write_text("models: {}\n")
     assert home.refusal() == [
