@@ -7,6 +7,7 @@ meaning of each call is told in llama.cpp's `include/llama.h`.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,12 @@ from typing import Any
 
 from workers.lean import skip_package_init
 
+# llama.cpp's threads meet at barriers some hundred times a step. OpenMP's default is to spin there,
+# which is a little faster on an idle machine and sixty times slower as soon as another process
+# wants a core: two workers on two cores made 70 tokens/s each so, and 4,100 each waiting asleep.
+# Read by the OpenMP runtime once, when it is loaded; whoever has set it themselves keeps it.
+if "GOMP_SPINCOUNT" not in os.environ:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 skip_package_init("llama_cpp")
 from llama_cpp import llama_cpp as api  # noqa: E402  after the package was put in place
 
@@ -205,7 +212,7 @@ class Context:
             raise LoadError(log.reason("llama.cpp could not make a context"))
         self.n_ctx: int = api.llama_n_ctx(self.handle)
         self._memory = api.llama_get_memory(self.handle)
-        self._n_embd = model.n_embd
+        self._n_embd, self._n_vocab = model.n_embd, model.n_vocab
 
     @property
     def generates(self) -> bool:
@@ -226,6 +233,11 @@ class Context:
         """Frees every cell of `slot`."""
         if self._memory is not None:
             api.llama_memory_seq_rm(self._memory, slot, -1, -1)
+
+    def logits(self, row: int) -> list[float]:
+        """The logits of the last step's `row`, one for each token of the vocabulary."""
+        values: list[float] = api.llama_get_logits_ith(self.handle, row)[: self._n_vocab]
+        return values
 
     def embedding(self, slot: int) -> list[float]:
         """The pooled embedding of `slot` after a decode; not normalised."""

@@ -27,6 +27,7 @@ class Server:
         self._active = 0
         self._draining = False
         self._status = 0
+        self._listener: socket.socket | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self._stop = asyncio.Event()
@@ -49,6 +50,7 @@ class Server:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
         loop.add_signal_handler(signal.SIGINT, os._exit, 128 + signal.SIGINT)
+        self._listener = listener
         address = listener.getsockname()
         return address[0], address[1]
 
@@ -80,8 +82,7 @@ class Server:
         Returns the exit status.
         """
         await self._stop.wait()
-        for site in list(self._runner.sites):
-            await site.stop()
+        await self._stop_accepting()
         await self._idle.wait()
         server = self._runner.server
         connections = [] if server is None else list(server.connections)
@@ -91,6 +92,19 @@ class Server:
         while any(transport.get_write_buffer_size() for transport in transports):  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         return self._status
+
+    async def _stop_accepting(self) -> None:
+        """Closes the listening socket, but not under a connection that was just accepted.
+
+        asyncio makes the transport of an accepted connection in a later callback, and where the
+        server has been closed by then, it forgets the connection: the client would wait for ever.
+        """
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        for site in list(self._runner.sites):
+            await site.stop()
 
     def _on_sigterm(self) -> None:
         if self._draining:

@@ -25,6 +25,7 @@ class Lifeline:
     def __init__(self, descriptor: int | None) -> None:
         self._descriptor = descriptor
         self._next_beat = 0.0
+        self._status = 0
         if descriptor is not None:
             os.set_blocking(descriptor, False)
             os.set_inheritable(descriptor, False)
@@ -49,6 +50,7 @@ class Lifeline:
 
     def failed(self, sentence: str) -> None:
         """It will not come up, and why."""
+        self._status = 1  # whoever hears this may well hang up before the process has ended
         self._write({"error": sentence})
 
     def beat(self, steps: int) -> None:
@@ -60,6 +62,25 @@ class Lifeline:
             self._next_beat = now + BEAT_INTERVAL
             self._write({"beat": steps})
 
+    def end_with_stdin(self) -> None:
+        """Starts the thread that ends the process when standard input ends.
+
+        Only under a supervisor or behind a pipe: someone who starts a worker from a terminal, or
+        with `</dev/null`, keeps it. It blocks in a system call and needs no event loop, so it
+        works while a model loads and while a step runs.
+        """
+        try:
+            mode = os.fstat(0).st_mode
+        except OSError:
+            return  # started without a standard input: there is nothing that could end
+        if self._descriptor is not None or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+            threading.Thread(target=self._wait_for_end, name="stdin", daemon=True).start()
+
+    def _wait_for_end(self) -> None:
+        while os.read(0, 4096):
+            pass
+        os._exit(self._status)
+
     def _write(self, line: dict[str, object]) -> None:
         if self._descriptor is None:
             return
@@ -68,24 +89,3 @@ class Lifeline:
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EPIPE):
                 raise
-
-
-def exit_with_stdin(environment: Mapping[str, str]) -> None:
-    """Starts the thread that ends the process when standard input ends.
-
-    Only under a supervisor or behind a pipe: someone who starts a worker from a terminal, or with
-    `</dev/null`, keeps it. It blocks in a system call, so it needs neither the interpreter's lock
-    nor the event loop, and works while a model loads.
-    """
-    try:
-        mode = os.fstat(0).st_mode
-    except OSError:
-        return  # started without a standard input: there is nothing that could end
-    if VARIABLE in environment or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
-        threading.Thread(target=_wait_for_end, name="stdin", daemon=True).start()
-
-
-def _wait_for_end() -> None:
-    while os.read(0, 4096):
-        pass
-    os._exit(0)

@@ -31,7 +31,7 @@ def make_sampler(wish: Sampling, model: Model, context: int, prompt: Sequence[in
     if wish.temperature <= 0:
         chain.add("greedy")
         return chain
-    if wish.top_n_sigma >= 0:
+    if wish.top_n_sigma > 0:
         chain.add("top_n_sigma", wish.top_n_sigma)
     if wish.top_k > 0:
         chain.add("top_k", wish.top_k)

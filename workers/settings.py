@@ -21,7 +21,7 @@ class Sampling:
     min_p: float = 0.05
     typical_p: float = 1.0
     top_n_sigma: float = -1.0
-    """Below 0: off."""
+    """0 or below: off."""
     repeat_last_n: int = 64
     """Tokens looked back on by the penalties; 0: none, -1: the whole context."""
     repeat_penalty: float = 1.0

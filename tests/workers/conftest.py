@@ -1,0 +1,60 @@
+"""Workers that several tests share; starting one costs more than most tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from tests.workers.process import ROOT, WorkerProcess
+from tests.workers.random_gguf import write_random_gguf
+
+
+@pytest.fixture(scope="session")
+def bard_gguf() -> Path:
+    """A demo model: it speaks, and has a chat template."""
+    return ROOT / "demo" / "bard.gguf"
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights: every byte is a token, and there is room for very long answers."""
+    return write_random_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf", context=32768)
+
+
+class Start(Protocol):
+    """Starts a worker of a test's own."""
+
+    def __call__(self, model: Path, *flags: str) -> WorkerProcess: ...
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts workers; whatever became of the test, none of them outlives it."""
+    workers: list[WorkerProcess] = []
+
+    def begin(model: Path, *flags: str) -> WorkerProcess:
+        workers.append(WorkerProcess(model, *flags))
+        return workers[-1]
+
+    yield begin
+    for worker in workers:
+        worker.kill()
+
+
+@pytest.fixture(scope="session")
+def bard(bard_gguf: Path) -> Iterator[WorkerProcess]:
+    """bard, with eight slots."""
+    worker = WorkerProcess(bard_gguf, "--parallel", "8", "--ctx-size", "8192", "--alias", "bard")
+    yield worker
+    worker.kill()
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_gguf: Path) -> Iterator[WorkerProcess]:
+    """The random model, with two slots."""
+    worker = WorkerProcess(tiny_gguf, "--parallel", "2", "--ctx-size", "32768")
+    yield worker
+    worker.kill()

@@ -1,0 +1,129 @@
+"""Real worker processes for tests, and a plain way to talk to them."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+ROOT = Path(__file__).parents[2]
+ONE_THREAD = ("--threads", "1")
+"""llama.cpp's threads spin at barriers: two of them beside other tests take ten times as long."""
+PATIENCE = 30.0
+"""Seconds until a process that does not come up is a failure and not a slow machine."""
+
+
+class WorkerProcess:
+    """`python -m workers.serve` with a ready descriptor and a pipe as standard input."""
+
+    def __init__(self, model: Path, *flags: str) -> None:
+        reader, writer = os.pipe()
+        self.lines: TextIO = os.fdopen(reader, encoding="utf-8")
+        command = [sys.executable, "-W", "error", "-m", "workers.serve", "--model", str(model)]
+        self.process = subprocess.Popen(
+            [*command, "--port", "0", *ONE_THREAD, *flags],
+            cwd=ROOT,
+            env={**os.environ, "SWAPD_READY_FD": str(writer)},
+            pass_fds=[writer],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        os.close(writer)
+        self.first = self.line()
+        self.port = int(self.first.get("port", 0))
+
+    def line(self) -> dict[str, Any]:
+        """The next line of the ready descriptor; {} when the worker closed it."""
+        ready, _, _ = select.select([self.lines], [], [], PATIENCE)
+        assert ready, "the worker said nothing"
+        text = self.lines.readline()
+        line: dict[str, Any] = json.loads(text) if text else {}
+        return line
+
+    def connect(self) -> http.client.HTTPConnection:
+        """A new connection to it."""
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+
+    def ask(self, path: str, body: object = None) -> tuple[int, Any]:
+        """(status, decoded JSON) of a GET, or of a POST of `body`; bytes go as they are."""
+        connection = self.connect()
+        try:
+            if body is None:
+                connection.request("GET", path)
+            else:
+                data = body if isinstance(body, bytes) else json.dumps(body).encode()
+                connection.request("POST", path, data)
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+        finally:
+            connection.close()
+
+    def post(self, path: str, body: object) -> Any:
+        """The decoded answer to a POST that must succeed."""
+        status, answer = self.ask(path, body)
+        assert status == 200, answer
+        return answer
+
+    def text(self, **body: object) -> str:
+        """What /v1/completions generates."""
+        text: str = self.post("/v1/completions", body)["choices"][0]["text"]
+        return text
+
+    def metric(self, name: str) -> float:
+        """One value of /metrics."""
+        connection = self.connect()
+        try:
+            connection.request("GET", "/metrics")
+            lines = connection.getresponse().read().decode().splitlines()
+        finally:
+            connection.close()
+        (value,) = [line.split()[1] for line in lines if line.startswith(f"llamacpp:{name} ")]
+        return float(value)
+
+    @contextmanager
+    def stream(self, path: str, body: dict[str, object]) -> Iterator[Iterator[dict[str, Any]]]:
+        """The events of a streamed request, as they come; leaving early hangs up."""
+        connection = self.connect()
+        try:
+            connection.request("POST", path, json.dumps({**body, "stream": True}))
+            response = connection.getresponse()
+            assert response.status == 200, response.read()
+            with response:
+                yield events(response)
+        finally:
+            connection.close()
+
+    def kill(self) -> None:
+        """Ends it without asking, and closes what belongs to it."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stderr, self.lines):
+            if pipe is not None:
+                pipe.close()
+
+    def close(self) -> tuple[int, str]:
+        """Waits for its end; (exit status, what it wrote on standard error)."""
+        self.process.wait(PATIENCE)  # first, because what follows closes its standard input
+        _, errors = self.process.communicate()
+        self.lines.close()
+        return self.process.returncode, errors
+
+
+def events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
+    """The JSON of each `data:` line until [DONE], which must be the last."""
+    for line in response:
+        if line == b"data: [DONE]\n":
+            assert response.read() == b"\n"
+            return
+        if line != b"\n":
+            assert line.startswith(b"data: "), line
+            yield json.loads(line.removeprefix(b"data: "))
+    raise AssertionError("the stream ended without [DONE]")

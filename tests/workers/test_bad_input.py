@@ -1,0 +1,127 @@
+"""Bad input gets one sentence and the right status, and the worker goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.workers.process import WorkerProcess
+from workers.flags import FlagError, parse
+
+CHAT, TEXT, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+HI = [{"role": "user", "content": "Hi"}]
+
+TABLE: list[tuple[str, object, str, str | None]] = [
+    (CHAT, b"{not json", "not valid JSON", None),
+    (CHAT, b"", "not valid JSON", None),
+    (CHAT, b"\xff\xfe", "not valid JSON", None),
+    (CHAT, b'{"messages": [{"content": ' + b"[" * 100_000, "not valid JSON", None),
+    (CHAT, [], "Expected `object`, got `array`", None),
+    (CHAT, {}, "missing required field `messages`", "messages"),
+    (CHAT, {"messages": []}, "must not be empty", "messages"),
+    (CHAT, {"messages": ["Hi"]}, "Expected `object`, got `str`", "messages"),
+    (CHAT, {"messages": [{"content": "Hi"}]}, "must have a `role`", "messages"),
+    (CHAT, {"messages": [{"role": "forbidden"}]}, "this role is forbidden", "messages"),
+    (
+        CHAT,
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        "reads text only, not 'image_url'",
+        "messages",
+    ),
+    (CHAT, {"messages": HI, "max_tokens": -1}, "must be 0 or more", "max_tokens"),
+    (CHAT, {"messages": HI, "max_completion_tokens": -5}, "0 or more", "max_completion_tokens"),
+    (CHAT, {"messages": HI, "max_tokens": "ten"}, "Expected `int | null`", "max_tokens"),
+    (CHAT, {"messages": HI, "temperature": -1}, "must be 0 or more", "temperature"),
+    (CHAT, {"messages": HI, "temperature": "hot"}, "Expected `", "temperature"),
+    (CHAT, {"messages": HI, "top_p": 1.5}, "must be 1 or less", "top_p"),
+    (CHAT, {"messages": HI, "repeat_penalty": 0}, "above 0", "repeat_penalty"),
+    (CHAT, {"messages": HI, "n": 0}, "`n` must be 1", "n"),
+    (CHAT, {"messages": HI, "n": 2}, "`n` must be 1", "n"),
+    (CHAT, {"messages": HI, "top_k": 10**12}, "too large", "top_k"),
+    (CHAT, {"messages": HI, "logit_bias": {"99999999": 1}}, "no token", "logit_bias"),
+    (CHAT, {"messages": HI, "logit_bias": {"king": 1}}, "no token", "logit_bias"),
+    (CHAT, {"messages": HI, "stop": 5}, "Expected `", "stop"),
+    (CHAT, {"messages": HI, "tools": [{"type": "function"}]}, "not supported", "tools"),
+    (TEXT, {}, "missing required field `prompt`", "prompt"),
+    (TEXT, {"prompt": []}, "must not be empty", "prompt"),
+    (TEXT, {"prompt": ""}, "is empty", "prompt"),
+    (TEXT, {"prompt": ["a", "b"]}, "one prompt", "prompt"),
+    (TEXT, {"prompt": [5, 10**9]}, "a token the model does not", "prompt"),
+    (TEXT, {"prompt": [-1]}, "a token the model does not", "prompt"),
+    (TEXT, {"prompt": "x " * 5_000_000}, "the context holds", None),
+    (EMBED, {"input": []}, "must not be empty", "input"),
+    (EMBED, {"input": [""]}, "must not be empty", "input"),
+    (EMBED, {"input": "x " * 5000}, "the context holds", None),
+    (EMBED, {"input": "x", "encoding_format": "hex"}, "float or base64", "encoding_format"),
+    (EMBED, {"input": "x", "dimensions": 1}, "have 64 numbers", "dimensions"),
+    ("/detokenize", {"tokens": [-7]}, "a token the model does not", "tokens"),
+    ("/tokenize", {"content": 5}, "Expected `str`", "content"),
+    ("/apply-template", {"messages": [{"role": "forbidden"}]}, "is forbidden", "messages"),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "sentence", "param"), TABLE, ids=lambda value: str(value)[:40]
+)
+def test_a_bad_body_gets_400(
+    tiny: WorkerProcess, path: str, body: object, sentence: str, param: str | None
+) -> None:
+    status, answer = tiny.ask(path, body)
+    error: dict[str, Any] = answer["error"]
+    assert status == 400, answer
+    assert sentence in error["message"]
+    assert "Traceback" not in error["message"]
+    assert "\n" not in error["message"]
+    assert error["param"] == param
+    assert set(error) >= {"message", "type", "param", "code"}
+
+
+def test_an_unknown_path_a_wrong_method_and_too_large_a_body(tiny: WorkerProcess) -> None:
+    status, answer = tiny.ask("/v1/nothing")
+    assert (status, answer["error"]["message"]) == (404, "There is no /v1/nothing here.")
+    status, answer = tiny.ask("/v1/completions")
+    assert status == 405
+    assert answer["error"]["message"] == "/v1/completions takes POST, not GET."
+    status, answer = tiny.ask("/tokenize", b" " * (64 * 1024 * 1024 + 1))
+    assert (status, answer["error"]["type"]) == (413, "invalid_request_error")
+    assert tiny.ask("/health") == (200, {"status": "ok"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "no model: name a GGUF file with --model"),
+        (["-m"], "-m needs a value"),
+        (["-m", "x", "--port", "high"], "--port high: invalid literal"),
+        (["-m", "x", "--port", "70000"], "--port 70000: must be from 0 to 65535"),
+        (["-m", "x", "--temp", "-1"], "--temp -1: must be from 0"),
+        (["-m", "x", "-np", "0"], "-np 0: must be from 1 to 256"),
+        (["-m", "x", "-np", "9", "-b", "8"], "--batch-size must be at least --parallel"),
+        (["-m", "x", "-ctk", "f15"], "-ctk f15: must be one of f32, f16"),
+        (["-m", "x", "--chat-template-file", "none"], "none: No such file or directory"),
+        (["-m", "x", "--chat-template-kwargs", "[]"], "must be a JSON object"),
+        (["-m", "x", "--paralell", "2"], "unknown flag --paralell; did you mean --parallel?"),
+        (["-m", "x", "extra"], "unknown flag extra"),
+    ],
+)
+def test_flags_that_make_no_sense(arguments: list[str], sentence: str) -> None:
+    with pytest.raises(FlagError) as caught:
+        parse(arguments)
+    assert sentence in str(caught.value)
+
+
+def test_flags_as_llama_server_has_them() -> None:
+    line = (
+        "-m a/b.gguf --host 0.0.0.0 --port 1 -c 99 -np 3 -t 5 -tb 6 -b 64 -ub 32 -ngl all"
+        " --no-mmap --mlock -fa --jinja -ctk q8_0 -a me -cb --metrics --temp 0.5 --top-k 3"
+        " --top-p 0.4 --min-p 0.1 --top-nsigma 2 --typical 0.9 --repeat-penalty 1.1"
+        " --repeat-last-n 5 --presence-penalty 0.2 --frequency-penalty -0.3 --seed 4 -n 12"
+    )
+    settings = parse(line.split())
+    assert (settings.name, settings.host, settings.ctx_size) == ("me", "0.0.0.0", 99)
+    assert (settings.threads, settings.threads_batch, settings.n_gpu_layers) == (5, 6, -1)
+    assert (settings.mmap, settings.mlock, settings.flash_attn) == (False, True, "on")
+    assert settings.sampling.top_n_sigma == 2
+    assert settings.sampling.frequency_penalty == -0.3
+    assert parse(["-m", "a/b.gguf"]).name == "b"

@@ -1,0 +1,115 @@
+"""The batcher's rules, for any load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers import batcher
+
+
+@dataclass(eq=False)
+class Work:
+    """A sequence in numbers."""
+
+    length: int
+    cached: int = 0
+
+    @property
+    def pending(self) -> int:
+        """Tokens to go."""
+        return self.length - self.cached
+
+
+@st.composite
+def works(draw: st.DrawFn) -> list[Work]:
+    """Up to eight sequences, somewhere between their first token and their last."""
+    drawn = []
+    for _ in range(draw(st.integers(1, 8))):
+        length = draw(st.integers(1, 300))
+        drawn.append(Work(length, draw(st.integers(0, length - 1))))
+    return drawn
+
+
+@given(works(), st.integers(8, 400), st.integers(1, 400))
+def test_a_step_keeps_its_budget_and_leaves_nobody_out(
+    admitted: list[Work], batch: int, chunk: int
+) -> None:
+    step = batcher.shares(admitted, batch, chunk)
+    running = [work for work in admitted if work.pending == 1]
+    prefill = [count for work, count in step if work.pending > 1]
+    assert all((work, 1) in step for work in running)
+    assert all(0 < count <= work.pending for work, count in step)
+    assert sum(prefill) <= chunk
+    assert sum(count for _, count in step) <= batch
+    wanted = sum(work.pending for work in admitted if work.pending > 1)
+    assert sum(prefill) == min(wanted, chunk, batch - len(running)), "nothing is left unused"
+
+
+@given(works(), st.integers(8, 400), st.integers(1, 400))
+def test_prefill_is_shared_evenly(admitted: list[Work], batch: int, chunk: int) -> None:
+    step = dict(batcher.shares(admitted, batch, chunk))
+    prefill = [work for work in admitted if work.pending > 1]
+    cut_short = [step.get(work, 0) for work in prefill if step.get(work, 0) < work.pending]
+    if cut_short:
+        most = max(step.get(work, 0) for work in prefill)
+        whole = [step[work] for work in prefill if step.get(work, 0) == work.pending]
+        assert all(count <= max(cut_short) + 1 for count in whole)
+        assert most - max(cut_short) <= 1
+
+
+def test_a_short_prompt_gets_through_beside_a_long_one() -> None:
+    long, short = Work(5000), Work(10)
+    assert batcher.shares([long, short], 512, 512) == [(long, 502), (short, 10)]
+
+
+@given(works(), st.integers(300, 2000))
+def test_overflow_makes_room_and_spares_the_oldest(admitted: list[Work], cells: int) -> None:
+    leaving = batcher.overflow(admitted, cells)
+    staying = [work for work in admitted if work not in leaving]
+    assert staying[0] is admitted[0]
+    assert sum(work.length for work in staying) <= cells
+    assert leaving == admitted[: len(staying) - 1 : -1], "the youngest go first"
+    if leaving:
+        last = leaving[-1]
+        assert sum(work.length for work in staying) + last.length > cells, "nobody goes for nothing"
+
+
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 90)), min_size=1, max_size=8))
+def test_everybody_gets_to_the_end_in_a_cache_that_is_too_small(
+    wishes: list[tuple[int, int]],
+) -> None:
+    """The engine's loop in numbers: each (prompt, answer) is finished, whatever the others do."""
+    cells, batch = 150, 16
+    goals = {Work(prompt): prompt + answer for prompt, answer in wishes}
+    waiting = list(goals)
+    admitted: list[Work] = []
+    for _ in range(20_000):
+        for work in batcher.overflow(admitted, cells):
+            admitted.remove(work)
+            work.cached = 0
+            waiting = sorted([*waiting, work], key=list(goals).index)
+        while waiting and batcher.fits(waiting[0], admitted, cells):
+            admitted = sorted([*admitted, waiting.pop(0)], key=list(goals).index)
+        for work, count in batcher.shares(admitted, batch, batch):
+            work.cached += count
+            if work.pending == 0:
+                work.length += 1
+        assert sum(work.cached for work in admitted) <= cells
+        admitted = [work for work in admitted if work.length < goals[work]]
+        if not admitted and not waiting:
+            return
+    raise AssertionError("somebody never finished")
+
+
+def test_the_pace_follows_what_steps_cost() -> None:
+    pace = batcher.PrefillPace()
+    assert pace.chunk(running=0, batch=2048) == 2048
+    pace.observe(running=0, prefill=1000, seconds=1.0)
+    pace.observe(running=4, prefill=0, seconds=0.1)
+    assert pace.chunk(running=4, batch=2048) == 300
+    for _ in range(50):
+        pace.observe(running=4, prefill=300, seconds=0.1 + 3.0)
+    assert pace.chunk(running=4, batch=2048) == batcher.SMALLEST_CHUNK

@@ -1,0 +1,156 @@
+"""The worker contract: ready, alive, and three ways to end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.workers.conftest import Start
+from tests.workers.process import PATIENCE, ROOT, WorkerProcess
+
+ENDLESS = {"prompt": "go", "ignore_eos": True, "max_tokens": 20_000, "temperature": 1}
+
+
+def test_the_ready_line_tells_where_and_what(start: Start, tiny_gguf: Path) -> None:
+    worker = start(tiny_gguf, "-np", "3", "-c", "3000")
+    facts = worker.first
+    assert facts["ready"] is True
+    assert (facts["host"], facts["pid"]) == ("127.0.0.1", worker.process.pid)
+    assert (facts["model"], facts["slots"]) == (str(tiny_gguf), 3)
+    assert (facts["context"], facts["cells"]) == (3072, 3072), "llama.cpp rounds to 256"
+    assert 0 < facts["load_seconds"] < PATIENCE
+    assert worker.ask("/health") == (200, {"status": "ok"})
+
+
+def test_beats_count_steps_while_it_works(tiny: WorkerProcess) -> None:
+    with tiny.stream("/v1/completions", ENDLESS) as chunks:
+        next(chunks)
+        first = tiny.line()
+        second = tiny.line()
+    assert 0 < first["beat"] < second["beat"]
+
+
+def test_end_of_input_ends_it_in_the_middle_of_a_stream(start: Start, tiny_gguf: Path) -> None:
+    worker = start(tiny_gguf, "-c", "32768")
+    with worker.stream("/v1/completions", ENDLESS) as chunks:
+        next(chunks)
+        assert worker.process.stdin is not None
+        worker.process.stdin.close()
+        worker.process.stdin = None
+        status, _ = worker.close()
+    assert status == 0
+
+
+def test_sigterm_finishes_the_stream_and_takes_no_more(start: Start, tiny_gguf: Path) -> None:
+    worker = start(tiny_gguf, "-c", "32768")
+    body = {**ENDLESS, "max_tokens": 3000, "stream_options": {"include_usage": True}}
+    kept = worker.connect()
+    kept.request("GET", "/health")
+    assert kept.getresponse().read()
+    with worker.stream("/v1/completions", body) as chunks:
+        next(chunks)
+        worker.process.send_signal(signal.SIGTERM)
+        with pytest.raises(ConnectionError):
+            while True:
+                worker.ask("/health")
+        last = list(chunks)[-1]
+    kept.close()
+    assert last["usage"]["completion_tokens"] == 3000
+    assert worker.close()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("signals", "status"), [([signal.SIGTERM] * 2, 128 + 15), ([signal.SIGINT], 128 + 2)]
+)
+def test_a_second_sigterm_or_an_interrupt_ends_it_at_once(
+    start: Start, tiny_gguf: Path, signals: list[signal.Signals], status: int
+) -> None:
+    worker = start(tiny_gguf, "-c", "32768")
+    with worker.stream("/v1/completions", ENDLESS) as chunks:
+        next(chunks)
+        worker.process.send_signal(signals[0])
+        for more in signals[1:]:
+            with pytest.raises(ConnectionError):
+                while True:
+                    worker.ask("/health")
+            worker.process.send_signal(more)
+        assert worker.close()[0] == status
+
+
+def test_a_worker_without_a_supervisor_outlives_its_input(tiny_gguf: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "workers.serve",
+        "--model",
+        str(tiny_gguf),
+        "--port",
+        str(port),
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL)
+    try:
+        while True:
+            assert process.poll() is None
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except ConnectionRefusedError:
+                continue
+    finally:
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        (100_000, "data is not within the file bounds, model is corrupted or incomplete"),
+        (100, "failed to read key-value pairs"),
+        (-1, "No such file or directory"),
+    ],
+)
+def test_a_model_that_does_not_load_says_llama_cpps_reason(
+    start: Start, tiny_gguf: Path, tmp_path: Path, size: int, reason: str
+) -> None:
+    cut = tmp_path / "cut.gguf"
+    if size >= 0:
+        cut.write_bytes(tiny_gguf.read_bytes()[:size])
+    worker = start(cut)
+    status, errors = worker.close()
+    assert set(worker.first) == {"error"}
+    assert reason in worker.first["error"]
+    assert "\n" not in worker.first["error"]
+    assert reason in errors
+    assert status == 1
+
+
+def test_a_port_in_use_is_told(start: Start, tiny_gguf: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        worker = start(tiny_gguf, "--port", str(taken.getsockname()[1]))
+        assert "already in use" in worker.first["error"]
+        assert worker.close()[0] == 1
+
+
+def test_nobody_reading_the_ready_descriptor_does_not_matter(start: Start, tiny_gguf: Path) -> None:
+    worker = start(tiny_gguf)
+    worker.lines.close()
+    body = {"prompt": "a", "max_tokens": 5, "ignore_eos": True}
+    assert worker.post("/v1/completions", body)["usage"]["completion_tokens"] == 5
+
+
+def test_an_unknown_flag_names_the_nearest() -> None:
+    command = [sys.executable, "-m", "workers.serve", "--model", "x.gguf", "--ctx-sise", "5"]
+    ended = subprocess.run(
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert ended.stderr == "error: unknown flag --ctx-sise; did you mean --ctx-size?\n"
+    assert os.linesep.join(ended.stdout.splitlines()) == ""

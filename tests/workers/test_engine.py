@@ -1,0 +1,178 @@
+"""The engine in this process, where its steps can be counted and its tokens compared."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from workers.binding import Batch, Context, ContextOptions, LlamaLog, Model
+from workers.detokenize import TextOutput
+from workers.engine import Engine, EngineBrokenError
+from workers.lifeline import Lifeline
+from workers.sequence import End, Failed, Finished, Sequence
+from workers.settings import Sampling
+
+GREEDY = Sampling(temperature=0)
+NEAR = 0.05
+"""Logits this close may change places with the batch's shape. They are around 5."""
+
+
+class Reader:
+    """A sink that remembers, and calls back at the first text."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.end: End | None = None
+        self.ended = asyncio.Event()
+        self.begun = asyncio.Event()
+
+    def deliver(self, text: str, end: End | None) -> None:
+        """As `Sink` promises."""
+        assert self.end is None, "something came after the end"
+        self.text += text
+        self.begun.set()
+        if end is not None:
+            self.end = end
+            self.ended.set()
+
+
+class Bench:
+    """An engine with its thread."""
+
+    def __init__(self, path: Path, slots: int, cells: int) -> None:
+        self.log = LlamaLog(silent=True)
+        self.model = Model(str(path), gpu_layers=0, mmap=True, mlock=False, log=self.log)
+        self.options = ContextOptions(cells, 512, 512, slots, threads=1, threads_batch=1)
+        self.engine = Engine(self.model, self.options, self.options, Lifeline(None), self.log)
+        self.broken = asyncio.Event()
+        self.engine.attach(asyncio.get_running_loop(), self.broken.set)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self.engine.run()
+        except EngineBrokenError as error:
+            self.engine.give_up(str(error))
+
+    def begin(self, tokens: list[int], limit: int, number: int = 0) -> tuple[Sequence, Reader]:
+        """Submits a greedy request."""
+        reader = Reader()
+        sequence = Sequence(
+            number,
+            tokens,
+            limit,
+            GREEDY,
+            TextOutput([]),
+            reader,
+            True,
+            asyncio.get_running_loop().time(),
+        )
+        self.engine.submit(sequence)
+        return sequence, reader
+
+    async def generate(self, prompts: list[list[int]], limit: int) -> list[list[int]]:
+        """What each prompt is continued with, all at the same time."""
+        begun = [self.begin([*prompt], limit, n) for n, prompt in enumerate(prompts)]
+        for _, reader in begun:
+            await reader.ended.wait()
+            assert isinstance(reader.end, Finished)
+        return [sequence.tokens[sequence.prompt_length :] for sequence, _ in begun]
+
+
+@pytest.fixture
+async def bard_bench(bard_gguf: Path) -> AsyncIterator[Bench]:
+    """bard with eight slots."""
+    yield Bench(bard_gguf, 8, 4096)
+
+
+@pytest.fixture
+async def tiny_bench(tiny_gguf: Path) -> AsyncIterator[Bench]:
+    """The random model with two slots."""
+    yield Bench(tiny_gguf, 2, 16384)
+
+
+def logits_after(bench: Bench, tokens: list[int]) -> list[float]:
+    """The next token's logits, computed alone."""
+    context = Context(bench.model, bench.options, bench.log)
+    batch = Batch(len(tokens))
+    row = batch.add_run(tokens, 0, 0, wanted="last")
+    assert context.decode(batch) == 0
+    values = context.logits(row)
+    context.free()
+    return values
+
+
+async def test_greedy_answers_are_the_same_alone_and_in_a_full_batch(bard_bench: Bench) -> None:
+    """Where they differ, llama.cpp's own rounding chose between two logits that are as good as
+    equal: attention sums over the cells of one shared cache, in another order in company."""
+    texts = ["ROMEO:\nBut soft", "To be, or not", "The king", "Enter", "My lord,", "O", "Go,", "I"]
+    prompts = [
+        bard_bench.model.tokenize(text, add_special=True, parse_special=True) for text in texts
+    ]
+    alone = [(await bard_bench.generate([prompt], 60))[0] for prompt in prompts]
+    steps = bard_bench.engine.counters.steps
+    together = await bard_bench.generate(prompts, 60)
+    assert bard_bench.engine.counters.steps - steps < 2 * 60, "they shared no steps"
+    assert sum(a == b for a, b in zip(alone, together, strict=True)) >= 5
+    for prompt, one, other in zip(prompts, alone, together, strict=True):
+        if one != other:
+            same = next(n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+            logits = logits_after(bard_bench, [*prompt, *one[:same]])
+            assert abs(logits[one[same]] - logits[other[same]]) < NEAR
+
+
+async def test_a_cancelled_request_is_out_before_the_next_step_but_one(tiny_bench: Bench) -> None:
+    engine = tiny_bench.engine
+    sequence, reader = tiny_bench.begin([65] * 3, limit=10_000)
+    await reader.begun.wait()
+    engine.cancel(sequence)
+    steps = engine.counters.steps
+    _, after = tiny_bench.begin([66], limit=1, number=1)
+    await after.ended.wait()
+    assert engine.counters.steps <= steps + 1 + 1, "the step under way, and the other's own"
+    assert engine.slots == [None, None]
+    assert reader.end is None
+
+
+async def test_requests_join_and_leave_between_steps(tiny_bench: Bench) -> None:
+    _, long = tiny_bench.begin([65], limit=3000)
+    await long.begun.wait()
+    for number in range(1, 4):
+        _, short = tiny_bench.begin([65 + number], limit=5, number=number)
+        await short.ended.wait()
+        assert long.end is None
+    await long.ended.wait()
+
+
+async def test_a_step_that_fails_ends_its_requests_and_not_the_engine(tiny_bench: Bench) -> None:
+    """A token the vocabulary does not have: HTTP refuses it, llama_decode does too."""
+    for number in range(2):
+        _, reader = tiny_bench.begin([10**6], limit=5, number=number)
+        await reader.ended.wait()
+        assert isinstance(reader.end, Failed)
+        assert "llama.cpp failed" in reader.end.message
+    assert await tiny_bench.generate([[65]], 3)
+    assert not tiny_bench.broken.is_set()
+
+
+async def test_an_engine_that_fails_at_every_step_says_so(tiny_bench: Bench) -> None:
+    readers = [tiny_bench.begin([10**6], 5, number)[1] for number in range(8)]
+    await tiny_bench.broken.wait()
+    for reader in readers:
+        await reader.ended.wait()
+        assert isinstance(reader.end, Failed)
+
+
+async def test_a_long_prompt_does_not_stop_a_stream(tiny_bench: Bench) -> None:
+    """It is read in pieces, and the stream goes on after each."""
+    running, stream = tiny_bench.begin([65], limit=12_000)
+    await stream.begun.wait()
+    before = running.generated
+    _, reader = tiny_bench.begin([66] * 8000, limit=1, number=1)
+    await reader.ended.wait()
+    assert running.generated - before >= 8000 // 512
+    tiny_bench.engine.cancel(running)
