@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from swapd.core.lifecycle import LEAVING, SERVING, State, Step, advance
@@ -126,9 +126,17 @@ class Ledger:
         record = self.records.get(spec.name)
         return Room(1, (record.measured if record else 0) or spec.need_bytes)
 
+    def total_need(self, specs: Iterable[ModelSpec]) -> Room:
+        """What workers of all these models take together."""
+        return sum(map(self.need, specs), Room())
+
+    def total(self, residents: Iterable[Resident]) -> Room:
+        """What these workers take together."""
+        return self.total_need(r.spec for r in residents)
+
     def taken(self) -> Room:
         """What all workers alive take, those that are on their way out included."""
-        return sum((self.need(r.spec) for r in self.residents.values()), Room())
+        return self.total(self.residents.values())
 
     def staying(self) -> Iterator[Resident]:
         """Workers alive that nobody has asked to go."""

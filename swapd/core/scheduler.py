@@ -17,15 +17,16 @@ at most its own time, one stop and one start.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from swapd.core import eviction
 from swapd.core.ledger import Ledger, Resident, Waiting
-from swapd.core.lifecycle import SERVING, State, Step
-from swapd.core.room import Room, missing
+from swapd.core.lifecycle import State, Step
+from swapd.core.placement import candidates, plan
+from swapd.core.room import missing
 from swapd.words import events as ev
-from swapd.words.catalog import Catalog, ModelSpec
+from swapd.words.catalog import Catalog, Limits, ModelSpec
 from swapd.words.orders import Grant, Kill, Order, Refuse, Start, Stop, TakeSample, WakeAt, Why
 from swapd.words.status import WorkerStatus
 
@@ -122,7 +123,7 @@ class Scheduler:
         queued, total = self.waiting(spec.name), len(self._books.waiting_model)
         if queued >= spec.max_queue:
             why, what = Why.QUEUE_FULL, f"{queued} requests wait for {spec.name!r} already"
-        elif total >= self._catalog.limits.max_waiting:
+        elif 0 < self._limits.max_waiting <= total:
             why, what = Why.OVERLOADED, f"{total} requests wait already"
         else:
             return None
@@ -251,9 +252,9 @@ class Scheduler:
         record = self._books.records.get(model)
         if record is not None and record.cool_until > now:
             return Why.START_FAILED, f"{model!r} failed: {record.reason}", record.cool_until - now
-        lack = missing(self._books.need(spec), self._catalog.limits)
+        lack = missing(self._books.need(spec), self._limits)
         if lack:
-            need, budget = self._books.need(spec).bytes, self._catalog.limits.budget_bytes
+            need, budget = self._books.need(spec).bytes, self._limits.budget_bytes
             message = (
                 f"{model!r} needs {need / 2**20:,.0f} MiB, {lack.bytes / 2**20:,.0f} MiB more than"
                 f" the memory budget of {budget / 2**20:,.0f} MiB"
@@ -268,7 +269,7 @@ class Scheduler:
             if because:
                 self._stop(resident, because, now)
         if pressed:
-            victim = eviction.least_recently_used(self._candidates(math.inf, set()))
+            victim = eviction.least_recently_used(candidates(self._books))
             if victim is not None:
                 self._stop(self._books.residents[victim], PRESSURE, now)
         self._shrink(now)
@@ -293,61 +294,23 @@ class Scheduler:
 
         They can be: limits are lowered by a reload, needs grow by measurement.
         """
-        while missing(self._sum(self._books.staying()), self._catalog.limits):
-            victim = eviction.least_recently_used(self._candidates(math.inf, set()))
+        while missing(self._books.total(self._books.staying()), self._limits):
+            victim = eviction.least_recently_used(candidates(self._books))
             if victim is None:
                 return
             self._stop(self._books.residents[victim], "over the memory limits", now)
 
     def _place(self, now: float) -> set[ev.WorkerId]:
-        """Start what is wanted and fits, oldest wish first; stop idle workers to make room.
+        """Start what is wanted and fits, stop idle workers where room is short.
 
         Returns the workers that have to yield: busy ones whose room an older request needs.
         """
-        yielding: set[ev.WorkerId] = set()
-        reserved = Room()
-        for place, spec in self._wanted():
-            need = self._books.need(spec)
-            if self._fits(self._books.taken() + reserved + need):
-                self._start(spec, now)
-                continue
-            stay = self._sum(r for r in self._books.staying() if r.worker not in yielding)
-            short = missing(stay + reserved + need, self._catalog.limits)
-            for worker in eviction.choose(short, self._candidates(place, yielding)):
-                resident = self._books.residents[worker]
-                if resident.idle:
-                    self._stop(resident, f"makes room for {spec.name}", now)
-                else:
-                    yielding.add(worker)
-            reserved += need
-        return yielding
-
-    def _wanted(self) -> list[tuple[int, ModelSpec]]:
-        """Models with a queue and no worker that serves it, by their oldest request."""
-        served = {r.spec.name for r in self._books.residents.values() if r.state in SERVING}
-        return sorted(
-            (
-                (next(iter(queue.values())).place, self._catalog.models[model])
-                for model, queue in self._books.queues.items()
-                if model not in served
-            ),
-            key=lambda wish: wish[0],
-        )
-
-    def _candidates(self, place: float, yielding: set[ev.WorkerId]) -> Iterator[eviction.Candidate]:
-        """Ready workers that nobody older than `place` waits for."""
-        for r in self._books.residents.values():
-            if r.state is not State.READY or r.worker in yielding:
-                continue
-            oldest = self._books.oldest_place(r.spec.name)
-            if oldest is None or oldest > place:
-                yield eviction.Candidate(
-                    r.worker,
-                    self._books.need(r.spec).bytes,
-                    len(r.busy),
-                    oldest is not None,
-                    r.last_used,
-                )
+        made = plan(self._books, self._catalog, self._limits)
+        for worker, wanted in made.stop:
+            self._stop(self._books.residents[worker], f"makes room for {wanted}", now)
+        for spec in made.start:
+            self._start(spec, now)
+        return made.yielding
 
     def _grant(self, now: float, yielding: set[ev.WorkerId]) -> None:
         for resident in self._books.residents.values():
@@ -423,19 +386,23 @@ class Scheduler:
         self._orders.append(Kill(resident.worker, because))
 
     def _sample_soon(self, now: float) -> None:
-        limits = self._catalog.limits
+        limits = self._limits
         if limits.threshold_percent or limits.budget_bytes:
             self._sample_at = now + limits.interval
             self._orders.append(TakeSample())
 
     # -- small questions -----------------------------------------------------------------------
 
+    @property
+    def _limits(self) -> Limits:
+        return self._catalog.limits
+
     def _is_pressed(self, event: ev.Event) -> bool:
         """Whether this event is a look at the memory that found too much of it in use.
 
         One victim at a time: while one is still on its way out, the sample says nothing new.
         """
-        threshold = self._catalog.limits.threshold_percent
+        threshold = self._limits.threshold_percent
         return (
             isinstance(event, ev.Sampled)
             and 0 < threshold < event.used_percent
@@ -445,12 +412,6 @@ class Scheduler:
     def _ready(self, model: str) -> Resident | None:
         resident = self._books.serving(model)
         return resident if resident is not None and resident.state is State.READY else None
-
-    def _fits(self, taken: Room) -> bool:
-        return not missing(taken, self._catalog.limits)
-
-    def _sum(self, residents: Iterator[Resident]) -> Room:
-        return sum((self._books.need(r.spec) for r in residents), Room())
 
     def _expected_wait(self, spec: ModelSpec, ahead: int) -> float:
         """Seconds until `ahead` requests and one more are through, from the measured mean."""

@@ -103,8 +103,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _run(options, tell)
     except CannotServeError as error:
+        print(f"swapd: {error}", file=sys.stderr, flush=True)
         tell({"error": str(error)})
-        print(f"swapd: {error}", file=sys.stderr)
         return 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -71,15 +72,21 @@ class ForgottenQueueEntry(Scheduler):
 class BudgetOffByOne(Scheduler):
     """Finds that one byte more than the budget fits too."""
 
-    def _fits(self, taken: Room) -> bool:
-        return not missing(taken - Room(0, 1), self._catalog.limits)
+    @property
+    def _limits(self) -> Limits:
+        limits = self._catalog.limits
+        more = limits.budget_bytes + 1 if limits.budget_bytes else 0
+        return replace(limits, budget_bytes=more)
 
 
 class PlaceOffByOne(Scheduler):
     """Finds that one worker more than allowed fits too."""
 
-    def _fits(self, taken: Room) -> bool:
-        return not missing(taken - Room(1, 0), self._catalog.limits)
+    @property
+    def _limits(self) -> Limits:
+        limits = self._catalog.limits
+        more = limits.max_resident + 1 if limits.max_resident else 0
+        return replace(limits, max_resident=more)
 
 
 class BusyVictim(Scheduler):

@@ -97,7 +97,7 @@ def _spawn(output: Path, arguments: list[str]) -> dict[str, Any]:
     """Start the daemon in a session of its own and hear its one word: how the start went."""
     hear, tell = os.pipe()
     with output.open("wb") as file:
-        subprocess.Popen(
+        process = subprocess.Popen(
             [*DAEMON, "--ready-fd", str(tell), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=file,
@@ -109,6 +109,8 @@ def _spawn(output: Path, arguments: list[str]) -> dict[str, Any]:
     with os.fdopen(hear, "rb") as pipe:
         line = pipe.readline()
     word: dict[str, Any] = msgspec.json.decode(line) if line.endswith(b"\n") else {}
+    if "endpoint" not in word:
+        process.wait()  # So that all it has to say is written.
     return word
 
 

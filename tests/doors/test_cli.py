@@ -1,0 +1,219 @@
+"""The command line as a user runs it: ./model in a home of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from swapd.effects.ports import free_port
+from tests.swapd import ROOT, alive, eventually
+
+
+class User:
+    """Somebody at a prompt, with an empty home."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.port = free_port()
+        (home / "user").mkdir()
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SWAPD_", "LLAMA_"))}
+        self.environ = {
+            **kept,
+            "SWAPD_HOME": str(home / "swapd"),
+            "SWAPD_PORT": str(self.port),
+            "HOME": str(home / "user"),
+        }
+
+    def types(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(ROOT / "model"), *words],
+            cwd=self.home,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def processes(self) -> list[int]:
+        """Everything alive that has this home in its environment."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                ours = process.environ().get("SWAPD_HOME") == self.environ["SWAPD_HOME"]
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+            if ours and alive(process.pid):
+                found.append(process.pid)
+        return found
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Iterator[User]:
+    user = User(tmp_path)
+    yield user
+    user.types("stop", "--now")
+    assert eventually(lambda: not user.processes())
+
+
+def test_a_first_visit(user: User) -> None:
+    """Start, ask both models, look, stop: and nothing of it is left."""
+    started = user.types("start")
+    assert started.returncode == 0, started.stderr
+    url = f"http://127.0.0.1:{user.port}"
+    assert f"swapd runs at {url}" in started.stdout
+    assert re.search(r"^models  alice, bard$", started.stdout, re.MULTILINE)
+    log = re.search(r"^log     (.*)$", started.stdout, re.MULTILINE)
+    assert log and Path(log.group(1)).is_file()
+    curl = re.search(r"^try     (curl .*)$", started.stdout, re.MULTILINE)
+    assert curl
+    pasted = subprocess.run(
+        ["sh", "-c", f"{curl.group(1)} -sS"], capture_output=True, text=True, check=True
+    )
+    assert msgspec.json.decode(pasted.stdout)["model"] == "bard"
+    body = (
+        '{"model":"alice","stream":true,"max_tokens":9,"messages":[{"role":"user","content":"hi"}]}'
+    )
+    streamed = subprocess.run(
+        ["curl", "-sSN", f"{url}/v1/chat/completions", "-d", body],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert streamed.stdout.rstrip().endswith("data: [DONE]")
+
+    looked = user.types("status")
+    assert looked.returncode == 0
+    assert "✓ bard: ready" in looked.stdout
+    assert "✓ alice: ready" in looked.stdout
+    told = msgspec.json.decode(user.types("status", "--json").stdout)
+    assert told["running"] is True
+    assert {w["model"] for w in told["workers"]} == {"bard", "alice"}
+
+    again = user.types("start")
+    assert again.returncode == 0
+    assert again.stdout == f"swapd runs already at {url} (pid {told['pid']})\n"
+
+    stopped = user.types("stop")
+    assert (stopped.returncode, stopped.stdout) == (0, "swapd has stopped\n")
+    assert user.processes() == []
+    assert list((user.home / "user").iterdir()) == []
+    after = user.types("status")
+    assert (after.returncode, after.stdout) == (3, "✗ swapd is not running\n")
+    assert user.types("stop").stdout == "swapd is not running\n"
+
+
+def test_a_start_that_fails_shows_the_log_and_leaves_nothing(user: User) -> None:
+    with socket.create_server(("127.0.0.1", user.port)):
+        failed = user.types("start")
+    assert failed.returncode == 1
+    assert f"can't listen on 127.0.0.1 port {user.port}: Address already in use" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert user.processes() == []
+    assert user.types("start").returncode == 0
+
+
+def test_a_start_with_a_broken_configuration_says_what_and_where(user: User) -> None:
+    user.types("sync")
+    config = user.home / "swapd/config.yaml"
+    config.write_text(config.read_text() + "maxresident: 1\n")
+    failed = user.types("start")
+    assert failed.returncode == 1
+    line = len(config.read_text().splitlines())
+    assert (
+        f"config.yaml:{line}: maxresident: unknown key; did you mean max_resident?" in failed.stderr
+    )
+
+
+def test_sync_says_what_changed_and_then_that_nothing_did(user: User) -> None:
+    first = user.types("sync")
+    assert first.returncode == 0
+    assert re.search(r"^added +bard$", first.stdout, re.MULTILINE)
+    assert first.stdout.rstrip().endswith("config.yaml changed")
+    again = user.types("sync")
+    assert again.stdout.rstrip().endswith("config.yaml unchanged")
+    custom = user.home / "swapd/custom_models.yaml"
+    custom.write_text("max_resident: 1\nmodels:\n  bard:\n    ttl: 5\n")
+    changed = user.types("sync")
+    assert re.search(r"^changed +bard$", changed.stdout, re.MULTILINE)
+    custom.write_text("models:\n  bard:\n    tll: 5\n")
+    before = (user.home / "swapd/config.yaml").read_bytes()
+    broken = user.types("sync")
+    assert broken.returncode == 1
+    assert "custom_models.yaml:3: models.bard.tll: unknown key; did you mean ttl?" in broken.stderr
+    assert (user.home / "swapd/config.yaml").read_bytes() == before
+
+
+def test_a_file_that_sync_did_not_write_is_left_alone(user: User) -> None:
+    (user.home / "swapd").mkdir()
+    config = user.home / "swapd/config.yaml"
+    config.write_text("models: {}\n")
+    refused = user.types("sync")
+    assert refused.returncode == 1
+    assert "was not written by sync" in refused.stderr
+    assert config.read_text() == "models: {}\n"
+    assert user.types("sync", "--force").returncode == 0
+
+
+def test_a_configuration_of_ones_own_is_used_where_it_lies(user: User) -> None:
+    (user.home / "mine.yaml").write_text(
+        f"models:\n  mine:\n    cmd: ${{worker}} --model {ROOT}/demo/bard.gguf\n"
+    )
+    started = user.types("start", "--config", "mine.yaml")
+    assert started.returncode == 0, started.stderr
+    assert re.search(r"^models  mine$", started.stdout, re.MULTILINE)
+    missing = user.types("serve", "--config", "none.yaml")
+    assert missing.returncode == 1
+    assert missing.stderr == "swapd: there is no configuration none.yaml\n"
+
+
+def test_in_the_foreground_ctrl_c_ends_it(user: User) -> None:
+    user.types("sync")
+    serving = subprocess.Popen(
+        [str(ROOT / "model"), "serve"], env=user.environ, stderr=subprocess.PIPE, text=True
+    )
+    assert serving.stderr is not None
+    assert "swapd serves 2 models" in serving.stderr.readline()
+    serving.send_signal(signal.SIGINT)
+    assert serving.wait(timeout=20) == 0
+    assert "swapd has ended" in serving.stderr.read()
+    serving.stderr.close()
+
+
+def test_a_killed_swapd_does_not_stand_in_the_way(user: User) -> None:
+    user.types("start")
+    pid = msgspec.json.decode(user.types("status", "--json").stdout)["pid"]
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not alive(pid))
+    assert user.types("status").returncode == 3
+    assert user.types("start").returncode == 0
+
+
+def test_what_is_no_command_is_told(user: User) -> None:
+    for words in (("strat",), ("start", "--prot", "1"), ("start", "--port", "x")):
+        told = user.types(*words)
+        assert told.returncode in (1, 2)
+        assert words[-1 if len(words) == 1 else 1] in told.stderr
+        assert "Traceback" not in told.stderr
+
+
+def test_it_starts_quickly(user: User) -> None:
+    """Two calls: the first may have to compile bytecode."""
+    from swapd.effects.clock import now
+
+    user.types("status")
+    took = []
+    for _ in range(3):
+        begun = now()
+        user.types("status")
+        took.append(now() - begun)
+    assert min(took) < 0.3
