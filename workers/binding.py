@@ -204,7 +204,9 @@ class Context:
         params.type_v = KV_TYPES[options.type_v]
         params.kv_unified = True  # else n_ctx is divided by n_seq_max
         params.swa_full = False  # as llama-server: a sliding window keeps only what it sees
-        if options.pooling is not None:
+        if options.pooling is None:
+            params.n_outputs_max = options.n_seq_max  # else memory for n_batch × vocabulary
+        else:
             params.embeddings = True
             params.pooling_type = POOLING[options.pooling]
         self.handle = api.llama_init_from_model(model.handle, params)

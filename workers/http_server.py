@@ -109,6 +109,8 @@ class Server:
     def _on_sigterm(self) -> None:
         if self._draining:
             os._exit(128 + signal.SIGTERM)
+        if not self._routes:
+            os._exit(0)  # the model is still loading: there is nothing to finish
         self.stop(0)
 
     def _application(self) -> web.Application:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -107,6 +110,56 @@ def test_a_worker_without_a_supervisor_outlives_its_input(tiny_gguf: Path) -> No
     finally:
         process.terminate()
         assert process.wait(PATIENCE) == 0
+
+
+@pytest.fixture
+def loading(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A worker that is loading for ever, and its port: its model is a pipe nobody writes to."""
+    os.mkfifo(tmp_path / "endless.gguf")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "workers.serve", "--port", str(port), "--model"]
+    process = subprocess.Popen(
+        [*command, str(tmp_path / "endless.gguf")], cwd=ROOT, stdin=subprocess.PIPE
+    )
+    while True:
+        assert process.poll() is None
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            break
+        except ConnectionRefusedError:
+            continue
+    yield process, port
+    process.kill()
+    process.communicate()
+
+
+def test_it_answers_while_it_loads(loading: tuple[subprocess.Popen[bytes], int]) -> None:
+    for path in ("/health", "/v1/models"):
+        connection = http.client.HTTPConnection("127.0.0.1", loading[1], timeout=PATIENCE)
+        connection.request("GET", path)
+        response = connection.getresponse()
+        assert response.status == 503
+        assert json.loads(response.read())["error"] == {
+            "code": 503,
+            "message": "Loading model",
+            "type": "unavailable_error",
+        }
+        connection.close()
+
+
+def test_it_can_be_ended_while_it_loads(loading: tuple[subprocess.Popen[bytes], int]) -> None:
+    loading[0].terminate()
+    assert loading[0].wait(PATIENCE) == 0
+
+
+def test_end_of_input_ends_it_while_it_loads(
+    loading: tuple[subprocess.Popen[bytes], int],
+) -> None:
+    assert loading[0].stdin is not None
+    loading[0].stdin.close()
+    loading[0].stdin = None
+    assert loading[0].wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize(
