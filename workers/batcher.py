@@ -96,12 +96,13 @@ def _level(pending: list[int], room: int, steps: list[int]) -> int:
 
 
 class PrefillPace:
-    """How many prefill tokens a step may take while others are streaming.
+    """How many prefill tokens a step may take.
 
-    Alone, a prompt takes the whole batch. Beside running sequences its share may lengthen their
-    step by SLOWDOWN times, or by SHORTEST seconds where steps are so short that nobody would
-    notice. In time and not in tokens, because what a chunk costs differs by a thousand times
-    between machines and models; both costs are measured on the steps themselves.
+    Beside running sequences, prefill may lengthen their step by SLOWDOWN times, or by SHORTEST
+    seconds where steps are so short that nobody would notice. In time and not in tokens, because
+    what a chunk costs differs by a thousand times between machines and models; both costs are
+    measured on the steps themselves. With nobody running, the chunk is a fixed number: a prompt
+    that is read alone is read the same way every time, rounding included.
     """
 
     SLOWDOWN = 3.0
@@ -109,7 +110,9 @@ class PrefillPace:
     _WEIGHT = 0.2
     """Of a new measurement in the moving average."""
 
-    def __init__(self) -> None:
+    def __init__(self, alone: int) -> None:
+        """`alone`: the chunk while nobody is running."""
+        self._alone = alone
         self._step: float | None = None
         """Seconds of a step without prefill."""
         self._token: float | None = None
@@ -118,7 +121,7 @@ class PrefillPace:
     def chunk(self, running: int, batch: int) -> int:
         """Prefill tokens for the next step."""
         if running == 0:
-            return batch
+            return min(batch, self._alone)
         if self._token is None:
             return min(batch, 4 * SMALLEST_CHUNK)
         allowance = max(self.SHORTEST, self.SLOWDOWN * (self._step or 0.0))

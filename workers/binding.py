@@ -34,6 +34,17 @@ ANY_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: llama.cpp draws one
 _WARNING, _ERROR, _CONTINUED = 3, 4, 5  # enum ggml_log_level
 
 
+def has_gpu() -> bool:
+    """Whether there is a device other than the CPU to compute on.
+
+    Asked of ggml, which llama.cpp is linked with: `llama_supports_gpu_offload` says yes wherever
+    the RPC backend was built in.
+    """
+    find = api._lib.ggml_backend_dev_by_type
+    find.argtypes, find.restype = [ctypes.c_int], ctypes.c_void_p
+    return any(find(kind) for kind in (1, 2))  # GGML_BACKEND_DEVICE_TYPE_GPU, _IGPU
+
+
 class LoadError(Exception):
     """A model or context that llama.cpp refuses; its message is llama.cpp's own reason."""
 

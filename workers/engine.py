@@ -15,7 +15,16 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 from workers import batcher
-from workers.binding import Batch, Context, ContextOptions, LlamaLog, LoadError, Model, Sampler
+from workers.binding import (
+    Batch,
+    Context,
+    ContextOptions,
+    LlamaLog,
+    LoadError,
+    Model,
+    Sampler,
+    has_gpu,
+)
 from workers.embedding import Embedder, EmbeddingJob
 from workers.lifeline import Lifeline
 from workers.metrics import Counters
@@ -23,6 +32,8 @@ from workers.sampling import make_sampler
 from workers.sequence import End, Failed, Finished, Sequence, Timings
 
 T = TypeVar("T")
+CPU_CHUNK = 128
+"""Tokens that a CPU reads as fast, one by one counted, as 512 (60 MB model: 2,460/s to 2,230/s)."""
 FAILED_STEPS = 3
 """So many failed steps in a row are no accident of one request: the process ends, loudly."""
 
@@ -74,7 +85,7 @@ class Engine:
         self._lifeline = lifeline
         self._log = log
         self._batch = Batch(options.n_batch)
-        self._pace = batcher.PrefillPace()
+        self._pace = batcher.PrefillPace(alone=_chunk_alone(options))
         self._greedy = Sampler()
         self._greedy.add("greedy")
         self._failures = 0
@@ -342,6 +353,15 @@ class Engine:
         if self._loop is None:
             raise RuntimeError("the engine was given work before a loop")
         self._loop.call_soon_threadsafe(function, argument)
+
+
+def _chunk_alone(options: ContextOptions) -> int:
+    """Prefill tokens for a step in which nobody is running.
+
+    No more than llama.cpp computes at once anyway: a step can't be left, so a longer one would
+    only keep newcomers and cancellations waiting. A CPU is at full speed with far fewer.
+    """
+    return options.n_ubatch if has_gpu() else min(CPU_CHUNK, options.n_ubatch)
 
 
 def _deliver(outbox: list[tuple[Sequence, str, End | None]]) -> None:

@@ -105,8 +105,9 @@ def test_everybody_gets_to_the_end_in_a_cache_that_is_too_small(
 
 
 def test_the_pace_follows_what_steps_cost() -> None:
-    pace = batcher.PrefillPace()
-    assert pace.chunk(running=0, batch=2048) == 2048
+    pace = batcher.PrefillPace(alone=500)
+    assert pace.chunk(running=0, batch=2048) == 500
+    assert pace.chunk(running=0, batch=100) == 100
     pace.observe(running=0, prefill=1000, seconds=1.0)
     pace.observe(running=4, prefill=0, seconds=0.1)
     assert pace.chunk(running=4, batch=2048) == 300
