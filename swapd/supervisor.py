@@ -156,6 +156,22 @@ class Supervisor:
         """Give a slot back: the request is over, and the worker answered it or did not."""
         self.post(ev.Finished(now(), lease.request, answered))
 
+    async def load(self, model: str) -> None:
+        """Wait until this model's worker is ready. Raises RefusedError when it does not get so."""
+        self.release(await self.admit(model, needs_slot=False), answered=True)
+
+    def preload(self) -> None:
+        """Begin to load the models whose entries ask for it; what fails is logged."""
+        for spec in self.catalog.models.values():
+            if spec.preload:
+                self._tasks.run(self._preload(spec.name), f"preload of {spec.name}")
+
+    async def _preload(self, model: str) -> None:
+        try:
+            await self.load(model)
+        except RefusedError as error:
+            self._log.warning("%s: not preloaded: %s", model, error)
+
     async def unload(self, model: str | None) -> list[str]:
         """Let the ready workers of a model, or of all, go; wait for those that were idle.
 

@@ -53,6 +53,11 @@ class Resident:
         return self.told_slots or self.spec.slots
 
     @property
+    def ttl(self) -> float:
+        """Seconds of idleness after which it goes; 0: it stays."""
+        return 0.0 if self.spec.pinned else self.spec.ttl
+
+    @property
     def free_slots(self) -> int:
         return self.slots - len(self.busy) if self.state is State.READY else 0
 

@@ -67,9 +67,12 @@ def wanted(books: Ledger, catalog: Catalog) -> list[tuple[int, ModelSpec]]:
 def candidates(
     books: Ledger, place: float = math.inf, leaving: Iterable[WorkerId] = ()
 ) -> Iterator[eviction.Candidate]:
-    """Ready workers for which nobody older than `place` waits, without those leaving already."""
+    """Ready workers for which nobody older than `place` waits.
+
+    Without the pinned ones, and without those that are leaving already.
+    """
     for r in books.residents.values():
-        if r.state is State.READY and r.worker not in leaving:
+        if r.state is State.READY and not r.spec.pinned and r.worker not in leaving:
             oldest = books.oldest_place(r.spec.name)
             if oldest is None or oldest > place:
                 yield _candidate(books, r, oldest is not None)

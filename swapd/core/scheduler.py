@@ -24,7 +24,7 @@ from swapd.core import eviction
 from swapd.core.ledger import Ledger, Resident, Waiting
 from swapd.core.lifecycle import State, Step
 from swapd.core.placement import candidates, plan
-from swapd.core.room import missing
+from swapd.core.room import Room, missing
 from swapd.words import events as ev
 from swapd.words.catalog import Catalog, Limits, ModelSpec
 from swapd.words.orders import Grant, Kill, Order, Refuse, Start, Stop, TakeSample, WakeAt, Why
@@ -240,27 +240,33 @@ class Scheduler:
 
     def _hopeless(self, model: str, now: float) -> tuple[Why, str, float] | None:
         """Why nobody who waits for this model can be served, or None."""
-        if self._closing is not None and (
-            now >= self._closing or self._books.serving(model) is None
-        ):
+        served = self._books.serving(model) is not None
+        if self._closing is not None and (now >= self._closing or not served):
             return Why.CLOSING, "swapd is shutting down", 5.0
         spec = self._catalog.models.get(model)
         if spec is None:
             return Why.UNKNOWN_MODEL, f"there is no model {model!r} any more", 0.0
-        if self._books.serving(model) is not None:
-            return None
-        record = self._books.records.get(model)
+        return None if served else self._cannot_start(spec, now)
+
+    def _cannot_start(self, spec: ModelSpec, now: float) -> tuple[Why, str, float] | None:
+        """Why a worker of this model can't be started however long one waits, or None."""
+        record, need = self._books.records.get(spec.name), self._books.need(spec)
         if record is not None and record.cool_until > now:
-            return Why.START_FAILED, f"{model!r} failed: {record.reason}", record.cool_until - now
-        lack = missing(self._books.need(spec), self._limits)
-        if lack:
-            need, budget = self._books.need(spec).bytes, self._limits.budget_bytes
-            message = (
-                f"{model!r} needs {need / 2**20:,.0f} MiB, {lack.bytes / 2**20:,.0f} MiB more than"
-                f" the memory budget of {budget / 2**20:,.0f} MiB"
-            )
-            return Why.TOO_LARGE, message, 0.0
+            message = f"{spec.name!r} failed: {record.reason}"
+            return Why.START_FAILED, message, record.cool_until - now
+        if lack := missing(need, self._limits):
+            return Why.TOO_LARGE, self._too_large(spec, lack), 0.0
+        pinned = self._books.total(r for r in self._books.staying() if r.spec.pinned)
+        if missing(pinned + need, self._limits):
+            return Why.TOO_LARGE, f"pinned models leave no room for {spec.name!r}", 0.0
         return None
+
+    def _too_large(self, spec: ModelSpec, lack: Room) -> str:
+        need, budget = self._books.need(spec).bytes, self._limits.budget_bytes
+        return (
+            f"{spec.name!r} needs {need / 2**20:,.0f} MiB, {lack.bytes / 2**20:,.0f} MiB more than"
+            f" the memory budget of {budget / 2**20:,.0f} MiB"
+        )
 
     def _let_go(self, now: float, pressed: bool) -> None:
         """Stop whoever is not needed: unclaimed, drained, past its time, or over the limits."""
@@ -285,8 +291,8 @@ class Scheduler:
             return ""
         if self._closing is not None:
             return "swapd is shutting down"
-        if resident.spec.ttl and now >= resident.last_used + resident.spec.ttl:
-            return f"idle for {resident.spec.ttl:g} s"
+        if resident.ttl and now >= resident.last_used + resident.ttl:
+            return f"idle for {resident.ttl:g} s"
         return ""
 
     def _shrink(self, now: float) -> None:
@@ -356,8 +362,8 @@ class Scheduler:
                 continue
             if r.deadline is not None:
                 times.append(r.deadline)
-            elif r.idle and r.spec.ttl:
-                times.append(r.last_used + r.spec.ttl)
+            elif r.idle and r.ttl:
+                times.append(r.last_used + r.ttl)
         soonest = min(times, default=math.inf)
         wish = None if soonest == math.inf else soonest
         if wish != self._wake:

@@ -12,7 +12,7 @@ from swapd.doors import errors
 from swapd.doors.house import HOUSE, House
 from swapd.doors.proxy import unknown
 from swapd.effects.clock import wall
-from swapd.supervisor import Sight
+from swapd.supervisor import RefusedError, Sight
 from swapd.words.catalog import ModelSpec
 
 
@@ -92,6 +92,20 @@ def _worker(house: House, sight: Sight) -> dict[str, Any]:
         "bytes": status.bytes,
         "context": spec.context if spec else 0,
     }
+
+
+async def load(request: web.Request) -> web.Response:
+    """`POST /load?model=`: the model's worker is ready on return, or the reason why not is."""
+    house = request.app[HOUSE]
+    name = request.query.get("model", "")
+    spec = house.supervisor.catalog.resolve(name)
+    if spec is None:
+        return unknown(house, name)
+    try:
+        await house.supervisor.load(spec.name)
+    except RefusedError as error:
+        return errors.of_refusal(error.refusal)
+    return _json({"msg": "ok", "loaded": spec.name})
 
 
 async def unload(request: web.Request) -> web.Response:

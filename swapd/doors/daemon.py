@@ -188,6 +188,7 @@ class Daemon:
         self._lock.announce(endpoint, self._logs.own_file)
         self._greet(endpoint, settings)
         tell({"endpoint": endpoint, "log": str(self._logs.own_file)})
+        supervisor.preload()
         gc.freeze()  # What is loaded by now stays; the collector need not look at it again.
         await supervisor.closed.wait()
         watch.close()

@@ -28,6 +28,7 @@ def application(house: House) -> web.Application:
             web.get("/models", admin.models),
             web.get("/v1/models/{name:.+}", admin.one_model),
             web.get("/running", admin.running),
+            web.post("/load", admin.load),
             web.post("/unload", admin.unload),
             web.get("/unload", admin.unload),
             web.get("/health", admin.health),

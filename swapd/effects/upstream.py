@@ -25,6 +25,9 @@ HOP_BY_HOP = frozenset(
 """Headers that speak of one connection only (RFC 9110, section 7.6.1)."""
 
 CONNECT_WITHIN = 5.0
+KEPT_FOR = 3.0
+"""An idle connection is closed before a worker would do so (llama-server: 5 s): a request sent
+into a connection that the other end is just closing can't be told from one that was lost."""
 FAILURES = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
 NEVER = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_WITHIN)
 """An answer may take as long as it takes: a long prefill is not a fault."""
@@ -51,7 +54,7 @@ def end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
 def new_session() -> aiohttp.ClientSession:
     """A client for all workers: no limit but the grants, nothing unpacked, nothing remembered."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, force_close=False, ttl_dns_cache=None),
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_FOR),
         timeout=NEVER,
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),

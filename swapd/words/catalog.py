@@ -36,6 +36,10 @@ class ModelSpec:
     max_queue: int = 64
     """Requests that may wait for this model."""
     ttl: float = 0.0
+    pinned: bool = False
+    """Never asked to go for want of room, idleness or memory pressure; only by hand."""
+    preload: bool = False
+    """Loaded when swapd starts, without a request."""
     aliases: tuple[str, ...] = ()
     upstream_name: str = ""
     """The `model` a foreign worker wants to read in the body; empty: as the client wrote it."""
@@ -64,6 +68,8 @@ class ModelSpec:
                 slots=other.slots,
                 max_queue=other.max_queue,
                 ttl=other.ttl,
+            pinned=other.pinned,
+            preload=other.preload,
                 aliases=other.aliases,
                 upstream_name=other.upstream_name,
                 drop_params=other.drop_params,

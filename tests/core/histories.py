@@ -18,8 +18,8 @@ Deed: TypeAlias = tuple[str, int, float]
 NAMES = ("a", "b", "c", "d")
 
 worlds = st.builds(
-    lambda needs, limits, slots, ttl, max_queue: catalog(
-        dict(zip(NAMES, needs, strict=True)), limits, slots, ttl, max_queue
+    lambda needs, limits, slots, ttl, max_queue, pinned: catalog(
+        dict(zip(NAMES, needs, strict=True)), limits, slots, ttl, max_queue, pinned
     ),
     st.lists(st.integers(0, 6), min_size=4, max_size=4),
     st.builds(
@@ -33,6 +33,7 @@ worlds = st.builds(
     st.integers(1, 3),
     st.sampled_from([0.0, 2.0, 20.0]),
     st.sampled_from([1, 4, 64]),
+    st.sampled_from(["", "", "a", "ab"]),
 )
 
 deeds = st.tuples(
@@ -43,7 +44,7 @@ deeds = st.tuples(
         + ["exit"] * 2
         + ["advance"] * 2
         + ["sample"] * 2
-        + ["leave", "guest", "crash", "deafen", "reload", "limit", "unload", "fail"]
+        + ["press", "leave", "guest", "crash", "deafen", "reload", "limit", "unload", "fail"]
         + ["close"]
     ),
     st.integers(0, 11),
@@ -108,7 +109,8 @@ def _reload(m: Machine, name: str, which: int, number: float) -> None:
     elif number > 0.5:
         m.reload(altered(now, name, argv=(name, str(number)), need_bytes=which % 7))
     else:
-        m.reload(altered(now, name, ttl=number * 6, slots=1 + which % 3))
+        terms = {"ttl": number * 6, "slots": 1 + which % 3, "pinned": which == 3}
+        m.reload(altered(now, name, **terms))
 
 
 def _do_to_all(m: Machine, what: str, which: int, number: float) -> None:
@@ -123,6 +125,9 @@ def _do_to_all(m: Machine, what: str, which: int, number: float) -> None:
         case "sample":
             held = {w: int(number) for w in list(m.processes)[: which % 3]}
             m.sample(90.0 if which % 2 else 10.0, held)
+        case "press":
+            m.sample(90.0)
+            m.sample(90.0)
         case "limit":
             limits = replace(now.limits, max_resident=which % 4, budget_bytes=int(number) * 2)
             m.reload(Catalog(now.models, limits))

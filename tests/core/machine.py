@@ -7,6 +7,7 @@ history. A breach raises BreachError, with the history so far.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from swapd.core.scheduler import PRESSURE, Scheduler
@@ -145,6 +146,12 @@ class Machine:
         self.require(process.told is None and not process.killed, "a worker stopped twice")
         slotted = process.serving - self.guests
         self.require(not slotted, f"busy worker {process.worker} stopped: {because}")
+        forced = ("its configuration changed", "unloaded by hand", "swapd is shutting down")
+        unclaimed = because == "nobody waits for it any more"
+        self.require(
+            not self.spec(process).pinned or because in forced or unclaimed,
+            f"pinned {process.spec.name} stopped: {because}",
+        )
         process.told = self.now
         process.because = because
         self.pressed_stops += because == PRESSURE
@@ -312,7 +319,8 @@ class Machine:
         if self.closing is not None:
             self.require(not self.processes, "workers outlive a shutdown")
         for p in self.processes.values():
-            self.require(self.spec(p).ttl == 0, f"{p.spec.name} outlives its time to live")
+            spec = self.spec(p)
+            self.require(spec.ttl == 0 or spec.pinned, f"{p.spec.name} outlives its time to live")
 
 
 def catalog(
@@ -321,6 +329,7 @@ def catalog(
     slots: int = 1,
     ttl: float = 0.0,
     max_queue: int = 64,
+    pinned: Collection[str] = (),
 ) -> Catalog:
     """A catalog of models that need so many bytes each."""
     models = {
@@ -331,6 +340,7 @@ def catalog(
             slots=slots,
             ttl=ttl,
             max_queue=max_queue,
+            pinned=name in pinned,
             start_timeout=30.0,
         )
         for name, need in needs.items()

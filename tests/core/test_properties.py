@@ -14,7 +14,7 @@ from swapd.core.room import Room, missing
 from swapd.core.scheduler import Scheduler
 from swapd.words import events as ev
 from swapd.words.catalog import Catalog, Limits
-from swapd.words.orders import Stop
+from swapd.words.orders import Stop, Why
 from tests.core.histories import Deed, follow, histories, worlds
 from tests.core.machine import SERVE_MOST, BreachError, Machine, catalog
 
@@ -130,6 +130,24 @@ class WholesalePressure(Scheduler):
         return isinstance(event, ev.Sampled) and 0 < threshold < event.used_percent
 
 
+class PinsForgotten(Scheduler):
+    """Takes a pinned worker's idleness for anybody's."""
+
+    def _dismissal(self, resident: Resident, now: float) -> str:
+        late = resident.spec.ttl and now >= resident.last_used + resident.spec.ttl
+        if resident.idle and late and resident.spec.name not in self._books.queues:
+            return "idle"
+        return super()._dismissal(resident, now)
+
+
+class PinsOverlooked(Scheduler):
+    """Lets a request wait for room that pinned models never give up."""
+
+    def _hopeless(self, model: str, now: float) -> tuple[Why, str, float] | None:
+        refusal = super()._hopeless(model, now)
+        return None if refusal and "pinned" in refusal[1] else refusal
+
+
 class CountsGuests(Scheduler):
     """Forgets a granted request when its worker has gone."""
 
@@ -148,6 +166,8 @@ FAULTS: list[Callable[[Catalog], Scheduler]] = [
     LostWake,
     LoadsForNobody,
     WholesalePressure,
+    PinsForgotten,
+    PinsOverlooked,
     CountsGuests,
 ]
 
