@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from array import array
-from pathlib import Path
 
 from aiohttp import web
 
@@ -97,7 +96,7 @@ class OpenAIRoutes:
             "size": model.size,
         }
         entry = {
-            "id": worker.settings.alias or Path(worker.settings.model).stem,
+            "id": worker.settings.name,
             "object": "model",
             "created": worker.created,
             "owned_by": "llamacpp",
