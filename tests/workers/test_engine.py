@@ -17,8 +17,12 @@ from workers.sequence import End, Failed, Finished, Sequence
 from workers.settings import Sampling
 
 GREEDY = Sampling(temperature=0)
-NEAR = 0.05
-"""Logits this close may change places with the batch's shape. They are around 5."""
+NEAR = 0.02
+"""Logits this close may change places with the batch's shape. They are around 5.
+
+Without flash attention. With it, llama.cpp computes fewer than 64 rows by other arithmetic than
+more, and 3 of 12 answers differ somewhere in 60 tokens, where the gap is up to 0.07.
+"""
 
 
 class Reader:
@@ -46,7 +50,9 @@ class Bench:
     def __init__(self, path: Path, slots: int, cells: int) -> None:
         self.log = LlamaLog(silent=True)
         self.model = Model(str(path), gpu_layers=0, mmap=True, mlock=False, log=self.log)
-        self.options = ContextOptions(cells, 512, 512, slots, threads=1, threads_batch=1)
+        self.options = ContextOptions(
+            cells, 512, 512, slots, threads=1, threads_batch=1, flash_attention="off"
+        )
         self.engine = Engine(self.model, self.options, self.options, Lifeline(None), self.log)
         self.broken = asyncio.Event()
         self.engine.attach(asyncio.get_running_loop(), self.broken.set)
@@ -117,7 +123,7 @@ async def test_greedy_answers_are_the_same_alone_and_in_a_full_batch(bard_bench:
     steps = bard_bench.engine.counters.steps
     together = await bard_bench.generate(prompts, 60)
     assert bard_bench.engine.counters.steps - steps < 2 * 60, "they shared no steps"
-    assert sum(a == b for a, b in zip(alone, together, strict=True)) >= 5
+    assert sum(a == b for a, b in zip(alone, together, strict=True)) >= 6
     for prompt, one, other in zip(prompts, alone, together, strict=True):
         if one != other:
             same = next(n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)

@@ -164,7 +164,7 @@ def test_more_requests_than_slots_all_end(tiny: WorkerProcess) -> None:
 
 def test_a_cache_too_small_for_all_cuts_nobody_short(start: Start, bard_gguf: Path) -> None:
     """Four answers of 400 tokens in 1,024 cells: somebody must wait, and go on where they were."""
-    worker = start(bard_gguf, "--parallel", "4", "--ctx-size", "1024")
+    worker = start(bard_gguf, "--parallel", "4", "--ctx-size", "1024", "--flash-attn", "off")
     bodies = [
         {"prompt": prompt, "temperature": 0, "max_tokens": 400, "ignore_eos": True}
         for prompt in PROMPTS[:4]
