@@ -77,6 +77,8 @@ class Model(Struct, frozen=True, kw_only=True):
     filters: Filters = msgspec.field(default_factory=Filters)
     use_model_name: Text = msgspec.field(name="useModelName", default="")
     unlisted: Flag = False
+    pinned: Flag = False
+    preload: Flag = False
     name: MacroText = ""
     description: MacroText = ""
     metadata: MacroSection = msgspec.field(default_factory=dict)

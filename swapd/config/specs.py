@@ -103,6 +103,8 @@ class SpecBuilder:
             slots=self._slots(argv, own),
             max_queue=server.max_queue if model.max_queue is None else model.max_queue,
             ttl=(server.ttl or server.global_ttl) if model.ttl < 0 else model.ttl,
+            pinned=model.pinned,
+            preload=model.preload,
             aliases=tuple(model.aliases),
             upstream_name=model.use_model_name,
             drop_params=self._drop_params(),

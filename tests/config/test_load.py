@@ -34,6 +34,7 @@ def test_what_is_not_said_has_its_default() -> None:
     assert (spec.slots, spec.max_queue, spec.context, spec.need_bytes) == (10, 64, 0, 0)
     assert (spec.ttl, spec.start_timeout, spec.stop_grace) == (0, 120, 5)
     assert (spec.check_endpoint, spec.aliases, spec.unlisted) == ("/health", (), False)
+    assert (spec.pinned, spec.preload) == (False, False)
 
 
 @pytest.mark.parametrize(
