@@ -33,6 +33,10 @@ class Home:
         return self.folder / ".swapd"
 
     @property
+    def socket(self) -> Path:
+        return self.state / "swapd.sock"
+
+    @property
     def logs(self) -> Path:
         return self.state / "logs"
 

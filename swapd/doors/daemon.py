@@ -27,6 +27,7 @@ from swapd.config.problems import ConfigError
 from swapd.doors.house import House
 from swapd.doors.metrics import Metrics
 from swapd.doors.server import PortTakenError, listen, serve
+from swapd.doors.socket.door import SocketDoor, open_socket
 from swapd.effects import memory
 from swapd.effects.clock import wall
 from swapd.effects.guardian import Guardian
@@ -182,6 +183,7 @@ class Daemon:
         metrics.watch(supervisor)
         house = House(supervisor, session, metrics, self._logs, settings, wall())
         runner = await serve(house, sock)
+        door = await self._open_socket(house)
         watch = FileWatch([self._options.config], lambda: self._reload(supervisor))
         self._handle_signals(supervisor, settings)
         endpoint = endpoint_of(settings)
@@ -192,9 +194,19 @@ class Daemon:
         gc.freeze()  # What is loaded by now stays; the collector need not look at it again.
         await supervisor.closed.wait()
         watch.close()
+        if door is not None:
+            await door.close()
         await self._end(runner, supervisor)
         await session.close()
         self._log.info("swapd has ended")
+
+    async def _open_socket(self, house: House) -> SocketDoor | None:
+        """The socket beside the HTTP server; without it swapd serves all the same."""
+        try:
+            return await open_socket(house, self._options.home.socket)
+        except OSError as error:
+            self._log.error("%s is not served: %s", self._options.home.socket, error.strerror)
+            return None
 
     async def _end(self, runner: web.AppRunner, supervisor: Supervisor) -> None:
         await runner.cleanup()

@@ -1,0 +1,1 @@
+"""The socket: newline-delimited JSON for those who may open a file of this home."""
