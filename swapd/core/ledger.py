@@ -34,6 +34,7 @@ class Resident:
     told_slots: int = 0
     busy: set[RequestId] = field(default_factory=set)
     served: int = 0
+    up_since: float = 0.0
     last_used: float = 0.0
     because: str = ""
     """Why it was asked to go."""
@@ -64,18 +65,27 @@ class Resident:
 
 @dataclass(slots=True)
 class Record:
-    """What a model's past tells: memory measured, failures in a row, mean time of a request."""
+    """What a model's past tells. Means forget: a fifth of each is the newest."""
 
     measured: int = 0
+    """Most bytes that a worker of it was seen to hold."""
     failures: int = 0
+    """Failed starts in a row."""
     cool_until: float = 0.0
     reason: str = ""
-    mean_seconds: float = 0.0
+    mean_request: float | None = None
+    """Seconds from grant to end."""
+    mean_load: float | None = None
+    """Seconds from start to ready."""
+    mean_pause: float | None = None
+    """Seconds from the end of all its requests to the next one's arrival."""
+    quiet_since: float | None = None
+    """When the last of its requests ended; None while there are any, or never were."""
 
-    def saw_request_of(self, seconds: float) -> None:
-        """Take one more request into the mean, which forgets old ones."""
-        weight = 0.2 if self.mean_seconds else 1.0
-        self.mean_seconds += (seconds - self.mean_seconds) * weight
+
+def mean(before: float | None, value: float) -> float:
+    """A moving mean with one more value in it."""
+    return value if before is None else before + 0.2 * (value - before)
 
 
 class Ledger:
@@ -125,6 +135,16 @@ class Ledger:
 
     def record(self, model: str) -> Record:
         return self.records.setdefault(model, Record())
+
+    def load_seconds(self, model: str) -> float:
+        """How long a worker of this model takes to be ready; 0 when none ever was."""
+        record = self.records.get(model)
+        return (record.mean_load if record else None) or 0.0
+
+    def in_flight(self, model: str) -> bool:
+        """Whether any request for this model waits or is served."""
+        serving = (r.busy for r in self.residents.values() if r.spec.name == model)
+        return model in self.queues or any(serving)
 
     def need(self, spec: ModelSpec) -> Room:
         """What a worker of this model takes: as measured, or as estimated if it never ran."""

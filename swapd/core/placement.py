@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from swapd.core import eviction
-from swapd.core.ledger import Ledger, Resident
+from swapd.core.fairness import keeps_place_until
+from swapd.core.ledger import Ledger, Resident, Waiting
 from swapd.core.lifecycle import SERVING, State
 from swapd.core.room import Room, missing
 from swapd.words.catalog import Catalog, Limits, ModelSpec
@@ -24,9 +25,11 @@ class Plan:
     """Idle workers that make room, each with the model it makes room for."""
     yielding: set[WorkerId] = field(default_factory=set)
     """Busy workers that take no new grants until the room they hold is no longer needed."""
+    again_at: float = math.inf
+    """When the first turn ends that somebody waits for."""
 
 
-def plan(books: Ledger, catalog: Catalog, limits: Limits) -> Plan:
+def plan(books: Ledger, catalog: Catalog, limits: Limits, now: float) -> Plan:
     """Give each wanted model its room in turn, the one that has waited longest first.
 
     What cannot be had yet is reserved, so that nothing younger takes it meanwhile.
@@ -34,7 +37,7 @@ def plan(books: Ledger, catalog: Catalog, limits: Limits) -> Plan:
     made = Plan()
     leaving: set[WorkerId] = set()
     taken, reserved = books.taken(), Room()
-    for place, spec in wanted(books, catalog):
+    for head, spec in wanted(books, catalog):
         need = books.need(spec)
         if not missing(taken + reserved + need, limits):
             made.start.append(spec)
@@ -43,7 +46,11 @@ def plan(books: Ledger, catalog: Catalog, limits: Limits) -> Plan:
         stay = books.total(r for r in books.staying() if r.worker not in leaving)
         started = books.total_need(made.start)
         short = missing(stay + started + reserved + need, limits)
-        for worker in eviction.choose(short, candidates(books, place, leaving)):
+        may_go, kept = _split(books, limits, spec, head, now, leaving)
+        chosen = eviction.choose(short, may_go)
+        if short and not chosen:
+            made.again_at = min(made.again_at, min(kept, default=math.inf))
+        for worker in chosen:
             leaving.add(worker)
             if books.residents[worker].idle:
                 made.stop.append((worker, spec.name))
@@ -53,15 +60,35 @@ def plan(books: Ledger, catalog: Catalog, limits: Limits) -> Plan:
     return made
 
 
-def wanted(books: Ledger, catalog: Catalog) -> list[tuple[int, ModelSpec]]:
-    """Models with a queue and no worker that serves it, with the place of their oldest request."""
+def _split(
+    books: Ledger,
+    limits: Limits,
+    spec: ModelSpec,
+    head: Waiting,
+    now: float,
+    leaving: set[WorkerId],
+) -> tuple[list[eviction.Candidate], list[float]]:
+    """Who may be asked to make room now, and the times at which others will have to."""
+    may_go, kept = [], []
+    for candidate in candidates(books, head.place, leaving):
+        resident = books.residents[candidate.worker]
+        until = keeps_place_until(books, resident, spec, head.since, limits)
+        if until <= now:
+            may_go.append(candidate)
+        else:
+            kept.append(until)
+    return may_go, kept
+
+
+def wanted(books: Ledger, catalog: Catalog) -> list[tuple[Waiting, ModelSpec]]:
+    """Models with a queue and no worker that serves it, each with its oldest request."""
     served = {r.spec.name for r in books.residents.values() if r.state in SERVING}
     wishes = [
-        (next(iter(queue.values())).place, catalog.models[model])
+        (next(iter(queue.values())), catalog.models[model])
         for model, queue in books.queues.items()
         if model not in served
     ]
-    return sorted(wishes, key=lambda wish: wish[0])
+    return sorted(wishes, key=lambda wish: wish[0].place)
 
 
 def candidates(

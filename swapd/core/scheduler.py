@@ -9,9 +9,10 @@ Its rules:
    long as an older request needs its room, and no longer.
 5. Time is a number in the event.
 
-Who waits is served by arrival, over all models: a request never loses its turn to a younger one
-that needs the same room. So a wait is bounded by what stands before it: for each older request
-at most its own time, one stop and one start.
+Models that wait for room get it by the arrival of their oldest request. A worker whose room is
+wanted goes on serving for a turn (see `fairness`) and then yields, so a wait is bounded: for each
+model before it at most a turn, the time of the requests that are running at its end, one stop and
+one start.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from swapd.core import eviction
-from swapd.core.ledger import Ledger, Resident, Waiting
+from swapd.core.ledger import Ledger, Resident, Waiting, mean
 from swapd.core.lifecycle import State, Step
 from swapd.core.placement import candidates, plan
 from swapd.core.room import Room, missing
@@ -45,6 +46,7 @@ class Scheduler:
         self._orders: list[Order] = []
         self._wake: float | None = None
         self._sample_at = math.inf
+        self._turn_ends = math.inf
         self._closing: float | None = None
         self._handlers: dict[type, Callable[[Any], None]] = {
             ev.Arrived: self._arrived,
@@ -116,7 +118,15 @@ class Scheduler:
         elif refusal := self._too_many(event.request, spec):
             self._orders.append(refusal)
         else:
+            self._note_pause(spec.name, event.now)
             self._books.enqueue(spec.name, event.request, event.needs_slot, event.now)
+
+    def _note_pause(self, model: str, now: float) -> None:
+        """How long this model's clients stayed away, if they did."""
+        record = self._books.record(model)
+        if record.quiet_since is not None:
+            record.mean_pause = mean(record.mean_pause, now - record.quiet_since)
+            record.quiet_since = None
 
     def _too_many(self, request: ev.RequestId, spec: ModelSpec) -> Refuse | None:
         """The refusal of a request for which there is no place in the queues, or None."""
@@ -145,14 +155,18 @@ class Scheduler:
         if event.request in resident.busy:
             resident.busy.remove(event.request)
             resident.last_used = event.now
-            record.saw_request_of(event.now - since)
+            record.mean_request = mean(record.mean_request, event.now - since)
+            if not self._books.in_flight(resident.spec.name):
+                record.quiet_since = event.now
 
     def _came_up(self, event: ev.CameUp) -> None:
         resident = self._books.residents[event.worker]
         resident.step(Step.CAME_UP)
         if resident.state is State.READY:
-            resident.last_used = event.now
+            resident.up_since = resident.last_used = event.now
             resident.deadline = None
+            record = self._books.record(resident.spec.name)
+            record.mean_load = mean(record.mean_load, event.now - resident.since)
             resident.told_slots = event.slots
             self._sample_soon(event.now)
 
@@ -311,7 +325,8 @@ class Scheduler:
 
         Returns the workers that have to yield: busy ones whose room an older request needs.
         """
-        made = plan(self._books, self._catalog, self._limits)
+        made = plan(self._books, self._catalog, self._limits, now)
+        self._turn_ends = made.again_at
         for worker, wanted in made.stop:
             self._stop(self._books.residents[worker], f"makes room for {wanted}", now)
         for spec in made.start:
@@ -354,7 +369,7 @@ class Scheduler:
                 self._kill(resident, f"it did not end within {spec.stop_grace:g} s")
 
     def _wish_to_wake(self, now: float) -> None:
-        times = [self._sample_at] if self._books.residents else []
+        times = [self._sample_at, self._turn_ends] if self._books.residents else []
         if self._closing is not None and now < self._closing and not self.at_rest:
             times.append(self._closing)
         for r in self._books.residents.values():
@@ -421,5 +436,5 @@ class Scheduler:
 
     def _expected_wait(self, spec: ModelSpec, ahead: int) -> float:
         """Seconds until `ahead` requests and one more are through, from the measured mean."""
-        mean = self._books.record(spec.name).mean_seconds or 1.0
-        return max(1.0, mean * (ahead + 1) / spec.slots)
+        usual = self._books.record(spec.name).mean_request or 1.0
+        return max(1.0, usual * (ahead + 1) / spec.slots)

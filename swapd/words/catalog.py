@@ -68,8 +68,8 @@ class ModelSpec:
                 slots=other.slots,
                 max_queue=other.max_queue,
                 ttl=other.ttl,
-            pinned=other.pinned,
-            preload=other.preload,
+                pinned=other.pinned,
+                preload=other.preload,
                 aliases=other.aliases,
                 upstream_name=other.upstream_name,
                 drop_params=other.drop_params,
@@ -84,7 +84,8 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What all workers together may take. 0 means no limit, in every field but `interval`."""
+    """What all workers together may take. 0 means no limit, but in `interval`
+    and `max_wait`."""
 
     max_resident: int = 0
     """Workers alive at once."""
@@ -96,6 +97,9 @@ class Limits:
     """Seconds from one look at the memory to the next."""
     max_waiting: int = 512
     """Requests that may wait, all models together."""
+    max_wait: float = 60.0
+    """Seconds for which a resident model may go on being served while another one waits for its
+    room, so that not every request costs a swap. 0: strictly by arrival."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ worlds = st.builds(
         threshold_percent=st.sampled_from([0.0, 75.0, 75.0]),
         interval=st.just(30.0),
         max_waiting=st.sampled_from([6, 512]),
+        max_wait=st.sampled_from([0.0, 4.0, 60.0]),
     ),
     st.integers(1, 3),
     st.sampled_from([0.0, 2.0, 20.0]),

@@ -55,7 +55,7 @@ class Machine:
     guests: set[int] = field(default_factory=set)
     granted: dict[int, tuple[int, float]] = field(default_factory=dict)
     patience: dict[int, float] = field(default_factory=dict)
-    """Until when a request may wait: for each before it at most a start, a stop and its time."""
+    """Until when each may wait: at most a turn, its time, a stop and a start for each before it."""
     ended: dict[int, str] = field(default_factory=dict)
     wake: float | None = None
     sample_wanted: bool = False
@@ -217,7 +217,8 @@ class Machine:
         request = self.requests
         self.open[request] = model
         ahead = len(self.open)
-        self.patience[request] = self.now + ahead * (30.0 + SERVE_MOST + STOP_MOST) + 60.0
+        turn = 30.0 + SERVE_MOST + STOP_MOST + self.limits.max_wait
+        self.patience[request] = self.now + (ahead + 1) * turn + 30.0
         if not needs_slot:
             self.guests.add(request)
         self.tell(ev.Arrived(self.now, request, model, needs_slot))
@@ -311,7 +312,8 @@ class Machine:
 
     def settle_down(self) -> None:
         """Let everything run out; nobody may be left waiting, and nothing may be held."""
-        bound = len(self.open) * (LOAD_MOST + SERVE_MOST + 3 * STOP_MOST) + 100.0
+        turn = LOAD_MOST + SERVE_MOST + 3 * STOP_MOST + self.limits.max_wait
+        bound = len(self.open) * turn + 100.0
         self.advance(bound)
         self.require(not self.open, f"requests never ended: {sorted(self.open)}")
         books = repr(self.scheduler)

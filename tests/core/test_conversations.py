@@ -89,7 +89,7 @@ def test_one_that_is_spared_when_another_alone_is_enough() -> None:
 
 
 def test_a_busy_worker_yields_to_an_older_request_and_to_no_younger_one() -> None:
-    talk = Talk(Limits(max_resident=1), a=replace(A, slots=2), b=B)
+    talk = Talk(Limits(max_resident=1, max_wait=0), a=replace(A, slots=2), b=B)
     talk >> ev.Arrived(0, 1, "a") >> ev.CameUp(1, 1)
     talk >> ev.Arrived(2, 2, "b") << ""
     talk >> ev.Arrived(3, 3, "a") << ""
@@ -98,10 +98,54 @@ def test_a_busy_worker_yields_to_an_older_request_and_to_no_younger_one() -> Non
 
 
 def test_it_yields_no_longer_when_the_older_request_has_left() -> None:
-    talk = Talk(Limits(max_resident=1), a=replace(A, slots=2), b=B)
+    talk = Talk(Limits(max_resident=1, max_wait=0), a=replace(A, slots=2), b=B)
     talk >> ev.Arrived(0, 1, "a") >> ev.CameUp(1, 1) >> ev.Arrived(2, 2, "b")
     talk >> ev.Arrived(3, 3, "a") << ""
     talk >> ev.Left(4, 2) << "grant:3->1"
+
+
+def _loaded_twice() -> Talk:
+    """Both models are known to load in one second; b is resident and the clock stands at 10."""
+    talk = Talk(Limits(max_resident=1, max_wait=60), a=replace(A, slots=2), b=B)
+    talk >> ev.Arrived(0, 1, "a") >> ev.CameUp(1, 1) >> ev.Finished(2, 1)
+    talk >> ev.Arrived(5, 2, "b") >> ev.Exited(6, 1) >> ev.CameUp(7, 2) >> ev.Finished(8, 2)
+    return talk >> ev.Arrived(9, 3, "b")
+
+
+def test_a_resident_model_is_served_for_a_turn_while_another_waits() -> None:
+    talk = _loaded_twice()
+    # A turn is five swaps there and back: ten seconds from when a was asked for.
+    talk >> ev.Arrived(10, 4, "a") << "wake:20"
+    talk >> ev.Arrived(11, 5, "b") << ""
+    talk >> ev.Finished(12, 3) << "grant:5->2"
+    talk >> ev.Arrived(13, 6, "b") << ""
+    talk >> ev.Ticked(20) << ""
+    talk >> ev.Finished(21, 5) << "stop:2 wake:26"
+    talk >> ev.Exited(22, 2) << "start:a=3 wake:122"
+
+
+def test_a_model_that_falls_idle_gives_its_place_up_unless_its_clients_are_quick() -> None:
+    slow = _loaded_twice()
+    slow >> ev.Finished(9.5, 3) >> ev.Arrived(10, 4, "a") << "stop:2 wake:15"
+    quick = _loaded_twice()
+    now = 9.5
+    quick >> ev.Finished(now, 3)
+    for request in range(10, 40):
+        quick >> ev.Arrived(now + 0.01, request, "b") >> ev.Finished(now + 0.1, request)
+        now += 0.1
+    quick >> ev.Arrived(now, 4, "a")
+    (wake,) = quick.last
+    assert isinstance(wake, od.WakeAt)
+    assert wake.when is not None
+    assert now + 0.02 < wake.when < now + 0.3
+    quick >> ev.Ticked(wake.when)
+    assert [type(order) for order in quick.last] == [od.Stop, od.WakeAt]
+
+
+def test_a_turn_is_never_longer_than_max_wait() -> None:
+    talk = _loaded_twice()
+    talk >> ev.Reloaded(9, Catalog(talk.catalog.models, Limits(max_resident=1, max_wait=3)))
+    talk >> ev.Arrived(10, 4, "a") << "wake:13"
 
 
 def test_time_to_live_counts_from_the_end_of_the_last_request() -> None:

@@ -165,7 +165,6 @@ FAULTS: list[Callable[[Catalog], Scheduler]] = [
     BusyVictim,
     LostWake,
     LoadsForNobody,
-    WholesalePressure,
     PinsForgotten,
     PinsOverlooked,
     CountsGuests,
@@ -185,12 +184,12 @@ def test_a_planted_fault_is_found(fault: Callable[[Catalog], Scheduler]) -> None
 
 def unending_use_of_another_model(make: Callable[[Catalog], Scheduler]) -> Machine:
     """One place, model a kept busy by clients that overlap; then somebody asks for b."""
-    world = catalog({"a": 1, "b": 1}, Limits(max_resident=1), slots=2)
+    world = catalog({"a": 1, "b": 1}, Limits(max_resident=1, max_wait=5.0), slots=2)
     machine = Machine(make(world))
     for _ in range(4):
         machine.arrive("a")
     other = machine.arrive("b")
-    for _ in range(100):
+    for _ in range(120):
         machine.advance(SERVE_MOST / 2)
         machine.arrive("a")
     assert other in machine.ended
@@ -205,6 +204,15 @@ def test_nobody_waits_for_ever_behind_a_busy_model() -> None:
 def test_a_model_that_never_yields_is_found() -> None:
     with pytest.raises(BreachError, match="waits too long"):
         unending_use_of_another_model(NeverYields)
+
+
+def test_two_victims_of_one_look_at_the_memory_are_found() -> None:
+    world = catalog({"a": 1, "b": 1}, Limits(threshold_percent=75.0))
+    deeds: list[Deed] = [("arrive", 0, 0.0), ("arrive", 1, 0.0), ("up", 0, 0.0), ("up", 0, 0.0)]
+    deeds += [("finish", 0, 0.0), ("finish", 0, 0.0), ("press", 0, 0.0)]
+    follow(world, deeds)
+    with pytest.raises(BreachError, match="before the first is gone"):
+        follow(world, deeds, WholesalePressure)
 
 
 def test_limits_may_be_absent() -> None:

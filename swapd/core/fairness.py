@@ -1,0 +1,50 @@
+"""Whose turn it is: how long a worker keeps its place while others wait for the room it holds.
+
+A swap costs a start and, later, the start of the one that went. So requests for a resident model
+are served together before a swap, for a turn that is a multiple of that cost and never longer
+than `max_wait`; then its worker yields. A worker that falls idle within its turn keeps its place
+only for the moment in which its clients are known to come back.
+"""
+
+from __future__ import annotations
+
+from swapd.core.ledger import Ledger, Resident
+from swapd.words.catalog import Limits, ModelSpec
+
+TURN = 5.0
+"""Length of a turn, in swaps there and back: at most a sixth of the time goes into swapping."""
+LINGER = 4.0
+"""How long to wait for a client to come back, in its mean time to do so."""
+LINGER_MOST = 0.5
+"""The same at most, in swaps."""
+LINGER_LEAST = 0.02
+"""Seconds; below this a client's pause is the network's and the scheduler's."""
+
+
+def keeps_place_until(
+    books: Ledger, resident: Resident, rival: ModelSpec, rival_since: float, limits: Limits
+) -> float:
+    """Until when `resident` need not make room for `rival`, which has been asked for since then.
+
+    In the past when it has to make room now. Nothing is known of a model that never loaded, so
+    its turn is empty.
+    """
+    name = resident.spec.name
+    swap = books.load_seconds(name) + books.load_seconds(rival.name)
+    begun = max(resident.up_since, rival_since)
+    turn_ends = begun + min(TURN * swap, limits.max_wait)
+    if resident.busy or name in books.queues:
+        return turn_ends
+    return min(turn_ends, resident.last_used + _linger(books, name, swap))
+
+
+def _linger(books: Ledger, model: str, swap: float) -> float:
+    """Seconds to keep an idle worker for clients that are about to ask again.
+
+    None when so long a wait would cost too much of what it may save.
+    """
+    record = books.records.get(model)
+    pause = record.mean_pause if record is not None else None
+    if pause is None or LINGER * pause > LINGER_MOST * swap:
+        return 0.0
+    return max(LINGER * pause, min(LINGER_LEAST, LINGER_MOST * swap))
