@@ -131,12 +131,13 @@ async def measure(
 
 def show(title: str, seen: dict[str, list[Phases]]) -> dict[str, Any]:
     """Prints the table of one pair of models; its medians and worst."""
-    phases_ = [*PHASES, "total", "worst total", "warm"]
+    phases_ = [*PHASES, "total", "best total", "worst total", "warm"]
     summary: dict[str, Phases] = {}
     for name, swaps in seen.items():
         summary[name] = {
             phase: common.median([swap[phase] for swap in swaps]) for phase in swaps[0]
         }
+        summary[name]["best total"] = min(swap["total"] for swap in swaps)
         summary[name]["worst total"] = max(swap["total"] for swap in swaps)
         summary[name]["swaps"] = len(swaps)
     nothing = float("nan")
