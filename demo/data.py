@@ -10,6 +10,8 @@ from pathlib import Path
 # Typeset quotes become the ones a keyboard has, so that what users type is what was learnt.
 STRAIGHT = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"'})
 OPENING = re.compile(r"(?<![^\s(\-])'")
+# A long run of spaces teaches a model little but to go on with it.
+INDENT = re.compile(r"^[ *]{2,}", re.MULTILINE)
 WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)*")
 SENTENCE_END = re.compile(r"(?<=[.!?;])['\")]*\s+")
 HELD_SHARE = 0.05
@@ -51,12 +53,15 @@ class Turn:
 
 
 def read_text(path: Path) -> str:
-    """The text with straight quotes and plain line ends; one clear sentence if it is not there."""
+    """The text with straight quotes, a verse's indent one space wide, and no rows of asterisks.
+
+    One clear sentence if it is not there.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise SystemExit(f"cannot read the text {path}: {error.strerror}") from error
-    return text.translate(STRAIGHT)
+    return INDENT.sub(" ", text.translate(STRAIGHT))
 
 
 def typeset(text: str) -> str:

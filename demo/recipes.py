@@ -18,8 +18,8 @@ from demo.windows import Windows, held_windows
 BARD = Shape(vocab=3072, width=256, layers=4, heads=4, kv_heads=2, hidden=416)
 ALICE = Shape(vocab=2048, width=192, layers=4, heads=3, kv_heads=1, hidden=512)
 BARD_PLAN = Plan(steps=2400, rate=2.5e-3, decay=0.1)
-ALICE_PLAN = Plan(steps=800, rate=2.5e-3, decay=0.3)
-LORA_PLAN = Plan(steps=600, rate=3e-3, decay=0.1)
+ALICE_PLAN = Plan(steps=500, rate=2.5e-3, decay=0.3)
+LORA_PLAN = Plan(steps=400, rate=2e-3, decay=0.1)
 BARD_DROPOUT, ALICE_DROPOUT, LORA_DROPOUT = 0.1, 0.3, 0.1
 RANK, ALPHA = 16, 32.0
 
