@@ -23,6 +23,12 @@ class Tail(logging.Handler):
         self.lines.append(self.format(record))
 
 
+def log_file(folder: Path, model: str = "") -> Path:
+    """Where in the folder of logs a model's is, or, without a name, swapd's own."""
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in model)
+    return folder / (f"model-{name}.log" if model else "swapd.log")
+
+
 class Logs:
     """All logs of one home. `folder` is made when it is missing."""
 
@@ -33,7 +39,7 @@ class Logs:
         self._tails: dict[str, Tail] = {}
         self._models: dict[str, logging.Logger] = {}
         form = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
-        handlers = [self._file("swapd"), self._tail("")]
+        handlers = [self._file(""), self._tail("")]
         if foreground:
             handlers.append(logging.StreamHandler())
         for handler in handlers:
@@ -42,14 +48,13 @@ class Logs:
 
     @property
     def own_file(self) -> Path:
-        return self.folder / "swapd.log"
+        return log_file(self.folder)
 
     def of(self, model: str) -> logging.Logger:
         """The log of what this model's workers print."""
         if model not in self._models:
             log = logging.Logger(model, logging.INFO)
-            name = "".join(c if c.isalnum() or c in "-_." else "-" for c in model)
-            log.addHandler(self._file(f"model-{name}"))
+            log.addHandler(self._file(model))
             log.addHandler(self._tail(model))
             for handler in log.handlers:
                 handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
@@ -67,9 +72,9 @@ class Logs:
                 log.removeHandler(handler)
                 handler.close()
 
-    def _file(self, stem: str) -> logging.Handler:
+    def _file(self, model: str) -> logging.Handler:
         return RotatingFileHandler(
-            self.folder / f"{stem}.log",
+            log_file(self.folder, model),
             maxBytes=FILE_BYTES,
             backupCount=FILES_KEPT,
             encoding="utf-8",
