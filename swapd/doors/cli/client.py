@@ -3,32 +3,91 @@
 from __future__ import annotations
 
 import http.client
-import urllib.error
-import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from swapd.effects.lock import Holder
+from swapd.doors.cli.say import NOT_RUNNING, FailedError
+from swapd.effects.lock import Holder, read_holder
+from swapd.home import Home
+
+SOON = 5.0
+"""Seconds in which what needs no model is answered."""
 
 
-class NoAnswerError(Exception):
-    """The endpoint does not answer, or not sensibly."""
+class NoAnswerError(FailedError):
+    """The endpoint does not answer, or says why it refuses."""
 
 
-def get(holder: Holder, path: str, timeout: float = 5.0) -> Any:
+def running(home: Home) -> Holder | None:
+    """Who serves this home, if anybody does."""
+    holder = read_holder(home.state)
+    return holder if holder is not None and holder.alive() else None
+
+
+def require_running(home: Home) -> Holder:
+    """The same; raises FailedError when nobody does."""
+    holder = running(home)
+    if holder is None:
+        raise FailedError("swapd is not running", NOT_RUNNING)
+    return holder
+
+
+def get(holder: Holder, path: str, timeout: float | None = SOON) -> Any:
     """The JSON at `path` of the swapd that `holder` describes. Raises NoAnswerError."""
-    # Without a proxy from the environment: this goes to the machine itself.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    return _asked(holder, "GET", path, None, timeout)
+
+
+def post(holder: Holder, path: str, timeout: float | None = None) -> Any:
+    """What a POST of nothing is answered. Raises NoAnswerError."""
+    return _asked(holder, "POST", path, b"", timeout)
+
+
+def named(path: str, model: str) -> str:
+    """The path with the model in its query."""
+    return f"{path}?model={quote(model, safe='')}"
+
+
+def stream(holder: Holder, path: str, body: object) -> Iterator[dict[str, Any]]:
+    """The events that a POST is answered with, as they come. Raises NoAnswerError."""
+    encoded = msgspec.json.encode(body)
+    with _answer(holder, "POST", path, encoded, None) as answer:
+        for line in answer:
+            if line.startswith(b"data:") and line[5:].strip() != b"[DONE]":
+                event: dict[str, Any] = msgspec.json.decode(line[5:])
+                if "error" in event:
+                    raise NoAnswerError(_message(line[5:]) or "the answer broke off")
+                yield event
+
+
+def _asked(
+    holder: Holder, method: str, path: str, body: bytes | None, timeout: float | None
+) -> Any:
+    with _answer(holder, method, path, body, timeout) as answer:
+        return msgspec.json.decode(answer.read())
+
+
+@contextmanager
+def _answer(
+    holder: Holder, method: str, path: str, body: bytes | None, timeout: float | None
+) -> Iterator[http.client.HTTPResponse]:
+    """An answer of status 200. Goes to the machine itself: proxies in the environment are not."""
+    at = urlsplit(holder.endpoint)
+    connection = http.client.HTTPConnection(at.hostname or "", at.port, timeout=timeout)
     try:
-        with opener.open(holder.endpoint + path, timeout=timeout) as answer:
-            return msgspec.json.decode(answer.read())
-    except urllib.error.HTTPError as error:
-        with error:
-            said = error.read()
-        raise NoAnswerError(_message(said) or f"{error.code} {error.reason}") from error
+        connection.request(method, path, body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        if answer.status != 200:
+            said = answer.read()
+            raise NoAnswerError(_message(said) or f"{answer.status} {answer.reason}")
+        yield answer
     except (OSError, http.client.HTTPException, msgspec.DecodeError) as error:
         raise NoAnswerError(f"{holder.endpoint} does not answer: {error}") from error
+    finally:
+        connection.close()
 
 
 def _message(body: bytes) -> str:

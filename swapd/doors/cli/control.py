@@ -1,4 +1,4 @@
-"""Start, serve, stop, status and sync. Each returns its exit status."""
+"""Start, serve, stop and restart. Each returns its exit status."""
 
 from __future__ import annotations
 
@@ -13,31 +13,13 @@ from typing import Any
 
 import msgspec
 
-from swapd.doors.cli.client import NoAnswerError, get
+from swapd.doors.cli.client import NoAnswerError, get, running
+from swapd.doors.cli.say import PATIENCE, FailedError, command, complain
+from swapd.doors.cli.syncing import sync
 from swapd.effects.lock import Holder, read_holder, wait_until_free
-from swapd.home import Home, demo_folder, find_home
+from swapd.home import Home, find_home
 
 DAEMON = [sys.executable, "-m", "swapd.doors.daemon"]
-NOT_RUNNING = 3
-PATIENCE = 1.0
-"""Seconds after which somebody who waits is told what for."""
-
-
-def _command() -> str:
-    """How this program is called by whoever reads the message."""
-    return os.environ.get("SWAPD_COMMAND", "swapd")
-
-
-def _complain(message: str) -> None:
-    print(f"swapd: {message}", file=sys.stderr)
-
-
-def _running(home: Home) -> Holder | None:
-    holder = read_holder(home.state)
-    return holder if holder is not None and holder.alive() else None
-
-
-# -- start and serve ---------------------------------------------------------------------------
 
 
 def _daemon_arguments(host: str, port: int, config: Path | None) -> list[str]:
@@ -51,52 +33,77 @@ def _daemon_arguments(host: str, port: int, config: Path | None) -> list[str]:
     return arguments
 
 
-def _prepare(home: Home, config: Path | None) -> bool:
-    """See to it that there is a configuration; whether there is one."""
-    if config is not None:
-        if not config.is_file():
-            _complain(f"there is no configuration {config}")
-        return config.is_file()
-    return home.config.is_file() or sync(force=False) == 0
+def _prepare(home: Home, config: Path | None) -> None:
+    """See to it that there is a configuration; raises FailedError when there can't be one."""
+    if config is None:
+        if not home.config.is_file():
+            sync(force=False)
+    elif not config.is_file():
+        raise FailedError(f"there is no configuration {config}")
 
 
 def serve(host: str, port: int, config: Path | None) -> int:
     """Become the daemon, in the foreground. Returns only when that is not possible."""
-    home = find_home()
-    if _prepare(home, config):
-        # The command line's own libraries are left behind: the daemon is smaller without them.
-        os.execv(sys.executable, [*DAEMON, *_daemon_arguments(host, port, config)])
-    return 1
+    _prepare(find_home(), config)
+    # The command line's own libraries are left behind: the daemon is smaller without them.
+    os.execv(sys.executable, [*DAEMON, *_daemon_arguments(host, port, config)])
 
 
 def start(host: str, port: int, config: Path | None) -> int:
     """Start the daemon in the background; return when it answers or has failed."""
     home = find_home()
-    if (holder := _running(home)) is not None:
-        print(f"swapd runs already at {holder.endpoint} (pid {holder.pid})")
+    if (holder := running(home)) is not None:
+        print(_already(holder))
         return 0
-    if not _prepare(home, config):
-        return 1
-    home.logs.mkdir(parents=True, exist_ok=True)
-    output = home.logs / "start.log"
-    word = _spawn(output, _daemon_arguments(host, port, config))
-    if (holder := _running(home)) is not None and "endpoint" in word:
+    _prepare(home, config)
+    return _started(home, _daemon_arguments(host, port, config))
+
+
+def ensure_running(home: Home) -> Holder:
+    """Start the daemon if it does not run, saying so on standard error. Raises FailedError."""
+    if (holder := running(home)) is not None:
+        return holder
+    _prepare(home, None)
+    _spawn(home, [])
+    holder = running(home)
+    if holder is None:
+        raise _failure(home)
+    complain(f"started at {holder.endpoint}; {command()} stop ends it")
+    return holder
+
+
+def _started(home: Home, arguments: list[str]) -> int:
+    word = _spawn(home, arguments)
+    holder = running(home)
+    if holder is None:
+        raise _failure(home)
+    if "endpoint" in word:
         _introduce(holder)
-        return 0
-    if holder is not None:
+    else:
         # Somebody else's start won the race for the lock.
-        print(f"swapd runs already at {holder.endpoint} (pid {holder.pid})")
-        return 0
-    lines = output.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+        print(_already(holder))
+    return 0
+
+
+def _already(holder: Holder) -> str:
+    return f"swapd runs already at {holder.endpoint} (pid {holder.pid})"
+
+
+def _output(home: Home) -> Path:
+    return home.logs / "start.log"
+
+
+def _failure(home: Home) -> FailedError:
+    lines = _output(home).read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
     print("\n".join(lines), file=sys.stderr)
-    _complain(f"it did not start; its output is in {output}")
-    return 1
+    return FailedError(f"it did not start; its output is in {_output(home)}")
 
 
-def _spawn(output: Path, arguments: list[str]) -> dict[str, Any]:
+def _spawn(home: Home, arguments: list[str]) -> dict[str, Any]:
     """Start the daemon in a session of its own and hear its one word: how the start went."""
+    home.logs.mkdir(parents=True, exist_ok=True)
     hear, tell = os.pipe()
-    with output.open("wb") as file:
+    with _output(home).open("wb") as file:
         process = subprocess.Popen(
             [*DAEMON, "--ready-fd", str(tell), *arguments],
             stdin=subprocess.DEVNULL,
@@ -120,10 +127,10 @@ def _introduce(holder: Holder) -> None:
     try:
         names = [m["id"] for m in get(holder, "/v1/models")["data"]]
     except NoAnswerError as error:
-        _complain(str(error))
+        complain(str(error))
         return
     if not names:
-        print(f"models  none: put GGUF files into MODELS_DIR and run {_command()} sync")
+        print(f"models  none: put GGUF files into MODELS_DIR and run {command()} sync")
         return
     print(f"models  {', '.join(names[:12])}{' …' if len(names) > 12 else ''}")
     example = "bard" if "bard" in names else names[0]
@@ -133,115 +140,39 @@ def _introduce(holder: Holder) -> None:
     print(f"try     curl {holder.endpoint}/v1/chat/completions -d {quoted}")
 
 
-# -- stop --------------------------------------------------------------------------------------
-
-
 def stop(now: bool) -> int:
     """End the daemon and wait until it is gone."""
     home = find_home()
+    if _stopped(home, now) is None:
+        print("swapd is not running")
+    else:
+        print("swapd has stopped")
+    return 0
+
+
+def restart(now: bool) -> int:
+    """Stop, then start with the arguments it ran with."""
+    home = find_home()
+    before = _stopped(home, now)
+    if before is None or "--config" not in before:
+        _prepare(home, None)
+    return _started(home, before or [])
+
+
+def _stopped(home: Home, now: bool) -> list[str] | None:
+    """End the daemon; the arguments it ran with, or None when it did not run."""
     holder = read_holder(home.state)
     process = holder.alive() if holder is not None else None
     if process is None:
-        print("swapd is not running")
-        return 0
+        return None
+    arguments = process.cmdline()[len(DAEMON) :]
+    if "--ready-fd" in arguments:
+        at = arguments.index("--ready-fd")
+        del arguments[at : at + 2]
     process.send_signal(signal.SIGQUIT if now else signal.SIGTERM)
-    told = f"waiting for running requests to end; {_command()} stop --now does not wait"
+    told = f"waiting for running requests to end; {command()} stop --now does not wait"
     reminder = threading.Timer(PATIENCE, print, [told])
     reminder.start()
     wait_until_free(home.state)
     reminder.cancel()
-    print("swapd has stopped")
-    return 0
-
-
-# -- status ------------------------------------------------------------------------------------
-
-
-def status(as_json: bool) -> int:
-    """Say whether it runs, where, and what is loaded."""
-    home = find_home()
-    holder = _running(home)
-    if holder is None:
-        print(msgspec.json.encode({"running": False}).decode() if as_json else _NOT)
-        return NOT_RUNNING
-    try:
-        workers = get(holder, "/running")["running"]
-        names = [m["id"] for m in get(holder, "/v1/models")["data"]]
-    except NoAnswerError as error:
-        _complain(f"pid {holder.pid} runs, but: {error}")
-        return 1
-    if as_json:
-        told = {
-            "running": True,
-            "pid": holder.pid,
-            "endpoint": holder.endpoint,
-            "log": holder.log,
-            "models": names,
-            "workers": workers,
-        }
-        print(msgspec.json.encode(told).decode())
-        return 0
-    print(f"✓ swapd runs at {holder.endpoint} (pid {holder.pid})")
-    print(f"✓ {len(names)} models: {', '.join(names[:12])}{' …' if len(names) > 12 else ''}")
-    for worker in workers:
-        print(f"✓ {_about(worker)}")
-    if not workers:
-        print("✗ no model is loaded; the first request loads one")
-    return 0
-
-
-_NOT = "✗ swapd is not running"
-
-
-def _about(worker: dict[str, Any]) -> str:
-    """One line on one worker."""
-    parts = [f"{worker['model']}: {worker['state']}, pid {worker['pid']}"]
-    parts.append(f"{worker['busy']} of {worker['slots']} slots busy")
-    if worker["waiting"]:
-        parts.append(f"{worker['waiting']} waiting")
-    if worker["bytes"]:
-        parts.append(f"{worker['bytes'] / 2**20:,.0f} MiB")
-    if worker["idle_seconds"] is not None:
-        idle = worker["idle_seconds"]
-        rest = f", goes in {max(0.0, worker['ttl'] - idle):.0f} s" if worker["ttl"] else ""
-        parts.append(f"idle for {idle:.0f} s{rest}")
-    return ", ".join(parts)
-
-
-# -- sync --------------------------------------------------------------------------------------
-
-
-def sync(force: bool) -> int:
-    """Bring config.yaml up to date with the models there are, and say what changed."""
-    from swapd.config.problems import ConfigError
-    from swapd.config.sync import sync as bring_up_to_date
-    from swapd.effects import clock, memory
-
-    home = find_home()
-    home.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        report = bring_up_to_date(
-            home.folder,
-            os.environ,
-            demo_folder(),
-            now=clock.wall(),
-            total_memory=memory.total(),
-            force=force,
-        )
-    except ConfigError as error:
-        _complain(f"nothing was changed:\n{error}")
-        return 1
-    for verb, names in (
-        ("added", report.added),
-        ("changed", report.changed),
-        ("removed", report.removed),
-    ):
-        for name in names:
-            print(f"{verb:8}{name}")
-    for verb, files in (("broken", report.broken), ("skipped", report.skipped)):
-        for file in files:
-            print(f"{verb:8}{file.path}: {file.reason}")
-    for warning in report.warnings:
-        _complain(str(warning))
-    print(f"config  {report.path} {'changed' if report.written else 'unchanged'}")
-    return 0
+    return arguments

@@ -1,0 +1,52 @@
+"""Commands about models: their options, and no more."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from swapd.doors.cli.words import AnyName, Json, Name
+
+Wanted = Annotated[
+    str, typer.Argument(metavar="[FILTER]", help="Only names with this in them, in any case.")
+]
+
+
+def list_(wanted: Wanted = "", as_json: Json = False) -> None:
+    """List the models there are."""
+    from swapd.doors.cli import listing
+
+    raise typer.Exit(listing.list_models(wanted, as_json))
+
+
+def show(name: Name, as_json: Json = False) -> None:
+    """Tell everything about a model, also the command that would run it."""
+    from swapd.doors.cli import listing
+
+    raise typer.Exit(listing.show(name, as_json))
+
+
+def load(name: Name) -> None:
+    """Load a model and wait until it is ready."""
+    from swapd.doors.cli import listing
+
+    raise typer.Exit(listing.load(name))
+
+
+def unload(name: AnyName = "") -> None:
+    """Unload a model, or all; what is busy finishes first."""
+    from swapd.doors.cli import listing
+
+    raise typer.Exit(listing.unload(name))
+
+
+def sync(
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite a config.yaml that sync did not write.")
+    ] = False,
+) -> None:
+    """Find GGUF files and write config.yaml."""
+    from swapd.doors.cli import syncing
+
+    syncing.sync(force)

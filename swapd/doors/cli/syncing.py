@@ -1,0 +1,52 @@
+"""Sync, and what it has to say."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from swapd.doors.cli.say import FailedError, complain, waiting
+from swapd.home import demo_folder, find_home
+
+if TYPE_CHECKING:
+    from swapd.config.sync import SyncReport
+
+
+def sync(force: bool, say: Callable[[str], None] = print) -> SyncReport:
+    """Bring config.yaml up to date with the models there are; `say` takes each line of the report.
+
+    Raises FailedError, and leaves everything as it was, when that is not possible.
+    """
+    from swapd.config.problems import ConfigError
+    from swapd.config.sync import sync as bring_up_to_date
+    from swapd.effects import clock, memory
+
+    home = find_home()
+    home.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with waiting("looking for models"):
+            report = bring_up_to_date(
+                home.folder,
+                os.environ,
+                demo_folder(),
+                now=clock.wall(),
+                total_memory=memory.total(),
+                force=force,
+            )
+    except ConfigError as error:
+        raise FailedError(f"nothing was changed:\n{error}") from error
+    for verb, names in (
+        ("added", report.added),
+        ("changed", report.changed),
+        ("removed", report.removed),
+    ):
+        for name in names:
+            say(f"{verb:8}{name}")
+    for verb, files in (("broken", report.broken), ("skipped", report.skipped)):
+        for file in files:
+            say(f"{verb:8}{file.path}: {file.reason}")
+    for warning in report.warnings:
+        complain(str(warning))
+    say(f"config  {report.path} {'changed' if report.written else 'unchanged'}")
+    return report
