@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from swapd.effects.cgroup import group_memory
 from swapd.effects.ports import family
 
 
@@ -21,7 +22,14 @@ class MemorySample:
 def sample(pids: list[int]) -> MemorySample:
     """Look once. May take some milliseconds for large processes: not for the event loop."""
     held = {pid: bytes_held(pid) for pid in pids}
-    return MemorySample(psutil.virtual_memory().percent, {p: b for p, b in held.items() if b})
+    return MemorySample(used_percent(), {p: b for p, b in held.items() if b})
+
+
+def used_percent() -> float:
+    """Share of the memory in use, of the machine or of our container, whichever is fuller."""
+    machine: float = psutil.virtual_memory().percent
+    group = group_memory()
+    return max(machine, 100.0 * group.used / group.limit) if group and group.limit else machine
 
 
 def bytes_held(pid: int) -> int:
@@ -41,5 +49,7 @@ def bytes_held(pid: int) -> int:
 
 
 def total() -> int:
-    """Bytes of memory that the machine has."""
-    return int(psutil.virtual_memory().total)
+    """Bytes of memory that there are for us: the machine's, or our container's if that is less."""
+    machine = int(psutil.virtual_memory().total)
+    group = group_memory()
+    return min(machine, group.limit) if group else machine

@@ -1,0 +1,51 @@
+"""Control groups, as folders laid out like the kernel's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from swapd.effects.cgroup import GroupMemory, group_memory
+
+MIB = 2**20
+
+
+def _group(folder: Path, limit: int | str, used: int, cache: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon {used - cache}\ninactive_file {cache}\n")
+
+
+def _member(folder: Path, path: str) -> Path:
+    file = folder / "membership"
+    file.write_text(f"9:name=systemd:/x\n0::{path}\n")
+    return file
+
+
+def test_the_tightest_group_on_the_way_up_counts_and_cache_does_not(tmp_path: Path) -> None:
+    root = tmp_path / "cgroup"
+    _group(root / "a", 100 * MIB, 90 * MIB, cache=60 * MIB)
+    _group(root / "a/b", 1000 * MIB, 25 * MIB)
+    assert group_memory(root, _member(tmp_path, "/a/b")) == GroupMemory(100 * MIB, 30 * MIB)
+
+
+def test_inside_a_container_the_root_is_ones_own_group(tmp_path: Path) -> None:
+    root = tmp_path / "cgroup"
+    _group(root, 512 * MIB, 128 * MIB)
+    assert group_memory(root, _member(tmp_path, "/")) == GroupMemory(512 * MIB, 128 * MIB)
+
+
+@pytest.mark.parametrize("limit", ["max", "", "nonsense"])
+def test_without_a_limit_there_is_none(tmp_path: Path, limit: str) -> None:
+    root = tmp_path / "cgroup"
+    _group(root / "a", limit, 5)
+    assert group_memory(root, _member(tmp_path, "/a")) is None
+
+
+def test_where_there_are_no_groups(tmp_path: Path) -> None:
+    assert group_memory(tmp_path, tmp_path / "missing") is None
+    assert group_memory(tmp_path / "missing", _member(tmp_path, "/a")) is None
+    (tmp_path / "old").write_text("4:memory:/a\n")
+    assert group_memory(tmp_path, tmp_path / "old") is None
