@@ -11,7 +11,23 @@ from swapd.doors.errors import BODY_LIMIT, shaped
 from swapd.doors.house import HOUSE, House
 from swapd.effects.ports import holder_of
 
-BY_BODY = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+BY_BODY = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/rerank",
+    "/v1/audio/speech",
+    "/v1/images/generations",
+    "/completion",
+    "/infill",
+    "/rerank",
+    "/tokenize",
+    "/detokenize",
+    "/apply-template",
+)
+"""Paths whose JSON body names a model; whether its worker knows them is the worker's affair."""
 HEADER_BYTES = 16384
 
 

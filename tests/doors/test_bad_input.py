@@ -171,3 +171,15 @@ def test_fields_are_dropped_and_the_model_renamed_as_the_entry_says(home: Path) 
     with Swapd(home, config({"a": entry})) as swapd:
         answer = swapd.http.post("/v1/completions", json=chat("a"))
         assert answer.json()["model"] == "real-name"
+
+
+def test_what_llama_server_names_is_found_by_the_model_in_the_body(both: Swapd) -> None:
+    counted = both.http.post("/tokenize", json={"model": "bard", "content": "the king"})
+    assert counted.status_code == 200
+    text = both.http.post("/detokenize", json={"model": "bard", **counted.json()}).json()
+    assert text["content"].strip() == "the king"
+    rendered = both.http.post("/apply-template", json=chat("alice"))
+    assert "Who goes there?" in rendered.json()["prompt"]
+    unknown = both.http.post("/v1/audio/speech", json={"model": "bard", "input": "x"})
+    assert unknown.status_code == 404
+    assert "message" in error_of(unknown)
