@@ -91,6 +91,7 @@ class Scheduler:
                 slots=r.slots,
                 since=r.since,
                 idle_since=r.last_used if r.idle else None,
+                goes_at=r.last_used + r.ttl if r.idle and r.ttl else None,
                 bytes=self._books.need(r.spec).bytes,
             )
             for r in self._books.residents.values()

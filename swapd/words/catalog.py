@@ -36,6 +36,10 @@ class ModelSpec:
     max_queue: int = 64
     """Requests that may wait for this model."""
     ttl: float = 0.0
+    weight: float = 1.0
+    """How many times its cost of coming back counts when room is needed."""
+    priority: int = 0
+    """Added to that of each request for it."""
     pinned: bool = False
     """Never asked to go for want of room, idleness or memory pressure; only by hand."""
     preload: bool = False
@@ -68,6 +72,8 @@ class ModelSpec:
                 slots=other.slots,
                 max_queue=other.max_queue,
                 ttl=other.ttl,
+                weight=other.weight,
+                priority=other.priority,
                 pinned=other.pinned,
                 preload=other.preload,
                 aliases=other.aliases,
@@ -80,6 +86,20 @@ class ModelSpec:
             )
             == other
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Models of which it is said who may be loaded beside whom."""
+
+    name: str
+    members: frozenset[str]
+    swap: bool = True
+    """At most one of the members is loaded at a time."""
+    exclusive: bool = True
+    """A member is loaded only when all that are not in the group have gone."""
+    persistent: bool = False
+    """A member never goes to make room for one that is not in the group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +117,15 @@ class Limits:
     """Seconds from one look at the memory to the next."""
     max_waiting: int = 512
     """Requests that may wait, all models together."""
+    max_per_tenant: int = 0
+    """Requests that may wait for one tenant, all models together."""
     max_wait: float = 60.0
     """Seconds for which a resident model may go on being served while another one waits for its
     room, so that not every request costs a swap. 0: strictly by arrival."""
+    policy: str = "cost"
+    """Who goes when room is needed: cost, lru, lru-ttl, lfu, ttl or no-evict."""
+    groups: tuple[Group, ...] = ()
+    """A model is in one of them or in none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,13 @@ class Arrived:
     model: str
     needs_slot: bool = True
     """False for what a worker answers beside its slots: its health, its slots' state."""
+    keep_alive: float | None = None
+    """Seconds of idleness after which the worker goes from then on, 0 at once, negative never;
+    None: no wish."""
+    tenant: str = ""
+    """Who asks, for sharing fairly."""
+    priority: int = 0
+    """Higher goes first, within bounds of time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,8 @@ class Finished:
     request: RequestId
     answered: bool = True
     """Whether the worker answered it; False when the worker failed or the client went."""
+    tokens: int = 0
+    """Read and written for it; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,11 @@ class Why(Enum):
 
     UNKNOWN_MODEL = "unknown_model"
     QUEUE_FULL = "queue_full"
+    TENANT_FULL = "tenant_queue_full"
     OVERLOADED = "overloaded"
     START_FAILED = "start_failed"
     TOO_LARGE = "too_large"
+    NO_ROOM = "no_room"
     CLOSING = "closing"
 
 
