@@ -17,7 +17,7 @@ from swapd.config.problems import nearest
 from swapd.config.typed import env_problem
 
 MACRO = re.compile(r"\$\{([^}]*)\}")
-RESERVED = frozenset({"PORT", "PID", "MODEL_ID", "MODEL_PATH", "worker"})
+RESERVED = frozenset({"PORT", "PID", "MODEL_ID", "MODEL_PATH", "MMPROJ_PATH", "worker"})
 """Names with a meaning of their own, which no macro may take."""
 
 _ALONE = "\0"

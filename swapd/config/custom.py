@@ -6,14 +6,16 @@ import re
 import shlex
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path as FilePath
 
-from swapd.config.problems import ConfigError, Problem
+from swapd.config.problems import ConfigError, Path, Problem
 from swapd.config.schema import CustomModel, Server
 from swapd.config.tree import Mapping, Scalar, line_of, parse_tree
 from swapd.config.typed import Report, read
 
 FILE = "custom_models.yaml"
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+"""Clients ask for one as `MODEL:ADAPTER`, and the worker is told of it as `NAME=PATH`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +36,11 @@ class Custom:
 
     def warn(self, name: str, message: str, key: str = "") -> Problem:
         """A warning at a model's line, or at one of its keys'."""
-        steps = ("models", name, key) if key else ("models", name)
+        steps = ("models", name, *(key.split(".", 1) if key else ()))
         return Problem(FILE, line_of(self.tree, steps), ".".join(steps), message)
 
 
-def read_custom(path: Path, env: MappingType[str, str]) -> Custom:
+def read_custom(path: FilePath, env: MappingType[str, str]) -> Custom:
     """Read and check the file; one that is not there says nothing. Raises ConfigError."""
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -82,10 +84,24 @@ def _models(tree: Mapping, report: Report, env: MappingType[str, str]) -> dict[s
             report.problem(path, "must be a section of settings")
             continue
         found[name] = read(CustomModel, model_entry.node, path, report, env)
-        try:
-            shlex.split(found[name].sampler_args)
-        except ValueError:
-            report.problem((*path, "sampler_args"), "cannot be split: a quote is never closed")
-        if re.search(r"[\r\n]", found[name].sampler_args.strip()):
-            report.problem((*path, "sampler_args"), "must be one line")
+        _check(found[name], path, report)
     return found
+
+
+def _check(model: CustomModel, path: Path, report: Report) -> None:
+    """What the types of the keys can't say."""
+    try:
+        shlex.split(model.sampler_args)
+    except ValueError:
+        report.problem((*path, "sampler_args"), "cannot be split: a quote is never closed")
+    if re.search(r"[\r\n]", model.sampler_args.strip()):
+        report.problem((*path, "sampler_args"), "must be one line")
+    for name in model.adapters:
+        if not ADAPTER_NAME.fullmatch(name):
+            report.problem((*path, "adapters", name), "an adapter's name is of A-Z a-z 0-9 _ . -")
+    files = {"chat_template_file": model.chat_template_file, "mmproj": model.mmproj}
+    files |= {f"adapters.{name}": file for name, file in model.adapters.items()}
+    for key, file in files.items():
+        if file and (not file.isprintable() or "${" in file):
+            message = "is a path that a command line in config.yaml cannot hold"
+            report.problem((*path, *key.split(".", 1)), message)

@@ -1,4 +1,4 @@
-"""Which models there are: GGUF files in the models' folder, and the demo models.
+"""Which models there are: what all sources offer, looked into, told apart and named.
 
 Files that are no model of their own (projectors, adapters, later parts) and files that cannot be
 used are told with the reason; none of them stops the rest.
@@ -6,16 +6,24 @@ used are told with the reason; none of them stops the rest.
 
 from __future__ import annotations
 
-import os
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
-from swapd.config.metadata import DamagedModelError, Head, read_head
-from swapd.config.naming import clean, distinct_names
-from swapd.config.need import Facts, facts_of
+from swapd.config.card import Card
+from swapd.config.cards import Cards
+from swapd.config.metadata import DamagedModelError
+from swapd.config.naming import Named, clean, distinct_names
+from swapd.config.need import Facts
+from swapd.config.offer import Looked, Offer, Passed, reason_of
+from swapd.config.sources import folders, hub, ollama
 from swapd.config.split import part_of, parts_of
+from swapd.config.stores import Stores
+
+DEMO = "demo"
+_PROJECTORS = ("F16", "BF16", "Q8_0", "F32")
+"""The best of several projectors that differ in precision alone is the first of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +36,18 @@ class Found:
     facts: Facts
     demo: bool = False
     """Shipped with the project: has no prefix."""
-
-
-@dataclass(frozen=True, slots=True)
-class Passed:
-    """A file that is not listed, and why, as the end of a sentence that begins with its path."""
-
-    path: Path
-    reason: str
+    source: str = ""
+    """Where it comes from, for people."""
+    card: Card = field(default_factory=Card)
+    aliases: tuple[str, ...] = ()
+    """Names, without prefix, by which its sources know it; each is this model's alone."""
+    projector: Path | None = None
+    adapters: tuple[tuple[str, Path], ...] = ()
+    """Always in use with it: names and files."""
+    elsewhere: tuple[Path, ...] = ()
+    """Where else the same file, or a link to it, was found."""
+    place: PurePath = field(default_factory=PurePath)
+    """Folders and name as its source has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,112 +59,195 @@ class Discovery:
     """Files that should be models and cannot be used."""
     skipped: tuple[Passed, ...]
     """Files that are well and are no models of their own, or not yet."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """The name of each file found, by its path: to be handed in at the next look."""
 
 
-def discover(models_dir: Path, demo_dir: Path, *, now: float, min_age: float) -> Discovery:
-    """Look through both folders; one that does not exist holds nothing.
+def discover(
+    stores: Stores,
+    demo_dir: Path,
+    *,
+    now: float,
+    min_age: float,
+    cards: Cards | None = None,
+    names: Mapping[str, str] | None = None,
+    bridge: Container[Path] = (),
+) -> Discovery:
+    """Look through all folders; one that does not exist holds nothing.
 
-    `now` is the time of day that files' ages are counted to, in seconds since the epoch.
+    `now` is the time of day that files' ages are counted to, in seconds since the epoch. `cards`
+    are the heads read before, and `names` what `Discovery.names` was. Files in `bridge` are links
+    of swapd's own and so no source of anything.
     """
-    look = _Look(now)
-    demo = [
-        Found(clean(path.stem), path, facts, demo=True)
-        for path, facts in look.models(_here(demo_dir.absolute()), min_age=0)
+    looks = [
+        *(ollama.look(store) for store in stores.ollama),
+        *(folders.look(folder, "lm studio") for folder in stores.lmstudio),
+        *(hub.look(cache) for cache in stores.hub),
+        *(folders.look(folder, "folder") for folder in stores.folders),
     ]
-    files, unreadable = _walk(models_dir)
-    look.broken += unreadable
-    models = dict(look.models(files, min_age=min_age))
-    placed: list[tuple[PurePath, str]] = []
-    for path in models:
-        part = part_of(path.name)
-        # The folder that was asked for is a folder like any other in names.
-        inside = models_dir.name / PurePath(path.relative_to(models_dir))
-        placed.append((inside, part.base if part is not None else path.stem))
-    names = distinct_names(placed, (model.bare for model in demo))
-    for (inside, _), (path, facts) in zip(placed, models.items(), strict=True):
-        demo.append(Found(names[inside], path.absolute(), facts))
+    look = _Look(now, min_age, cards or Cards(), bridge)
+    shipped = folders.look_right_in(demo_dir, DEMO)
+    look.over(shipped)
+    for looked in looks:
+        look.over(looked)
+    look.join_projectors()
+    found, kept = _named(look.models, names or {})
     return Discovery(
-        found=tuple(sorted(demo, key=lambda model: (not model.demo, model.bare))),
-        broken=tuple(sorted(look.broken, key=lambda passed: passed.path)),
-        skipped=tuple(sorted(look.skipped, key=lambda passed: passed.path)),
+        found=tuple(sorted(found, key=lambda model: (not model.demo, model.bare))),
+        broken=_sorted(look.broken),
+        skipped=_sorted(look.skipped),
+        names=kept,
     )
+
+
+def _sorted(passed: Iterable[Passed]) -> tuple[Passed, ...]:
+    return tuple(sorted(dict.fromkeys(passed), key=lambda one: (one.path, one.reason)))
+
+
+@dataclass
+class _Model:
+    """A file with all offers of it; the first one names it."""
+
+    offers: list[Offer]
+    facts: Facts
+    card: Card
+    projector: Path | None
 
 
 class _PassedOverError(Exception):
     """The file is well and no model of its own; the message says why."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Projector:
+    path: Path
+    card: Card
+
+
 class _Look:
     """Sorts files into models, broken ones and those that are passed over."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, min_age: float, cards: Cards, bridge: Container[Path]) -> None:
+        self.models: list[_Model] = []
         self.broken: list[Passed] = []
         self.skipped: list[Passed] = []
         self._now = now
-        self._seen: dict[tuple[int, int], Path] = {}
+        self._min_age = min_age
+        self._cards = cards
+        self._bridge = bridge
+        self._seen: dict[object, _Model | None] = {}
+        self._projectors: dict[Path, list[_Projector]] = {}
 
-    def models(self, files: list[Path], *, min_age: float) -> Iterator[tuple[Path, Facts]]:
-        # A file itself comes before links to it, so that it is listed under its own name.
-        for path in sorted(files, key=lambda file: (file.is_symlink(), file)):
+    def over(self, looked: Looked) -> None:
+        """Take in what one source offers."""
+        self.broken += looked.broken
+        self.skipped += looked.skipped
+        offers = (offer for offer in looked.offers if offer.path not in self._bridge)
+        for offer in sorted(offers, key=_order):
             try:
-                facts = self._model(path, min_age)
+                self._take(offer)
             except _PassedOverError as reason:
-                self.skipped.append(Passed(path, str(reason)))
+                self.skipped.append(Passed(offer.path, str(reason)))
             except DamagedModelError as error:
-                self.broken.append(Passed(path, str(error)))
+                self.broken.append(Passed(offer.path, str(error)))
             except OSError as error:
-                self.broken.append(Passed(path, _os_reason(path, error)))
-            else:
-                if facts is not None:
-                    yield path, facts
+                self.broken.append(Passed(offer.path, reason_of(offer.path, error)))
 
-    def _model(self, path: Path, min_age: float) -> Facts | None:
-        """What the model needs; None for a later part, which its first part speaks for."""
+    def join_projectors(self) -> None:
+        """Give every model without a projector of its own the one in its folder."""
+        owners: dict[Path, list[str]] = {}
+        for model in self.models:
+            folder = model.offers[0].path.parent
+            if model.projector is None and folder in self._projectors:
+                model.projector = min(self._projectors[folder], key=_preference).path
+                owners.setdefault(folder, []).append(model.offers[0].path.name)
+        for folder, projectors in self._projectors.items():
+            whose = ", ".join(owners.get(folder, ())) or "another model"
+            for projector in projectors:
+                self.skipped.append(Passed(projector.path, f"is a projector, part of {whose}"))
+
+    def _take(self, offer: Offer) -> None:
+        path = offer.path
         if not _writable(str(path)):
             raise DamagedModelError("has a path that a command line in config.yaml cannot hold")
-        part = part_of(path.name)
-        if part is not None and part.number != 1:
-            first = path.with_name(parts_of(path.name)[0])
-            if not first.exists():
-                raise DamagedModelError(f"belongs to {first.name}, which is missing")
-            return None
-        files = [path.with_name(name) for name in parts_of(path.name)]
-        missing = [file.name for file in files[1:] if not file.exists()]
-        if missing:
-            raise DamagedModelError(f"is incomplete: {missing[0]} is missing")
+        files = _files(path)
+        if not files:
+            return
         status = [file.stat() for file in files]
-        if not all(stat.S_ISREG(found.st_mode) for found in status):
+        if not all(stat.S_ISREG(one.st_mode) for one in status):
             # Opening a pipe would wait for whoever writes to it.
             raise DamagedModelError("is not a file")
-        identity = (status[0].st_dev, status[0].st_ino)
+        identity = (status[0].st_dev, status[0].st_ino, offer.adapters)
         if identity in self._seen:
-            raise _PassedOverError(f"is the same file as {self._seen[identity]}")
-        self._seen[identity] = path
-        age = self._now - max(found.st_mtime for found in status)
-        if 0 <= age < min_age:
+            same = self._seen[identity]
+            if same is not None:
+                same.offers.append(offer)
+            return
+        age = self._now - max(one.st_mtime for one in status)
+        if not offer.settled and 0 <= age < self._min_age:
             raise _PassedOverError(f"changed {age:.0f} s ago and may still be being copied")
-        heads = [read_head(file) for file in files]
-        reason = _no_model(path, heads)
+        self._seen[identity] = None
+        cards = [self._cards.card(file, one) for file, one in zip(files, status, strict=True)]
+        if "mmproj" in path.stem.lower() or cards[0].is_projector:
+            self._projectors.setdefault(path.parent, []).append(_Projector(path, cards[0]))
+            return
+        card = replace(
+            cards[0],
+            parameters=sum(part.parameters for part in cards),
+            tensors=sum(part.tensors for part in cards),
+        )
+        reason = _no_model(card)
         if reason:
             raise _PassedOverError(reason)
-        return facts_of(heads[0], sum(found.st_size for found in status))
+        facts = card.facts(sum(one.st_size for one in status))
+        model = _Model([offer], facts, card, offer.projector)
+        self._seen[identity] = model
+        self.models.append(model)
 
 
-def _no_model(path: Path, heads: list[Head]) -> str:
+def _order(offer: Offer) -> tuple[bool, int, str]:
+    """Within a source: by the length of the way, then by the way.
+
+    A file itself comes before links to it, so that it is listed under its own name.
+    """
+    if offer.source == ollama.NAME:
+        # Its own order says whose the plain names are; sorting is stable.
+        return False, 0, ""
+    return offer.linked, len(offer.place.parts), str(offer.place)
+
+
+def _files(path: Path) -> list[Path]:
+    """The files of the model; none for a later part, which its first part speaks for."""
+    part = part_of(path.name)
+    if part is not None and part.number != 1:
+        first = path.with_name(parts_of(path.name)[0])
+        if not first.exists():
+            raise DamagedModelError(f"belongs to {first.name}, which is missing")
+        return []
+    files = [path.with_name(name) for name in parts_of(path.name)]
+    missing = [file.name for file in files[1:] if not file.exists()]
+    if missing:
+        raise DamagedModelError(f"is incomplete: {missing[0]} is missing")
+    return files
+
+
+def _no_model(card: Card) -> str:
     """Why the file is no language model, or nothing."""
-    head = heads[0]
-    kind = head.text("general.type")
-    if "mmproj" in path.stem.lower() or kind == "mmproj" or head.architecture == "clip":
-        return "is a projector, part of another model"
-    if kind == "adapter":
+    if card.kind == "adapter":
         return "is an adapter for another model"
-    if kind not in {"", "model"}:
-        return f"holds no model but a GGUF of type {kind}"
-    if "tokenizer.ggml.model" not in head.fields:
+    if card.kind not in {"", "model"}:
+        return f"holds no model but a GGUF of type {card.kind}"
+    if not card.tokenizer:
         return "is not a language model: it has no tokenizer"
-    if not any(part.tensors for part in heads):
+    if not card.tensors:
         return "holds a vocabulary and no weights"
     return ""
+
+
+def _preference(projector: _Projector) -> tuple[int, str]:
+    kind = projector.card.quantisation
+    rank = _PROJECTORS.index(kind) if kind in _PROJECTORS else len(_PROJECTORS)
+    return rank, projector.path.name
 
 
 def _writable(path: str) -> bool:
@@ -160,53 +255,57 @@ def _writable(path: str) -> bool:
     return path.isprintable() and "${" not in path
 
 
-def _here(folder: Path) -> list[Path]:
-    """The GGUF files right in the folder."""
-    if not folder.is_dir():
-        return []
-    return [path for path in folder.iterdir() if _is_gguf(path.name)]
+def _named(models: list[_Model], before: Mapping[str, str]) -> tuple[list[Found], dict[str, str]]:
+    """The models with their names and aliases, and the names by path."""
+    demo = {id(m): clean(m.offers[0].path.stem) for m in models if m.offers[0].source == DEMO}
+    others = [_as_named(model.offers[0]) for model in models if id(model) not in demo]
+    names = distinct_names(others, demo.values(), before)
+    bare = [demo[id(m)] if id(m) in demo else names[_key(m.offers[0])] for m in models]
+    wanted: dict[str, list[str]] = {}
+    for name, model in zip(bare, models, strict=True):
+        for alias in _known_as(model):
+            wanted.setdefault(alias, []).append(name)
+    aliases: dict[str, list[str]] = {name: [] for name in bare}
+    for alias, owners in wanted.items():
+        # What two models are known by is neither's.
+        if alias not in aliases and len(owners) == 1:
+            aliases[owners[0]].append(alias)
+    found = [_found(name, model, aliases[name]) for name, model in zip(bare, models, strict=True)]
+    return found, dict(names)
 
 
-def _walk(root: Path) -> tuple[list[Path], list[Passed]]:
-    """All GGUF files under a folder, through links too, each folder once.
-
-    Linked folders are entered after all others, so that what is reached both ways is found at its
-    own place. What begins with a dot is left alone.
-    """
-    files: list[Path] = []
-    broken: list[Passed] = []
-    seen: set[tuple[int, int]] = set()
-    waiting, linked = [root], list[Path]()
-    while waiting or linked:
-        folder = waiting.pop() if waiting else linked.pop(0)
-        try:
-            status = folder.stat()
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except FileNotFoundError:
-            # Nobody has to have a folder of models, and one may go while we look.
-            continue
-        except OSError as error:
-            broken.append(Passed(folder, _os_reason(folder, error)))
-            continue
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            path = Path(entry.path)
-            if _is_gguf(entry.name) and not path.is_dir():
-                files.append(path)
-            elif path.is_dir():
-                (linked if entry.is_symlink() else waiting).append(path)
-    return files, broken
+def _found(name: str, model: _Model, aliases: list[str]) -> Found:
+    first = model.offers[0]
+    return Found(
+        bare=name,
+        path=first.path,
+        facts=model.facts,
+        demo=first.source == DEMO,
+        source=first.source,
+        card=model.card,
+        aliases=tuple(sorted(aliases)),
+        projector=model.projector,
+        adapters=first.adapters,
+        elsewhere=tuple(offer.path for offer in model.offers[1:]),
+        place=first.place,
+    )
 
 
-def _is_gguf(name: str) -> bool:
-    return name.lower().endswith(".gguf")
+def _known_as(model: _Model) -> dict[str, None]:
+    """Every other name that one of its sources has for it, in order."""
+    names = [alias for offer in model.offers for alias in offer.also]
+    names += [_as_named(offer).plain for offer in model.offers[1:]]
+    return dict.fromkeys(names)
 
 
-def _os_reason(path: Path, error: OSError) -> str:
-    if path.is_symlink() and isinstance(error, FileNotFoundError):
-        return f"is a link to {path.readlink()}, which is missing"
-    return f"cannot be read: {error.strerror or error}"
+def _as_named(offer: Offer) -> Named:
+    part = part_of(offer.path.name)
+    stem = offer.path.stem if part is None else part.base
+    if offer.source == ollama.NAME:
+        stem = offer.place.name
+    return Named(_key(offer), offer.place, stem, offer.apart)
+
+
+def _key(offer: Offer) -> str:
+    """Two models can share a file: with an adapter it is another model."""
+    return "+".join((str(offer.path), *(str(path) for _, path in offer.adapters)))

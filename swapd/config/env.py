@@ -12,6 +12,7 @@ from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
 from swapd.config.problems import ConfigError, Problem
+from swapd.config.stores import Stores, find_stores
 
 
 def read_env(home: Path, environ: Mapping[str, str]) -> Mapping[str, str]:
@@ -51,8 +52,10 @@ class SyncSettings:
     """MEMORY_PRESSURE_THRESHOLD: percent of the machine's memory."""
     interval: float
     """PRESSURE_CHECK_INTERVAL: seconds."""
-    models_dir: Path
-    """MODELS_DIR: where GGUF files are looked for."""
+    stores: Stores
+    """Where models are looked for."""
+    sync_interval: float
+    """BRIDGE_SYNC_INTERVAL: seconds from one sync to the next if no change is seen; 0: never."""
     prefix: str
     """MODEL_PREFIX: stands before the name of every model found; may be empty."""
     ctx_size: int
@@ -97,7 +100,8 @@ def sync_settings(env: Mapping[str, str]) -> SyncSettings:
         model_ttl=number("MODEL_TTL", 1800, 0),
         threshold=number("MEMORY_PRESSURE_THRESHOLD", 75, 0, 100),
         interval=number("PRESSURE_CHECK_INTERVAL", 30, 1),
-        models_dir=_folder(env),
+        stores=find_stores(env),
+        sync_interval=number("BRIDGE_SYNC_INTERVAL", 3600, 0),
         prefix=env.get("MODEL_PREFIX", "ls/").strip(),
         ctx_size=whole("DEFAULT_CTX_SIZE", 8192, 1),
         parallel=whole("DEFAULT_PARALLEL", 1, 1),
@@ -106,11 +110,3 @@ def sync_settings(env: Mapping[str, str]) -> SyncSettings:
     if problems:
         raise ConfigError(problems)
     return settings
-
-
-def _folder(env: Mapping[str, str]) -> Path:
-    text = env.get("MODELS_DIR", "").strip() or "~/.cache/lm-studio/models"
-    home = env.get("HOME", "")
-    if home and (text == "~" or text.startswith("~/")):
-        return Path(home) / text[2:]
-    return Path(text).expanduser().absolute()

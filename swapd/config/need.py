@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from swapd.config.metadata import Counted, Head
 
 PROCESS_BYTES = 96 * 2**20
+LEAST_CONTEXT = 512
+"""Tokens below which a context is not lowered: less is of no use."""
+_STEP = 256
 _BATCH = 512
 _F16 = 2
 _F32 = 4
@@ -69,6 +72,20 @@ def default_context(facts: Facts, usual: int) -> int:
     else:
         context = usual
     return min(context, facts.trained_context or context)
+
+
+def fitting_context(facts: Facts, usual: int, budget: int) -> int:
+    """The default context, lowered in steps of 256 until the model fits the budget (0: no limit).
+
+    A model that does not even fit with the least context keeps the default: lowering it would not
+    help, and the machine may know better than the estimate.
+    """
+    context = default_context(facts, usual)
+    if not budget or estimate(facts, context) <= budget:
+        return context
+    spare = budget - estimate(facts, 0)
+    fits = spare // facts.kv_per_token // _STEP * _STEP if facts.kv_per_token else 0
+    return min(fits, context) if fits >= LEAST_CONTEXT else context
 
 
 def estimate(facts: Facts, context: int) -> int:

@@ -20,6 +20,7 @@ Places: TypeAlias = Annotated[int, Meta(ge=1, description="a whole number, 1 or 
 Flag: TypeAlias = Annotated[bool, Meta(description="true or false")]
 Text: TypeAlias = Annotated[str, Meta(description="text")]
 Names: TypeAlias = Annotated[list[str], Meta(description="a list of names")]
+FilePath: TypeAlias = Annotated[str, Meta(description="the path of a file")]
 Size: TypeAlias = Annotated[str, Meta(description="a size like 8 GiB")]
 Section: TypeAlias = Annotated[dict[str, Any], Meta(description="a section")]
 MacroText: TypeAlias = Annotated[str, Meta(description="text", extra={"macros": True})]
@@ -158,9 +159,17 @@ class Server(Struct, frozen=True, kw_only=True):
 
 
 class CustomModel(Model, frozen=True, kw_only=True):
-    """One entry of `models` in custom_models.yaml: a model's keys and two of the generator's."""
+    """One entry of `models` in custom_models.yaml: a model's keys and those of the generator."""
 
     sampler_args: Annotated[str, Meta(description="flags for the worker, as on a command line")] = (
         ""
     )
     ctx_size: Count = 0
+    base_model: Annotated[str, Meta(description="the name of a model that was found")] = ""
+    adapters: Annotated[
+        dict[str, str], Meta(description="a section with a path for each adapter's name")
+    ] = msgspec.field(default_factory=dict)
+    mmproj: FilePath = ""
+    jinja: Flag = False
+    chat_template_file: FilePath = ""
+    chat_template_kwargs: Section = msgspec.field(default_factory=dict)

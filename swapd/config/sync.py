@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass
 from pathlib import Path
 
-from swapd.config.custom import FILE, Custom, read_custom
-from swapd.config.discover import Passed, discover
-from swapd.config.env import read_env, sync_settings
-from swapd.config.generate import MARK, Generated, generate
+from swapd.config.assemble import Assembled, sections_by_name
+from swapd.config.custom import FILE, Custom
+from swapd.config.files import replace_text
+from swapd.config.generate import MARK, generate
+from swapd.config.links import FILE as LINKS
+from swapd.config.links import Links, bring_links_up_to_date
 from swapd.config.load import parse
+from swapd.config.offer import Passed
+from swapd.config.plan import NAMES, Plan, look
 from swapd.config.problems import ConfigError, Problem
+from swapd.config.state import FOLDER
 from swapd.config.tree import line_of, parse_tree, textual
 
 CONFIG = "config.yaml"
@@ -34,6 +37,10 @@ class SyncReport:
     warnings: tuple[Problem, ...]
     written: bool
     """False when config.yaml already said all that."""
+    linked: tuple[Path, ...] = ()
+    """Links made in MODELS_DIR to Ollama's blobs."""
+    unlinked: tuple[Path, ...] = ()
+    """Links removed there, all of them swapd's own."""
 
 
 def sync(
@@ -56,19 +63,13 @@ def sync(
     if old is not None and not old.startswith(MARK) and not force:
         message = "was not written by sync; move it away, or use --force to overwrite it"
         raise ConfigError([Problem(CONFIG, 0, "", message)])
-    env = read_env(home, environ)
-    settings = sync_settings(env)
-    custom = read_custom(home / FILE, env)
-    found = discover(settings.models_dir, demo_dir, now=now, min_age=settings.min_age)
-    made = generate(found.found, custom, settings, total_memory)
-    warnings = _checked(made, custom, env, total_memory)
-    if "MODELS_DIR" in env and not settings.models_dir.is_dir():
-        message = f"{settings.models_dir} is no folder"
-        warnings = (*warnings, Problem("environment", 0, "MODELS_DIR", message))
-    before, after = _sections(old or ""), _sections(made.text)
-    written = old != made.text
-    if written:
-        _write(path, made.text)
+    plan = look(home, environ, demo_dir, now=now, total_memory=total_memory)
+    text = generate(plan.assembled, plan.custom, plan.settings)
+    warnings = _checked(text, plan.assembled, plan.custom, plan.env, total_memory)
+    warnings = (*warnings, *plan.settings.stores.problems, *_missing(plan.assembled, plan.custom))
+    before, after = _sections(old or ""), _sections(text)
+    written = old != text
+    links = _write(plan, path if written else None, text)
     models_before, models_after = _models(before), _models(after)
     return SyncReport(
         path=path,
@@ -82,31 +83,46 @@ def sync(
                 if before.get(key) != after.get(key)
             )
         ),
-        broken=found.broken,
-        skipped=found.skipped,
-        warnings=warnings,
+        broken=plan.discovery.broken,
+        skipped=plan.discovery.skipped,
+        warnings=(*warnings, *links.problems),
         written=written,
+        linked=links.made,
+        unlinked=links.removed,
     )
 
 
 def _checked(
-    made: Generated, custom: Custom, env: MappingType[str, str], total_memory: int
+    text: str,
+    assembled: Assembled,
+    custom: Custom,
+    env: MappingType[str, str],
+    total_memory: int,
 ) -> tuple[Problem, ...]:
     """All warnings; what is wrong is told where its author wrote it, in custom_models.yaml."""
+    names = sections_by_name(assembled)
     try:
-        loaded = parse(
-            made.text, CONFIG, env, worker_command=("worker",), total_memory=total_memory
-        )
+        loaded = parse(text, CONFIG, env, worker_command=("worker",), total_memory=total_memory)
     except ConfigError as error:
-        traced = (_traced(problem, made, custom) for problem in error.problems)
+        traced = (_traced(problem, names, custom) for problem in error.problems)
         raise ConfigError(sorted(traced, key=lambda problem: problem.line)) from error
-    found = (*made.warnings, *(_traced(p, made, custom) for p in loaded.warnings))
+    found = (*assembled.warnings, *(_traced(p, names, custom) for p in loaded.warnings))
     return tuple(dict.fromkeys(found))
 
 
-def _traced(problem: Problem, made: Generated, custom: Custom) -> Problem:
+def _missing(assembled: Assembled, custom: Custom) -> list[Problem]:
+    """Files that the author names and that are not there."""
+    return [
+        custom.warn(made.custom, f"{path} is no file", key)
+        for made in assembled.models
+        for key, path in made.files
+        if not path.is_file()
+    ]
+
+
+def _traced(problem: Problem, names: MappingType[str, str], custom: Custom) -> Problem:
     """The problem at the place in custom_models.yaml that it comes from, if it comes from there."""
-    for name, bare in made.names.items():
+    for name, bare in names.items():
         within = f"models.{name}"
         if problem.key == within or problem.key.startswith((within + ".", within + "[")):
             rest = problem.key[len(within) :]
@@ -151,29 +167,16 @@ def _differing(before: dict[str, object], after: dict[str, object]) -> tuple[str
     return tuple(sorted(n for n in before.keys() & after.keys() if before[n] != after[n]))
 
 
-def _write(path: Path, text: str) -> None:
-    """Replace the file in one step: a reader sees the old text or the new, never a part.
-
-    A new file is its owner's alone, since `env` entries may hold secrets; an old one keeps its
-    mode. A link stays a link. Raises ConfigError when the folder cannot be written to.
-    """
-    target = path.resolve()
+def _write(plan: Plan, path: Path | None, text: str) -> Links:
+    """Everything that a sync writes, what nobody else reads first; ConfigError where it can't."""
+    file = str(Path(FOLDER, NAMES))
     try:
-        handle, beside = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        plan.remember()
+        if path is not None:
+            file = path.name
+            replace_text(path, text)
+        file = str(Path(FOLDER, LINKS))
+        return bring_links_up_to_date(plan.home, plan.settings.stores, plan.discovery.found)
     except OSError as error:
-        raise ConfigError([_unwritable(error)]) from error
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            if target.exists():
-                os.fchmod(file.fileno(), target.stat().st_mode & 0o777)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(beside).replace(target)
-    except OSError as error:
-        Path(beside).unlink(missing_ok=True)
-        raise ConfigError([_unwritable(error)]) from error
-
-
-def _unwritable(error: OSError) -> Problem:
-    return Problem(CONFIG, 0, "", f"cannot be written: {error.strerror or error}")
+        message = f"cannot be written: {error.strerror or error}"
+        raise ConfigError([Problem(file, 0, "", message)]) from error

@@ -5,12 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, TypeVar, get_args
 
 import msgspec
 
 from swapd.config.problems import Path, Problem, did_you_mean, dotted
-from swapd.config.tree import Mapping, Node, Scalar, Sequence, line_of, reread, textual, typed
+from swapd.config.tree import (
+    Entry,
+    Mapping,
+    Node,
+    Scalar,
+    Sequence,
+    line_of,
+    reread,
+    textual,
+    typed,
+)
 
 _S = TypeVar("_S", bound=msgspec.Struct)
 _POSITION = re.compile(r"\$((?:\[\d+\])+)`$")
@@ -112,7 +123,13 @@ def expand_env(node: Node, path: Path, report: Report, env: MappingType[str, str
     if isinstance(node, Sequence):
         items = (expand_env(n, (*path, i), report, env) for i, n in enumerate(node.items))
         return Sequence(node.line, tuple(items))
-    if isinstance(node, Mapping) or "${env." not in node.text:
+    if isinstance(node, Mapping):
+        entries = {
+            key: Entry(entry.line, expand_env(entry.node, (*path, key), report, env))
+            for key, entry in node.entries.items()
+        }
+        return Mapping(node.line, MappingProxyType(entries))
+    if "${env." not in node.text:
         return node
 
     def value(match: re.Match[str]) -> str:

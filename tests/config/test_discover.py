@@ -12,13 +12,15 @@ from swapd.config.discover import Discovery, discover
 from swapd.config.metadata import DamagedModelError, read_head
 from swapd.config.naming import bare_name
 from swapd.config.need import PROCESS_BYTES, Facts, default_context, estimate, facts_of
+from swapd.config.stores import Stores
 from tests.config.ggufs import write_gguf
 
 GIB = 2**30
 
 
 def look(tmp_path: Path, *, now: float = 4e9, min_age: float = 5) -> Discovery:
-    return discover(tmp_path / "models", tmp_path / "demo", now=now, min_age=min_age)
+    stores = Stores((), tmp_path / "models", (tmp_path / "models",), (), ())
+    return discover(stores, tmp_path / "demo", now=now, min_age=min_age)
 
 
 def names(found: Discovery) -> list[str]:
@@ -68,8 +70,8 @@ def test_what_is_no_model_is_skipped_with_its_reason(tmp_path: Path) -> None:
     assert names(found) == ["m:7b"]
     assert found.broken == ()
     assert reasons(tmp_path, found) == {
-        "models/m/mmproj-m.gguf": "is a projector, part of another model",
-        "models/m/vision.gguf": "is a projector, part of another model",
+        "models/m/mmproj-m.gguf": "is a projector, part of m-7b.gguf",
+        "models/m/vision.gguf": "is a projector, part of m-7b.gguf",
         "models/m/imatrix.gguf": "holds no model but a GGUF of type imatrix",
         "models/m/flux.gguf": "is not a language model: it has no tokenizer",
         "models/m/vocab.gguf": "holds a vocabulary and no weights",
@@ -178,8 +180,9 @@ def test_a_file_and_a_link_to_it_are_one_model(tmp_path: Path) -> None:
     (tmp_path / "models/a").mkdir()
     (tmp_path / "models/a/a.gguf").symlink_to(real)
     found = look(tmp_path)
-    assert names(found) == ["z"]
-    assert reasons(tmp_path, found) == {"models/a/a.gguf": f"is the same file as {real}"}
+    [model] = found.found
+    assert (model.bare, model.path, model.aliases) == ("z", real, ("a",))
+    assert reasons(tmp_path, found) == {}
 
 
 def test_colliding_names_are_told_apart_the_same_way_every_time(tmp_path: Path) -> None:

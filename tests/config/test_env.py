@@ -8,6 +8,7 @@ import pytest
 
 from swapd.config.env import read_env, sync_settings
 from swapd.config.problems import ConfigError
+from swapd.config.stores import find_stores, folders_to_watch
 
 
 def test_dotenv_is_read_and_beaten_by_the_process(tmp_path: Path) -> None:
@@ -38,9 +39,8 @@ def test_a_wrong_line_is_told(tmp_path: Path) -> None:
 def test_defaults_are_the_references() -> None:
     settings = sync_settings({"HOME": "/h"})
     assert (settings.model_ttl, settings.threshold, settings.interval) == (1800, 75, 30)
-    assert settings.models_dir == Path("/h/.cache/lm-studio/models")
     assert (settings.prefix, settings.ctx_size) == ("ls/", 8192)
-    assert (settings.parallel, settings.min_age) == (1, 5)
+    assert (settings.parallel, settings.min_age, settings.sync_interval) == (1, 5, 3600)
 
 
 def test_what_is_set_counts() -> None:
@@ -49,7 +49,6 @@ def test_what_is_set_counts() -> None:
          "DEFAULT_PARALLEL": "4", "MIN_MODEL_AGE_SECONDS": "0.5", "PRESSURE_CHECK_INTERVAL": ""}
     )  # fmt: skip
     assert (settings.model_ttl, settings.prefix) == (0, "")
-    assert settings.models_dir == Path("/h/m")
     assert (settings.parallel, settings.min_age, settings.interval) == (4, 0.5, 30)
 
 
@@ -66,3 +65,50 @@ def test_all_faults_are_told() -> None:
         "environment: DEFAULT_PARALLEL: must be a whole number, not 1.5",
         "environment: MIN_MODEL_AGE_SECONDS: must be a number, 0 or more, not inf",
     ]
+
+
+def test_stores_are_where_their_own_programs_have_them() -> None:
+    stores = find_stores({"HOME": "/h"})
+    assert stores.ollama == (Path("/h/.ollama/models"), Path("/usr/share/ollama/.ollama/models"))
+    assert stores.models_dir == Path("/h/.cache/lm-studio/models")
+    assert stores.lmstudio == (stores.models_dir, Path("/h/.lmstudio/models"))
+    assert stores.hub == (Path("/h/.cache/huggingface/hub"),)
+    assert (stores.folders, stores.problems) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("env", "hub"),
+    [
+        ({"HF_HUB_CACHE": "/a", "HF_HOME": "/b"}, "/a"),
+        ({"HF_HOME": "~/b", "HOME": "/h", "XDG_CACHE_HOME": "/c"}, "/h/b/hub"),
+        ({"XDG_CACHE_HOME": "/c", "HF_HOME": " "}, "/c/huggingface/hub"),
+    ],
+)
+def test_the_hub_s_variables_count_in_its_own_order(env: dict[str, str], hub: str) -> None:
+    assert find_stores(env).hub == (Path(hub),)
+
+
+def test_named_folders_count_and_those_that_are_none_are_told(tmp_path: Path) -> None:
+    env = {
+        "HOME": str(tmp_path), "MODELS_DIR": "~/m", "OLLAMA_MODELS": "/no/o",
+        "MODEL_FOLDERS": f"{tmp_path}: ~/x :",
+    }  # fmt: skip
+    stores = find_stores(env)
+    assert stores.lmstudio == (stores.models_dir,) == (tmp_path / "m",)
+    assert stores.ollama == (Path("/no/o"),)
+    assert stores.folders == (tmp_path, tmp_path / "x")
+    assert [str(problem) for problem in stores.problems] == [
+        f"environment: MODELS_DIR: {tmp_path}/m is no folder",
+        "environment: OLLAMA_MODELS: /no/o is no folder",
+        f"environment: MODEL_FOLDERS: {tmp_path}/x is no folder",
+    ]
+
+
+def test_watched_is_what_is_there(tmp_path: Path) -> None:
+    env = {"HOME": str(tmp_path), "MODELS_DIR": "~/m", "MODEL_FOLDERS": "~/m:~/f"}
+    assert folders_to_watch(find_stores(env)) == []
+    for name in ("m", "f", ".ollama/models/manifests", ".ollama/models/blobs"):
+        (tmp_path / name).mkdir(parents=True)
+    assert folders_to_watch(find_stores(env)) == [
+        tmp_path / ".ollama/models/manifests", tmp_path / "m", tmp_path / "f",
+    ]  # fmt: skip

@@ -78,7 +78,7 @@ def test_a_second_sync_writes_nothing(home: Home) -> None:
     after = home.config.stat()
     assert (report.written, report.added, report.changed, report.settings) == (False, (), (), ())
     assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
-    assert sorted(p.name for p in home.path.iterdir()) == ["config.yaml"]
+    assert sorted(p.name for p in home.path.iterdir()) == [".swapd", "config.yaml"]
 
 
 def test_what_changes_is_told(home: Home) -> None:

@@ -1,0 +1,81 @@
+"""What is kept of a GGUF file's head: enough to list the model, to name it and to reserve for it.
+
+A head can hold a vocabulary of a quarter of a million words; a card is a dozen short values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from swapd.config.metadata import Head
+from swapd.config.need import Facts, facts_of
+
+_POOLING = MappingProxyType({0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"})
+"""llama.cpp's pooling types, by the number in `ARCH.pooling_type`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One file's account of itself. 0 and empty text: it does not say."""
+
+    kind: str = ""
+    """`general.type`: model, adapter, mmproj, imatrix …"""
+    architecture: str = ""
+    title: str = ""
+    """`general.name`, as its maker wrote it."""
+    parameters: int = 0
+    """Numbers in the tensors of this file."""
+    tensors: int = 0
+    quantisation: str = ""
+    """Such as `Q4_K_M`; by `general.file_type`, else by the type that most numbers have."""
+    context: int = 0
+    """Tokens that it was trained for."""
+    kv_per_token: int = 0
+    vocabulary: int = 0
+    tokenizer: str = ""
+    template: bool = False
+    """Whether it brings a chat template."""
+    pooling: str = ""
+    """How an embedding model makes one vector of many: none, mean, cls, last or rank."""
+
+    def facts(self, size: int) -> Facts:
+        """What the need of a model of `size` bytes depends on."""
+        return Facts(size, self.context, self.kv_per_token, self.vocabulary)
+
+    @property
+    def is_projector(self) -> bool:
+        """Whether it turns images or sound into a model's tokens, and is no model itself."""
+        return self.kind == "mmproj" or self.architecture == "clip"
+
+
+def card_of(head: Head) -> Card:
+    """Sum a head up."""
+    facts = facts_of(head, 0)
+    pooling = head.fields.get(f"{head.architecture}.pooling_type")
+    return Card(
+        kind=head.text("general.type"),
+        architecture=head.architecture,
+        title=head.text("general.name"),
+        parameters=sum(head.elements.values()),
+        tensors=head.tensors,
+        quantisation=_quantisation(head),
+        context=facts.trained_context,
+        kv_per_token=facts.kv_per_token,
+        vocabulary=facts.vocabulary,
+        tokenizer=head.text("tokenizer.ggml.model"),
+        template="tokenizer.chat_template" in head.fields,
+        pooling=_POOLING.get(pooling, "") if isinstance(pooling, int) else "",
+    )
+
+
+def _quantisation(head: Head) -> str:
+    from gguf.constants import GGMLQuantizationType, LlamaFileType
+
+    said = head.fields.get("general.file_type")
+    names: dict[int, str] = {kind.value: kind.name for kind in LlamaFileType}
+    if isinstance(said, int) and said in names and said != LlamaFileType.GUESSED:
+        return names[said].removeprefix("MOSTLY_").removeprefix("ALL_")
+    types: dict[int, str] = {kind.value: kind.name for kind in GGMLQuantizationType}
+    most = max(head.elements.items(), key=lambda item: item[1], default=(-1, 0))[0]
+    return types.get(most, "")

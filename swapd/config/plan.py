@@ -1,0 +1,68 @@
+"""What a sync would write, without writing: the way from the folders and files to the models."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from swapd.config import cards, state
+from swapd.config.assemble import Assembled, assemble
+from swapd.config.custom import FILE, Custom, read_custom
+from swapd.config.discover import Discovery, discover
+from swapd.config.env import SyncSettings, read_env, sync_settings
+from swapd.config.links import own_links
+
+NAMES = "names.json"
+"""In the home's state: the name of each file found, so that it keeps it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that is known before anything is written."""
+
+    home: Path
+    env: Mapping[str, str]
+    settings: SyncSettings
+    custom: Custom
+    discovery: Discovery
+    assembled: Assembled
+    remembered: Mapping[str, str]
+
+    def remember(self) -> None:
+        """Keep the names for the next look. Raises OSError."""
+        if dict(self.discovery.names) != self.remembered:
+            state.write_state(self.home / state.FOLDER / NAMES, self.discovery.names)
+
+
+def look(
+    home: Path, environ: Mapping[str, str], demo_dir: Path, *, now: float, total_memory: int
+) -> Plan:
+    """Look for models and put them together with custom_models.yaml.
+
+    Of the home, only the heads that were read are kept, for the next look. Raises ConfigError for
+    an environment or a custom_models.yaml that can't be used.
+    """
+    env = read_env(home, environ)
+    settings = sync_settings(env)
+    custom = read_custom(home / FILE, env)
+    folder = home / state.FOLDER
+    kept = cards.Cards(folder / cards.FILE)
+    remembered = state.read_state(folder / NAMES, dict[str, str]) or {}
+    discovery = discover(
+        settings.stores,
+        demo_dir,
+        now=now,
+        min_age=settings.min_age,
+        cards=kept,
+        names=remembered,
+        bridge=own_links(home),
+    )
+    try:
+        kept.keep()
+    except OSError as error:
+        # They are read again next time, that is all.
+        logging.getLogger(__name__).debug("the heads that were read are not kept: %s", error)
+    assembled = assemble(discovery.found, custom, settings, total_memory, home)
+    return Plan(home, env, settings, custom, discovery, assembled, remembered)

@@ -1,0 +1,1 @@
+"""Where models come from, a store each: what it holds, without a look into the files."""

@@ -1,0 +1,78 @@
+"""Plain folders, and the demo models: every GGUF file is offered, by where it lies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePath
+
+from swapd.config.offer import Looked, Offer, Passed, is_gguf, reason_of
+
+
+def look(root: Path, source: str) -> Looked:
+    """All GGUF files below the folder, through links too; what begins with a dot is left alone.
+
+    A root that does not exist holds nothing. The root is a folder like any other in names.
+    """
+    files, broken = _walk(root)
+    offers = (
+        Offer(
+            path=path.absolute(),
+            source=source,
+            place=root.name / PurePath(path.relative_to(root)),
+            linked=path.is_symlink(),
+        )
+        for path in files
+    )
+    return Looked(tuple(offers), tuple(broken))
+
+
+def look_right_in(folder: Path, source: str) -> Looked:
+    """The GGUF files in the folder itself, named by themselves alone, such as the demo models."""
+    if not folder.is_dir():
+        return Looked()
+    files = sorted(path for path in folder.absolute().iterdir() if is_gguf(path.name))
+    return Looked(tuple(Offer(path, source, PurePath(path.name), settled=True) for path in files))
+
+
+def _walk(root: Path) -> tuple[list[Path], list[Passed]]:
+    """Every file once, each folder once.
+
+    Linked folders are entered after all others, so that what is reached both ways is found at its
+    own place.
+    """
+    files: list[Path] = []
+    broken: list[Passed] = []
+    seen: set[tuple[int, int]] = set()
+    waiting, linked = [root], list[Path]()
+    while waiting or linked:
+        folder = waiting.pop() if waiting else linked.pop(0)
+        try:
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except FileNotFoundError:
+            # Nobody has to have a folder of models, and one may go while we look.
+            continue
+        except OSError as error:
+            broken.append(Passed(folder, reason_of(folder, error)))
+            continue
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            folder_too = _is_folder(entry)
+            if is_gguf(entry.name) and not folder_too:
+                files.append(Path(entry.path))
+            elif folder_too:
+                (linked if entry.is_symlink() else waiting).append(Path(entry.path))
+    return files, broken
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        # A link that leads in a circle, or to where we may not look: said when it is opened.
+        return False

@@ -1,0 +1,212 @@
+"""Ollama's store, read in place.
+
+    manifests/HOST/NAMESPACE/MODEL/TAG    JSON: the layers of a model, and a description of it
+    blobs/sha256-HEX                      the bytes of a layer, or of the description
+
+A layer says what it is by its media type. Of `model`, `adapter` and `projector` llama.cpp needs the
+file itself. `template`, `system`, `params` and `license` are Ollama's own and stay with Ollama: a
+GGUF file brings its template along, and the other two are for the request or custom_models.yaml.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+import msgspec
+
+from swapd.config.naming import clean
+from swapd.config.offer import Looked, Offer, Passed, reason_of
+
+NAME = "ollama"
+HOST = "registry.ollama.ai"
+NAMESPACE = "library"
+"""What a name means that names no host and no namespace; dropped from names for that reason."""
+_LAYER = "application/vnd.ollama.image."
+_DIGEST = re.compile(r"sha256[:-]([0-9a-fA-F]{1,64})")
+_LONGEST = 2**22
+"""Bytes of a manifest or a description; real ones are a thousand times smaller."""
+_UNKNOWN = "unknown"
+
+
+class DamagedManifestError(Exception):
+    """The manifest can't be used; the message says why, as the end of a sentence."""
+
+
+class _NoModelError(Exception):
+    """The manifest is well, and no GGUF model; the message says what it is."""
+
+
+class _Layer(msgspec.Struct):
+    media_type: str = msgspec.field(name="mediaType", default="")
+    digest: str = ""
+
+
+class _Manifest(msgspec.Struct):
+    layers: list[_Layer] | None = None
+    config: _Layer | None = None
+
+
+class _Description(msgspec.Struct):
+    model_type: str = ""
+    """How many parameters, such as `27.4B`."""
+    file_type: str = ""
+    """The quantisation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """A model as Ollama names it."""
+
+    host: str
+    namespace: str
+    model: str
+    tag: str
+
+    @property
+    def family(self) -> str:
+        """The name without tag, without what goes without saying."""
+        if self.host != HOST:
+            return f"{self.host}/{self.namespace}/{self.model}"
+        return self.model if self.namespace == NAMESPACE else f"{self.namespace}/{self.model}"
+
+    def __str__(self) -> str:
+        return f"{self.family}:{self.tag}"
+
+
+def look(store: Path) -> Looked:
+    """All models of the store; a store that does not exist holds none.
+
+    The first offers are the default host's and namespace's, so that these keep the plain names.
+    """
+    offers: list[Offer] = []
+    broken: list[Passed] = []
+    skipped: list[Passed] = []
+    for tag, path in _manifests(store, broken):
+        try:
+            offers.append(_offer(store, tag, path))
+        except _NoModelError as reason:
+            skipped.append(Passed(path, str(reason)))
+        except DamagedManifestError as error:
+            broken.append(Passed(path, str(error)))
+        except OSError as error:
+            broken.append(Passed(path, reason_of(path, error)))
+    return Looked(tuple(offers), tuple(broken), tuple(skipped))
+
+
+def parse_manifest(data: bytes) -> _Manifest:
+    """A manifest from its bytes. Raises DamagedManifestError."""
+    try:
+        return msgspec.json.decode(data, type=_Manifest)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise DamagedManifestError(
+            "is no manifest of Ollama's: not the JSON it should be"
+        ) from error
+
+
+def _manifests(store: Path, broken: list[Passed]) -> Iterator[tuple[Tag, Path]]:
+    """Every tag with its manifest, sorted, the default host and namespace first."""
+    found = [(Tag(*parts), path) for parts, path in _below(store / "manifests", (), broken)]
+
+    def order(item: tuple[Tag, Path]) -> tuple[bool, bool, str, bool, str]:
+        tag = item[0]
+        usual = tag.host != HOST, tag.namespace != NAMESPACE
+        return (*usual, tag.family, tag.tag != "latest", tag.tag)
+
+    yield from sorted(found, key=order)
+
+
+def _below(
+    folder: Path, above: tuple[str, ...], broken: list[Passed]
+) -> Iterator[tuple[tuple[str, ...], Path]]:
+    """The files four steps below the manifests' folder, with the names of the steps."""
+    try:
+        entries = sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        broken.append(Passed(folder, reason_of(folder, error)))
+        return
+    for path in entries:
+        if path.name.startswith("."):
+            continue
+        steps = (*above, path.name)
+        if len(steps) < 4:
+            yield from _below(path, steps, broken)
+        elif not path.is_dir():
+            yield steps, path
+
+
+def _offer(store: Path, tag: Tag, path: Path) -> Offer:
+    manifest = parse_manifest(_read(path))
+    layers = manifest.layers or []
+    files = {
+        kind: [_blob(store, layer) for layer in layers if _kind(layer) == kind]
+        for kind in ("model", "adapter", "projector")
+    }
+    if not files["model"]:
+        if any(_kind(layer) == "tensor" for layer in layers):
+            raise _NoModelError("holds single tensors and no GGUF file")
+        raise _NoModelError("holds no model; what it names runs elsewhere")
+    if len(files["model"]) > 1:
+        raise DamagedManifestError(f"has {len(files['model'])} model layers, where one can be used")
+    blob = files["model"][0]
+    if not blob.exists():
+        raise DamagedManifestError(f"names {blob.name}, which is missing")
+    size, quant = _labels(store, manifest)
+    folder = re.sub("[/:]", "-", tag.family)
+    adapters = tuple(
+        (clean(tag.model) + (f"-{i}" if i else ""), adapter)
+        for i, adapter in enumerate(files["adapter"])
+    )
+    return Offer(
+        path=blob,
+        source=NAME,
+        place=PurePath(folder, f"{folder}-{size}-{quant}"),
+        apart=clean(f"{folder}:{tag.tag}"),
+        also=(str(tag).lower(),),
+        settled=True,
+        projector=files["projector"][0] if files["projector"] else None,
+        adapters=adapters,
+    )
+
+
+def _kind(layer: _Layer) -> str:
+    """What follows Ollama's own prefix in the media type, without parameters."""
+    media = layer.media_type.partition(";")[0].strip()
+    return media.removeprefix(_LAYER) if media.startswith(_LAYER) else ""
+
+
+def _blob(store: Path, layer: _Layer) -> Path:
+    match = _DIGEST.fullmatch(layer.digest)
+    if match is None:
+        # It becomes part of a path, and somebody else wrote it.
+        raise DamagedManifestError(f"has a layer whose digest is no SHA-256: {layer.digest[:80]!r}")
+    return (store / "blobs" / f"sha256-{match[1]}").absolute()
+
+
+def _labels(store: Path, manifest: _Manifest) -> tuple[str, str]:
+    """Size and quantisation as the description has them, each `unknown` where it does not say."""
+    if manifest.config is None:
+        return _UNKNOWN, _UNKNOWN
+    try:
+        data = _read(_blob(store, manifest.config))
+        described = msgspec.json.decode(data, type=_Description)
+    except (OSError, DamagedManifestError, msgspec.MsgspecError, UnicodeError, RecursionError):
+        # It only gives the model its name; the model itself may be whole.
+        return _UNKNOWN, _UNKNOWN
+    return _label(described.model_type), _label(described.file_type)
+
+
+def _label(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", text) or _UNKNOWN
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(_LONGEST + 1)
+    if len(data) > _LONGEST:
+        raise DamagedManifestError("is too long for what it should be")
+    return data
