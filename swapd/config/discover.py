@@ -147,11 +147,12 @@ class _Look:
             try:
                 self._take(offer)
             except _PassedOverError as reason:
-                self.skipped.append(Passed(offer.path, str(reason)))
+                self.skipped.append(Passed(offer.path, str(reason), offer.source))
             except DamagedModelError as error:
-                self.broken.append(Passed(offer.path, str(error)))
+                self.broken.append(Passed(offer.path, str(error), offer.source))
             except OSError as error:
-                self.broken.append(Passed(offer.path, reason_of(offer.path, error)))
+                reason_given = reason_of(offer.path, error)
+                self.broken.append(Passed(offer.path, reason_given, offer.source))
 
     def join_projectors(self) -> None:
         """Give every model without a projector of its own the one in its folder."""

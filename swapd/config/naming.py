@@ -76,7 +76,7 @@ def distinct_names(
     names: dict[str, str] = {}
     for file in files:
         had = before.get(file.key)
-        if had is not None and had not in used and had in file.choices:
+        if had and had not in used and (had == file.plain or had in file.choices):
             names[file.key] = had
             used.add(had)
     for file in files:

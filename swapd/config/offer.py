@@ -12,6 +12,8 @@ class Passed:
 
     path: Path
     reason: str
+    source: str = ""
+    """As in `Offer`."""
 
 
 @dataclass(frozen=True, slots=True)

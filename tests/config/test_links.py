@@ -52,7 +52,8 @@ def test_no_link_of_anybody_else_s_is_replaced_or_removed(machine: Machine, link
     link.symlink_to("/nowhere/else.gguf")
     report = machine.sync()
     assert (report.linked, report.unlinked) == ((), ())
-    assert report.broken == (Passed(link, "is a link to /nowhere/else.gguf, which is missing"),)
+    reason = "is a link to /nowhere/else.gguf, which is missing"
+    assert report.broken == (Passed(link, reason, "lm studio"),)
     (machine.ollama.root / f"manifests/{LIBRARY}/gemma3/27b").unlink()
     assert machine.sync().unlinked == ()
     assert link.is_symlink()

@@ -13,7 +13,7 @@ def look(root: Path, source: str) -> Looked:
 
     A root that does not exist holds nothing. The root is a folder like any other in names.
     """
-    files, broken = _walk(root)
+    files, broken = _walk(root, source)
     offers = (
         Offer(
             path=path.absolute(),
@@ -34,7 +34,7 @@ def look_right_in(folder: Path, source: str) -> Looked:
     return Looked(tuple(Offer(path, source, PurePath(path.name), settled=True) for path in files))
 
 
-def _walk(root: Path) -> tuple[list[Path], list[Passed]]:
+def _walk(root: Path, source: str) -> tuple[list[Path], list[Passed]]:
     """Every file once, each folder once.
 
     Linked folders are entered after all others, so that what is reached both ways is found at its
@@ -57,7 +57,7 @@ def _walk(root: Path) -> tuple[list[Path], list[Passed]]:
             # Nobody has to have a folder of models, and one may go while we look.
             continue
         except OSError as error:
-            broken.append(Passed(folder, reason_of(folder, error)))
+            broken.append(Passed(folder, reason_of(folder, error), source))
             continue
         for entry in entries:
             if entry.name.startswith("."):

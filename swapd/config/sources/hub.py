@@ -37,7 +37,7 @@ def look(root: Path) -> Looked:
     except FileNotFoundError:
         return Looked()
     except OSError as error:
-        return Looked(broken=(Passed(root, reason_of(root, error)),))
+        return Looked(broken=(Passed(root, reason_of(root, error), NAME),))
     for repository in repositories:
         taken: dict[PurePath, Path] = {}
         for snapshot in _snapshots(repository, broken):
@@ -49,7 +49,7 @@ def look(root: Path) -> Looked:
                 if current == offer.path:
                     offers.append(_offer(repository, inside, offer.path))
                 elif offer.path.resolve() != current.resolve():
-                    skipped.append(Passed(offer.path, f"is another revision of {current}"))
+                    skipped.append(Passed(offer.path, f"is another revision of {current}", NAME))
     return Looked(tuple(offers), tuple(broken), tuple(skipped))
 
 
@@ -62,14 +62,14 @@ def _snapshots(repository: Path, broken: list[Passed]) -> Iterator[Path]:
         commit = ""
     except (OSError, UnicodeDecodeError) as error:
         reason = reason_of(main, error) if isinstance(error, OSError) else "is not text in UTF-8"
-        broken.append(Passed(main, reason))
+        broken.append(Passed(main, reason, NAME))
         commit = ""
     try:
         found = [(path, path.stat().st_mtime_ns) for path in (repository / "snapshots").iterdir()]
     except FileNotFoundError:
         return
     except OSError as error:
-        broken.append(Passed(repository, reason_of(repository, error)))
+        broken.append(Passed(repository, reason_of(repository, error), NAME))
         return
     found.sort(key=lambda item: (item[0].name != commit, -item[1], item[0].name))
     yield from (path for path, _ in found)

@@ -88,11 +88,11 @@ def look(store: Path) -> Looked:
         try:
             offers.append(_offer(store, tag, path))
         except _NoModelError as reason:
-            skipped.append(Passed(path, str(reason)))
+            skipped.append(Passed(path, str(reason), NAME))
         except DamagedManifestError as error:
-            broken.append(Passed(path, str(error)))
+            broken.append(Passed(path, str(error), NAME))
         except OSError as error:
-            broken.append(Passed(path, reason_of(path, error)))
+            broken.append(Passed(path, reason_of(path, error), NAME))
     return Looked(tuple(offers), tuple(broken), tuple(skipped))
 
 
@@ -127,7 +127,7 @@ def _below(
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
-        broken.append(Passed(folder, reason_of(folder, error)))
+        broken.append(Passed(folder, reason_of(folder, error), NAME))
         return
     for path in entries:
         if path.name.startswith("."):

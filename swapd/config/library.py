@@ -1,0 +1,131 @@
+"""Everything there is to list: what `./model list` and `./model show` tell of each model.
+
+The models are those that a sync would write now, so what was just put into a folder is listed
+before it is served. Nothing is written but the cache of heads; with that warm, 500 models take less
+than a fifth of a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from swapd.config.assemble import Made
+from swapd.config.naming import bare_name
+from swapd.config.offer import Passed
+from swapd.config.plan import look
+from swapd.config.units import parse_size
+
+CUSTOM = "custom_models.yaml"
+"""The source of a model that no store holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One model, or one file that should be a model and can't be used.
+
+    0 and empty text: not known. Sizes are bytes, contexts and vocabularies tokens.
+    """
+
+    name: str
+    """As clients ask for it; of a file that can't be used, as it would be if it could."""
+    aliases: tuple[str, ...] = ()
+    broken: str = ""
+    """Why it can't be used, as the end of a sentence that begins with its path."""
+    source: str = ""
+    """`demo`, `ollama`, `lm studio`, `hugging face`, `folder` or `custom_models.yaml`."""
+    path: Path | None = None
+    """The file, of several the first; None for a server that needs none or brings its own."""
+    elsewhere: tuple[Path, ...] = ()
+    """Where else the same file was found."""
+    size: int = 0
+    """Of all its files."""
+    need: int = 0
+    """Memory that is reserved for it before it has run."""
+    context: int = 0
+    """What it runs with."""
+    trained_context: int = 0
+    """What it was trained for."""
+    architecture: str = ""
+    parameters: int = 0
+    quantisation: str = ""
+    vocabulary: int = 0
+    template: bool = False
+    """Whether it brings a chat template."""
+    pooling: str = ""
+    """Of an embedding model: none, mean, cls, last or rank."""
+    title: str = ""
+    """What its maker calls it."""
+    projector: Path | None = None
+    adapters: tuple[str, ...] = ()
+    """Names of the adapters that it can be asked for with."""
+    command: str = ""
+    """The command of its entry in config.yaml."""
+    base: str = ""
+    """The model whose file it is another use of, without prefix."""
+
+
+def library(
+    home: Path,
+    environ: Mapping[str, str],
+    demo_dir: Path,
+    *,
+    now: float,
+    total_memory: int,
+) -> list[Entry]:
+    """All models by name, then all files that can't be used by path.
+
+    The arguments are those of `sync`. Raises ConfigError for a custom_models.yaml or environment
+    that can't be used.
+    """
+    plan = look(home, environ, demo_dir, now=now, total_memory=total_memory)
+    listed = [_entry(made) for made in plan.assembled.models]
+    prefix = plan.settings.prefix
+    return listed + [_broken(passed, prefix) for passed in plan.discovery.broken]
+
+
+def _entry(made: Made) -> Entry:
+    entry = made.entry
+    command = entry["cmd"] if isinstance(entry["cmd"], str) else " ".join(entry["cmd"])
+    metadata = entry.get("metadata", {})
+    projector = metadata.get("mmproj")
+    listed = Entry(
+        made.name,
+        source=CUSTOM,
+        aliases=tuple(entry.get("aliases", ())),
+        need=parse_size(entry["need"]) if isinstance(entry.get("need"), str) else 0,
+        context=made.context,
+        projector=Path(projector) if isinstance(projector, str) else None,
+        adapters=tuple(metadata.get("adapters", ())),
+        command=command,
+    )
+    if made.found is None:
+        return listed
+    found, card = made.found, made.found.card
+    return replace(
+        listed,
+        source=found.source,
+        path=found.path,
+        elsewhere=found.elsewhere,
+        size=found.facts.size,
+        trained_context=card.context,
+        architecture=card.architecture,
+        parameters=card.parameters,
+        quantisation=card.quantisation,
+        vocabulary=card.vocabulary,
+        template=card.template,
+        pooling=card.pooling,
+        title=card.title,
+        base="" if made.bare == found.bare else found.bare,
+    )
+
+
+def _broken(passed: Passed, prefix: str) -> Entry:
+    name = prefix + bare_name(passed.path.parent.name, passed.path.stem)
+    try:
+        size = passed.path.stat().st_size
+    except OSError:
+        # Not to be reached, as the reason says.
+        size = 0
+    return Entry(name, broken=passed.reason, source=passed.source, path=passed.path, size=size)

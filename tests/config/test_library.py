@@ -1,0 +1,129 @@
+"""What `list` and `show` get to tell."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gguf
+import pytest
+
+from swapd.config.cards import Cards
+from swapd.config.library import Entry, library
+from swapd.config.metadata import DamagedModelError
+from tests.config.ggufs import write_gguf
+from tests.config.made_up import BARD, DEMO, Machine, fill
+from tests.config.reading import RAM
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def listed(machine: Machine, demo: Path | None = None) -> dict[str, Entry]:
+    found = library(machine.home, machine.env, demo or machine.demo, now=4e9, total_memory=RAM)
+    return {entry.name: entry for entry in found}
+
+
+def test_the_demo_models_are_told_in_full(machine: Machine) -> None:
+    entry = listed(machine, DEMO)["bard"]
+    assert (entry.source, entry.path, entry.size) == ("demo", BARD, BARD.stat().st_size)
+    assert (entry.architecture, entry.quantisation, entry.context) == ("llama", "Q8_0", 1024)
+    parameters = sum(int(tensor.n_elements) for tensor in gguf.GGUFReader(BARD).tensors)
+    assert (entry.parameters, entry.vocabulary, entry.title) == (parameters, 3072, "swapd bard")
+    assert (entry.template, entry.pooling, entry.broken) == (True, "", "")
+    assert entry.command == f"${{worker}} --model {BARD} --ctx-size 1024 --parallel 1"
+    assert 96 * 2**20 < entry.need < 120 * 2**20
+
+
+def test_the_list_is_what_a_sync_would_write_and_what_is_broken(machine: Machine) -> None:
+    fill(machine)
+    before = machine.foreign()
+    entries = listed(machine)
+    assert machine.foreign() == before
+    assert sorted(path.name for path in (machine.home).rglob("*")) == [".swapd", "cards.json"]
+    machine.sync()
+    models = machine.load().catalog.models
+    assert {name for name, entry in entries.items() if not entry.broken} == set(models)
+    for name, spec in models.items():
+        entry = entries[name]
+        assert (entry.aliases, entry.context) == (spec.aliases, spec.context)
+        assert str(entry.path) == spec.argv[spec.argv.index("--model") + 1]
+        assert entry.need == spec.need_bytes
+    assert entries["ls/big"].size == sum(
+        path.stat().st_size for path in (machine.models / "john/big").iterdir()
+    )
+    short = entries["ls/my-folder:short"]
+    assert (short.source, short.path) == ("folder", machine.folder / "short.gguf")
+    assert short.broken.startswith("is cut short: ")
+    assert entries["ls/john:gone"].broken == "is a link to /not/mounted/gone.gguf, which is missing"
+    sources = {entry.source for entry in entries.values()}
+    assert sources == {"demo", "ollama", "lm studio", "hugging face", "folder"}
+    assert entries["ls/mary-tiny:q8_0"].elsewhere == (machine.folder / "sub/copy.gguf",)
+
+
+def test_a_custom_server_and_another_use_of_a_file_are_listed(machine: Machine) -> None:
+    machine.put("models/m/m-7b.gguf", machine.alice)
+    (machine.home / "custom_models.yaml").write_text(
+        "models:\n  far: {cmd: [far, '${PORT}']}\n  hot: {base_model: 'm:7b', ctx_size: 512}\n"
+    )
+    entries = listed(machine)
+    far, hot = entries["ls/far"], entries["ls/hot"]
+    assert (far.source, far.command, far.path) == ("custom_models.yaml", "far ${PORT}", None)
+    assert (hot.base, hot.path, hot.context) == ("m:7b", entries["ls/m:7b"].path, 512)
+
+
+def test_heads_are_read_once_and_again_when_the_file_changes(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", tokens=5)
+    kept = tmp_path / ".swapd/cards.json"
+    cards = Cards(kept)
+    card = cards.card(path, path.stat())
+    assert (cards.keep(), cards.keep()) == (True, False)
+    path.chmod(0)
+    status = path.stat()
+    data = path.read_bytes() if os.geteuid() == 0 else b""
+    again = Cards(kept)
+    if data:
+        # Root reads everything, so only other bytes show that nobody looked.
+        path.write_bytes(b"X" * len(data))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert again.card(path, path.stat()) == card
+    assert not again.keep()
+    path.chmod(0o600)
+    path.write_bytes(b"no model")
+    for _ in range(2):
+        fresh = Cards(kept)
+        with pytest.raises(DamagedModelError, match=r"^is not a GGUF file$"):
+            fresh.card(path, path.stat())
+        fresh.keep()
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"version": 0, "cards": {}}', b"\xff" * 99,
+                                  b'{"version": 1, "cards": {"m": {"size": "x"}}}'])  # fmt: skip
+def test_a_damaged_cache_is_ignored_and_written_anew(tmp_path: Path, data: bytes) -> None:
+    path = write_gguf(tmp_path / "m.gguf")
+    kept = tmp_path / "cards.json"
+    kept.write_bytes(data)
+    cards = Cards(kept)
+    assert cards.card(path, path.stat()).architecture == "llama"
+    assert cards.keep()
+    assert kept.read_bytes() != data
+
+
+def test_five_hundred_models_are_listed_in_no_time(machine: Machine) -> None:
+    for i in range(500):
+        machine.put(f"models/p{i % 7}/m{i // 4}/m{i // 4}-q{i % 4}.gguf", machine.alice)
+    assert len(listed(machine)) == 500
+    took = []
+    for _ in range(3):
+        start = time.process_time()
+        listed(machine)
+        took.append(time.process_time() - start)
+    assert min(took) < 0.2
+    code = "import sys, swapd.config.library; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"numpy", "gguf", "typer", "rich"} & set(done.stdout.split())
