@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,11 @@ def _daemon_arguments(host: str, port: int, config: Path | None) -> list[str]:
     return arguments
 
 
-def _prepare(home: Home, config: Path | None) -> None:
+def _prepare(home: Home, config: Path | None, say: Callable[[str], None] = print) -> None:
     """See to it that there is a configuration; raises FailedError when there can't be one."""
     if config is None:
         if not home.config.is_file():
-            sync(force=False)
+            sync(force=False, say=say)
     elif not config.is_file():
         raise FailedError(f"there is no configuration {config}")
 
@@ -63,7 +64,7 @@ def ensure_running(home: Home) -> Holder:
     """Start the daemon if it does not run, saying so on standard error. Raises FailedError."""
     if (holder := running(home)) is not None:
         return holder
-    _prepare(home, None)
+    _prepare(home, None, complain)
     _spawn(home, [])
     holder = running(home)
     if holder is None:

@@ -10,6 +10,7 @@ import typer
 
 from swapd.doors.cli import daemon_commands as daemon
 from swapd.doors.cli import model_commands as model
+from swapd.doors.cli import talk_commands as talk
 from swapd.doors.cli.say import FailedError, command, complain
 
 
@@ -30,9 +31,12 @@ def build() -> typer.Typer:
     app.command("show")(model.show)
     app.command("ps")(daemon.ps)
     app.command("stats")(daemon.stats)
+    app.command("run")(talk.run)
+    app.command("chat", hidden=True)(talk.run)
     app.command("load")(model.load)
     app.command("unload")(model.unload)
     app.command("logs")(daemon.logs)
+    app.command("bench")(talk.bench)
     return app
 
 

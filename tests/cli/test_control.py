@@ -7,62 +7,13 @@ import re
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-import psutil
 import pytest
 
-from swapd.effects.ports import free_port
+from tests.cli.user import User
 from tests.swapd import ROOT, alive, eventually
-
-
-class User:
-    """Somebody at a prompt, with an empty home."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.port = free_port()
-        (home / "user").mkdir()
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SWAPD_", "LLAMA_"))}
-        self.environ = {
-            **kept,
-            "SWAPD_HOME": str(home / "swapd"),
-            "SWAPD_PORT": str(self.port),
-            "HOME": str(home / "user"),
-        }
-
-    def types(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(ROOT / "model"), *words],
-            cwd=self.home,
-            env=self.environ,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    def processes(self) -> list[int]:
-        """Everything alive that has this home in its environment."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                ours = process.environ().get("SWAPD_HOME") == self.environ["SWAPD_HOME"]
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
-            if ours and alive(process.pid):
-                found.append(process.pid)
-        return found
-
-
-@pytest.fixture
-def user(tmp_path: Path) -> Iterator[User]:
-    user = User(tmp_path)
-    yield user
-    user.types("stop", "--now")
-    assert eventually(lambda: not user.processes())
 
 
 def test_a_first_visit(user: User) -> None:
@@ -171,6 +122,9 @@ def test_a_configuration_of_ones_own_is_used_where_it_lies(user: User) -> None:
     started = user.types("start", "--config", "mine.yaml")
     assert started.returncode == 0, started.stderr
     assert re.search(r"^models  mine$", started.stdout, re.MULTILINE)
+    before = msgspec.json.decode(user.says("status", "--json"))["pid"]
+    assert re.search(r"^models  mine$", user.says("restart"), re.MULTILINE)
+    assert msgspec.json.decode(user.says("status", "--json"))["pid"] != before
     missing = user.types("serve", "--config", "none.yaml")
     assert missing.returncode == 1
     assert missing.stderr == "swapd: there is no configuration none.yaml\n"
@@ -200,20 +154,12 @@ def test_a_killed_swapd_does_not_stand_in_the_way(user: User) -> None:
 
 def test_what_is_no_command_is_told(user: User) -> None:
     for words in (("strat",), ("start", "--prot", "1"), ("start", "--port", "x")):
-        told = user.types(*words)
-        assert told.returncode in (1, 2)
-        assert words[-1 if len(words) == 1 else 1] in told.stderr
-        assert "Traceback" not in told.stderr
+        told = user.fails(*words, status=2)
+        assert words[-1 if len(words) == 1 else 1] in told
 
 
-def test_it_starts_quickly(user: User) -> None:
-    """Two calls: the first may have to compile bytecode."""
-    from swapd.effects.clock import now
-
-    user.types("status")
-    took = []
-    for _ in range(3):
-        begun = now()
-        user.types("status")
-        took.append(now() - begun)
-    assert min(took) < 0.3
+@pytest.mark.parametrize("words", [("status",), ("list",), ("--help",), ("logs",), ("ps",)])
+def test_it_starts_quickly(user: User, words: tuple[str, ...]) -> None:
+    """Each one once before: the first may have to compile bytecode, or make a configuration."""
+    user.types(*words)
+    assert user.takes(*words) < 0.3

@@ -1,0 +1,67 @@
+"""The other end of the socket: one connection to a running swapd."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+import msgspec
+
+from swapd.doors.cli.say import FailedError
+from swapd.home import Home
+
+
+class Line:
+    """A connection; to be closed. Raises FailedError when there is nobody, or nobody any more."""
+
+    def __init__(self, home: Home) -> None:
+        self._sock = _connected(home)
+        self._heard = self._sock.makefile("rb")
+
+    def __enter__(self) -> Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._heard.close()
+        self._sock.close()
+
+    def say(self, **request: object) -> None:
+        """Send one request."""
+        try:
+            self._sock.sendall(msgspec.json.encode(request) + b"\n")
+        except ConnectionError as error:
+            raise FailedError("swapd is gone") from error
+
+    def hear(self) -> dict[str, Any]:
+        """The next line of an answer."""
+        try:
+            line = self._heard.readline()
+        except ConnectionError as error:
+            raise FailedError("swapd is gone") from error
+        if not line.endswith(b"\n"):
+            raise FailedError("swapd is gone")
+        heard: dict[str, Any] = msgspec.json.decode(line)
+        return heard
+
+    def ask(self, **request: object) -> dict[str, Any]:
+        """Send a request that is answered with one line, and hear it."""
+        self.say(**request)
+        return self.hear()
+
+
+def _connected(home: Home) -> socket.socket:
+    """Connected from beside the socket's file: an address may have some 100 bytes, a path more."""
+    sock = socket.socket(socket.AF_UNIX)
+    here = os.open(".", os.O_RDONLY)
+    try:
+        os.chdir(home.socket.parent)
+        sock.connect(home.socket.name)
+    except OSError as error:
+        sock.close()
+        message = f"{home.socket} can't be opened: {error.strerror}; see {home.logs / 'swapd.log'}"
+        raise FailedError(message) from error
+    finally:
+        os.fchdir(here)
+        os.close(here)
+    return sock

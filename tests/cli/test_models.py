@@ -1,0 +1,150 @@
+"""What there is and what runs: list, show, ps, stats, load, unload, bench, logs."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import msgspec
+import pytest
+
+from tests.cli.user import User
+from tests.swapd import ROOT, config, eventually
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*forkpty:DeprecationWarning")
+
+
+def test_list_counts_and_filters(user: User) -> None:
+    folder = user.home / "models/pub/Qwen-Tiny"
+    folder.mkdir(parents=True)
+    shutil.copy(ROOT / "demo/bard.gguf", folder / "Qwen-Tiny-Q4_K_M.gguf")
+    user.environ["MIN_MODEL_AGE_SECONDS"] = "0"
+    lines = user.says("list").splitlines()
+    assert lines[0].split() == ["NAME", "SIZE", "QUANT", "CTX", "SOURCE", "STATE"]
+    assert [line.split()[0] for line in lines[1:-1]] == ["alice", "bard", "ls/qwen-tiny:q4_k_m"]
+    assert lines[-1] == "3 models"
+    filtered = user.says("ls", "QWEN").splitlines()
+    assert len(filtered) == 3
+    assert filtered[-1] == "1 of 3 models match 'QWEN'"
+    assert user.says("list", "nothing") == "0 of 3 models match 'nothing'\n"
+    (told,) = msgspec.json.decode(user.says("list", "tiny", "--json"))
+    assert told["name"] == "ls/qwen-tiny:q4_k_m"
+    assert told["aliases"] == ["qwen-tiny:q4_k_m"]
+    assert told["size"] == (ROOT / "demo/bard.gguf").stat().st_size
+    assert told["state"] == "unloaded"
+
+
+def test_list_sees_what_changed(user: User) -> None:
+    assert "2 models" in user.says("list")
+    user.config.write_text(config({"one": {"cmd": "x --port ${PORT}"}}))
+    assert user.says("list").splitlines()[-1] == "1 model"
+    user.config.write_text("models: [")
+    told = user.fails("list")
+    assert "config.yaml:2: not valid YAML" in told
+
+
+def test_500_models_are_listed_in_half_a_second(user: User) -> None:
+    cmd = "${worker} --model /nowhere/model-%d-Q4_K_M.gguf --ctx-size 8192"
+    models = {f"ls/model-{i}": {"cmd": cmd % i, "need": "1 MiB"} for i in range(500)}
+    user.config.parent.mkdir()
+    user.config.write_text(config(models))
+    assert user.says("list").splitlines()[-1] == "500 models"
+    assert user.takes("list") < 0.5
+
+
+def test_show_tells_everything(served: User) -> None:
+    told = served.says("show", "bard")
+    for pattern in (
+        r"^name +bard$",
+        rf"^file +{re.escape(str(ROOT))}/demo/bard.gguf$",
+        r"^architecture +llama$",
+        r"^context +1,024$",
+        r"^time to live +30 min$",
+        r"^command .* -m workers.serve --model .*bard.gguf --ctx-size 1024",
+    ):
+        assert re.search(pattern, told, re.MULTILINE), pattern
+    assert msgspec.json.decode(served.says("show", "Bard", "--json"))["name"] == "bard"
+    assert served.fails("show", "brad") == "swapd: there is no model brad; did you mean bard?\n"
+    assert "there are: alice, bard" in served.fails("show", "../../etc/passwd")
+
+
+def test_load_look_unload(served: User) -> None:
+    assert served.says("load", "alice") == "alice is ready\n"
+    assert "alice" in served.says("ps")
+    assert re.search(r"^alice .* ready$", served.says("list"), re.MULTILINE)
+    stats = served.says("stats").splitlines()
+    assert stats[1].split() == ["MODEL", "CTX", "SLOTS", "STATE"]
+    row = next(line.split() for line in stats if line.startswith("alice"))
+    assert row == ["alice", "1,024", "1", "ready"]
+    assert any(line.startswith("TOTAL") for line in stats)
+    assert re.search(r"^System Memory: [\d.]+% used \(.* / .*\)", stats[-1])
+    told = msgspec.json.decode(served.says("stats", "--json"))
+    assert told["memory"]["total"] > told["memory"]["used"] > 0
+    with served.at_terminal("ps", "--watch") as watch:
+        watch.expect("alice +ready")
+        assert served.says("unload", "alice") == "unloaded alice\n"
+        eventually(lambda: not re.search("^alice", served.says("ps"), re.MULTILINE))
+        watch.sendintr()
+        watch.wait()
+        assert watch.exitstatus == 130
+    assert served.says("unload", "alice") == "alice is not loaded\n"
+    assert "there is no model 'alcie'" in served.fails("load", "alcie")
+    assert "there is no model 'alcie'" in served.fails("unload", "alcie")
+
+
+def test_what_needs_swapd_says_that_it_does_not_run(user: User) -> None:
+    for words in (("ps",), ("stats",), ("load", "bard"), ("unload",), ("bench", "bard")):
+        assert user.fails(*words, status=3) == "swapd: swapd is not running\n"
+
+
+def test_bench_measures(served: User) -> None:
+    told = served.says("bench", "bard", "--requests", "2", "--tokens", "8")
+    assert re.search(r"^bard: ready after \d+\.\d\d s$", told, re.MULTILINE)
+    rows = [line.split() for line in told.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["1", "2", "median"]
+    measured = msgspec.json.decode(served.says("bench", "bard", "--tokens", "8", "--json"))
+    assert len(measured["requests"]) == 3
+    assert all(0 < run["first_token_seconds"] < 10 for run in measured["requests"])
+    assert all(1 <= run["tokens"] <= 8 for run in measured["requests"])
+
+
+def test_logs_of_swapd_and_of_a_model(served: User) -> None:
+    served.says("load", "bard")
+    assert "bard: ready after" in served.says("logs")
+    assert len(served.says("logs", "-n", "1").splitlines()) == 1
+    assert "there is no model brad" in served.fails("logs", "brad")
+    with served.at_terminal("logs", "--follow") as following:
+        following.expect("swapd serves 2 models")
+        served.says("unload", "bard")
+        following.expect("bard: stopping pid")
+        following.sendintr()
+
+
+def test_an_early_end_of_the_reader_is_no_error(served: User) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{ROOT}/model list --json | true"],
+        env=served.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+
+
+def test_a_shell_completes_commands_and_names(served: User) -> None:
+    def completed(*words: str) -> list[str]:
+        environ = {
+            **served.environ,
+            "_MODEL_COMPLETE": "complete_bash",
+            "COMP_WORDS": " ".join(("./model", *words)),
+            "COMP_CWORD": str(len(words)),
+        }
+        done = subprocess.run(
+            [str(ROOT / "model")], env=environ, capture_output=True, text=True, check=True
+        )
+        return done.stdout.split()
+
+    assert completed("show", "b") == ["bard"]
+    assert completed("sho") == ["show"]
+    assert "alice" in completed("run", "")

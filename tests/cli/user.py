@@ -1,0 +1,123 @@
+"""Somebody at a prompt."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pexpect  # type: ignore[import-untyped]
+import psutil
+
+from swapd.effects.ports import free_port
+from tests.swapd import ROOT, alive, eventually
+
+
+class User:
+    """Somebody at a prompt, with an empty home and an empty `HOME`: only the demo models."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.port = free_port()
+        (home / "user").mkdir()
+        kept = ("SWAPD_", "LLAMA_", "MODEL", "HF_", "OLLAMA_", "XDG_", "DEFAULT_")
+        self.environ = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(kept)},
+            "SWAPD_HOME": str(home / "swapd"),
+            "SWAPD_PORT": str(self.port),
+            "HOME": str(home / "user"),
+            "MODELS_DIR": str(home / "models"),
+        }
+        (home / "models").mkdir()
+
+    @property
+    def config(self) -> Path:
+        return self.home / "swapd/config.yaml"
+
+    @property
+    def custom(self) -> Path:
+        return self.home / "swapd/custom_models.yaml"
+
+    def types(self, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
+        """Run `./model` with these words to its end; without a word for it there is no input."""
+        if "input" not in more:
+            more["stdin"] = subprocess.DEVNULL
+        return subprocess.run(
+            [str(ROOT / "model"), *words],
+            cwd=self.home,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            **more,
+        )
+
+    def says(self, *words: str, **more: Any) -> str:
+        """What a command that succeeds prints."""
+        done = self.types(*words, **more)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def takes(self, *words: str) -> float:
+        """Seconds of computing for a command, the least of three: what it takes on a machine that
+        has nothing else to do, since all it waits for is the processor."""
+        spent = []
+        for _ in range(3):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            self.types(*words)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            spent.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+        return min(spent)
+
+    def fails(self, *words: str, status: int = 1, **more: Any) -> str:
+        """The sentence of a command that does not."""
+        done = self.types(*words, **more)
+        assert done.returncode == status, (done.returncode, done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    @contextmanager
+    def at_terminal(self, *words: str) -> Iterator[Any]:
+        """The same at a terminal, to be typed into."""
+        child = pexpect.spawn(
+            str(ROOT / "model"),
+            list(words),
+            cwd=str(self.home),
+            env={**self.environ, "TERM": "xterm", "COLUMNS": "120"},
+            encoding="utf-8",
+            timeout=20,
+            dimensions=(30, 120),
+        )
+        child.delaybeforesend = None
+        try:
+            yield child
+        finally:
+            child.close(force=True)
+
+    def files(self) -> dict[str, bytes]:
+        """Every file of the home that people edit, and what is in it."""
+        folder = self.home / "swapd"
+        return {p.name: p.read_bytes() for p in folder.glob("*") if p.is_file()}
+
+    def processes(self) -> list[int]:
+        """Everything alive that has this home in its environment."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                ours = process.environ().get("SWAPD_HOME") == self.environ["SWAPD_HOME"]
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+            if ours and alive(process.pid):
+                found.append(process.pid)
+        return found
+
+    def leaves(self) -> None:
+        """End what runs; nothing is left."""
+        if self.processes():
+            self.types("stop", "--now")
+        assert eventually(lambda: not self.processes())
