@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from workers.lean import skip_package_init
 
@@ -22,7 +21,9 @@ from workers.lean import skip_package_init
 if "GOMP_SPINCOUNT" not in os.environ:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 skip_package_init("llama_cpp")
-from llama_cpp import llama_cpp as api  # noqa: E402  after the package was put in place
+from llama_cpp import llama_cpp  # noqa: E402  after the package was put in place
+
+api = llama_cpp
 
 KV_TYPES = {  # enum ggml_type in ggml.h
     "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7,
@@ -316,38 +317,3 @@ class Batch:
             self._wanted[end - 1] = 1
         self.size = self.raw.n_tokens = end
         return end - 1
-
-
-class Sampler:
-    """A chain of llama.cpp samplers and the state of each. Belongs to one request."""
-
-    def __init__(self) -> None:
-        params = api.llama_sampler_chain_default_params()
-        params.no_perf = True
-        self._chain = api.llama_sampler_chain_init(params)
-
-    def add(self, kind: str, *arguments: Any) -> None:
-        """Appends `llama_sampler_init_<kind>(*arguments)`."""
-        api.llama_sampler_chain_add(
-            self._chain, getattr(api, f"llama_sampler_init_{kind}")(*arguments)
-        )
-
-    def add_logit_bias(self, n_vocab: int, bias: dict[int, float]) -> None:
-        """Adds `bias[token]` to the logits of these tokens."""
-        entries = (api.llama_logit_bias * len(bias))(
-            *[api.llama_logit_bias(token, value) for token, value in bias.items()]
-        )
-        self.add("logit_bias", n_vocab, len(bias), entries)
-
-    def accept(self, token: int) -> None:
-        """Tells the samplers of a token that was not sampled by them (the prompt's)."""
-        api.llama_sampler_accept(self._chain, token)
-
-    def sample(self, context: Context, row: int) -> int:
-        """Draws from the logits of the last step's `row`, and remembers the token."""
-        token: int = api.llama_sampler_sample(self._chain, context.handle, row)
-        return token
-
-    def free(self) -> None:
-        """Frees the chain; it must not be used afterwards."""
-        api.llama_sampler_free(self._chain)

@@ -22,9 +22,9 @@ from workers.binding import (
     LlamaLog,
     LoadError,
     Model,
-    Sampler,
     has_gpu,
 )
+from workers.binding_sampler import Sampler
 from workers.embedding import Embedder, EmbeddingJob
 from workers.lifeline import Lifeline
 from workers.metrics import Counters
@@ -190,9 +190,9 @@ class Engine:
         if sequence.started:
             return
         sequence.started = time.monotonic()
-        if not sequence.sampling.greedy:
+        if sequence.guide is not None or not sequence.sampling.greedy:
             sequence.sampler = make_sampler(
-                sequence.sampling, self.model, self.context.n_ctx, sequence.tokens
+                sequence.sampling, self.model, self.context.n_ctx, sequence.tokens, sequence.guide
             )
 
     def _step(self) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from workers.binding import ANY_SEED, Model, Sampler
+from workers.binding import ANY_SEED, Model
+from workers.binding_sampler import Guide, GuidedSampler, Sampler
 from workers.settings import Sampling
 
 
-def make_sampler(wish: Sampling, model: Model, context: int, prompt: Sequence[int]) -> Sampler:
+def make_sampler(
+    wish: Sampling, model: Model, context: int, prompt: Sequence[int], guide: Guide | None = None
+) -> Sampler:
     """The chain for `wish`, in llama-server's order, having seen the end of `prompt`.
 
-    `context` is what -1 means for `repeat_last_n`.
+    `context` is what -1 means for `repeat_last_n`. With a `guide`, what is drawn follows it.
     """
-    chain = Sampler()
+    chain = Sampler() if guide is None else GuidedSampler(model, guide)
     if wish.logit_bias:
         chain.add_logit_bias(model.n_vocab, wish.logit_bias)
     if wish.penalizes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from workers.binding import Sampler
+from workers.binding_sampler import Guide, Sampler
 from workers.detokenize import TextOutput
 from workers.settings import Sampling
 
@@ -66,6 +66,8 @@ class Sequence:
     arrived: float
     """`time.monotonic()` at the request's arrival."""
 
+    guide: Guide | None = None
+    """What the answer must follow; None: nothing."""
     prompt_length: int = field(init=False)
     slot: int = -1
     """The slot it holds, which is its llama.cpp sequence id; -1: it waits for one."""

@@ -1,0 +1,217 @@
+"""llama.cpp's samplers, as this worker uses them: the other half of `binding`.
+
+A request's tokens are drawn by a `Sampler`; one whose answer must follow a grammar, by a
+`GuidedSampler`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import ctypes
+import math
+from array import array
+from dataclasses import dataclass
+from typing import Any
+
+from workers.binding import Context, LlamaLog, Model, api
+
+NO_TOKEN = -1
+"""What is drawn when nothing may follow and the model has no token to say so."""
+
+
+class Sampler:
+    """A chain of llama.cpp samplers and the state of each. Belongs to one request."""
+
+    def __init__(self) -> None:
+        params = api.llama_sampler_chain_default_params()
+        params.no_perf = True
+        self._chain = api.llama_sampler_chain_init(params)
+
+    def add(self, kind: str, *arguments: Any) -> None:
+        """Appends `llama_sampler_init_<kind>(*arguments)`."""
+        api.llama_sampler_chain_add(
+            self._chain, getattr(api, f"llama_sampler_init_{kind}")(*arguments)
+        )
+
+    def add_logit_bias(self, n_vocab: int, bias: dict[int, float]) -> None:
+        """Adds `bias[token]` to the logits of these tokens."""
+        entries = (api.llama_logit_bias * len(bias))(
+            *[api.llama_logit_bias(token, value) for token, value in bias.items()]
+        )
+        self.add("logit_bias", n_vocab, len(bias), entries)
+
+    def accept(self, token: int) -> None:
+        """Tells the samplers of a token that was not sampled by them (the prompt's)."""
+        api.llama_sampler_accept(self._chain, token)
+
+    def sample(self, context: Context, row: int) -> int:
+        """Draws from the logits of the last step's `row`, and remembers the token."""
+        token: int = api.llama_sampler_sample(self._chain, context.handle, row)
+        return token
+
+    def free(self) -> None:
+        """Frees the chain; it must not be used afterwards."""
+        api.llama_sampler_free(self._chain)
+
+
+class Grammar:
+    """A GBNF grammar and the place in it that a text has reached.
+
+    llama.cpp ends the process when it is told of a token that does not fit; so nobody may
+    `accept` one that was not `admitted`.
+    """
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    @classmethod
+    def compile(cls, text: str, model: Model, log: LlamaLog) -> Grammar:
+        """Compiles `text`, which `gbnf.check` must have found sound. ValueError: llama.cpp's
+        reason for not having it."""
+        handle = api.llama_sampler_init_grammar(model.vocab, text.encode(), b"root")
+        if not handle:
+            raise ValueError(log.reason("llama.cpp can't use the grammar"))
+        return cls(handle)
+
+    def clone(self) -> Grammar:
+        """A copy that goes on from here by itself."""
+        return Grammar(api.llama_sampler_clone(self._handle))
+
+    def admits(self, token: int) -> bool:
+        """Whether `token` may come next."""
+        one = api.llama_token_data(token, 0.0, 0.0)
+        alone = api.llama_token_data_array(ctypes.pointer(one), 1, -1, False)
+        api.llama_sampler_apply(self._handle, ctypes.byref(alone))
+        return bool(one.logit == 0.0)
+
+    def narrow(self, candidates: Candidates) -> None:
+        """Makes every token that may not come next impossible. Costs a look at each of them."""
+        api.llama_sampler_apply(self._handle, candidates.reference)
+
+    def accept(self, token: int) -> None:
+        """`token` came next."""
+        api.llama_sampler_accept(self._handle, token)
+
+    def __del__(self) -> None:
+        api.llama_sampler_free(self._handle)
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What a request's answer must follow."""
+
+    grammar: Grammar
+    """Where it begins; cloned for each answer, so one may serve many."""
+
+
+class Candidates:
+    """The vocabulary with its logits, as samplers take it; they reorder it and cut it short."""
+
+    def __init__(self, n_vocab: int) -> None:
+        self._n_vocab = n_vocab
+        self._data = (api.llama_token_data * n_vocab)()
+        cells = memoryview(self._data).cast("B")
+        fields = ctypes.sizeof(api.llama_token_data) // 4  # id, logit, p: 32 bits each
+        self._ids = cells.cast("i")[0::fields]
+        self._logits = cells.cast("f")[1::fields]
+        self._in_order = memoryview(array("i", range(n_vocab)))
+        self._array = api.llama_token_data_array(self._data, n_vocab, -1, False)
+        self.reference = ctypes.byref(self._array)
+
+    def fill(self, context: Context, row: int) -> None:
+        """Takes the logits of the last step's `row`, all tokens in the vocabulary's order."""
+        logits = ctypes.cast(
+            api.llama_get_logits_ith(context.handle, row),
+            ctypes.POINTER(ctypes.c_float * self._n_vocab),
+        ).contents
+        self._ids[:] = self._in_order
+        self._logits[:] = memoryview(logits).cast("B").cast("f")
+        self._array.data = self._data
+        self._array.size = self._n_vocab
+        self._array.selected = -1
+        self._array.sorted = False
+
+    def forbid(self, token: int) -> None:
+        """Makes `token` impossible; only right after `fill`."""
+        self._logits[token] = -math.inf
+
+    def chosen(self) -> int | None:
+        """The token a sampler has chosen; None if it is an impossible one."""
+        at = self._array.selected
+        if at < 0 or self._array.data[at].logit == -math.inf:
+            return None
+        token: int = self._array.data[at].id
+        return token
+
+
+class GuidedSampler(Sampler):
+    """Draws what a grammar admits, and only text that is UTF-8.
+
+    Each token is drawn freely first. Only if the grammar rejects it, it is drawn again from what
+    the grammar admits, because finding that out costs a look at the whole vocabulary.
+    """
+
+    def __init__(self, model: Model, guide: Guide) -> None:
+        super().__init__()
+        self._model = model
+        self._grammar = guide.grammar.clone()
+        self._candidates = Candidates(model.n_vocab)
+        self._character = codecs.getincrementaldecoder("utf-8")()
+
+    def sample(self, context: Context, row: int) -> int:
+        """As promised by Sampler; where nothing can follow, the model's end of text."""
+        token = self._draw(context, row)
+        if token is None or not self._may_follow(token):
+            token = self._draw_again(context, row)
+        if token is None:
+            return self._model.eos if self._model.eos >= 0 else NO_TOKEN
+        api.llama_sampler_accept(self._chain, token)
+        self._grammar.accept(token)
+        piece = self._model.piece(token)
+        if isinstance(piece, bytes):
+            self._character.decode(piece)
+        elif piece:
+            self._character.reset()
+        return token
+
+    def _draw(self, context: Context, row: int) -> int | None:
+        self._candidates.fill(context, row)
+        api.llama_sampler_apply(self._chain, self._candidates.reference)
+        return self._candidates.chosen()
+
+    def _draw_again(self, context: Context, row: int) -> int | None:
+        """From what the grammar admits; None if that is nothing."""
+        candidates, forbidden = self._candidates, list[int]()
+        while True:
+            candidates.fill(context, row)
+            for unfit in forbidden:
+                candidates.forbid(unfit)
+            self._grammar.narrow(candidates)
+            api.llama_sampler_apply(self._chain, candidates.reference)
+            token = candidates.chosen()
+            if token is None or self._is_text(token):
+                return token
+            forbidden.append(token)
+
+    def _may_follow(self, token: int) -> bool:
+        return self._grammar.admits(token) and self._is_text(token)
+
+    def _is_text(self, token: int) -> bool:
+        """Whether `token` ends the text or adds to it, and leaves it UTF-8.
+
+        The grammar sees the name of a control token and the client does not; and it lets bytes
+        through that look like the beginning of a character and can't be one.
+        """
+        piece = self._model.piece(token)
+        if piece is None:
+            return True
+        if isinstance(piece, str):
+            return bool(piece) and not self._character.getstate()[0]
+        before = self._character.getstate()
+        try:
+            self._character.decode(piece)
+        except UnicodeDecodeError:
+            return False
+        finally:
+            self._character.setstate(before)
+        return True
