@@ -5,20 +5,14 @@ Rules, in this order:
 1. Every running sequence (one token pending) is in every step.
 2. What is left of the step goes to prefill, in chunks, shared evenly: a short prompt gets
    through while a long one is still being read.
-3. A sequence may use any cell of the cache. What the admitted ones hold plus what they have
-   pending never exceeds the cells there are; when growth leads to that, the youngest is sent
-   back to the queue and computed again later. The oldest is never sent back, so there is
-   always one that gets to its end, and nobody's answer is cut short because of another's.
+
+Who is let in, and who goes back to the queue for want of cells, is the lane's and the cache's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
-
-GROWTH = 32
-"""Cells kept free for each admitted sequence when another one is let in, so that one that was
-sent back does not come in again only to be sent back at the next step."""
 
 SMALLEST_CHUNK = 64
 """Below this a chunk costs almost as much as with this many tokens; on a CPU it may cost more:
@@ -30,35 +24,11 @@ class Load(Protocol):
     """What the batcher sees of a sequence."""
 
     @property
-    def length(self) -> int:
-        """Tokens known so far, prompt and generated: the cells it needs after the next step."""
-
-    @property
     def pending(self) -> int:
         """How many of them are not in the cache yet; at least 1."""
 
 
 L = TypeVar("L", bound=Load)
-
-
-def overflow(admitted: Sequence[L], cells: int) -> list[L]:
-    """Who must go back to the queue, youngest first. `admitted` is sorted oldest first."""
-    needed = sum(load.length for load in admitted)
-    leaving = []
-    for load in reversed(admitted[1:]):
-        if needed <= cells:
-            break
-        needed -= load.length
-        leaving.append(load)
-    return leaving
-
-
-def fits(candidate: Load, admitted: Sequence[Load], cells: int) -> bool:
-    """Whether `candidate` may come in beside `admitted`."""
-    if not admitted:
-        return True
-    needed = sum(load.length for load in admitted) + candidate.length
-    return needed + GROWTH * (len(admitted) + 1) <= cells
 
 
 def shares(admitted: Sequence[L], batch: int, chunk: int) -> list[tuple[L, int]]:

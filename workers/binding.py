@@ -110,6 +110,13 @@ class Model:
         self.bos: int = api.llama_vocab_bos(self.vocab)
         self.eos: int = api.llama_vocab_eos(self.vocab)
         self.adds_bos: bool = api.llama_vocab_get_add_bos(self.vocab)
+        self.cuts: bool = not (
+            api.llama_model_is_recurrent(self.handle)
+            or api.llama_model_is_hybrid(self.handle)
+            or api.llama_model_n_swa(self.handle)
+        )
+        """Whether a sequence's end can be taken off its cache. A recurrent state holds the whole
+        past in one, and a sliding window has forgotten what a shorter sequence would see."""
         self._pieces: dict[int, str | bytes | None] = {}
 
     def meta(self, key: str) -> str | None:
@@ -227,6 +234,8 @@ class Context:
         self.n_ctx: int = api.llama_n_ctx(self.handle)
         self._memory = api.llama_get_memory(self.handle)
         self._n_embd, self._n_vocab = model.n_embd, model.n_vocab
+        self.cuts = model.cuts and self._memory is not None
+        """Whether sequences can be cut and share their beginnings."""
 
     @property
     def generates(self) -> bool:
@@ -243,10 +252,19 @@ class Context:
         code: int = api.llama_encode(self.handle, batch.raw)
         return code
 
-    def forget(self, slot: int) -> None:
-        """Frees every cell of `slot`."""
+    def forget(self, seq_id: int) -> None:
+        """Frees every cell of `seq_id`."""
         if self._memory is not None:
-            api.llama_memory_seq_rm(self._memory, slot, -1, -1)
+            api.llama_memory_seq_rm(self._memory, seq_id, -1, -1)
+
+    def cut(self, seq_id: int, length: int) -> bool:
+        """Takes all positions from `length` on off `seq_id`; whether its memory could."""
+        done: bool = api.llama_memory_seq_rm(self._memory, seq_id, length, -1)
+        return done
+
+    def share(self, source: int, target: int, length: int) -> None:
+        """`target` gets the first `length` positions of `source` too: the cells, not copies."""
+        api.llama_memory_seq_cp(self._memory, source, target, 0, length)
 
     def logits(self, row: int) -> list[float]:
         """The logits of the last step's `row`, one for each token of the vocabulary."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
     from workers.engine import Engine
+    from workers.sequence import Timings
 
 FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -51,6 +52,8 @@ class Counters:
     busy_slots: int = 0
     """Sequences in a step, summed over steps."""
     prompt_tokens: int = 0
+    reused_tokens: int = 0
+    """Prompt tokens that were in the cache already."""
     prompt_seconds: float = 0.0
     predicted_tokens: int = 0
     predicted_seconds: float = 0.0
@@ -60,6 +63,14 @@ class Counters:
     """Sequences that gave their cells to an older one."""
     first_token: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_BUCKETS))
     per_token: Histogram = field(default_factory=lambda: Histogram(TOKEN_BUCKETS))
+
+    def finished(self, timings: Timings, arrived: float, first_token: float) -> None:
+        """A generation has come to its end."""
+        self.prompt_seconds += timings.prompt_seconds
+        self.predicted_seconds += timings.predicted_seconds
+        self.first_token.observe(first_token - arrived)
+        if timings.predicted_tokens > 1:
+            self.per_token.observe(timings.predicted_seconds / (timings.predicted_tokens - 1))
 
     @property
     def python_share(self) -> float:
@@ -84,6 +95,7 @@ class EngineCollector:
         engine, count = self._engine, self._engine.counters
         for name, text, value in (
             ("prompt_tokens", "Prompt tokens processed.", count.prompt_tokens),
+            ("prompt_tokens_reused", "Prompt tokens found in the cache.", count.reused_tokens),
             ("prompt_seconds", "Seconds until the first token.", count.prompt_seconds),
             ("tokens_predicted", "Generated tokens.", count.predicted_tokens),
             ("tokens_predicted_seconds", "Seconds generating.", count.predicted_seconds),

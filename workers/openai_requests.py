@@ -46,6 +46,8 @@ class Generation(msgspec.Struct, kw_only=True):
     frequency_penalty: Number | None = None
     logit_bias: dict[str, Number | bool] | list[tuple[int, Number | bool]] | None = None
     ignore_eos: bool | None = None
+    cache_prompt: bool | None = None
+    """False: nothing of the cache is used for it, and nothing of it is kept."""
 
     @property
     def stops(self) -> list[str]:

@@ -20,14 +20,17 @@ def usage(timings: Timings) -> dict[str, object]:
         "prompt_tokens": timings.prompt_tokens,
         "completion_tokens": timings.predicted_tokens,
         "total_tokens": timings.prompt_tokens + timings.predicted_tokens,
+        "prompt_tokens_details": {"cached_tokens": timings.cached_tokens},
     }
 
 
 def llama_timings(timings: Timings) -> dict[str, object]:
     """`timings` as llama-server names them; times in milliseconds."""
-    prompt, predicted = timings.prompt_tokens, timings.predicted_tokens
+    prompt = timings.prompt_tokens - timings.cached_tokens
+    predicted = timings.predicted_tokens
     prompt_ms, predicted_ms = timings.prompt_seconds * 1e3, timings.predicted_seconds * 1e3
     return {
+        "cache_n": timings.cached_tokens,
         "prompt_n": prompt,
         "prompt_ms": prompt_ms,
         "prompt_per_token_ms": prompt_ms / max(prompt, 1),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from workers.binding_sampler import Guide, Sampler
+from workers.cache import Adapters
 from workers.detokenize import TextOutput
 from workers.settings import Sampling
 
@@ -15,6 +16,8 @@ class Timings:
     """Where a generation's time went. Seconds; counted from the start of its prefill."""
 
     prompt_tokens: int
+    cached_tokens: int
+    """How many of the prompt's tokens were in the cache already, and not computed."""
     prompt_seconds: float
     """From the slot to the first token."""
     predicted_tokens: int
@@ -68,9 +71,18 @@ class Sequence:
 
     guide: Guide | None = None
     """What the answer must follow; None: nothing."""
+    adapters: Adapters = ()
+    """What it is computed with beside the model."""
+    reuses: bool = True
+    """Whether it may begin with what others computed, and be kept for others."""
+
     prompt_length: int = field(init=False)
     slot: int = -1
-    """The slot it holds, which is its llama.cpp sequence id; -1: it waits for one."""
+    """The slot it holds; -1: it waits for one."""
+    seq_id: int = -1
+    """Its llama.cpp sequence id while it has a slot."""
+    reused: int = 0
+    """Tokens of the prompt that were in the cache when it first got a slot."""
     cached: int = 0
     """Leading tokens that are in the KV cache."""
     sampler: Sampler | None = None

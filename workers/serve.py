@@ -99,7 +99,7 @@ async def _serve(settings: Settings, lifeline: Lifeline, loaded: Future[Worker])
         model=settings.model,
         slots=len(engine.slots),
         context=engine.longest_sequence,
-        cells=engine.context.n_ctx,
+        cells=engine.lane.context.n_ctx,
         load_seconds=round(worker.load_seconds, 4),
     )
     await in_thread(worker.template.prepare)

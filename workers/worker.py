@@ -25,6 +25,11 @@ DEFAULT_CONTEXT = 4096
 SMALL_MODEL = 16 * 1024 * 1024
 """Bytes of weights below which waking a second thread costs more than it computes: the demo
 models make 9,100 tokens/s on one thread and 6,400 on two (8 streams, 2 cores)."""
+KEPT = 8
+"""Sequences that may stay in the cache beside those in slots. Beside its cells, one costs a row of
+logits in two buffers; where memory can't be cut, it would cost a state of its own, so there are
+only as many as slots."""
+LARGEST_SEQ_MAX = 256  # LLAMA_MAX_SEQ
 T = TypeVar("T")
 LONG_TEXT = 20_000
 """Characters from which tokenising moves off the event loop: about 5 ms."""
@@ -47,14 +52,21 @@ def load(settings: Settings, lifeline: Lifeline) -> Worker:
         n_ctx=_cells(settings, model.n_ctx_train),
         n_batch=settings.batch_size,
         n_ubatch=settings.ubatch_size,
-        n_seq_max=settings.parallel,
+        n_seq_max=min(settings.parallel + (KEPT if model.cuts else 0), LARGEST_SEQ_MAX),
         threads=threads,
         threads_batch=settings.threads_batch if settings.threads_batch > 0 else threads,
         flash_attention=settings.flash_attn,
         type_k=settings.cache_type_k,
         type_v=settings.cache_type_v,
     )
-    engine = Engine(model, options, _for_embeddings(settings, options, model), lifeline, log)
+    engine = Engine(
+        model,
+        options,
+        _for_embeddings(settings, options, model),
+        settings.parallel,
+        lifeline,
+        log,
+    )
     return Worker(settings, engine, load_seconds=time.monotonic() - began)
 
 
@@ -122,7 +134,7 @@ class Worker:
     ) -> tuple[Sequence, Stream]:
         """Hands a checked request to the engine. Raises ApiError if it can't be served."""
         engine = self.engine
-        if not engine.context.generates:
+        if not engine.lane.context.generates:
             raise ApiError(400, "This model computes embeddings and generates no text.")
         if not tokens:
             raise ApiError(400, "The prompt is empty.", param="prompt")
@@ -145,6 +157,7 @@ class Worker:
             sink=stream,
             streaming=streaming,
             arrived=time.monotonic(),
+            reuses=request.cache_prompt is not False,
         )
         engine.submit(sequence)
         return sequence, stream

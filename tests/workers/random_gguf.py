@@ -55,7 +55,7 @@ def write_random_gguf(
     out.add_rope_dimension_count(32)
     out.add_layer_norm_rms_eps(1e-5)
     out.add_vocab_size(vocabulary)
-    _add_vocabulary(out, vocabulary)
+    add_vocabulary(out, vocabulary)
     if chat_template is not None:
         out.add_chat_template(chat_template)
 
@@ -86,7 +86,8 @@ def write_random_gguf(
     return path
 
 
-def _add_vocabulary(out: gguf.GGUFWriter, size: int) -> None:
+def add_vocabulary(out: gguf.GGUFWriter, size: int) -> None:
+    """`size` tokens: the bytes, one merge, fillers, and the SPECIAL ones at the end."""
     fillers = [f"filler{i}" for i in range(size - 257 - len(SPECIAL))]
     tokens = [*byte_characters(), "he", *fillers, *SPECIAL]
     kinds = [gguf.TokenType.NORMAL] * (size - len(SPECIAL))

@@ -65,45 +65,6 @@ def test_a_short_prompt_gets_through_beside_a_long_one() -> None:
     assert batcher.shares([long, short], 512, 512) == [(long, 502), (short, 10)]
 
 
-@given(works(), st.integers(300, 2000))
-def test_overflow_makes_room_and_spares_the_oldest(admitted: list[Work], cells: int) -> None:
-    leaving = batcher.overflow(admitted, cells)
-    staying = [work for work in admitted if work not in leaving]
-    assert staying[0] is admitted[0]
-    assert sum(work.length for work in staying) <= cells
-    assert leaving == admitted[: len(staying) - 1 : -1], "the youngest go first"
-    if leaving:
-        last = leaving[-1]
-        assert sum(work.length for work in staying) + last.length > cells, "nobody goes for nothing"
-
-
-@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 90)), min_size=1, max_size=8))
-def test_everybody_gets_to_the_end_in_a_cache_that_is_too_small(
-    wishes: list[tuple[int, int]],
-) -> None:
-    """The engine's loop in numbers: each (prompt, answer) is finished, whatever the others do."""
-    cells, batch = 150, 16
-    goals = {Work(prompt): prompt + answer for prompt, answer in wishes}
-    waiting = list(goals)
-    admitted: list[Work] = []
-    for _ in range(20_000):
-        for work in batcher.overflow(admitted, cells):
-            admitted.remove(work)
-            work.cached = 0
-            waiting = sorted([*waiting, work], key=list(goals).index)
-        while waiting and batcher.fits(waiting[0], admitted, cells):
-            admitted = sorted([*admitted, waiting.pop(0)], key=list(goals).index)
-        for work, count in batcher.shares(admitted, batch, batch):
-            work.cached += count
-            if work.pending == 0:
-                work.length += 1
-        assert sum(work.cached for work in admitted) <= cells
-        admitted = [work for work in admitted if work.length < goals[work]]
-        if not admitted and not waiting:
-            return
-    raise AssertionError("somebody never finished")
-
-
 def test_the_pace_follows_what_steps_cost() -> None:
     pace = batcher.PrefillPace(alone=500)
     assert pace.chunk(running=0, batch=2048) == 500

@@ -11,7 +11,8 @@ import pytest
 
 from workers.binding import Batch, Context, ContextOptions, LlamaLog, Model
 from workers.detokenize import TextOutput
-from workers.engine import Engine, EngineBrokenError
+from workers.engine import Engine
+from workers.lane import EngineBrokenError
 from workers.lifeline import Lifeline
 from workers.sequence import End, Failed, Finished, Sequence
 from workers.settings import Sampling
@@ -53,7 +54,9 @@ class Bench:
         self.options = ContextOptions(
             cells, 512, 512, slots, threads=1, threads_batch=1, flash_attention="off"
         )
-        self.engine = Engine(self.model, self.options, self.options, Lifeline(None), self.log)
+        self.engine = Engine(
+            self.model, self.options, self.options, slots, Lifeline(None), self.log
+        )
         self.broken = asyncio.Event()
         self.engine.attach(asyncio.get_running_loop(), self.broken.set)
         threading.Thread(target=self._run, daemon=True).start()

@@ -105,6 +105,7 @@ def test_the_limits_of_an_answer(tiny: WorkerProcess, bard: WorkerProcess) -> No
         "prompt_tokens": context - 6,
         "completion_tokens": 6,
         "total_tokens": context,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
 
 

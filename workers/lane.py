@@ -1,0 +1,251 @@
+"""The sequences that step together on one context: who comes in, what a step holds, who goes."""
+
+from __future__ import annotations
+
+import time
+from bisect import insort
+from collections.abc import Callable
+
+from workers import batcher
+from workers.binding import Batch, Context, ContextOptions, LlamaLog, Model, has_gpu
+from workers.binding_sampler import Sampler
+from workers.cache import PrefixCache
+from workers.metrics import Counters
+from workers.sampling import make_sampler
+from workers.sequence import End, Failed, Finished, Sequence, Timings
+
+CPU_CHUNK = 128
+"""Tokens that a CPU reads as fast, one by one counted, as 512 (60 MB model: 2,460/s to 2,230/s)."""
+FAILED_STEPS = 3
+"""So many failed steps in a row are no accident of one request: the process ends, loudly."""
+
+
+class EngineBrokenError(Exception):
+    """llama.cpp fails at every step."""
+
+
+class Lane:
+    """Continuous batching over one context. The engine thread's own.
+
+    A sequence may use any cell of the cache. What the cache holds plus what the admitted have
+    pending never exceeds the cells there are: when growth leads to that, first what is only kept
+    is given up, then the youngest is sent back to the queue, to be computed again later. The
+    oldest is never sent back, so there is always one that gets to its end, and nobody's answer is
+    cut short because of another's.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        options: ContextOptions,
+        slots: int,
+        log: LlamaLog,
+        counters: Counters,
+        tell: Callable[[Sequence, str, End | None], None],
+    ) -> None:
+        """Makes the context. `tell` takes a sequence's news. Raises LoadError."""
+        self.model = model
+        self.context = Context(model, options, log)
+        self.cache = PrefixCache(self.context, self.context.n_ctx, options.n_seq_max)
+        self.slots: list[Sequence | None] = [None] * slots
+        self.admitted: list[Sequence] = []  # oldest first, as the batcher wants them
+        self.waiting: list[Sequence] = []  # likewise
+        self._n_batch = options.n_batch
+        self._log = log
+        self._counters = counters
+        self._tell = tell
+        self._batch = Batch(options.n_batch)
+        self._pace = batcher.PrefillPace(alone=_chunk_alone(options))
+        self._greedy = Sampler()
+        self._greedy.add("greedy")
+        self._failures = 0
+        self._cramped = False
+        """llama.cpp had no room in spite of the count: nobody comes in until someone leaves."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.admitted or self.waiting)
+
+    def enter(self, sequence: Sequence) -> None:
+        """Queues a sequence by its age."""
+        insort(self.waiting, sequence, key=lambda waiting: waiting.number)
+
+    def leave(self, sequence: Sequence) -> None:
+        """Ends a sequence wherever it is; nothing if it has ended already."""
+        if sequence.slot >= 0:
+            self._release_slot(sequence, keep=sequence.reuses)
+            self._cramped = False
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+        if sequence.sampler is not None:
+            sequence.sampler.free()
+            sequence.sampler = None
+
+    def step(self) -> None:
+        """Lets in who fits, decodes one batch, and samples a token for each complete sequence.
+
+        Raises EngineBrokenError when llama.cpp fails at every step.
+        """
+        self._admit()
+        if not self.admitted:
+            return
+        running = sum(1 for sequence in self.admitted if sequence.pending == 1)
+        chunk = self._pace.chunk(running, self._n_batch)
+        step = batcher.shares(self.admitted, self._n_batch, chunk)
+        rows = self._fill(step)
+        began = time.perf_counter()
+        code = self.context.decode(self._batch)
+        if code != 0:
+            self._step_failed(code, [sequence for sequence, _ in step])
+            return
+        self._failures = 0
+        sampled = [
+            (sequence, (sequence.sampler or self._greedy).sample(self.context, row))
+            for sequence, row in rows
+        ]
+        seconds = time.perf_counter() - began
+        for sequence, count in step:
+            self.cache.extend(sequence, count)
+        self._count(running, len(step), seconds)
+        now = time.monotonic()
+        for sequence, token in sampled:
+            self._take_token(sequence, token, now)
+
+    def _admit(self) -> None:
+        """Sends back whom the cells don't suffice for, then lets in who has waited longest."""
+        growing = sum(sequence.pending for sequence in self.admitted)
+        while not self.cache.make_room(growing) and len(self.admitted) > 1:
+            growing -= self.admitted[-1].pending
+            self._send_back(self.admitted[-1])
+        self._cramped = self._cramped and bool(self.admitted)
+        while self.waiting and None in self.slots and not self._cramped:
+            sequence = self.waiting[0]
+            if not self.cache.claim(sequence, self.admitted, growing):
+                break
+            del self.waiting[0]
+            growing += sequence.pending
+            sequence.slot = self.slots.index(None)
+            self.slots[sequence.slot] = sequence
+            insort(self.admitted, sequence, key=lambda admitted: admitted.number)
+            self._prepare(sequence)
+
+    def _prepare(self, sequence: Sequence) -> None:
+        """At a sequence's first slot: its clock starts, its sampler is made."""
+        if sequence.started:
+            return
+        sequence.started = time.monotonic()
+        sequence.reused = sequence.cached
+        self._counters.reused_tokens += sequence.cached
+        if sequence.guide is not None or not sequence.sampling.greedy:
+            sequence.sampler = make_sampler(
+                sequence.sampling, self.model, self.context.n_ctx, sequence.tokens, sequence.guide
+            )
+
+    def _fill(self, step: list[tuple[Sequence, int]]) -> list[tuple[Sequence, int]]:
+        """Writes the batch. Returns (sequence, row of its logits) for those to be sampled."""
+        batch = self._batch
+        batch.clear()
+        rows = []
+        for sequence, count in step:
+            cached = sequence.cached
+            if count == 1 and sequence.pending == 1:
+                rows.append((sequence, batch.add(sequence.tokens[-1], cached, sequence.seq_id)))
+                continue
+            run = sequence.tokens[cached : cached + count]
+            complete = count == sequence.pending
+            wanted = "last" if complete else "none"
+            row = batch.add_run(run, cached, sequence.seq_id, wanted=wanted)
+            if complete:
+                rows.append((sequence, row))
+        return rows
+
+    def _count(self, running: int, sequences: int, seconds: float) -> None:
+        prefill = self._batch.size - running
+        self._pace.observe(running, prefill, seconds)
+        counters = self._counters
+        counters.steps += 1
+        counters.llama_seconds += seconds
+        counters.busy_slots += sequences
+        counters.prompt_tokens += prefill
+
+    def _take_token(self, sequence: Sequence, token: int, now: float) -> None:
+        """A sequence's new token: its text goes out, or the sequence comes to its end."""
+        if not sequence.first_token:
+            sequence.first_token = now
+            if sequence.limit == 0:
+                self._finish(sequence, "", "length", now)
+                return
+        sequence.tokens.append(token)
+        self._counters.predicted_tokens += 1
+        piece = self.model.piece(token)
+        if piece is None:
+            self._finish(sequence, sequence.output.rest(), "stop", now)
+            return
+        text = sequence.output.push(piece)
+        if sequence.output.stopped:
+            self._finish(sequence, text, "stop", now)
+        elif sequence.generated >= sequence.limit:
+            self._finish(sequence, text + sequence.output.rest(), "length", now)
+        elif text:
+            if sequence.streaming:
+                self._tell(sequence, text, None)
+            else:
+                sequence.text.append(text)
+
+    def _finish(self, sequence: Sequence, text: str, reason: str, now: float) -> None:
+        timings = Timings(
+            prompt_tokens=sequence.prompt_length,
+            cached_tokens=sequence.reused,
+            prompt_seconds=sequence.first_token - sequence.started,
+            predicted_tokens=sequence.generated,
+            predicted_seconds=now - sequence.first_token,
+        )
+        self._counters.finished(timings, sequence.arrived, sequence.first_token)
+        self._counters.longest = max(self._counters.longest, len(sequence.tokens))
+        self._tell(sequence, "".join(sequence.text) + text, Finished(reason, timings))
+        self.leave(sequence)
+
+    def _send_back(self, sequence: Sequence) -> None:
+        """Its cells are needed by older ones: it waits, and is computed again."""
+        self._release_slot(sequence, keep=False)
+        self.enter(sequence)
+        self._counters.sent_back += 1
+
+    def _release_slot(self, sequence: Sequence, *, keep: bool) -> None:
+        if keep and sequence.cached > 0:
+            self.cache.keep(sequence, sequence.slot)
+        else:
+            self.cache.drop(sequence)
+        self.slots[sequence.slot] = None
+        self.admitted.remove(sequence)
+        sequence.slot = -1
+
+    def _step_failed(self, code: int, step: list[Sequence]) -> None:
+        """Out of cells in spite of the count (caches that are not simple): the youngest waits.
+
+        Anything else, or with nobody left to send away, is the end of the sequences in the step.
+        """
+        reason = self._log.reason(f"llama_decode returned {code}")
+        if code == 1 and self.cache.give_up_all():
+            return
+        if code == 1 and len(self.admitted) > 1:
+            self._send_back(self.admitted[-1])
+            self._cramped = True
+            return
+        for sequence in step:
+            sequence.reuses = False  # nobody knows what is in its cells
+            self._tell(sequence, "", Failed(f"llama.cpp failed: {reason}"))
+            self.leave(sequence)
+        self._failures += 1
+        if self._failures >= FAILED_STEPS:
+            raise EngineBrokenError(reason)
+
+
+def _chunk_alone(options: ContextOptions) -> int:
+    """Prefill tokens for a step in which nobody is running.
+
+    No more than llama.cpp computes at once anyway: a step can't be left, so a longer one would
+    only keep newcomers and cancellations waiting. A CPU is at full speed with far fewer.
+    """
+    return options.n_ubatch if has_gpu() else min(CPU_CHUNK, options.n_ubatch)
