@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -158,8 +159,35 @@ def test_what_is_no_command_is_told(user: User) -> None:
         assert words[-1 if len(words) == 1 else 1] in told
 
 
-@pytest.mark.parametrize("words", [("status",), ("list",), ("--help",), ("logs",), ("ps",)])
-def test_it_starts_quickly(user: User, words: tuple[str, ...]) -> None:
-    """Each one once before: the first may have to compile bytecode, or make a configuration."""
-    user.types(*words)
-    assert user.takes(*words) < 0.3
+SLOW = {"rich", "numpy", "gguf", "huggingface_hub", "aiohttp", "jinja2", "llama_cpp"}
+
+
+@pytest.mark.parametrize(
+    ("words", "slow"),
+    [
+        (("--help",), SLOW | {"psutil", "yaml"}),
+        (("status",), SLOW | {"yaml"}),
+        (("ps",), SLOW | {"yaml"}),
+        (("logs",), SLOW | {"yaml"}),
+        (("list",), SLOW),
+        (("show", "bard"), SLOW),
+    ],
+)
+def test_a_command_imports_what_it_uses(user: User, words: tuple[str, ...], slow: set[str]) -> None:
+    user.says("sync")
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "swapd", *words],
+        env=user.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "typer" in imported
+    assert not imported & slow
+
+
+def test_it_starts_quickly(user: User) -> None:
+    """Once before: the first start may have to compile bytecode."""
+    user.types("status")
+    assert user.takes("status") < 0.3

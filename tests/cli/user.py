@@ -64,10 +64,10 @@ class User:
         return done.stdout
 
     def takes(self, *words: str) -> float:
-        """Seconds of computing for a command, the least of three: what it takes on a machine that
+        """Seconds of computing for a command, the least of five: what it takes on a machine that
         has nothing else to do, since all it waits for is the processor."""
         spent = []
-        for _ in range(3):
+        for _ in range(5):
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             self.types(*words)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -3,41 +3,49 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from swapd.doors.cli.client import NoAnswerError, get, running
-from swapd.doors.cli.library import Entry, find, models
-from swapd.doors.cli.say import FailedError, print_json, show_bytes, show_time, table
+from swapd.doors.cli.library import catalog, find, models
+from swapd.doors.cli.say import FailedError, command, print_json, show_bytes, show_time, table
 from swapd.home import Home, find_home
+
+if TYPE_CHECKING:
+    from swapd.config.library import Entry
+    from swapd.words.catalog import ModelSpec
 
 
 def list_models(wanted: str, as_json: bool) -> int:
     """A line for each model whose name has `wanted` in it, in capitals or not; and their count."""
     home = find_home()
-    entries = [e for e in models(home) if not e.unlisted]
+    entries = models(home)
     shown = [e for e in entries if _matches(e, wanted)]
     states = {w["model"]: w["state"] for w in _workers(home)}
     if as_json:
-        print_json([{**_plain(e), "state": states.get(e.name, "unloaded")} for e in shown])
+        print_json([{**_plain(e), "state": _state(e, states)} for e in shown])
         return 0
+    usable = [e for e in shown if not e.broken]
     rows = [
         [
             e.name,
-            show_bytes(e.size) or ("missing" if e.file else ""),
+            show_bytes(e.size),
             e.quantisation,
             f"{e.context:,}" if e.context else "",
             e.source,
             states.get(e.name, ""),
         ]
-        for e in shown
+        for e in usable
     ]
     if rows:
         print("\n".join(table(["NAME", ">SIZE", "QUANT", ">CTX", "SOURCE", "STATE"], rows)))
-    total = f"{len(entries)} model{'' if len(entries) == 1 else 's'}"
-    print(f"{len(shown)} of {total} match {wanted!r}" if wanted else total)
+    for entry in shown:
+        if entry.broken:
+            print(f"✗ {entry.path} {entry.broken}")
+    total = sum(not e.broken for e in entries)
+    count = f"{total} model{'' if total == 1 else 's'}"
+    print(f"{len(usable)} of {count} match {wanted!r}" if wanted else count)
     return 0
 
 
@@ -45,8 +53,12 @@ def _matches(entry: Entry, wanted: str) -> bool:
     return any(wanted.lower() in name.lower() for name in (entry.name, *entry.aliases))
 
 
+def _state(entry: Entry, states: dict[str, str]) -> str:
+    return "broken" if entry.broken else states.get(entry.name, "unloaded")
+
+
 def _plain(entry: Entry) -> dict[str, Any]:
-    plain: dict[str, Any] = msgspec.to_builtins(entry)
+    plain: dict[str, Any] = msgspec.to_builtins(entry, enc_hook=str)
     return plain
 
 
@@ -66,31 +78,21 @@ def _workers(home: Home) -> list[dict[str, Any]]:
 def show(name: str, as_json: bool) -> int:
     """Everything that is known of one model."""
     home = find_home()
-    entry = find(home, name)
+    entry = find(models(home), name)
+    spec = catalog(home).models.get(entry.name) if home.config.is_file() else None
     worker = next((w for w in _workers(home) if w["model"] == entry.name), None)
-    head = _head(entry)
+    argv = shlex.join(spec.argv) if spec else entry.command
     if as_json:
-        print_json({**_plain(entry), "file_says": head, "worker": worker})
+        settings = msgspec.to_builtins(spec, enc_hook=dict) if spec else None
+        print_json({**_plain(entry), "command": argv, "settings": settings, "worker": worker})
         return 0
-    lines = {
-        "name": entry.name,
-        "aliases": ", ".join(entry.aliases),
-        "title": entry.title,
-        "description": entry.description,
-        "source": entry.source,
-        "file": entry.file,
-        "size": show_bytes(entry.size) or ("missing" if entry.file else ""),
-        "quantisation": entry.quantisation,
-        **{key: _text(value) for key, value in head.items()},
-        "context": f"{entry.context:,}" if entry.context else "",
-        "slots": str(entry.slots),
-        "memory": show_bytes(entry.need),
-        "time to live": show_time(entry.ttl) if entry.ttl else "for ever",
-        "pinned": "yes" if entry.pinned else "",
-        "preload": "yes" if entry.preload else "",
-        "state": f"{worker['state']}, pid {worker['pid']}" if worker else "not loaded",
-        "command": shlex.join(entry.argv),
-    }
+    lines = {**_about(entry), **(_terms(spec) if spec else {}), "command": argv}
+    if worker:
+        lines["state"] = f"{worker['state']}, pid {worker['pid']}"
+    elif spec:
+        lines["state"] = "not loaded"
+    else:
+        lines["state"] = f"not served yet: run {command()} sync"
     width = max(len(key) for key, value in lines.items() if value)
     for key, value in lines.items():
         if value:
@@ -98,57 +100,44 @@ def show(name: str, as_json: bool) -> int:
     return 0
 
 
-def _head(entry: Entry) -> dict[str, Any]:
-    """What the model's file says of itself; why it says nothing if it is damaged."""
-    from swapd.config.metadata import DamagedModelError, read_head
-
-    if not entry.size:
-        return {}
-    try:
-        head = read_head(Path(entry.file))
-    except (DamagedModelError, OSError) as error:
-        return {"damaged": f"the file {error}"}
-    arch = head.architecture
+def _about(entry: Entry) -> dict[str, str]:
+    """What the model is."""
     return {
-        "architecture": arch,
-        "trained for": head.number(f"{arch}.context_length"),
-        "layers": head.number(f"{arch}.block_count"),
-        "tensors": head.tensors,
-        "template": "tokenizer.chat_template" in head.fields,
+        "name": entry.name,
+        "aliases": ", ".join(entry.aliases),
+        "title": entry.title,
+        "source": entry.source,
+        "file": str(entry.path or ""),
+        "also at": ", ".join(str(path) for path in entry.elsewhere),
+        "uses": f"the file of {entry.base}" if entry.base else "",
+        "size": show_bytes(entry.size),
+        "architecture": entry.architecture,
+        "parameters": _count(entry.parameters),
+        "quantisation": entry.quantisation,
+        "vocabulary": _count(entry.vocabulary),
+        "template": ("yes" if entry.template else "no") if entry.architecture else "",
+        "pooling": entry.pooling,
+        "projector": str(entry.projector or ""),
+        "adapters": ", ".join(entry.adapters),
+        "trained for": _count(entry.trained_context),
+        "context": _count(entry.context),
+        "memory": show_bytes(entry.need),
     }
 
 
-def _text(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+def _terms(spec: ModelSpec) -> dict[str, str]:
+    """How it is run."""
+    return {
+        "description": spec.description,
+        "slots": str(spec.slots),
+        "time to live": show_time(spec.ttl) if spec.ttl else "for ever",
+        "pinned": "yes" if spec.pinned else "",
+        "preload": "yes" if spec.preload else "",
+    }
 
 
-def load(name: str) -> int:
-    """Have a model's worker started; return when it is ready."""
-    from swapd.doors.cli.client import named, post, require_running
-    from swapd.doors.cli.say import waiting
-
-    holder = require_running(find_home())
-    with waiting(f"loading {name}"):
-        loaded = post(holder, named("/load", name))["loaded"]
-    print(f"{loaded} is ready")
-    return 0
-
-
-def unload(name: str) -> int:
-    """Let a model's worker go, or, without a name, all."""
-    from swapd.doors.cli.client import named, post, require_running
-    from swapd.doors.cli.say import waiting
-
-    holder = require_running(find_home())
-    with waiting("unloading"):
-        unloaded = post(holder, named("/unload", name) if name else "/unload")["unloaded"]
-    for model in unloaded:
-        print(f"unloaded {model}")
-    if not unloaded:
-        print(f"{name} is not loaded" if name else "no model is loaded")
-    return 0
+def _count(number: int) -> str:
+    return f"{number:,}" if number else ""
 
 
 def complete(incomplete: str) -> list[str]:
@@ -158,6 +147,5 @@ def complete(incomplete: str) -> list[str]:
     except FailedError:
         # Somebody who presses Tab can't be told anything; the command itself will.
         return []
-    return sorted(
-        n for e in entries for n in (e.name, *e.aliases) if n.lower().startswith(incomplete.lower())
-    )
+    names = [n for e in entries if not e.broken for n in (e.name, *e.aliases)]
+    return sorted(name for name in names if name.lower().startswith(incomplete.lower()))

@@ -6,7 +6,7 @@ import os
 import sys
 from collections import deque
 
-from swapd.doors.cli.library import find
+from swapd.doors.cli.library import find, models
 from swapd.doors.cli.say import FailedError
 from swapd.effects.logs import log_file
 from swapd.home import find_home
@@ -15,7 +15,7 @@ from swapd.home import find_home
 def logs(model: str, follow: bool, lines: int) -> int:
     """Print the last lines of swapd's log, or of a model's workers; go on if wanted."""
     home = find_home()
-    path = log_file(home.logs, find(home, model).name if model else "")
+    path = log_file(home.logs, find(models(home), model).name if model else "")
     if not path.is_file() and not follow:
         raise FailedError(f"there is no log yet: {path}")
     if follow:

@@ -29,16 +29,16 @@ def show(name: Name, as_json: Json = False) -> None:
 
 def load(name: Name) -> None:
     """Load a model and wait until it is ready."""
-    from swapd.doors.cli import listing
+    from swapd.doors.cli import loading
 
-    raise typer.Exit(listing.load(name))
+    raise typer.Exit(loading.load(name))
 
 
 def unload(name: AnyName = "") -> None:
     """Unload a model, or all; what is busy finishes first."""
-    from swapd.doors.cli import listing
+    from swapd.doors.cli import loading
 
-    raise typer.Exit(listing.unload(name))
+    raise typer.Exit(loading.unload(name))
 
 
 def sync(
