@@ -9,7 +9,7 @@ from pathlib import Path
 
 from swapd.config import cards, state
 from swapd.config.assemble import Assembled, assemble
-from swapd.config.custom import FILE, Custom, read_custom
+from swapd.config.custom import FILE, Custom, parse_custom, read_custom
 from swapd.config.discover import Discovery, discover
 from swapd.config.env import SyncSettings, read_env, sync_settings
 from swapd.config.links import own_links
@@ -37,16 +37,25 @@ class Plan:
 
 
 def look(
-    home: Path, environ: Mapping[str, str], demo_dir: Path, *, now: float, total_memory: int
+    home: Path,
+    environ: Mapping[str, str],
+    demo_dir: Path,
+    *,
+    now: float,
+    total_memory: int,
+    custom_text: str | None = None,
 ) -> Plan:
-    """Look for models and put them together with custom_models.yaml.
+    """Look for models and put them together with custom_models.yaml, or a text in its place.
 
     Of the home, only the heads that were read are kept, for the next look. Raises ConfigError for
     an environment or a custom_models.yaml that can't be used.
     """
     env = read_env(home, environ)
     settings = sync_settings(env)
-    custom = read_custom(home / FILE, env)
+    if custom_text is None:
+        custom = read_custom(home / FILE, env)
+    else:
+        custom = parse_custom(custom_text, env)
     folder = home / state.FOLDER
     kept = cards.Cards(folder / cards.FILE)
     remembered = state.read_state(folder / NAMES, dict[str, str]) or {}

@@ -64,8 +64,7 @@ def sync(
         message = "was not written by sync; move it away, or use --force to overwrite it"
         raise ConfigError([Problem(CONFIG, 0, "", message)])
     plan = look(home, environ, demo_dir, now=now, total_memory=total_memory)
-    text = generate(plan.assembled, plan.custom, plan.settings)
-    warnings = _checked(text, plan.assembled, plan.custom, plan.env, total_memory)
+    text, warnings = made_of(plan, total_memory)
     warnings = (*warnings, *plan.settings.stores.problems, *_missing(plan.assembled, plan.custom))
     before, after = _sections(old or ""), _sections(text)
     written = old != text
@@ -90,6 +89,12 @@ def sync(
         linked=links.made,
         unlinked=links.removed,
     )
+
+
+def made_of(plan: Plan, total_memory: int) -> tuple[str, tuple[Problem, ...]]:
+    """The text of config.yaml and what its author should know; ConfigError if it would not load."""
+    text = generate(plan.assembled, plan.custom, plan.settings)
+    return text, _checked(text, plan.assembled, plan.custom, plan.env, total_memory)
 
 
 def _checked(

@@ -1,0 +1,294 @@
+"""custom_models.yaml edited in place: one value changes, every other line stays as it was. Pure.
+
+The text is changed at the marks that PyYAML gives its nodes. What comes out is parsed again and
+compared with what was meant, so a layout that this module does not understand is refused and never
+mangled.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from swapd.config.custom import FILE
+from swapd.config.problems import ConfigError
+from swapd.config.tree import parse_tree, typed
+from swapd.config.written import flow_text
+
+_END = re.compile(r"\r\n|\n|\r|\Z")
+_NULL = "tag:yaml.org,2002:null"
+_STEP = 2
+
+
+class EditError(Exception):
+    """The text can't be edited as asked; the message is a sentence."""
+
+
+def set_value(text: str, model: str, key: str, value: object) -> str:
+    """The text with a model's key set, the model's section made if there is none.
+
+    `key` may name a key within a section: `adapters.alice`. `value` is made of what YAML has.
+    Raises EditError, and ConfigError for a text that is not YAML.
+    """
+    path = _path(model, key)
+    meant = _values(text)
+    _put(meant, path, value)
+    changed = _Editor(text).set(path, value)
+    return _proved(changed, meant, path)
+
+
+def unset(text: str, model: str, key: str) -> str:
+    """The text without a model's key, and without the sections that are empty for it.
+
+    Raises EditError where there is no such key, and ConfigError for a text that is not YAML.
+    """
+    path = _path(model, key)
+    meant = _values(text)
+    if not _take(meant, path):
+        raise EditError(f"{FILE} says nothing of {key} for {model}")
+    changed = _Editor(text).unset(path)
+    return _proved(changed, meant, path)
+
+
+def _path(model: str, key: str) -> tuple[str, ...]:
+    return ("models", model, *key.split(".", 1))
+
+
+def _values(text: str) -> dict[str, Any]:
+    tree, _ = parse_tree(text, FILE)
+    values = typed(tree)
+    assert isinstance(values, dict)
+    return values
+
+
+def _put(values: dict[str, Any], path: Sequence[str], value: object) -> None:
+    for step in path[:-1]:
+        inner = values.get(step)
+        if inner is None:
+            inner = values[step] = {}
+        if not isinstance(inner, dict):
+            raise EditError(f"{step} in {FILE} is no section")
+        values = inner
+    values[path[-1]] = value
+
+
+def _take(values: dict[str, Any], path: Sequence[str]) -> bool:
+    """Take the value out, and sections that are empty then; `models` itself stays."""
+    inner: Any = values
+    for step in path[:-1]:
+        inner = inner.get(step) if isinstance(inner, dict) else None
+    if not isinstance(inner, dict) or path[-1] not in inner:
+        return False
+    del inner[path[-1]]
+    if not inner and len(path) > 2:
+        _take(values, path[:-1])
+    return True
+
+
+def _proved(text: str, meant: dict[str, Any], path: Sequence[str]) -> str:
+    try:
+        found: object = _values(text)
+    except ConfigError as error:
+        raise _by_hand(path) from error
+    if found != meant:
+        raise _by_hand(path)
+    return text
+
+
+def _by_hand(path: Sequence[str]) -> EditError:
+    return EditError(f"{'.'.join(path)} is laid out in a way that only you can edit: open {FILE}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A key and its value as they stand in the text."""
+
+    key: yaml.ScalarNode
+    value: yaml.Node
+    section: yaml.MappingNode
+
+    @property
+    def start(self) -> int:
+        return int(self.key.start_mark.index)
+
+    @property
+    def empty(self) -> bool:
+        """Holds nothing, so that a section can be written in its place."""
+        if isinstance(self.value, yaml.ScalarNode):
+            return bool(self.value.tag == _NULL)
+        return isinstance(self.value, yaml.MappingNode) and not self.value.value
+
+
+class _Editor:
+    """One text and its nodes."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        # Its marks count characters of the text; libyaml's may count bytes.
+        self._top = yaml.compose(text, Loader=yaml.SafeLoader)
+        end = _END.search(text)
+        self._newline = (end[0] if end is not None else "") or "\n"
+
+    def set(self, path: Sequence[str], value: object) -> str:
+        if not isinstance(self._top, yaml.MappingNode):
+            start = len(self._text)
+            return self._spliced(start, start, self._block(path, value, 0))
+        pairs = self._pairs(path)
+        rest = path[len(pairs) :]
+        if not rest:
+            return self._replace(pairs[-1], flow_text(value))
+        section = pairs[-1].value if pairs else self._top
+        flow = any(pair.section.flow_style for pair in pairs)
+        if pairs and pairs[-1].empty:
+            if flow:
+                return self._replace(pairs[-1], _nested_flow(rest, value))
+            return self._fill(pairs[-1], rest, value)
+        if not isinstance(section, yaml.MappingNode):
+            raise _by_hand(path)
+        return self._add(section, rest, value)
+
+    def unset(self, path: Sequence[str]) -> str:
+        pairs = self._pairs(path)
+        if len(pairs) < len(path):
+            # It is there, but merged in from elsewhere.
+            raise _by_hand(path)
+        while len(pairs) > 2 and len(pairs[-1].section.value) == 1:
+            pairs.pop()
+        if len(pairs[-1].section.value) == 1:
+            return self._remove_last(*pairs)
+        return self._remove(pairs[-1])
+
+    def _pairs(self, path: Sequence[str]) -> list[_Pair]:
+        """The pairs on the way that exist, one a step."""
+        pairs: list[_Pair] = []
+        node = self._top
+        for step in path:
+            if not isinstance(node, yaml.MappingNode):
+                break
+            found = [_Pair(k, v, node) for k, v in node.value if k.value == step]
+            if not found:
+                break
+            pair = found[0]
+            if pair.value.start_mark.index < pair.key.end_mark.index:
+                # An alias: its value stands elsewhere, and is others' too.
+                raise _by_hand(path)
+            pairs.append(pair)
+            node = pair.value
+        return pairs
+
+    def _replace(self, pair: _Pair, new: str) -> str:
+        """The pair with another value, on the line of its key; a comment there stays."""
+        colon, start = self._colon(pair), int(pair.value.start_mark.index)
+        end = self._end(pair.value)
+        line_end = self._line_end(colon)
+        if start <= line_end:
+            block = isinstance(pair.value, yaml.ScalarNode) and pair.value.style in ("|", ">")
+            if not block:
+                space = "" if self._text[colon:start].endswith((" ", "\t")) else " "
+                return self._text[:start] + space + new + self._text[end:]
+            comment = re.search(r"\s#", self._text[start:line_end])
+            kept = self._text[start + comment.start() : line_end] if comment else ""
+            return f"{self._text[:colon]} {new}{kept}{self._text[max(end, line_end) :]}"
+        return f"{self._text[:colon]} {new}{self._text[colon:line_end]}{self._text[end:]}"
+
+    def _fill(self, pair: _Pair, rest: Sequence[str], value: object) -> str:
+        """A section below a key that had nothing, or `{}`."""
+        start, end = int(pair.value.start_mark.index), self._end(pair.value)
+        before = self._text[:start].rstrip(" \t") if end > start else self._text[:start]
+        below = self._line_end(end)
+        lines = self._block(rest, value, pair.key.start_mark.column + _STEP)
+        emptied = before + self._text[end:below]
+        return _line_after(emptied + self._text[below:], len(emptied), lines, self._newline)
+
+    def _add(self, section: yaml.MappingNode, rest: Sequence[str], value: object) -> str:
+        last = self._end(section.value[-1][1]) if section.value else 0
+        if section.flow_style:
+            if not section.value:
+                last = int(section.start_mark.index) + 1
+            inner = _nested_flow(rest, value)[1:-1]
+            return self._spliced(last, last, f", {inner}" if section.value else inner)
+        lines = self._block(rest, value, section.value[0][0].start_mark.column)
+        return _line_after(self._text, self._line_end(last), lines, self._newline)
+
+    def _remove(self, pair: _Pair) -> str:
+        """The text without one of several pairs of a section."""
+        pairs = pair.section.value
+        at = next(i for i, (key, _) in enumerate(pairs) if key is pair.key)
+        end = self._end(pair.value)
+        if pair.section.flow_style:
+            if at + 1 < len(pairs):
+                return self._spliced(pair.start, int(pairs[at + 1][0].start_mark.index), "")
+            return self._spliced(self._end(pairs[at - 1][1]), end, "")
+        first = self._line_start(pair.start)
+        after = _END.search(self._text, end)
+        return self._spliced(first, after.end() if after is not None else end, "")
+
+    def _remove_last(self, models: _Pair, pair: _Pair) -> str:
+        """The text without the only model of `models`; comments around it stay."""
+        if pair.section.flow_style:
+            return self._replace(models, "{}")
+        first, end = self._line_start(pair.start), self._end(pair.value)
+        after = _END.search(self._text, end)
+        colon = self._colon(models)
+        rest = self._text[after.end() if after is not None else end :]
+        return f"{self._text[:colon]} {{}}{self._text[colon:first]}{rest}"
+
+    def _spliced(self, start: int, end: int, new: str) -> str:
+        if start == end == len(self._text) and self._text and not self._text.endswith(("\n", "\r")):
+            new = self._newline + new
+        return self._text[:start] + new + self._text[end:]
+
+    def _block(self, path: Sequence[str], value: object, indent: int) -> str:
+        """Lines of nested keys with a value at the end."""
+        lines = [
+            " " * (indent + _STEP * depth) + f"{flow_text(step)}:"
+            for depth, step in enumerate(path)
+        ]
+        lines[-1] += f" {flow_text(value)}"
+        return "".join(line + self._newline for line in lines)
+
+    def _end(self, node: yaml.Node) -> int:
+        """Where the node's own text ends; a block's mark stands behind the comments after it."""
+        if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
+            last = node.value[-1]
+            return self._end(last[1] if isinstance(last, tuple) else last)
+        start, end = int(node.start_mark.index), int(node.end_mark.index)
+        if isinstance(node, yaml.ScalarNode) and node.style in ("|", ">"):
+            return start + len(self._text[start:end].rstrip())
+        return end
+
+    def _colon(self, pair: _Pair) -> int:
+        """Right behind the colon of a pair."""
+        end = int(pair.key.end_mark.index)
+        colon = re.compile(r"[ \t]*:").match(self._text, end)
+        if colon is None:
+            raise _by_hand((pair.key.value,))
+        return colon.end()
+
+    def _line_end(self, position: int) -> int:
+        end = _END.search(self._text, position)
+        return end.start() if end is not None else len(self._text)
+
+    def _line_start(self, position: int) -> int:
+        return max(self._text.rfind("\n", 0, position), self._text.rfind("\r", 0, position)) + 1
+
+
+def _line_after(text: str, line_end: int, lines: str, newline: str) -> str:
+    """The text with whole lines put behind the line that ends there."""
+    end = _END.match(text, line_end)
+    behind = end.end() if end is not None else line_end
+    before = text[:behind]
+    if behind == line_end:
+        # The last line had no end; the text keeps having none.
+        before, lines = before + newline, lines.removesuffix(newline)
+    return before + lines + text[behind:]
+
+
+def _nested_flow(path: Sequence[str], value: object) -> str:
+    for step in reversed(path):
+        value = {step: value}
+    return flow_text(value)
