@@ -29,7 +29,10 @@ ROOMS = {
 }
 """For each room, what it may import of ours beside itself."""
 
-CORE_MAY = {"__future__", "collections", "dataclasses", "enum", "math", "types", "typing"}
+CORE_MAY = {
+    *("__future__", "bisect", "collections", "dataclasses", "enum", "heapq", "math"),
+    *("types", "typing"),
+}
 
 
 def _files(*folders: str) -> Iterator[tuple[str, Path]]:

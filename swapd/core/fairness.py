@@ -8,7 +8,9 @@ only for the moment in which its clients are known to come back.
 
 from __future__ import annotations
 
-from swapd.core.ledger import Ledger, Resident
+from swapd.core.ledger import Ledger
+from swapd.core.queue import Rank
+from swapd.core.resident import Resident
 from swapd.words.catalog import Limits, ModelSpec
 
 TURN = 5.0
@@ -22,16 +24,17 @@ LINGER_LEAST = 0.02
 
 
 def keeps_place_until(
-    books: Ledger, resident: Resident, rival: ModelSpec, rival_since: float, limits: Limits
+    books: Ledger, resident: Resident, rival: ModelSpec, asked: Rank, limits: Limits
 ) -> float:
-    """Until when `resident` need not make room for `rival`, which has been asked for since then.
+    """Until when `resident` need not make room for `rival`, the first of whose requests has
+    this rank.
 
     In the past when it has to make room now. Nothing is known of a model that never loaded, so
     its turn is empty.
     """
     name = resident.spec.name
     swap = books.load_seconds(name) + books.load_seconds(rival.name)
-    begun = max(resident.up_since, rival_since)
+    begun = max(resident.up_since, asked[0])
     turn_ends = begun + min(TURN * swap, limits.max_wait)
     if resident.busy or name in books.queues:
         return turn_ends

@@ -1,72 +1,41 @@
-"""The books: who waits, who runs, what each is known to take. Kept by the scheduler alone."""
+"""The books: who waits, who runs, what each is known to take. Kept by the scheduler alone.
+
+Beside the facts themselves stand indices over them, so that an event costs what it changes and
+not what there is: workers by model, models that wait for a worker by rank, sums. Each is kept in
+the method that changes what it is made of. Two notes tell the settle pass what it may leave out:
+`touched`, the models for which anything changed, and `version`, which grows with each change that
+a plan for the room depends on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from bisect import bisect_left, insort
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from swapd.core.lifecycle import LEAVING, SERVING, State, Step, advance
+from swapd.core.demand import Demand
+from swapd.core.lifecycle import LEAVING, SERVING, Step
+from swapd.core.queue import Queue, Rank, Waiting
+from swapd.core.resident import Resident
 from swapd.core.room import Room
 from swapd.words.catalog import ModelSpec
 from swapd.words.events import RequestId, WorkerId
 
+TOKENS = 256.0
+"""What a request is taken for until any of its model's has told its tokens."""
 
-@dataclass(slots=True)
-class Waiting:
-    """A request that has no grant yet. `place` orders all requests by arrival."""
-
-    request: RequestId
-    place: int
-    needs_slot: bool
-    since: float
-
-
-@dataclass(slots=True)
-class Resident:
-    """A worker whose process is alive or being started."""
-
-    worker: WorkerId
-    spec: ModelSpec
-    since: float
-    deadline: float | None
-    """When it is killed: if it has not come up by then, or not gone."""
-    state: State = State.STARTING
-    told_slots: int = 0
-    busy: set[RequestId] = field(default_factory=set)
-    served: int = 0
-    up_since: float = 0.0
-    last_used: float = 0.0
-    because: str = ""
-    """Why it was asked to go."""
-    late: str = ""
-    """Says that it was killed because it did not come up in time."""
-
-    def step(self, step: Step) -> None:
-        self.state = advance(self.state, step)
-
-    @property
-    def idle(self) -> bool:
-        return self.state is State.READY and not self.busy
-
-    @property
-    def slots(self) -> int:
-        """As many as the worker itself has told, else as many as its model's entry says."""
-        return self.told_slots or self.spec.slots
-
-    @property
-    def ttl(self) -> float:
-        """Seconds of idleness after which it goes; 0: it stays."""
-        return 0.0 if self.spec.pinned else self.spec.ttl
-
-    @property
-    def free_slots(self) -> int:
-        return self.slots - len(self.busy) if self.state is State.READY else 0
+NEVER: Rank = (math.inf, 0)
+"""The rank of nobody."""
 
 
 @dataclass(slots=True)
 class Record:
     """What a model's past tells. Means forget: a fifth of each is the newest."""
 
+    demand: Demand = field(default_factory=Demand)
+    uses: int = 0
+    """Requests granted, ever."""
     measured: int = 0
     """Most bytes that a worker of it was seen to hold."""
     failures: int = 0
@@ -75,12 +44,27 @@ class Record:
     reason: str = ""
     mean_request: float | None = None
     """Seconds from grant to end."""
+    mean_tokens: float | None = None
+    """Tokens of a request, of those that told."""
     mean_load: float | None = None
     """Seconds from start to ready."""
     mean_pause: float | None = None
     """Seconds from the end of all its requests to the next one's arrival."""
     quiet_since: float | None = None
     """When the last of its requests ended; None while there are any, or never were."""
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A request that a worker serves."""
+
+    worker: WorkerId
+    model: str
+    since: float
+    tenant: str
+    priority: int
+    tokens: float
+    """Counted for its tenant so far."""
 
 
 def mean(before: float | None, value: float) -> float:
@@ -93,48 +77,193 @@ class Ledger:
 
     def __init__(self) -> None:
         self.residents: dict[WorkerId, Resident] = {}
-        self.queues: dict[str, dict[RequestId, Waiting]] = {}
-        self.waiting_model: dict[RequestId, str] = {}
-        self.granted: dict[RequestId, tuple[WorkerId, float]] = {}
+        self.queues: dict[str, Queue] = {}
+        self.waiting: dict[RequestId, tuple[str, Waiting]] = {}
+        self.of_tenant: dict[str, dict[RequestId, None]] = {}
+        self.granted: dict[RequestId, Granted] = {}
         self.records: dict[str, Record] = {}
+        self.wanted: list[tuple[Rank, str]] = []
+        """Models with a queue and no worker that serves it, by the first rank in their queue."""
+        self.touched: set[str] = set()
+        self.version = 0
+        self._ranks: dict[str, Rank] = {}
+        self._wishes: dict[str, Rank] = {}
+        self._serving: dict[str, Resident] = {}
+        self._of_model: dict[str, list[Resident]] = {}
+        self._sums: tuple[Room, Room, Room] | None = None
         self._places = 0
         self._workers = 0
 
-    def enqueue(self, model: str, request: RequestId, needs_slot: bool, now: float) -> None:
+    # -- requests ------------------------------------------------------------------------------
+
+    def enqueue(self, model: str, waiting: Waiting) -> None:
+        """Let a request wait for this model."""
+        if not self._in_use(model):
+            self.version += 1
+        queue = self.queues.get(model)
+        if queue is None:
+            queue = self.queues[model] = Queue()
+        queue.add(waiting)
+        self.waiting[waiting.request] = (model, waiting)
+        self.of_tenant.setdefault(waiting.tenant, {})[waiting.request] = None
+        self._look_again(model)
+
+    def next_place(self) -> int:
+        """The next place in the order of arrival."""
         self._places += 1
-        waiting = Waiting(request, self._places, needs_slot, now)
-        self.queues.setdefault(model, {})[request] = waiting
-        self.waiting_model[request] = model
+        return self._places
 
     def dequeue(self, request: RequestId) -> None:
         """Take a waiting request out; a queue that falls empty is dropped."""
-        model = self.waiting_model.pop(request)
+        model, waiting = self.waiting.pop(request)
         queue = self.queues[model]
-        del queue[request]
+        queue.remove(request)
+        mine = self.of_tenant[waiting.tenant]
+        del mine[request]
+        if not mine:
+            del self.of_tenant[waiting.tenant]
         if not queue:
             del self.queues[model]
+            if not self._in_use(model):
+                self.version += 1
+        self._look_again(model)
 
-    def oldest_place(self, model: str) -> int | None:
-        """The place of the request that has waited longest for this model, or None."""
-        queue = self.queues.get(model)
-        return next(iter(queue.values())).place if queue else None
+    def grant(self, waiting: Waiting, resident: Resident, now: float) -> None:
+        """Take the slot, if it needs one, and count it for its model and its tenant."""
+        model, record, tokens = resident.spec.name, self.record(resident.spec.name), 0.0
+        if waiting.keep_alive is not None:
+            resident.keep_alive = waiting.keep_alive
+        if waiting.needs_slot:
+            resident.busy.add(waiting.request)
+            record.uses += 1
+            record.demand.note(now)
+            tokens = record.mean_tokens or TOKENS
+        if waiting.request in self.waiting:
+            self.queues[model].grant(waiting, tokens)
+            self.dequeue(waiting.request)
+        self.granted[waiting.request] = Granted(
+            resident.worker, model, now, waiting.tenant, waiting.priority, tokens
+        )
+
+    def give_back(self, request: RequestId, tokens: float | None) -> tuple[Granted, bool]:
+        """A granted request is over; tokens it took, None if not known. Whether it had a slot."""
+        granted = self.granted.pop(request)
+        queue = self.queues.get(granted.model)
+        if queue is not None and tokens is not None and granted.tokens:
+            queue.correct(granted.priority, granted.tenant, tokens - granted.tokens)
+        resident = self.residents.get(granted.worker)
+        if resident is None or request not in resident.busy:
+            return granted, False
+        resident.busy.remove(request)
+        if not self._in_use(granted.model):
+            self.version += 1
+        self.touched.add(granted.model)
+        return granted, True
+
+    # -- workers -------------------------------------------------------------------------------
 
     def admit(self, spec: ModelSpec, now: float) -> Resident:
         """A new resident, starting."""
         self._workers += 1
         resident = Resident(self._workers, spec, now, now + spec.start_timeout)
         self.residents[resident.worker] = resident
+        self._of_model.setdefault(spec.name, []).append(resident)
+        self._resided(spec.name)
         return resident
+
+    def step(self, resident: Resident, step: Step) -> None:
+        """A step in a worker's life. One that has gone is no longer in the books."""
+        resident.step(step)
+        name = resident.spec.name
+        if step is Step.EXITED:
+            del self.residents[resident.worker]
+            self._of_model[name].remove(resident)
+            if not self._of_model[name]:
+                del self._of_model[name]
+        self._resided(name)
+
+    def measured(self, model: str, held: int) -> None:
+        """A worker of this model was seen to hold so much: the most ever seen is its need."""
+        record = self.record(model)
+        if held > record.measured:
+            record.measured = held
+            self._resided(model)
+
+    def forget(self, model: str) -> None:
+        """Drop what was known of a model: it is another one now."""
+        self.records.pop(model, None)
+        self._resided(model)
+
+    def terms_changed(self) -> None:
+        """The limits, or the terms on which workers run, are others now."""
+        self._sums = None
+        self.version += 1
+
+    def _resided(self, model: str) -> None:
+        """Who serves the model or what it takes may have changed."""
+        self._sums = None
+        self.version += 1
+        serving = [r for r in self._of_model.get(model, ()) if r.state in SERVING]
+        if serving:
+            (self._serving[model],) = serving
+        else:
+            self._serving.pop(model, None)
+        self._look_again(model)
+
+    def _look_again(self, model: str) -> None:
+        """Note a change, and bring the model's place among the wanted up to date."""
+        self.touched.add(model)
+        queue = self.queues.get(model)
+        before, rank = self._ranks.get(model, NEVER), queue.head().rank if queue else NEVER
+        self._ranks[model] = rank
+        wish = NEVER if model in self._serving else rank
+        wished = self._wishes.get(model, NEVER)
+        if wish != wished:
+            self._wish(model, wished, wish)
+        elif before != rank and self._ahead(before) != self._ahead(rank):
+            # One that is served has become older, or younger, than one that waits for room.
+            self.version += 1
+
+    def _wish(self, model: str, before: Rank, now: Rank) -> None:
+        self.version += 1
+        if before != NEVER:
+            del self.wanted[bisect_left(self.wanted, (before, model))]
+            del self._wishes[model]
+        if now != NEVER:
+            insort(self.wanted, (now, model))
+            self._wishes[model] = now
+
+    def _ahead(self, rank: Rank) -> int:
+        """How many models that wait for room come before this rank."""
+        return bisect_left(self.wanted, (rank, "")) if self.wanted else 0
+
+    # -- questions -----------------------------------------------------------------------------
+
+    def rank(self, model: str) -> Rank:
+        """The first rank of those that wait for this model; NEVER when nobody does."""
+        return self._ranks.get(model, NEVER)
 
     def serving(self, model: str) -> Resident | None:
         """The one worker that serves this model or soon will, or None."""
-        for resident in self.residents.values():
-            if resident.spec.name == model and resident.state in SERVING:
-                return resident
-        return None
+        return self._serving.get(model)
+
+    def of_model(self, model: str) -> Collection[Resident]:
+        """All workers alive for this model, oldest first."""
+        return tuple(self._of_model.get(model, ()))
+
+    def models(self) -> set[str]:
+        """All models with a worker or a queue."""
+        return self._of_model.keys() | self.queues.keys()
+
+    def _in_use(self, model: str) -> bool:
+        resident = self._serving.get(model)
+        return model in self.queues or (resident is not None and bool(resident.busy))
 
     def record(self, model: str) -> Record:
-        return self.records.setdefault(model, Record())
+        record = self.records.get(model)
+        if record is None:
+            record = self.records[model] = Record()
+        return record
 
     def load_seconds(self, model: str) -> float:
         """How long a worker of this model takes to be ready; 0 when none ever was."""
@@ -143,25 +272,35 @@ class Ledger:
 
     def in_flight(self, model: str) -> bool:
         """Whether any request for this model waits or is served."""
-        serving = (r.busy for r in self.residents.values() if r.spec.name == model)
-        return model in self.queues or any(serving)
+        return model in self.queues or any(r.busy for r in self._of_model.get(model, ()))
 
     def need(self, spec: ModelSpec) -> Room:
         """What a worker of this model takes: as measured, or as estimated if it never ran."""
         record = self.records.get(spec.name)
         return Room(1, (record.measured if record else 0) or spec.need_bytes)
 
-    def total_need(self, specs: Iterable[ModelSpec]) -> Room:
-        """What workers of all these models take together."""
-        return sum(map(self.need, specs), Room())
-
     def total(self, residents: Iterable[Resident]) -> Room:
         """What these workers take together."""
-        return self.total_need(r.spec for r in residents)
+        return sum((self.need(r.spec) for r in residents), Room())
 
     def taken(self) -> Room:
         """What all workers alive take, those that are on their way out included."""
-        return self.total(self.residents.values())
+        return self._all_sums()[0]
+
+    def stays(self) -> Room:
+        """What the workers take that nobody has asked to go."""
+        return self._all_sums()[1]
+
+    def pinned(self) -> Room:
+        """What those of them take that are pinned."""
+        return self._all_sums()[2]
+
+    def _all_sums(self) -> tuple[Room, Room, Room]:
+        if self._sums is None:
+            stay = list(self.staying())
+            pinned = self.total(r for r in stay if r.spec.pinned)
+            self._sums = self.total(self.residents.values()), self.total(stay), pinned
+        return self._sums
 
     def staying(self) -> Iterator[Resident]:
         """Workers alive that nobody has asked to go."""

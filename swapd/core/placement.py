@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from swapd.core import eviction
 from swapd.core.fairness import keeps_place_until
-from swapd.core.ledger import Ledger, Resident, Waiting
-from swapd.core.lifecycle import SERVING, State
+from swapd.core.groups import is_spared, must_part
+from swapd.core.ledger import Ledger
+from swapd.core.lifecycle import LEAVING, State
+from swapd.core.policy import POLICIES, Candidate
+from swapd.core.queue import Rank
+from swapd.core.resident import Resident
 from swapd.core.room import Room, missing
-from swapd.words.catalog import Catalog, Limits, ModelSpec
+from swapd.words.catalog import Catalog, ModelSpec
 from swapd.words.events import WorkerId
 
 
@@ -19,93 +23,167 @@ from swapd.words.events import WorkerId
 class Plan:
     """What is to happen so that wanted models get their room."""
 
+    version: int
+    """Of the books that it was made from."""
     start: list[ModelSpec] = field(default_factory=list)
     """Models that fit now."""
-    stop: list[tuple[WorkerId, str]] = field(default_factory=list)
-    """Idle workers that make room, each with the model it makes room for."""
-    yielding: set[WorkerId] = field(default_factory=set)
-    """Busy workers that take no new grants until the room they hold is no longer needed."""
+    going: dict[WorkerId, str] = field(default_factory=dict)
+    """Workers that make room, each with the model it makes room for. The busy ones among them
+    yield: they take no new grants for as long as the room they hold is needed."""
+    refused: list[tuple[ModelSpec, Room]] = field(default_factory=list)
+    """Models for which there is no room and nobody goes, and what is missing."""
     again_at: float = math.inf
     """When the first turn ends that somebody waits for."""
+    holds_until: float = math.inf
+    """When a plan from the same books may come out differently."""
+
+    def holds(self, books: Ledger, now: float) -> bool:
+        """Whether a plan made now would be the same: nothing it is made from has changed."""
+        return self.version == books.version and now < self.holds_until
 
 
-def plan(books: Ledger, catalog: Catalog, limits: Limits, now: float) -> Plan:
-    """Give each wanted model its room in turn, the one that has waited longest first.
+@dataclass(slots=True)
+class _Room:
+    """How far the plan has given the room away."""
 
-    What cannot be had yet is reserved, so that nothing younger takes it meanwhile.
+    taken: Room
+    stays: Room
+    reserved: Room
+    held_for: list[str] = field(default_factory=list)
+    """Models that others must part from already: started, or next for their place."""
+
+
+def plan(books: Ledger, catalog: Catalog, now: float) -> Plan:
+    """Give each wanted model its room in turn, the one of first rank first.
+
+    What cannot be had yet is reserved, so that nothing younger takes it meanwhile. When all who
+    may go are not enough for one, those after it get nothing either, and the plan ends.
     """
-    made = Plan()
-    leaving: set[WorkerId] = set()
-    taken, reserved = books.taken(), Room()
-    for head, spec in wanted(books, catalog):
-        need = books.need(spec)
-        if not missing(taken + reserved + need, limits):
+    made = Plan(books.version)
+    if not books.wanted:
+        return made
+    room = _Room(books.taken(), books.stays(), Room())
+    for rank, model in books.wanted:
+        spec, need = catalog.models[model], books.need(catalog.models[model])
+        parting = _parting(books, catalog, spec)
+        fits = not missing(room.taken + room.reserved + need, catalog.limits)
+        if fits and not parting and not _held(room, spec, catalog):
             made.start.append(spec)
-            taken += need
-            continue
-        stay = books.total(r for r in books.staying() if r.worker not in leaving)
-        started = books.total_need(made.start)
-        short = missing(stay + started + reserved + need, limits)
-        may_go, kept = _split(books, limits, spec, head, now, leaving)
-        chosen = eviction.choose(short, may_go)
-        if short and not chosen:
-            made.again_at = min(made.again_at, min(kept, default=math.inf))
-        for worker in chosen:
-            leaving.add(worker)
-            if books.residents[worker].idle:
-                made.stop.append((worker, spec.name))
-            else:
-                made.yielding.add(worker)
-        reserved += need
+            room.taken += need
+            room.stays += need
+        elif not _make_room(made, room, books, catalog, (rank, spec), now) and not fits:
+            break
+        room.held_for.append(model)
     return made
 
 
-def _split(
+def _parting(books: Ledger, catalog: Catalog, spec: ModelSpec) -> list[Resident]:
+    """Workers alive that have to be gone before one of `spec` is started."""
+    if not catalog.limits.groups:
+        return []
+    return [
+        r
+        for r in books.residents.values()
+        if must_part(spec.name, r.spec.name, catalog.limits) and not _fixed(r, spec, catalog)
+    ]
+
+
+def _held(room: _Room, spec: ModelSpec, catalog: Catalog) -> bool:
+    """Whether one before it, started or waiting for its place, can't be together with it."""
+    limits = catalog.limits
+    return bool(limits.groups) and any(
+        must_part(spec.name, other, limits) or must_part(other, spec.name, limits)
+        for other in room.held_for
+    )
+
+
+def _make_room(
+    made: Plan,
+    room: _Room,
     books: Ledger,
-    limits: Limits,
-    spec: ModelSpec,
-    head: Waiting,
+    catalog: Catalog,
+    wish: tuple[Rank, ModelSpec],
     now: float,
-    leaving: set[WorkerId],
-) -> tuple[list[eviction.Candidate], list[float]]:
+) -> bool:
+    """Reserve room for a model and name who goes for it; False when they are not enough."""
+    rank, spec = wish
+    limits, policy = catalog.limits, POLICIES[catalog.limits.policy]
+    parting = [
+        r
+        for r in _parting(books, catalog, spec)
+        if r.state not in LEAVING and r.worker not in made.going
+    ]
+    need = books.need(spec)
+    short = missing(room.stays + room.reserved + need, limits)
+    if not policy.makes_room:
+        if short or parting:
+            made.refused.append((spec, short))
+            return True
+        room.reserved += need
+        return True
+    may_go, kept = _split(books, catalog, rank, spec, made, now)
+    must = {r.worker for r in parting}
+    forced = [c for c in may_go if c.key in must]
+    others = [c for c in may_go if c.key not in must]
+    freed = sum((Room(1, c.bytes) for c in forced), Room())
+    chosen = eviction.choose(policy, short - freed, others) if len(forced) == len(must) else None
+    made.holds_until = min([made.holds_until, *kept])
+    room.reserved += need
+    if chosen is None:
+        made.again_at = min([made.again_at, *kept])
+        return False
+    for worker in (*(c.key for c in forced), *chosen):
+        made.going[worker] = spec.name
+        room.stays -= books.need(books.residents[worker].spec)
+    return True
+
+
+def _split(
+    books: Ledger, catalog: Catalog, rank: Rank, spec: ModelSpec, made: Plan, now: float
+) -> tuple[list[Candidate[WorkerId]], list[float]]:
     """Who may be asked to make room now, and the times at which others will have to."""
     may_go, kept = [], []
-    for candidate in candidates(books, head.place, leaving):
-        resident = books.residents[candidate.worker]
-        until = keeps_place_until(books, resident, spec, head.since, limits)
+    for resident in leavable(books):
+        name = resident.spec.name
+        if resident.worker in made.going or books.rank(name) < rank:
+            continue
+        if is_spared(spec.name, name, catalog.limits):
+            continue
+        until = keeps_place_until(books, resident, spec, rank, catalog.limits)
         if until <= now:
-            may_go.append(candidate)
+            may_go.append(candidate(books, resident, now))
         else:
             kept.append(until)
     return may_go, kept
 
 
-def wanted(books: Ledger, catalog: Catalog) -> list[tuple[Waiting, ModelSpec]]:
-    """Models with a queue and no worker that serves it, each with its oldest request."""
-    served = {r.spec.name for r in books.residents.values() if r.state in SERVING}
-    wishes = [
-        (next(iter(queue.values())), catalog.models[model])
-        for model, queue in books.queues.items()
-        if model not in served
-    ]
-    return sorted(wishes, key=lambda wish: wish[0].place)
+def _fixed(resident: Resident, spec: ModelSpec, catalog: Catalog) -> bool:
+    """Whether this worker never goes for that model."""
+    return resident.spec.pinned or is_spared(spec.name, resident.spec.name, catalog.limits)
 
 
-def candidates(
-    books: Ledger, place: float = math.inf, leaving: Iterable[WorkerId] = ()
-) -> Iterator[eviction.Candidate]:
-    """Ready workers for which nobody older than `place` waits.
-
-    Without the pinned ones, and without those that are leaving already.
-    """
+def leavable(books: Ledger) -> Iterator[Resident]:
+    """Workers that may be asked to go: ready ones that are not pinned."""
     for r in books.residents.values():
-        if r.state is State.READY and not r.spec.pinned and r.worker not in leaving:
-            oldest = books.oldest_place(r.spec.name)
-            if oldest is None or oldest > place:
-                yield _candidate(books, r, oldest is not None)
+        if r.state is State.READY and not r.spec.pinned:
+            yield r
 
 
-def _candidate(books: Ledger, r: Resident, waited_for: bool) -> eviction.Candidate:
-    return eviction.Candidate(
-        r.worker, books.need(r.spec).bytes, len(r.busy), waited_for, r.last_used
+def candidate(books: Ledger, r: Resident, now: float) -> Candidate[WorkerId]:
+    """What a policy sees of a worker.
+
+    Of one in use only what stays the same while it is: a busy worker that was once chosen to
+    yield is to finish and go, and not to be passed over for what it finishes meanwhile.
+    """
+    name = r.spec.name
+    record, in_use = books.record(name), bool(r.busy) or name in books.queues
+    return Candidate(
+        key=r.worker,
+        bytes=books.need(r.spec).bytes,
+        in_use=in_use,
+        last_used=r.up_since if in_use else r.last_used,
+        uses=0 if in_use else record.uses,
+        back=record.mean_load or 0.0,
+        rate=record.demand.rate(now),
+        weight=r.spec.weight,
     )

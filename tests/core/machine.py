@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
-from swapd.core.scheduler import PRESSURE, Scheduler
+from swapd.core.desk import PRESSURE
+from swapd.core.scheduler import Scheduler
 from swapd.words import events as ev
 from swapd.words import orders as od
 from swapd.words.catalog import Catalog, Limits, ModelSpec

@@ -71,7 +71,7 @@ def test_a_worker_that_tells_its_slots_is_believed() -> None:
 
 
 def test_the_least_recently_used_makes_room_and_is_really_gone_first() -> None:
-    talk = Talk(Limits(max_resident=2), a=A, b=B, c=C)
+    talk = Talk(Limits(max_resident=2, policy="lru"), a=A, b=B, c=C)
     talk >> ev.Arrived(0, 1, "a") >> ev.CameUp(1, 1) >> ev.Arrived(1, 2, "b") >> ev.CameUp(2, 2)
     talk >> ev.Finished(3, 2) >> ev.Finished(4, 1)
     talk >> ev.Arrived(5, 3, "c") << "stop:2 wake:10"
@@ -81,7 +81,7 @@ def test_the_least_recently_used_makes_room_and_is_really_gone_first() -> None:
 def test_one_that_is_spared_when_another_alone_is_enough() -> None:
     sizes = {"a": 1, "b": 4, "c": 4}
     specs = {name: model(name, need_bytes=size) for name, size in sizes.items()}
-    talk = Talk(Limits(budget_bytes=5), **specs)
+    talk = Talk(Limits(budget_bytes=5, policy="lru"), **specs)
     talk >> ev.Arrived(0, 1, "a") >> ev.CameUp(1, 1) >> ev.Finished(2, 1)
     talk >> ev.Arrived(2, 2, "b") >> ev.CameUp(3, 2) >> ev.Finished(4, 2)
     # a is the older one, but giving up a alone is not enough and giving up b is.
@@ -162,7 +162,7 @@ def test_time_to_live_counts_from_the_end_of_the_last_request() -> None:
 
 
 def test_pressure_takes_one_idle_worker_a_sample_and_never_a_busy_one() -> None:
-    talk = Talk(Limits(threshold_percent=75, interval=30), a=A, b=B, c=C)
+    talk = Talk(Limits(threshold_percent=75, interval=30, policy="lru"), a=A, b=B, c=C)
     for worker, name in enumerate("abc", 1):
         talk >> ev.Arrived(0, worker, name) >> ev.CameUp(worker, worker)
     talk >> ev.Finished(4, 2) >> ev.Finished(5, 1)

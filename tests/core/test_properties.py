@@ -8,13 +8,15 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from swapd.core.ledger import Resident, Waiting
 from swapd.core.lifecycle import State
+from swapd.core.queue import Queue, Waiting
+from swapd.core.refusals import Verdict
+from swapd.core.resident import Resident
 from swapd.core.room import Room, missing
 from swapd.core.scheduler import Scheduler
 from swapd.words import events as ev
 from swapd.words.catalog import Catalog, Limits
-from swapd.words.orders import Stop, Why
+from swapd.words.orders import Stop
 from tests.core.histories import Deed, follow, histories, worlds
 from tests.core.machine import SERVE_MOST, BreachError, Machine, catalog
 
@@ -52,11 +54,9 @@ class VictimLeftReady(Scheduler):
 class GrantWithoutSlot(Scheduler):
     """Sees one slot more than there is."""
 
-    def _admissible(self, resident: Resident, queue: dict[int, Waiting]) -> list[Waiting]:
-        admitted = super()._admissible(resident, queue)
-        extra = [w for w in queue.values() if w not in admitted][:1]
-        resident.busy.update(w.request for w in extra)
-        return admitted + extra
+    def _admissible(self, resident: Resident, queue: Queue) -> Waiting | None:
+        full = queue and len(resident.busy) <= resident.slots
+        return queue.next() if full else super()._admissible(resident, queue)
 
 
 class ForgottenQueueEntry(Scheduler):
@@ -66,27 +66,33 @@ class ForgottenQueueEntry(Scheduler):
         super()._came_up(event)
         queue = self._books.queues.get(self._books.residents[event.worker].spec.name)
         if queue and len(queue) > 1:
-            self._books.dequeue(next(reversed(queue)))
+            self._books.dequeue(list(queue)[-1])
+
+
+def with_other_limits(faulty: Scheduler, limits: Limits, now: float, pressed: bool) -> None:
+    """A settle pass that goes by limits which are not those of the configuration."""
+    real = faulty._catalog
+    faulty._catalog = Catalog(real.models, limits)
+    Scheduler._settle(faulty, now, pressed)
+    faulty._catalog = real
 
 
 class BudgetOffByOne(Scheduler):
     """Finds that one byte more than the budget fits too."""
 
-    @property
-    def _limits(self) -> Limits:
+    def _settle(self, now: float, pressed: bool) -> None:
         limits = self._catalog.limits
         more = limits.budget_bytes + 1 if limits.budget_bytes else 0
-        return replace(limits, budget_bytes=more)
+        with_other_limits(self, replace(limits, budget_bytes=more), now, pressed)
 
 
 class PlaceOffByOne(Scheduler):
     """Finds that one worker more than allowed fits too."""
 
-    @property
-    def _limits(self) -> Limits:
+    def _settle(self, now: float, pressed: bool) -> None:
         limits = self._catalog.limits
         more = limits.max_resident + 1 if limits.max_resident else 0
-        return replace(limits, max_resident=more)
+        with_other_limits(self, replace(limits, max_resident=more), now, pressed)
 
 
 class BusyVictim(Scheduler):
@@ -101,9 +107,10 @@ class BusyVictim(Scheduler):
 class NeverYields(Scheduler):
     """Lets a busy model take new requests for ever while an older request needs its room."""
 
-    def _place(self, now: float) -> set[ev.WorkerId]:
-        super()._place(now)
-        return set()
+    def _place(self, now: float) -> set[str]:
+        released = super()._place(now)
+        self._plan.going.clear()
+        return released
 
 
 class LostWake(Scheduler):
@@ -143,9 +150,9 @@ class PinsForgotten(Scheduler):
 class PinsOverlooked(Scheduler):
     """Lets a request wait for room that pinned models never give up."""
 
-    def _hopeless(self, model: str, now: float) -> tuple[Why, str, float] | None:
+    def _hopeless(self, model: str, now: float) -> Verdict | None:
         refusal = super()._hopeless(model, now)
-        return None if refusal and "pinned" in refusal[1] else refusal
+        return None if refusal and "pinned" in refusal.message else refusal
 
 
 class CountsGuests(Scheduler):

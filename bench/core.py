@@ -1,0 +1,117 @@
+"""How many events the core takes in a second: a busy machine in virtual time, nothing else running.
+
+A hundred models of which ten fit, and as many requests waiting at any time as asked for. Each
+request that ends makes room for a new one; workers come up and go as they are told. The time is
+the process's own, so that others on the machine count little. One JSON line at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections import deque
+
+from swapd.core.scheduler import Scheduler
+from swapd.words import events as ev
+from swapd.words import orders as od
+from swapd.words.catalog import Catalog, Limits, ModelSpec
+
+SERVE, LOAD, STOP = 0.5, 1.0, 0.1
+"""Seconds of the simulated machine."""
+
+
+class World:
+    """Carries orders out at once or at their time, and lets a fixed number of requests wait."""
+
+    def __init__(self, models: int, fitting: int, slots: int, tenants: int) -> None:
+        specs = {
+            f"m{i}": ModelSpec(f"m{i}", ("x",), need_bytes=1, slots=slots, max_queue=10**6)
+            for i in range(models)
+        }
+        limits = Limits(budget_bytes=fitting, max_waiting=0, interval=1e9)
+        self.catalog = Catalog(specs, limits)
+        self.core = Scheduler(self.catalog)
+        self.names, self.tenants = list(specs), tenants
+        self.random = random.Random(1)
+        self.now, self.requests, self.waiting = 0.0, 0, 0
+        self.events: list[ev.Event] = []
+        # One line for each kind of thing to come: each kind takes the same time, so all are sorted.
+        self.ends: deque[tuple[float, int]] = deque()
+        self.ups: deque[tuple[float, int]] = deque()
+        self.exits: deque[tuple[float, int]] = deque()
+        self.wake: float | None = None
+
+    def tell(self, event: ev.Event) -> None:
+        self.events.append(event)
+        for order in self.core.handle(event):
+            match order:
+                case od.Grant(request, _):
+                    self.waiting -= 1
+                    self.ends.append((self.now + SERVE, request))
+                case od.Start(worker, _):
+                    self.ups.append((self.now + LOAD, worker))
+                case od.Stop(worker, _):
+                    self.exits.append((self.now + STOP, worker))
+                case od.WakeAt(when):
+                    self.wake = when
+                case od.Refuse() | od.Kill():
+                    raise AssertionError(order)
+
+    def arrive(self) -> None:
+        self.requests += 1
+        self.waiting += 1
+        tenant = f"t{self.requests % self.tenants}"
+        model = self.random.choice(self.names)
+        self.tell(ev.Arrived(self.now, self.requests, model, tenant=tenant))
+
+    def step(self) -> None:
+        """Let the next thing happen."""
+        lines = [line for line in (self.ends, self.ups, self.exits) if line]
+        line = min(lines, key=lambda line: line[0][0])
+        if self.wake is not None and self.wake < line[0][0]:
+            self.now, self.wake = self.wake, None
+            self.tell(ev.Ticked(self.now))
+            return
+        self.now, whom = line.popleft()
+        if line is self.ends:
+            self.tell(ev.Finished(self.now, whom, tokens=100))
+        elif line is self.ups:
+            self.tell(ev.CameUp(self.now, whom))
+        else:
+            self.tell(ev.Exited(self.now, whom))
+
+
+def measure(models: int, waiting: int, events: int, slots: int = 1, tenants: int = 5) -> float:
+    """Events a second with so many models and requests waiting.
+
+    The same events give the same orders: they are found out once, and then told again in one go.
+    """
+    world = World(models, max(1, models // 10), slots, tenants)
+    while len(world.events) < events + 2 * waiting:
+        world.arrive() if world.waiting < waiting else world.step()
+    core = Scheduler(world.catalog)
+    first, rest = world.events[: 2 * waiting], world.events[2 * waiting :]
+    for event in first:
+        core.handle(event)
+    before = time.process_time()
+    for event in rest:
+        core.handle(event)
+    return len(rest) / (time.process_time() - before)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--events", type=int, default=40_000)
+    parser.add_argument("--slots", type=int, default=1)
+    options = parser.parse_args()
+    rates = {}
+    for waiting in (100, 1000, 4000):
+        rates[waiting] = measure(100, waiting, options.events, options.slots)
+        print(f"100 models, {waiting:5d} waiting: {rates[waiting]:9,.0f} events/s")
+    print(json.dumps({"events_per_second": {str(k): round(v) for k, v in rates.items()}}))
+
+
+if __name__ == "__main__":
+    main()

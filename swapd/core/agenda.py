@@ -1,0 +1,45 @@
+"""When whom is to be looked at: the soonest of many times that keep changing."""
+
+from __future__ import annotations
+
+import math
+from heapq import heapify, heappop, heappush
+
+from swapd.words.events import WorkerId
+
+
+class Agenda:
+    """One time for each worker. Setting one and asking for the soonest are cheap.
+
+    Times that were replaced stay in the heap until they come up, or are too many.
+    """
+
+    def __init__(self) -> None:
+        self._when: dict[WorkerId, float] = {}
+        self._heap: list[tuple[float, WorkerId]] = []
+
+    def set(self, worker: WorkerId, when: float) -> None:
+        """The worker's time is now this one; infinite: it has none."""
+        if self._when.get(worker, math.inf) == when:
+            return
+        if when == math.inf:
+            del self._when[worker]
+            return
+        self._when[worker] = when
+        heappush(self._heap, (when, worker))
+        if len(self._heap) > 2 * len(self._when) + 64:
+            self._heap = [(when, worker) for worker, when in self._when.items()]
+            heapify(self._heap)
+
+    def soonest(self) -> float:
+        """The next time at which somebody is due; infinite when nobody is."""
+        heap = self._heap
+        while heap and self._when.get(heap[0][1]) != heap[0][0]:
+            heappop(heap)
+        return heap[0][0] if heap else math.inf
+
+    def due(self, now: float) -> list[WorkerId]:
+        """Those whose time has come. They stay due until their time is set anew."""
+        if self.soonest() > now:
+            return []
+        return [worker for worker, when in self._when.items() if when <= now]

@@ -1,0 +1,107 @@
+"""The desk: what is known and wished, and the orders as they are given. No decisions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from swapd.core import eviction
+from swapd.core.agenda import Agenda
+from swapd.core.ledger import Ledger
+from swapd.core.lifecycle import State, Step
+from swapd.core.placement import Plan, candidate, leavable
+from swapd.core.policy import POLICIES, Policy
+from swapd.core.queue import Waiting
+from swapd.core.refusals import Verdict
+from swapd.core.resident import Resident
+from swapd.words import events as ev
+from swapd.words.catalog import Catalog, Limits, ModelSpec
+from swapd.words.orders import Grant, Kill, Order, Refuse, Start, Stop, TakeSample
+
+PRESSURE = "memory pressure"
+
+
+class Desk:
+    """The books and what stands beside them. An order is in the books as soon as it is given."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._books = Ledger()
+        self._orders: list[Order] = []
+        self._agenda = Agenda()
+        self._plan = Plan(version=-1)
+        self._look_at_all = False
+        self._wake: float | None = None
+        self._sample_at = math.inf
+        self._closing: float | None = None
+
+    # -- orders --------------------------------------------------------------------------------
+
+    def _refuse(self, request: ev.RequestId, verdict: Verdict) -> None:
+        self._orders.append(Refuse(request, verdict.why, verdict.message, verdict.retry_after))
+
+    def _refuse_all(self, model: str, verdict: Verdict) -> None:
+        for request in list(self._books.queues[model]):
+            self._books.dequeue(request)
+            self._refuse(request, verdict)
+
+    def _give(self, waiting: Waiting, resident: Resident, now: float) -> None:
+        self._books.grant(waiting, resident, now)
+        self._orders.append(Grant(waiting.request, resident.worker))
+
+    def _start(self, spec: ModelSpec, now: float) -> None:
+        resident = self._books.admit(spec, now)
+        # Those that never go for others may leave no room for some who wait.
+        self._look_at_all |= spec.pinned or bool(self._limits.groups)
+        self._orders.append(Start(resident.worker, spec))
+
+    def _stop(self, resident: Resident, because: str, now: float) -> None:
+        self._books.step(resident, Step.STOP)
+        resident.because = because
+        resident.deadline = now + resident.spec.stop_grace
+        self._orders.append(Stop(resident.worker, because))
+
+    def _kill(self, resident: Resident, because: str) -> None:
+        self._books.step(resident, Step.KILL)
+        resident.deadline = None
+        self._orders.append(Kill(resident.worker, because))
+
+    def _sample_soon(self, now: float) -> None:
+        limits = self._limits
+        if limits.threshold_percent or limits.budget_bytes:
+            self._sample_at = now + limits.interval
+            self._orders.append(TakeSample())
+
+    # -- questions -----------------------------------------------------------------------------
+
+    @property
+    def _limits(self) -> Limits:
+        return self._catalog.limits
+
+    @property
+    def _policy(self) -> Policy:
+        return POLICIES[self._limits.policy]
+
+    def _workers_of(self, models: Iterable[str]) -> list[Resident]:
+        """The workers alive of these models, oldest first."""
+        found = [r for model in models for r in self._books.of_model(model)]
+        return sorted(found, key=lambda r: r.worker) if len(found) > 1 else found
+
+    def _first_to_go(self, now: float) -> Resident | None:
+        """The idle worker that is worth least, or None."""
+        books = self._books
+        may_go = (candidate(books, r, now) for r in leavable(books))
+        victim = eviction.first_to_go(self._policy, may_go)
+        return None if victim is None else books.residents[victim]
+
+    def _lasts_until(self, resident: Resident) -> float:
+        """When idleness ends it; infinite when it is not idle, or stays."""
+        if not resident.idle:
+            return math.inf
+        return resident.last_used + resident.lasts(self._policy.heeds_time)
+
+    def _due(self, resident: Resident) -> float:
+        """When the pass must look at this worker though nothing has happened."""
+        if resident.state is State.KILLED:
+            return math.inf
+        return self._lasts_until(resident) if resident.deadline is None else resident.deadline

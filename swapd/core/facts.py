@@ -1,0 +1,171 @@
+"""What each fact changes in the books. What follows from it is the settle pass's to find."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from swapd.core.desk import PRESSURE, Desk
+from swapd.core.ledger import mean
+from swapd.core.lifecycle import State, Step
+from swapd.core.queue import Waiting
+from swapd.core.refusals import CLOSING, Verdict, too_many
+from swapd.words import events as ev
+from swapd.words.catalog import Catalog
+from swapd.words.orders import Why
+
+COOL_DOWN = 1.0
+"""Seconds that a model rests after a failed start; doubled with each one more in a row."""
+COOL_DOWN_MOST = 60.0
+
+
+class Facts(Desk):
+    """Takes facts in, one method for each kind."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        super().__init__(catalog)
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            ev.Arrived: self._arrived,
+            ev.Left: self._left,
+            ev.Finished: self._finished,
+            ev.CameUp: self._came_up,
+            ev.Exited: self._exited,
+            ev.Sampled: self._sampled,
+            ev.Reloaded: self._reloaded,
+            ev.UnloadAsked: self._unload_asked,
+            ev.ClosingAsked: self._closing_asked,
+            ev.Ticked: self._ticked,
+        }
+
+    def _arrived(self, event: ev.Arrived) -> None:
+        spec, books = self._catalog.models.get(event.model), self._books
+        if spec is None:
+            verdict = Verdict(Why.UNKNOWN_MODEL, f"there is no model {event.model!r}")
+            return self._refuse(event.request, verdict)
+        if self._closing is not None:
+            return self._refuse(event.request, CLOSING)
+        waiting = Waiting(
+            event.request,
+            books.next_place(),
+            event.needs_slot,
+            event.now,
+            event.tenant,
+            event.priority + spec.priority,
+            event.keep_alive,
+        )
+        ready = books.serving(spec.name)
+        if not event.needs_slot and ready is not None and ready.state is State.READY:
+            return self._give(waiting, ready, event.now)
+        if refused := too_many(books, spec, self._limits, event):
+            verdict, instead = refused
+            if instead is None:
+                return self._refuse(event.request, verdict)
+            books.dequeue(instead.request)
+            self._refuse(instead.request, verdict)
+        self._note_pause(spec.name, event.now)
+        return books.enqueue(spec.name, waiting)
+
+    def _note_pause(self, model: str, now: float) -> None:
+        """How long this model's clients stayed away, if they did."""
+        record = self._books.record(model)
+        if record.quiet_since is not None:
+            record.mean_pause = mean(record.mean_pause, now - record.quiet_since)
+            record.quiet_since = None
+
+    def _left(self, event: ev.Left) -> None:
+        self._books.dequeue(event.request)
+
+    def _finished(self, event: ev.Finished) -> None:
+        # What was answered without a word on tokens stays counted as estimated.
+        known = event.tokens or not event.answered
+        granted, had_slot = self._books.give_back(event.request, event.tokens if known else None)
+        resident = self._books.residents.get(granted.worker)
+        if resident is None:
+            return
+        record = self._books.record(granted.model)
+        if event.answered:
+            resident.served += 1
+            record.failures, record.reason = 0, ""
+        if event.tokens:
+            record.mean_tokens = mean(record.mean_tokens, event.tokens)
+        if had_slot:
+            resident.last_used = event.now
+            record.mean_request = mean(record.mean_request, event.now - granted.since)
+            if not self._books.in_flight(granted.model):
+                record.quiet_since = event.now
+
+    def _came_up(self, event: ev.CameUp) -> None:
+        resident = self._books.residents[event.worker]
+        self._books.step(resident, Step.CAME_UP)
+        if resident.state is State.READY:
+            resident.up_since = resident.last_used = event.now
+            resident.deadline = None
+            record = self._books.record(resident.spec.name)
+            record.mean_load = mean(record.mean_load, event.now - resident.since)
+            resident.told_slots = event.slots
+            self._sample_soon(event.now)
+
+    def _exited(self, event: ev.Exited) -> None:
+        resident = self._books.residents[event.worker]
+        failed_start = resident.state is State.STARTING or resident.late
+        failed_serving = resident.state is State.READY and not resident.served
+        self._books.step(resident, Step.EXITED)
+        self._agenda.set(event.worker, math.inf)
+        if self._closing is None and (failed_start or failed_serving):
+            record = self._books.record(resident.spec.name)
+            record.failures += 1
+            record.reason = resident.late or event.reason
+            # One that came up and then died at once may have met with an accident: once.
+            if failed_start or record.failures > 1:
+                rest = COOL_DOWN * 2.0 ** (record.failures - 1)
+                record.cool_until = event.now + min(rest, COOL_DOWN_MOST)
+        if not self._books.residents:
+            self._sample_at = math.inf
+        elif resident.because == PRESSURE:
+            self._sample_soon(event.now)
+
+    def _sampled(self, event: ev.Sampled) -> None:
+        self._look_at_all = True
+        for worker, held in event.held.items():
+            resident = self._books.residents.get(worker)
+            if resident is not None and resident.state is State.READY:
+                self._books.measured(resident.spec.name, held)
+
+    def _reloaded(self, event: ev.Reloaded) -> None:
+        before, self._catalog = self._catalog, event.catalog
+        self._look_at_all = True
+        for model, old in before.models.items():
+            if event.catalog.models.get(model) != old:
+                self._books.forget(model)
+        for resident in list(self._books.staying()):
+            new = event.catalog.models.get(resident.spec.name)
+            if new is not None and resident.spec.same_process(new):
+                resident.spec = new
+            elif resident.state is State.READY:
+                self._books.step(resident, Step.DRAIN)
+                resident.because = "its configuration changed"
+            else:
+                self._stop(resident, "its configuration changed", event.now)
+        self._books.terms_changed()
+        self._sample_at = math.inf
+        if self._books.residents:
+            self._sample_soon(event.now)
+
+    def _unload_asked(self, event: ev.UnloadAsked) -> None:
+        for resident in self._books.residents.values():
+            asked = event.model is None or resident.spec.name == event.model
+            if asked and resident.state is State.READY:
+                self._books.step(resident, Step.DRAIN)
+                resident.because = "unloaded by hand"
+
+    def _closing_asked(self, event: ev.ClosingAsked) -> None:
+        self._closing = (
+            event.deadline if self._closing is None else min(self._closing, event.deadline)
+        )
+
+    def _ticked(self, event: ev.Ticked) -> None:
+        self._wake = None
+        if event.now >= self._sample_at:
+            self._sample_at = math.inf
+            self._sample_soon(event.now)

@@ -1,0 +1,164 @@
+"""Who of those that wait for one model is next: by priority, then by tokens served, then by age.
+
+A step of priority counts as `STEP` seconds of waiting. So a request is passed only by those that
+arrive within that time after it, for each step that they stand above it, and nobody waits for
+ever. Among equals in priority tenants share by tokens: next is who was served least. A tenant that
+was away comes back as if it had been served as much as who was served last, so that absence
+earns nothing. Within a tenant the order is that of arrival.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from swapd.words.events import RequestId
+
+STEP = 30.0
+MOST = 10
+"""Priorities beyond this are cut off, so that waits are bounded."""
+Rank: TypeAlias = tuple[float, int]
+"""Arrival, brought forward by priority; then the place in the order of arrival."""
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A request that has no grant yet. `place` orders all requests by arrival."""
+
+    request: RequestId
+    place: int
+    needs_slot: bool
+    since: float
+    tenant: str = ""
+    priority: int = 0
+    keep_alive: float | None = None
+    rank: Rank = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.priority = max(-MOST, min(self.priority, MOST))
+        self.rank = (self.since - STEP * self.priority, self.place)
+
+
+class Level:
+    """Those of one priority: a line for each tenant, and what each was served lately."""
+
+    __slots__ = ("_served", "_since", "lines", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: dict[RequestId, Waiting] = {}
+        self.lines: dict[str, dict[RequestId, Waiting]] = {}
+        self._served: dict[str, float] = {}
+        self._since = 0.0
+        """What the tenant that was granted last had been served before."""
+
+    def add(self, waiting: Waiting) -> None:
+        self.waiting[waiting.request] = waiting
+        line = self.lines.get(waiting.tenant)
+        if line is None:
+            line = self.lines[waiting.tenant] = {}
+            self._lift(waiting.tenant)
+        line[waiting.request] = waiting
+
+    def _lift(self, tenant: str) -> None:
+        served = self._served
+        served[tenant] = max(served.get(tenant, 0.0), self._since)
+        if len(served) > 2 * len(self.lines) + 64:
+            # Who is away and below the rest would be lifted anyway.
+            kept = {t: s for t, s in served.items() if t in self.lines or s > self._since}
+            self._served = kept
+
+    def remove(self, waiting: Waiting) -> None:
+        del self.waiting[waiting.request]
+        line = self.lines[waiting.tenant]
+        del line[waiting.request]
+        if not line:
+            del self.lines[waiting.tenant]
+
+    def oldest(self) -> Waiting:
+        return next(iter(self.waiting.values()))
+
+    def next(self) -> Waiting:
+        """The oldest of the tenant that was served least."""
+        if len(self.lines) == 1:
+            return self.oldest()
+        served = self._served
+        heads = [next(iter(line.values())) for line in self.lines.values()]
+        return min(heads, key=lambda head: (served[head.tenant], head.place))
+
+    def grant(self, tenant: str, tokens: float) -> None:
+        """A request of this tenant is granted, and will be served so many tokens, as it seems."""
+        self._since = max(self._since, self._served[tenant])
+        self._served[tenant] += tokens
+
+    def correct(self, tenant: str, tokens: float) -> None:
+        """What a granted request was served differs from the estimate by so many tokens."""
+        if tenant in self._served:
+            self._served[tenant] += tokens
+
+
+class Queue:
+    """All that wait for one model. Adding, taking out and picking cost nothing for the others
+    that wait, and little for each tenant and priority among them."""
+
+    __slots__ = ("_levels", "_waiting")
+
+    def __init__(self) -> None:
+        self._waiting: dict[RequestId, Waiting] = {}
+        self._levels: dict[int, Level] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __iter__(self) -> Iterator[RequestId]:
+        return iter(self._waiting)
+
+    def add(self, waiting: Waiting) -> None:
+        self._waiting[waiting.request] = waiting
+        level = self._levels.get(waiting.priority)
+        if level is None:
+            level = self._levels[waiting.priority] = Level()
+        level.add(waiting)
+
+    def remove(self, request: RequestId) -> Waiting:
+        waiting = self._waiting.pop(request)
+        level = self._levels[waiting.priority]
+        level.remove(waiting)
+        if not level.waiting:
+            # When nobody waits, nobody is kept waiting by what others were served before.
+            del self._levels[waiting.priority]
+        return waiting
+
+    def head(self) -> Waiting:
+        """The one of first rank: by its age the model's claim to room is judged."""
+        if len(self._levels) == 1:
+            return next(iter(self._waiting.values()))
+        return min((level.oldest() for level in self._levels.values()), key=lambda w: w.rank)
+
+    def next(self) -> Waiting:
+        """The one to be granted next."""
+        return self._levels[self.head().priority].next()
+
+    def grant(self, waiting: Waiting, tokens: float) -> None:
+        """Count a granted request with the tokens that it is likely to take."""
+        self._levels[waiting.priority].grant(waiting.tenant, tokens)
+
+    def correct(self, priority: int, tenant: str, tokens: float) -> None:
+        """Count what is known now of a granted request."""
+        if priority in self._levels:
+            self._levels[priority].correct(tenant, tokens)
+
+    def greediest(self) -> tuple[int, Waiting]:
+        """How many requests the tenant with most of them has here, and its newest."""
+        count: dict[str, int] = {}
+        for level in self._levels.values():
+            for tenant, line in level.lines.items():
+                count[tenant] = count.get(tenant, 0) + len(line)
+        most = max(count, key=lambda tenant: count[tenant])
+        of_most = (w for w in reversed(self._waiting.values()) if w.tenant == most)
+        return count[most], next(of_most)
+
+    def of(self, tenant: str) -> int:
+        """How many requests of this tenant wait here."""
+        lines = (level.lines.get(tenant, ()) for level in self._levels.values())
+        return sum(map(len, lines))

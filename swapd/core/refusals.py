@@ -1,0 +1,119 @@
+"""Why a request is not served: pure questions to the books."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from swapd.core.groups import is_spared, must_part
+from swapd.core.ledger import Ledger
+from swapd.core.queue import Waiting
+from swapd.core.room import Room, missing
+from swapd.words.catalog import Catalog, Limits, ModelSpec
+from swapd.words.events import Arrived
+from swapd.words.orders import Why
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a refusal says to whomever it concerns."""
+
+    why: Why
+    message: str
+    retry_after: float = 0.0
+
+
+CLOSING = Verdict(Why.CLOSING, "swapd is shutting down", 5.0)
+
+
+def too_many(
+    books: Ledger, spec: ModelSpec, limits: Limits, event: Arrived
+) -> tuple[Verdict, Waiting | None] | None:
+    """The verdict on a request for which there is no place in the queues, and on whom it falls.
+
+    None when there is one. It falls on the newest request of the greediest tenant (given), when
+    that leaves its tenant no fewer places than the one who comes; else on the newcomer (None).
+    """
+    mine = len(books.of_tenant.get(event.tenant, ()))
+    queue, total = books.queues.get(spec.name), len(books.waiting)
+    queued = len(queue) if queue else 0
+    retry_after = expected_wait(books, spec, queued)
+    if 0 < limits.max_per_tenant <= mine:
+        message = f"{mine} requests of this tenant wait already, which is the limit"
+        return Verdict(Why.TENANT_FULL, message, retry_after), None
+    if queue and queued >= spec.max_queue:
+        verdict = Verdict(
+            Why.QUEUE_FULL,
+            f"{queued} requests wait for {spec.name!r} already, which is the limit",
+            retry_after,
+        )
+        most, newest = queue.greediest()
+        return verdict, newest if queue.of(event.tenant) + 2 <= most else None
+    if 0 < limits.max_waiting <= total:
+        message = f"{total} requests wait already, which is the limit"
+        verdict = Verdict(Why.OVERLOADED, message, retry_after)
+        greedy = max(books.of_tenant.values(), key=len)
+        newest = books.waiting[next(reversed(greedy))][1]
+        return verdict, newest if mine + 2 <= len(greedy) else None
+    return None
+
+
+def cannot_start(books: Ledger, catalog: Catalog, spec: ModelSpec, now: float) -> Verdict | None:
+    """Why a worker of this model can't be started however long one waits, or None."""
+    record, need = books.records.get(spec.name), books.need(spec)
+    if record is not None and record.cool_until > now:
+        message = f"{spec.name!r} failed: {record.reason}"
+        return Verdict(Why.START_FAILED, message, record.cool_until - now)
+    if lack := missing(need, catalog.limits):
+        return Verdict(Why.TOO_LARGE, _too_large(spec, need, lack, catalog.limits))
+    if missing(_fixed_for(books, spec, catalog.limits) + need, catalog.limits):
+        return Verdict(Why.TOO_LARGE, f"pinned models leave no room for {spec.name!r}")
+    if other := _beside_pinned(books, spec, catalog.limits):
+        message = f"{spec.name!r} can't be loaded beside {other!r}, which is pinned"
+        return Verdict(Why.NO_ROOM, message)
+    return None
+
+
+def _fixed_for(books: Ledger, spec: ModelSpec, limits: Limits) -> Room:
+    """What those workers take that never go for this model."""
+    if not limits.groups:
+        return books.pinned()
+    return books.total(
+        r for r in books.staying() if r.spec.pinned or is_spared(spec.name, r.spec.name, limits)
+    )
+
+
+def _beside_pinned(books: Ledger, spec: ModelSpec, limits: Limits) -> str:
+    """A pinned model in whose presence this one must not be loaded, or nothing."""
+    if not limits.groups:
+        return ""
+    pinned = (r.spec.name for r in books.staying() if r.spec.pinned)
+    return next((p for p in pinned if must_part(spec.name, p, limits)), "")
+
+
+def _too_large(spec: ModelSpec, need: Room, lack: Room, limits: Limits) -> str:
+    return (
+        f"{spec.name!r} needs {_mib(need.bytes)}, {_mib(lack.bytes)} more than"
+        f" the memory budget of {_mib(limits.budget_bytes)}"
+    )
+
+
+def no_room(spec: ModelSpec, short: Room, limits: Limits, retry_after: float) -> Verdict:
+    """The verdict when a policy lets nobody go for others."""
+    if short.bytes:
+        what = f"{_mib(short.bytes)} of memory are missing"
+    elif short.workers:
+        what = f"{limits.max_resident} models are loaded, which is the limit"
+    else:
+        what = "its group does not let it be loaded beside those that are"
+    message = f"no room for {spec.name!r}: {what}, and {limits.policy} lets nobody go for it"
+    return Verdict(Why.NO_ROOM, message, retry_after)
+
+
+def _mib(number: int) -> str:
+    return f"{number / 2**20:,.0f} MiB"
+
+
+def expected_wait(books: Ledger, spec: ModelSpec, ahead: int) -> float:
+    """Seconds until `ahead` requests and one more are through, from the measured mean."""
+    usual = books.record(spec.name).mean_request or 1.0
+    return max(1.0, usual * (ahead + 1) / spec.slots)

@@ -1,0 +1,61 @@
+"""A worker in the books."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from swapd.core.lifecycle import State, Step, advance
+from swapd.words.catalog import ModelSpec
+from swapd.words.events import RequestId, WorkerId
+
+
+@dataclass(slots=True)
+class Resident:
+    """A worker whose process is alive or being started."""
+
+    worker: WorkerId
+    spec: ModelSpec
+    since: float
+    deadline: float | None
+    """When it is killed: if it has not come up by then, or not gone."""
+    state: State = State.STARTING
+    told_slots: int = 0
+    busy: set[RequestId] = field(default_factory=set)
+    served: int = 0
+    up_since: float = 0.0
+    last_used: float = 0.0
+    keep_alive: float | None = None
+    """What the last request that said so wants instead of the model's time to live."""
+    because: str = ""
+    """Why it was asked to go."""
+    late: str = ""
+    """Says that it was killed because it did not come up in time."""
+
+    def step(self, step: Step) -> None:
+        self.state = advance(self.state, step)
+
+    @property
+    def idle(self) -> bool:
+        return self.state is State.READY and not self.busy
+
+    @property
+    def slots(self) -> int:
+        """As many as the worker itself has told, else as many as its model's entry says."""
+        return self.told_slots or self.spec.slots
+
+    @property
+    def free_slots(self) -> int:
+        return self.slots - len(self.busy) if self.state is State.READY else 0
+
+    def lasts(self, heeds_time: bool) -> float:
+        """Seconds of idleness after which it goes; infinite: it stays.
+
+        A request's wish counts under every policy, the model's time to live under those that
+        heed it.
+        """
+        if self.spec.pinned:
+            return math.inf
+        if self.keep_alive is not None:
+            return self.keep_alive if self.keep_alive >= 0 else math.inf
+        return self.spec.ttl if self.spec.ttl and heeds_time else math.inf
