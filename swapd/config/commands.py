@@ -192,7 +192,7 @@ class Expander:
             return scope.env[variable], True
         if name in scope.macros:
             return scope.macros[name].text, False
-        if name in {"PORT", "PID"}:
+        if name in RESERVED:
             raise MacroError(f"${{{name}}} has no meaning here")
         if name in scope.env:
             raise MacroError(f"undefined macro ${{{name}}}; did you mean ${{env.{name}}}?")

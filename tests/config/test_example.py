@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from swapd.config.custom import parse_custom
-from swapd.config.schema import Filters, Memory, Model, Server
+from swapd.config.schema import CustomModel, Filters, Memory, Model, Server
 from swapd.config.tree import Mapping, node_at, parse_tree
 from swapd.config.typed import Report, shapes
 from swapd.config.typed import read as read_section
@@ -71,5 +71,9 @@ def test_the_shipped_custom_models_say_nothing_and_their_examples_are_valid() ->
     assert not parse_custom(text, {}).models
     _, _, tail = text.partition("what you need of this:\n#\n")
     custom = parse_custom(re.sub(r"(?m)^# ?", "", tail), {})
-    assert list(custom.models) == ["bard", "gemma3:27.4b-q8_0", "codestral:22.2b-q8_0", "whisper"]
+    assert list(custom.models) == [
+        "bard", "gemma3:27.4b-q8_0", "gemma-short", "codestral:22.2b-q8_0", "whisper",
+    ]  # fmt: skip
+    told = set(re.findall(r"(?m)^#   ([a-z_]+)  ", text.partition("\nmodels:")[0]))
+    assert told == set(shapes(CustomModel)) - set(shapes(Model))
     assert custom.warnings == ()
