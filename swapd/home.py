@@ -53,3 +53,9 @@ def demo_folder() -> Path:
     package = Path(__file__).resolve().parent
     installed = package / "demo"
     return installed if installed.is_dir() else package.parent / "demo"
+
+
+def template_folder() -> Path:
+    """Where `launchd/` and `systemd/` lie: inside the installed package, else beside it."""
+    package = Path(__file__).resolve().parent
+    return package if (package / "systemd").is_dir() else package.parent

@@ -10,6 +10,7 @@ import typer
 
 from swapd.doors.cli import daemon_commands as daemon
 from swapd.doors.cli import model_commands as model
+from swapd.doors.cli import service_commands as service
 from swapd.doors.cli import talk_commands as talk
 from swapd.doors.cli.say import FailedError, command, complain
 
@@ -37,6 +38,8 @@ def build() -> typer.Typer:
     app.command("unload")(model.unload)
     app.command("logs")(daemon.logs)
     app.command("bench")(talk.bench)
+    for name, group in service.groups().items():
+        app.add_typer(group, name=name)
     return app
 
 
