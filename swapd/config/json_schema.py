@@ -1,0 +1,176 @@
+"""JSON schemas of config.yaml and custom_models.yaml, for editors. Pure.
+
+Types and bounds come from the structs that the files are read with, so that a schema can't say
+other things than the program. What a key means is said once, beside the key in config.example.yaml
+and custom_models.yaml, and taken from there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping as MappingType
+from typing import Any
+
+import msgspec
+
+from swapd.config.schema import CustomModel, Filters, Memory, Model, Server
+from swapd.config.tree import Mapping, parse_tree
+from swapd.config.typed import shapes
+
+DRAFT = "http://json-schema.org/draft-07/schema#"
+"""The one that YAML's language server knows best."""
+_EXAMPLE = "example"
+"""The model in config.example.yaml."""
+_FROM_ENV = {"type": "string", "pattern": r"\$\{env\.[^}]*\}"}
+_CMD = (
+    "the command that serves it, instead of our own worker's: ${MODEL_PATH} is the file that was "
+    "found, ${MMPROJ_PATH} its projector, ${PORT} a free port"
+)
+_CUSTOM_KEY = re.compile(r"^#   ([a-z_]+) {2,}(.+)$", re.MULTILINE)
+
+
+def config_schema(example: str) -> dict[str, Any]:
+    """The schema of config.yaml; `example` is the text of config.example.yaml."""
+    said = meanings(example)
+    return _schema("swapd: config.yaml", Model, said, required=["models"])
+
+
+def custom_schema(example: str, custom: str) -> dict[str, Any]:
+    """The schema of custom_models.yaml; `custom` is the text of the file as it is shipped."""
+    said = dict(meanings(example))
+    for key, meaning in _CUSTOM_KEY.findall(custom.partition("\nmodels:")[0]):
+        said["models", _EXAMPLE, key] = meaning
+    said["models", _EXAMPLE, "cmd"] = _CMD
+    return _schema("swapd: custom_models.yaml", CustomModel, said, required=[])
+
+
+def meanings(example: str) -> MappingType[tuple[str, ...], str]:
+    """What the example says of each key, by the way to it.
+
+    That is the comment behind it, with the lines that go on below; else the paragraph above it.
+    """
+    tree, _ = parse_tree(example, "config.example.yaml")
+    lines = example.splitlines()
+    found: dict[tuple[str, ...], str] = {}
+
+    def walk(section: Mapping, path: tuple[str, ...]) -> None:
+        for key, entry in section.entries.items():
+            here = (*path, key)
+            meaning = _behind(lines, entry.line) or _above(lines, entry.line)
+            if meaning:
+                found[here] = meaning
+            if isinstance(entry.node, Mapping):
+                walk(entry.node, here)
+
+    walk(tree, ())
+    return found
+
+
+def _behind(lines: list[str], line: int) -> str:
+    match = re.search(r"\s#\s+(.*)$", lines[line - 1])
+    if match is None:
+        return ""
+    column = lines[line - 1].index("#", match.start())
+    parts = [match[1]]
+    for more in lines[line:]:
+        if len(more) - len(more.lstrip()) != column or not more.lstrip().startswith("#"):
+            break
+        parts.append(more.lstrip()[1:].strip())
+    return " ".join(parts)
+
+
+def _above(lines: list[str], line: int) -> str:
+    """The first paragraph of the comment that ends right above the line."""
+    block: list[str] = []
+    for text in reversed(lines[: line - 1]):
+        if not text.lstrip().startswith("#") or text.lstrip().startswith("# ---"):
+            break
+        block.insert(0, text.lstrip()[1:].strip())
+    paragraph: list[str] = []
+    for text in block:
+        if not text:
+            break
+        paragraph.append(text)
+    return " ".join(paragraph)
+
+
+def _schema(
+    title: str,
+    model: type[msgspec.Struct],
+    said: MappingType[tuple[str, ...], str],
+    required: list[str],
+) -> dict[str, Any]:
+    _, parts = msgspec.json.schema_components(
+        [Server, model, Memory, Filters], ref_template="#/definitions/{name}"
+    )
+    kept = {
+        "Memory": _section(Memory, parts["Memory"], said, ("memory",)),
+        "Model": _section(model, parts[model.__name__], said, ("models", _EXAMPLE)),
+        "Filters": _section(Filters, parts["Filters"], said, ("models", _EXAMPLE, "filters")),
+    }
+    top = _section(Server, parts["Server"], said, ())
+    top["properties"]["models"] = {
+        "description": "the models, by the names that clients ask for",
+        "type": ["object", "null"],
+        "additionalProperties": {"$ref": "#/definitions/Model"},
+    }
+    anchors = {"^x-": {"description": "a place for YAML anchors, used elsewhere"}}
+    return {
+        "$schema": DRAFT,
+        "title": title,
+        **top,
+        "properties": dict(sorted(top["properties"].items())),
+        "patternProperties": anchors,
+        "required": required,
+        "definitions": kept,
+    }
+
+
+def _section(
+    struct: type[msgspec.Struct],
+    made: dict[str, Any],
+    said: MappingType[tuple[str, ...], str],
+    path: tuple[str, ...],
+) -> dict[str, Any]:
+    """One section as an editor should check it: as it is read, no other keys."""
+    properties = {}
+    for key, shape in sorted(shapes(struct).items()):
+        shown = made["properties"][key]
+        wants = shape.wants
+        if shape.inert:
+            properties[key] = {"description": f"accepted, without effect yet: {shape.inert}"}
+            continue
+        if shape.nested is not None:
+            properties[key] = {"$ref": f"#/definitions/{shape.nested.__name__}"}
+            continue
+        meaning = said.get((*path, key), "")
+        described = f"{meaning} ({wants})" if meaning and wants else meaning or wants
+        properties[key] = {"description": described, **_lenient(shown)}
+        if shown.get("default") is not None:
+            properties[key]["default"] = shown["default"]
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _lenient(made: dict[str, Any]) -> dict[str, Any]:
+    """A value's schema with what the reader takes besides.
+
+    That is nothing, for the default; a number where text is wanted; and a variable of the
+    environment, whatever is wanted.
+    """
+    plain = {key: made[key] for key in made.keys() - {"description", "default", "anyOf"}}
+    choices = [_wide(part) for part in made.get("anyOf", [plain])]
+    known = {str(choice) for choice in choices}
+    extra = [part for part in ({"type": "null"}, _FROM_ENV) if str(part) not in known]
+    if any("string" in choice.get("type", ()) and "enum" not in choice for choice in choices):
+        extra = [part for part in extra if part is not _FROM_ENV]
+    return {"anyOf": [*choices, *extra]}
+
+
+def _wide(part: dict[str, Any]) -> dict[str, Any]:
+    wide = {key: part[key] for key in sorted(part.keys() - {"description"})}
+    if wide.get("type") == "string":
+        wide["type"] = ["string", "number", "boolean"]
+    for inner in ("items", "additionalProperties"):
+        if isinstance(wide.get(inner), dict):
+            wide[inner] = _wide(wide[inner])
+    return wide
