@@ -127,9 +127,9 @@ def test_what_the_program_takes_the_schema_takes(text: str, schema: dict[str, An
 def test_the_faults_of_shape_are_seen_by_the_schema_too() -> None:
     seen = 0
     for text, sentence in FAULTS:
-        if not re.search(
-            r"unknown key|must be (seconds|a whole|a section|true|a list|debug)", sentence
-        ):
+        kinds = "unknown key|must be (seconds|a whole|a section|true|a list|debug)"
+        if not re.search(kinds, sentence) or "--parallel" in sentence:
+            # What stands in a command line is no matter of shape.
             continue
         try:
             value = yaml.safe_load(text)
