@@ -37,6 +37,15 @@ class RefusedError(Exception):
         self.refusal = refusal
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How a request wants to be treated."""
+
+    tenant: str = ""
+    keep_alive: float | None = None
+    """See `Arrived.keep_alive`."""
+
+
 @dataclass(slots=True)
 class Lease:
     """A worker's slot, granted to one request. To be given back by `Supervisor.release`."""
@@ -133,7 +142,7 @@ class Supervisor:
             seen.append(Sight(status, process.pid, argv, url, running.started, silent))
         return seen
 
-    async def admit(self, model: str, needs_slot: bool = True) -> Lease:
+    async def admit(self, model: str, needs_slot: bool = True, wish: Wish = Wish()) -> Lease:
         """Wait for a slot of this model's worker, which is started if need be.
 
         Raises RefusedError. When the caller is cancelled, whatever it held is given back.
@@ -142,7 +151,7 @@ class Supervisor:
         request = self._requests
         future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         self._waiting[request] = future
-        self.post(ev.Arrived(now(), request, model, needs_slot))
+        self.post(ev.Arrived(now(), request, model, needs_slot, wish.keep_alive, wish.tenant))
         try:
             return await future
         except asyncio.CancelledError:
@@ -152,9 +161,12 @@ class Supervisor:
                 self.release(future.result(), answered=False)
             raise
 
-    def release(self, lease: Lease, answered: bool) -> None:
-        """Give a slot back: the request is over, and the worker answered it or did not."""
-        self.post(ev.Finished(now(), lease.request, answered))
+    def release(self, lease: Lease, answered: bool, tokens: int = 0) -> None:
+        """Give a slot back: the request is over, and the worker answered it or did not.
+
+        `tokens` were read and written for it; 0: not known.
+        """
+        self.post(ev.Finished(now(), lease.request, answered, tokens))
 
     async def load(self, model: str) -> None:
         """Wait until this model's worker is ready. Raises RefusedError when it does not get so."""

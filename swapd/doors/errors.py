@@ -13,9 +13,11 @@ from swapd.words.orders import Refuse, Why
 STATUS = {
     Why.UNKNOWN_MODEL: (404, "invalid_request_error", "model_not_found"),
     Why.QUEUE_FULL: (429, "rate_limit_error", "queue_full"),
+    Why.TENANT_FULL: (429, "rate_limit_error", "tenant_queue_full"),
     Why.OVERLOADED: (503, "overloaded_error", "overloaded"),
     Why.START_FAILED: (503, "unavailable_error", "model_start_failed"),
     Why.TOO_LARGE: (503, "unavailable_error", "model_too_large"),
+    Why.NO_ROOM: (503, "unavailable_error", "no_room"),
     Why.CLOSING: (503, "unavailable_error", "shutting_down"),
 }
 """For each refusal: HTTP status, OpenAI's `type` and `code`."""

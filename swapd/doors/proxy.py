@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 
 import msgspec
 from aiohttp import web
 
-from swapd.doors import errors
+from swapd.doors import errors, wishes
 from swapd.doors.house import HOUSE, House
 from swapd.effects.upstream import WorkerFailedError, forward
-from swapd.supervisor import RefusedError
+from swapd.supervisor import RefusedError, Wish
 from swapd.words.catalog import ModelSpec
 
 STREAM_HEADERS = {"X-Accel-Buffering": "no"}
@@ -20,31 +21,27 @@ WITHOUT_SLOT = frozenset({"health", "slots", "props", "metrics", "v1/models", "m
 """What a worker answers beside its slots, as llama-server names it."""
 
 
-class _Named(msgspec.Struct):
-    """The one field of a body that routing needs."""
-
-    model: object = None
-
-
-_decoder = msgspec.json.Decoder(_Named)
-
-
 async def by_body(request: web.Request) -> web.StreamResponse:
     """A request whose JSON body names its model."""
     house = request.app[HOUSE]
     body = await request.read()
     try:
-        named = _decoder.decode(body)
+        named = wishes.decode(body)
     except msgspec.DecodeError as error:
         return errors.response(400, f"the body is not a JSON object: {error}")
     if named.model is None:
         return errors.response(400, "the body names no 'model'", param="model")
     if not isinstance(named.model, str):
         return errors.response(400, "'model' must be a string", param="model")
+    try:
+        wish = wishes.of(request, named)
+    except ValueError as error:
+        return errors.response(400, str(error), param="keep_alive")
     spec = house.supervisor.catalog.resolve(named.model)
     if spec is None:
         return unknown(house, named.model)
-    return await _pass(house, request, spec, request.path_qs, _rewritten(spec, body), True)
+    passing = Passing(spec, request.path_qs, _rewritten(spec, body), wish)
+    return await _pass(house, request, passing)
 
 
 async def by_path(request: web.Request) -> web.StreamResponse:
@@ -61,7 +58,9 @@ async def by_path(request: web.Request) -> web.StreamResponse:
             query = f"?{request.query_string}" if request.query_string else ""
             needs_slot = path.rstrip("/") not in WITHOUT_SLOT
             body = await request.read()
-            return await _pass(house, request, spec, f"/{path}{query}", body, needs_slot)
+            wish = Wish(request.headers.get("X-Tenant-Id", "")[:256])
+            passing = Passing(spec, f"/{path}{query}", body, wish, needs_slot)
+            return await _pass(house, request, passing)
     return unknown(house, words[0])
 
 
@@ -92,30 +91,39 @@ def _rewritten(spec: ModelSpec, body: bytes) -> bytes:
     return msgspec.json.encode(fields)
 
 
-async def _pass(
-    house: House, request: web.Request, spec: ModelSpec, path: str, body: bytes, needs_slot: bool
-) -> web.StreamResponse:
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """A request as it goes to a worker."""
+
+    spec: ModelSpec
+    path: str
+    body: bytes
+    wish: Wish
+    needs_slot: bool = True
+
+
+async def _pass(house: House, request: web.Request, passing: Passing) -> web.StreamResponse:
     """Wait for a slot of the model's worker, send the request there, stream the answer back."""
+    name = passing.spec.name
     try:
-        lease = await house.supervisor.admit(spec.name, needs_slot)
+        lease = await house.supervisor.admit(name, passing.needs_slot, passing.wish)
     except RefusedError as error:
         return errors.of_refusal(error.refusal)
-    answered = False
+    answered, tokens = False, 0
     try:
-        response = await forward(
-            house.session, request, lease.base_url + path, body, STREAM_HEADERS
-        )
+        url = lease.base_url + passing.path
+        response, tokens = await forward(house.session, request, url, passing.body, STREAM_HEADERS)
         answered = True
         return response
     except WorkerFailedError as error:
-        house.logs.own.warning("%s: a request failed: %s", spec.name, error)
-        message = f"the worker of {spec.name!r} failed: {error}"
+        house.logs.own.warning("%s: a request failed: %s", name, error)
+        message = f"the worker of {name!r} failed: {error}"
         if error.begun is None:
             return errors.response(502, message, "upstream_error", "worker_failed")
         await _break_off(request, error.begun, message)
         return error.begun
     finally:
-        house.supervisor.release(lease, answered)
+        house.supervisor.release(lease, answered, tokens)
 
 
 async def _break_off(request: web.Request, begun: web.StreamResponse, message: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import aiohttp
 from aiohttp import web
@@ -31,6 +33,20 @@ into a connection that the other end is just closing can't be told from one that
 FAILURES = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
 NEVER = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_WITHIN)
 """An answer may take as long as it takes: a long prefill is not a fault."""
+
+
+TAIL = 2048
+"""Bytes at the end of an answer in which its usage stands."""
+TOTAL = re.compile(rb'"total_tokens":\s*(\d{1,12})')
+PROMPT_N = re.compile(rb'"prompt_n":\s*(\d{1,12})')
+PREDICTED_N = re.compile(rb'"predicted_n":\s*(\d{1,12})')
+
+
+class Answer(NamedTuple):
+    """A whole answer as the client got it, and the tokens that it tells of."""
+
+    response: web.StreamResponse
+    tokens: int
 
 
 class WorkerFailedError(Exception):
@@ -68,7 +84,7 @@ async def forward(
     url: str,
     body: bytes,
     added: Mapping[str, str],
-) -> web.StreamResponse:
+) -> Answer:
     """Send `request` with `body` to `url` and stream the answer to the client as it comes.
 
     `added` are headers that the answer gets on top. Raises WorkerFailedError when the worker
@@ -89,10 +105,23 @@ async def forward(
         response.headers.extend(end_to_end(answer.headers))
         response.headers.update(added)
         await response.prepare(request)
+        tail = b""
         while chunk := await _next_chunk(answer, response):
             await response.write(chunk)
+            tail = (tail + chunk)[-TAIL:]
         await response.write_eof()
-        return response
+        return Answer(response, tokens_told(tail))
+
+
+def tokens_told(tail: bytes) -> int:
+    """Tokens read and written, by the end of an answer; 0 when it does not tell.
+
+    From OpenAI's `usage`, or from the `timings` that llama-server and our worker put there.
+    """
+    if found := TOTAL.search(tail):
+        return int(found[1])
+    prompt, predicted = PROMPT_N.search(tail), PREDICTED_N.search(tail)
+    return (int(prompt[1]) if prompt else 0) + (int(predicted[1]) if predicted else 0)
 
 
 async def _next_chunk(answer: aiohttp.ClientResponse, response: web.StreamResponse) -> bytes:

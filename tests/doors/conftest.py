@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -55,6 +55,9 @@ class Gate:
         if self._pipe is not None:
             os.close(self._pipe)
             self._pipe = None
+
+
+GateMaker: TypeAlias = Callable[[str], Gate]
 
 
 @pytest.fixture

@@ -1,0 +1,54 @@
+"""What a request says besides what the worker is to do: for whom it is, how to treat it."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+from aiohttp import web
+
+from swapd.supervisor import Wish
+
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+DURATION = re.compile(r"(-?)((?:\d+(?:\.\d+)?(?:ms|s|m|h))+)")
+PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+
+
+class Named(msgspec.Struct):
+    """The fields of a body that routing needs; all others are skipped over."""
+
+    model: object = None
+    user: object = None
+    keep_alive: object = None
+
+
+decode = msgspec.json.Decoder(Named).decode
+
+
+def of(request: web.Request, named: Named) -> Wish:
+    """The wish in headers and body. Raises ValueError with a sentence.
+
+    The tenant is `X-Tenant-Id`, else the body's `user` as OpenAI has it. `keep_alive` is Ollama's.
+    """
+    tenant = request.headers.get("X-Tenant-Id", "")
+    if not tenant and isinstance(named.user, str):
+        tenant = named.user
+    keep_alive = None if named.keep_alive is None else seconds(named.keep_alive)
+    return Wish(tenant[:256], keep_alive)
+
+
+def seconds(value: object) -> float:
+    """Ollama's `keep_alive`: seconds as a number or as text, or a duration such as `1h30m`.
+
+    Negative: for ever. Raises ValueError.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, str):
+        text = value.strip()
+        if re.fullmatch(r"-?\d+(?:\.\d+)?", text):
+            return float(text)
+        if whole := DURATION.fullmatch(text):
+            total = sum(float(n) * UNITS[unit] for n, unit in PART.findall(whole[2]))
+            return -total if whole[1] else total
+    raise ValueError("'keep_alive' must be seconds or a duration such as \"5m\", negative for ever")
