@@ -86,6 +86,8 @@ class Ledger:
         """Models with a queue and no worker that serves it, by the first rank in their queue."""
         self.touched: set[str] = set()
         self.version = 0
+        self.horizon = NEVER
+        """Up to which rank the plan depends on who waits for room."""
         self._ranks: dict[str, Rank] = {}
         self._wishes: dict[str, Rank] = {}
         self._serving: dict[str, Resident] = {}
@@ -133,6 +135,7 @@ class Ledger:
         model, record, tokens = resident.spec.name, self.record(resident.spec.name), 0.0
         if waiting.keep_alive is not None:
             resident.keep_alive = waiting.keep_alive
+            self.touched.add(model)
         if waiting.needs_slot:
             resident.busy.add(waiting.request)
             record.uses += 1
@@ -225,7 +228,8 @@ class Ledger:
             self.version += 1
 
     def _wish(self, model: str, before: Rank, now: Rank) -> None:
-        self.version += 1
+        if min(before, now) <= self.horizon:
+            self.version += 1
         if before != NEVER:
             del self.wanted[bisect_left(self.wanted, (before, model))]
             del self._wishes[model]
@@ -234,8 +238,8 @@ class Ledger:
             self._wishes[model] = now
 
     def _ahead(self, rank: Rank) -> int:
-        """How many models that wait for room come before this rank."""
-        return bisect_left(self.wanted, (rank, "")) if self.wanted else 0
+        """How many of the models that wait for room come before this rank, to the horizon."""
+        return bisect_left(self.wanted, (min(rank, self.horizon), "")) if self.wanted else 0
 
     # -- questions -----------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from swapd.core import eviction
 from swapd.core.fairness import keeps_place_until
 from swapd.core.groups import is_spared, must_part
-from swapd.core.ledger import Ledger
+from swapd.core.ledger import NEVER, Ledger
 from swapd.core.lifecycle import LEAVING, State
 from swapd.core.policy import POLICIES, Candidate
 from swapd.core.queue import Rank
@@ -32,6 +32,8 @@ class Plan:
     yield: they take no new grants for as long as the room they hold is needed."""
     refused: list[tuple[ModelSpec, Room]] = field(default_factory=list)
     """Models for which there is no room and nobody goes, and what is missing."""
+    reached: Rank = NEVER
+    """The rank before which the plan ended; who comes after it plays no part."""
     again_at: float = math.inf
     """When the first turn ends that somebody waits for."""
     holds_until: float = math.inf
@@ -72,6 +74,7 @@ def plan(books: Ledger, catalog: Catalog, now: float) -> Plan:
             room.taken += need
             room.stays += need
         elif not _make_room(made, room, books, catalog, (rank, spec), now) and not fits:
+            made.reached = (rank[0], rank[1] + 1)
             break
         room.held_for.append(model)
     return made

@@ -101,10 +101,12 @@ class Queue:
     """All that wait for one model. Adding, taking out and picking cost nothing for the others
     that wait, and little for each tenant and priority among them."""
 
-    __slots__ = ("_levels", "_waiting")
+    __slots__ = ("_levels", "_waiting", "guests")
 
     def __init__(self) -> None:
         self._waiting: dict[RequestId, Waiting] = {}
+        self.guests = 0
+        """How many of them need no slot."""
         self._levels: dict[int, Level] = {}
 
     def __len__(self) -> int:
@@ -115,6 +117,7 @@ class Queue:
 
     def add(self, waiting: Waiting) -> None:
         self._waiting[waiting.request] = waiting
+        self.guests += not waiting.needs_slot
         level = self._levels.get(waiting.priority)
         if level is None:
             level = self._levels[waiting.priority] = Level()
@@ -122,6 +125,7 @@ class Queue:
 
     def remove(self, request: RequestId) -> Waiting:
         waiting = self._waiting.pop(request)
+        self.guests -= not waiting.needs_slot
         level = self._levels[waiting.priority]
         level.remove(waiting)
         if not level.waiting:

@@ -28,7 +28,7 @@ from swapd.core.desk import PRESSURE
 from swapd.core.facts import COOL_DOWN_MOST, Facts
 from swapd.core.lifecycle import State
 from swapd.core.placement import plan
-from swapd.core.queue import Queue, Waiting
+from swapd.core.queue import Waiting
 from swapd.core.refusals import CLOSING, Verdict, cannot_start, no_room
 from swapd.core.resident import Resident
 from swapd.core.room import missing
@@ -133,7 +133,8 @@ class Scheduler(Facts):
             victim = self._first_to_go(now)
             if victim is not None:
                 self._stop(victim, PRESSURE, now)
-        self._shrink(now)
+        if self._plan.version != self._books.version:
+            self._shrink(now)
 
     def _dismissal(self, resident: Resident, now: float) -> str:
         """Why this worker is to go, whatever the others do; empty: it may stay."""
@@ -169,6 +170,7 @@ class Scheduler(Facts):
         before, books = self._plan, self._books
         if not before.holds(books, now):
             self._plan = plan(books, self._catalog, now)
+            books.horizon = self._plan.reached
         made = self._plan
         for worker, wanted in made.going.items():
             resident = books.residents[worker]
@@ -185,20 +187,24 @@ class Scheduler(Facts):
         return {books.residents[w].spec.name for w in released if w in books.residents}
 
     def _grant(self, models: Iterable[str], now: float) -> None:
+        # A grant leaves nothing for the next pass to look at.
+        touched = set(self._books.touched)
         for model in sorted(models):
-            queue, resident = self._books.queues.get(model), self._books.serving(model)
-            if not queue or resident is None or resident.state is not State.READY:
+            resident = self._books.serving(model)
+            if resident is None or resident.state is not State.READY:
                 continue
             if resident.worker not in self._plan.going:
-                while waiting := self._admissible(resident, queue):
+                while waiting := self._admissible(resident):
                     self._give(waiting, resident, now)
+        self._books.touched = touched
 
-    def _admissible(self, resident: Resident, queue: Queue) -> Waiting | None:
-        """The next of the queue, if the worker can take it."""
-        if not queue:
+    def _admissible(self, resident: Resident) -> Waiting | None:
+        """The next that waits for this worker's model, if the worker can take it."""
+        queue, free = self._books.queues.get(resident.spec.name), resident.free_slots > 0
+        if queue is None or not (free or queue.guests):
             return None
         waiting = queue.next()
-        return waiting if resident.free_slots > 0 or not waiting.needs_slot else None
+        return waiting if free or not waiting.needs_slot else None
 
     def _keep_deadlines(self, models: set[str], now: float) -> None:
         for resident in self._workers_of(models):
@@ -235,9 +241,8 @@ class Scheduler(Facts):
 
         One victim at a time: while one is still on its way out, the sample says nothing new.
         """
-        threshold = self._limits.threshold_percent
         return (
             isinstance(event, ev.Sampled)
-            and 0 < threshold < event.used_percent
+            and 0 < self._limits.threshold_percent < event.used_percent
             and all(r.because != PRESSURE for r in self._books.residents.values())
         )

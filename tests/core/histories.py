@@ -9,13 +9,27 @@ from typing import TypeAlias
 from hypothesis import strategies as st
 
 from swapd.core.scheduler import Scheduler
-from swapd.words.catalog import Catalog, Limits
+from swapd.words.catalog import Catalog, Group, Limits
 from tests.core.machine import Machine, altered, catalog
 
 Deed: TypeAlias = tuple[str, int, float]
 """What to do, which of those it can be done to (modulo their number), and a number for it."""
 
 NAMES = ("a", "b", "c", "d")
+
+POLICIES = ("cost", "cost", "lru", "lru-ttl", "lfu", "ttl", "no-evict")
+GROUPS = (
+    *((), (), ()),
+    (Group("pair", frozenset("ab"), exclusive=False),),
+    (Group("alone", frozenset("a")), Group("rest", frozenset("cd"), exclusive=False)),
+    (
+        Group("big", frozenset("ab"), swap=False),
+        Group("kept", frozenset("c"), exclusive=False, persistent=True),
+    ),
+)
+TENANTS = ("", "", "x", "y")
+PRIORITIES = (0, 0, 0, 1, -1)
+KEEP_ALIVE = (None, None, 0.0, 3.0, -1.0)
 
 worlds = st.builds(
     lambda needs, limits, slots, ttl, max_queue, pinned: catalog(
@@ -30,6 +44,9 @@ worlds = st.builds(
         interval=st.just(30.0),
         max_waiting=st.sampled_from([6, 512]),
         max_wait=st.sampled_from([0.0, 4.0, 60.0]),
+        max_per_tenant=st.sampled_from([0, 0, 2]),
+        policy=st.sampled_from(POLICIES),
+        groups=st.sampled_from(GROUPS),
     ),
     st.integers(1, 3),
     st.sampled_from([0.0, 2.0, 20.0]),
@@ -39,7 +56,9 @@ worlds = st.builds(
 
 deeds = st.tuples(
     st.sampled_from(
-        ["arrive"] * 6
+        ["arrive"] * 4
+        + ["tenant"] * 3
+        + ["keep", "policy"]
         + ["up"] * 3
         + ["finish"] * 3
         + ["exit"] * 2
@@ -75,7 +94,7 @@ def _do(m: Machine, deed: Deed) -> None:
         requests = sorted(m.open if what == "leave" else m.granted)
         if requests:
             request = requests[which % len(requests)]
-            m.leave(request) if what == "leave" else m.finish(request)
+            m.leave(request) if what == "leave" else m.finish(request, tokens=int(number) * 100)
     elif what == "reload":
         _reload(m, NAMES[which % 4], which, number)
     else:
@@ -111,6 +130,7 @@ def _reload(m: Machine, name: str, which: int, number: float) -> None:
         m.reload(altered(now, name, argv=(name, str(number)), need_bytes=which % 7))
     else:
         terms = {"ttl": number * 6, "slots": 1 + which % 3, "pinned": which == 3}
+        terms |= {"weight": 1.0 + which % 2, "priority": which % 2}
         m.reload(altered(now, name, **terms))
 
 
@@ -119,6 +139,12 @@ def _do_to_all(m: Machine, what: str, which: int, number: float) -> None:
     match what:
         case "arrive":
             m.arrive(NAMES[which % 4])
+        case "tenant":
+            # Which and number are drawn apart: all their pairs come up.
+            tenant, priority = TENANTS[which // 3], PRIORITIES[int(number) % 5]
+            m.arrive(NAMES[which % 4], tenant=tenant, priority=priority)
+        case "keep":
+            m.arrive(NAMES[which % 4], keep_alive=KEEP_ALIVE[int(number) % 5])
         case "guest":
             m.arrive(NAMES[which % 4], needs_slot=False)
         case "advance":
@@ -132,6 +158,9 @@ def _do_to_all(m: Machine, what: str, which: int, number: float) -> None:
         case "limit":
             limits = replace(now.limits, max_resident=which % 4, budget_bytes=int(number) * 2)
             m.reload(Catalog(now.models, limits))
+        case "policy":
+            policy, groups = POLICIES[which % 7], GROUPS[int(number) % 6]
+            m.reload(Catalog(now.models, replace(now.limits, policy=policy, groups=groups)))
         case "unload":
             m.unload(NAMES[which % 4] if which < 8 else None)
         case "close":

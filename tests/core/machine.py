@@ -14,7 +14,7 @@ from swapd.core.desk import PRESSURE
 from swapd.core.scheduler import Scheduler
 from swapd.words import events as ev
 from swapd.words import orders as od
-from swapd.words.catalog import Catalog, Limits, ModelSpec
+from swapd.words.catalog import Catalog, Group, Limits, ModelSpec
 
 LOAD_MOST = 8.0
 """Seconds within which a simulated worker comes up or fails."""
@@ -34,6 +34,10 @@ class Process:
     worker: int
     spec: ModelSpec
     born: float
+    groups: tuple[Group, ...]
+    """As they were when it was started."""
+    started_at: int
+    """The how-manieth start it was."""
     ready: bool = False
     told: float | None = None
     killed: bool = False
@@ -41,6 +45,7 @@ class Process:
     dead: bool = False
     """Has ended, though the scheduler has not been told yet."""
     serving: set[int] = field(default_factory=set)
+    keep_alive: float | None = None
     because: str = ""
 
 
@@ -54,6 +59,10 @@ class Machine:
     open: dict[int, str] = field(default_factory=dict)
     """Requests that have not ended, by the model they asked for."""
     guests: set[int] = field(default_factory=set)
+    lines: dict[int, tuple[str, str, int]] = field(default_factory=dict)
+    """For each open request the line it stands in: model, tenant and priority."""
+    kept: dict[int, float] = field(default_factory=dict)
+    """What requests wish of their workers: seconds of keep_alive."""
     granted: dict[int, tuple[int, float]] = field(default_factory=dict)
     patience: dict[int, float] = field(default_factory=dict)
     """Until when each may wait: at most a turn, its time, a stop and a start for each before it."""
@@ -63,6 +72,7 @@ class Machine:
     closing: float | None = None
     pressed_stops: int = 0
     requests: int = 0
+    started: int = 0
     history: list[str] = field(default_factory=list)
 
     @property
@@ -91,6 +101,7 @@ class Machine:
             not pressed_now or isinstance(event, ev.Sampled), "pressure acted on without a sample"
         )
         self._check()
+        self._check_groups()
         return orders
 
     def _carry_out(self, order: od.Order) -> None:
@@ -123,7 +134,8 @@ class Machine:
             self.require(
                 not same or self._drains(other), f"a second worker for {spec.name} is started"
             )
-        self.processes[worker] = Process(worker, spec, self.now)
+        self.started += 1
+        self.processes[worker] = Process(worker, spec, self.now, self.limits.groups, self.started)
         count, taken = len(self.processes), sum(self.need(p) for p in self.processes.values())
         if self.limits.max_resident:
             self.require(count <= self.limits.max_resident, f"{count} workers are alive")
@@ -153,11 +165,22 @@ class Machine:
             not self.spec(process).pinned or because in forced or unclaimed,
             f"pinned {process.spec.name} stopped: {because}",
         )
+        self._check_time(process, because)
+        room = because.startswith("makes room")
+        kept = room and self.limits.policy in ("ttl", "no-evict")
+        self.require(not kept, f"{process.spec.name} makes room though the policy lets nobody go")
         process.told = self.now
         process.because = because
         self.pressed_stops += because == PRESSURE
         others = [p for p in self.processes.values() if p.because == PRESSURE and p is not process]
         self.require(because != PRESSURE or not others, "a second victim before the first is gone")
+
+    def _check_time(self, process: Process, because: str) -> None:
+        """Idleness ends only those with a time to live, and not before it."""
+        if because.startswith("idle"):
+            self.require(self._is_timed(process), f"{process.spec.name} has no time to live")
+            (status,) = [s for s in self.scheduler.status() if s.worker == process.worker]
+            self.require(status.idle_since is None, "a worker that is stopped counts as idle")
 
     def _kill(self, process: Process) -> None:
         closing = self.closing is not None and self.now >= self.closing
@@ -176,6 +199,13 @@ class Machine:
         )
         self.require(not self._drains(process), f"a grant to worker {worker}, which drains")
         self.require(process.spec.name == self.open[request], "a grant to another model's worker")
+        before = [r for r in self.open if r < request and r not in self.granted]
+        self.require(
+            request in self.guests or not any(self.lines[r] == self.lines[request] for r in before),
+            f"request {request} passes an older one of its own line",
+        )
+        if request in self.kept:
+            process.keep_alive = self.kept[request]
         slots = self.spec(process).slots
         process.serving.add(request)
         self.granted[request] = (worker, self.now)
@@ -186,6 +216,8 @@ class Machine:
     def end(self, request: int, how: str) -> None:
         self.require(request not in self.ended, f"request {request} ended twice")
         del self.open[request]
+        del self.lines[request]
+        self.kept.pop(request, None)
         self.guests.discard(request)
         worker, _ = self.granted.pop(request, (0, 0.0))
         if worker in self.processes:
@@ -211,18 +243,49 @@ class Machine:
                     not (alone and usable and free), f"request {request} waits beside a free slot"
                 )
 
+    def _check_groups(self) -> None:
+        """Nobody was started beside one that it must not be with."""
+        for newer in self.processes.values():
+            for older in self.processes.values():
+                apart = newer.started_at > older.started_at and self._must_part(newer, older)
+                self.require(not apart, f"{newer.spec.name} was started beside {older.spec.name}")
+
+    def _must_part(self, newer: Process, older: Process) -> bool:
+        new, old = newer.spec.name, older.spec.name
+        mine = next((g for g in newer.groups if new in g.members), None)
+        if mine is None or new == old or older.spec.pinned or newer.groups != self.limits.groups:
+            return False
+        if old in mine.members:
+            return mine.swap
+        return mine.exclusive and not any(g.persistent and old in g.members for g in newer.groups)
+
     # -- what a script may do --------------------------------------------------------------------
 
-    def arrive(self, model: str, needs_slot: bool = True) -> int:
+    def arrive(
+        self,
+        model: str,
+        needs_slot: bool = True,
+        keep_alive: float | None = None,
+        tenant: str = "",
+        priority: int = 0,
+    ) -> int:
         self.requests += 1
         request = self.requests
-        self.open[request] = model
-        ahead = len(self.open)
         turn = 30.0 + SERVE_MOST + STOP_MOST + self.limits.max_wait
-        self.patience[request] = self.now + (ahead + 1) * turn + 30.0
+        spec = self.scheduler.catalog.models.get(model)
+        rank = priority + (spec.priority if spec else 0)
+        self.lines[request] = (model, tenant, rank)
+        for other in self.open:
+            # One that comes later may be served first only if it is another tenant's or above.
+            if self.lines[other][1] != tenant or self.lines[other][2] < rank:
+                self.patience[other] += turn
+        self.open[request] = model
+        if keep_alive is not None:
+            self.kept[request] = keep_alive
+        self.patience[request] = self.now + (len(self.open) + 1) * turn + 30.0
         if not needs_slot:
             self.guests.add(request)
-        self.tell(ev.Arrived(self.now, request, model, needs_slot))
+        self.tell(ev.Arrived(self.now, request, model, needs_slot, keep_alive, tenant, priority))
         return request
 
     def leave(self, request: int) -> None:
@@ -233,9 +296,9 @@ class Machine:
             self.end(request, "left")
             self.tell(ev.Left(self.now, request))
 
-    def finish(self, request: int, answered: bool = True) -> None:
+    def finish(self, request: int, answered: bool = True, tokens: int = 0) -> None:
         self.end(request, "finished")
-        self.tell(ev.Finished(self.now, request, answered))
+        self.tell(ev.Finished(self.now, request, answered, tokens))
 
     def come_up(self, worker: int) -> None:
         self.processes[worker].ready = True
@@ -322,8 +385,14 @@ class Machine:
         if self.closing is not None:
             self.require(not self.processes, "workers outlive a shutdown")
         for p in self.processes.values():
-            spec = self.spec(p)
-            self.require(spec.ttl == 0 or spec.pinned, f"{p.spec.name} outlives its time to live")
+            self.require(not self._is_timed(p), f"{p.spec.name} outlives its time to live")
+
+    def _is_timed(self, process: Process) -> bool:
+        spec = self.spec(process)
+        if process.keep_alive is not None and not spec.pinned:
+            return process.keep_alive >= 0
+        heeded = self.limits.policy in ("cost", "ttl", "lru-ttl")
+        return heeded and spec.ttl > 0 and not spec.pinned
 
 
 def catalog(

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
+from swapd.core.ledger import NEVER
 from swapd.core.lifecycle import State
-from swapd.core.queue import Queue, Waiting
+from swapd.core.queue import Waiting
 from swapd.core.refusals import Verdict
 from swapd.core.resident import Resident
 from swapd.core.room import Room, missing
@@ -43,6 +44,22 @@ def test_the_same_events_give_the_same_orders(world: Catalog, history: list[Deed
     assert follow(world, history).history == follow(world, history).history
 
 
+class LooksAtAll(Scheduler):
+    """Looks at every model in each pass, and plans anew each time."""
+
+    def _settle(self, now: float, pressed: bool) -> None:
+        self._look_at_all = True
+        self._plan.version = -1
+        self._books.horizon = NEVER
+        super()._settle(now, pressed)
+
+
+@settings(QUICK, max_examples=600)
+@given(worlds, histories)
+def test_a_pass_leaves_out_only_what_has_nothing_to_do(world: Catalog, history: list[Deed]) -> None:
+    assert follow(world, history).history == follow(world, history, LooksAtAll).history
+
+
 class VictimLeftReady(Scheduler):
     """Stops a worker and goes on granting to it."""
 
@@ -54,9 +71,11 @@ class VictimLeftReady(Scheduler):
 class GrantWithoutSlot(Scheduler):
     """Sees one slot more than there is."""
 
-    def _admissible(self, resident: Resident, queue: Queue) -> Waiting | None:
-        full = queue and len(resident.busy) <= resident.slots
-        return queue.next() if full else super()._admissible(resident, queue)
+    def _admissible(self, resident: Resident) -> Waiting | None:
+        queue = self._books.queues.get(resident.spec.name)
+        if queue is not None and len(resident.busy) <= resident.slots:
+            return queue.next()
+        return super()._admissible(resident)
 
 
 class ForgottenQueueEntry(Scheduler):
