@@ -91,6 +91,7 @@ def test_what_cannot_be_used_does_not_stop_the_rest(tmp_path: Path) -> None:
     (models / "a ${b}.gguf").write_bytes(data)
     (models / "a\nb.gguf").write_bytes(data)
     os.mkfifo(models / "pipe.gguf")
+    (models / "round.gguf").symlink_to("round.gguf")
     found = look(tmp_path)
     assert names(found) == ["m:good"]
     size = len(data)
@@ -104,6 +105,7 @@ def test_what_cannot_be_used_does_not_stop_the_rest(tmp_path: Path) -> None:
         "models/m/a ${b}.gguf": "has a path that a command line in config.yaml cannot hold",
         "models/m/a\nb.gguf": "has a path that a command line in config.yaml cannot hold",
         "models/m/pipe.gguf": "is not a file",
+        "models/m/round.gguf": "cannot be read: Too many levels of symbolic links",
     }
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from swapd.config.custom import parse_custom
+from swapd.config.env import sync_settings
 from swapd.config.schema import CustomModel, Filters, Memory, Model, Server
+from swapd.config.stores import find_stores
 from swapd.config.tree import Mapping, node_at, parse_tree
 from swapd.config.typed import Report, shapes
 from swapd.config.typed import read as read_section
@@ -57,6 +60,21 @@ def test_the_example_names_every_key_without_effect() -> None:
         for name, shape in shapes(struct).items()
         if shape.inert
     }
+
+
+def test_the_example_names_every_variable_with_its_default() -> None:
+    told = dict(re.findall(r"(?m)^#   ([A-Z_]{5,})=(\S*)", EXAMPLE))
+    code = [(ROOT / "swapd/config" / name).read_text() for name in ("env.py", "stores.py")]
+    used = {name for text in code for name in re.findall(r'"([A-Z][A-Z_]{4,})"', text)}
+    assert used <= told.keys() | {"HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"}
+    assert {name for name in used if name not in EXAMPLE} == set()
+    assert sync_settings({**told, "HOME": "/h"}) == replace(
+        sync_settings({"HOME": "/h"}),
+        stores=find_stores({**told, "HOME": "/h"}),
+    )
+    usual, named = find_stores({"HOME": "/h"}), find_stores({**told, "HOME": "/h"})
+    assert (named.models_dir, named.hub) == (usual.models_dir, usual.hub)
+    assert named.ollama == usual.ollama[:1]
 
 
 def test_the_example_loads_and_gives_the_defaults() -> None:

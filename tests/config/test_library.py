@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import gguf
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from swapd.config.card import Card
 from swapd.config.cards import Cards
 from swapd.config.library import Entry, library
 from swapd.config.metadata import DamagedModelError
@@ -112,6 +116,20 @@ def test_a_damaged_cache_is_ignored_and_written_anew(tmp_path: Path, data: bytes
     assert cards.card(path, path.stat()).architecture == "llama"
     assert cards.keep()
     assert kept.read_bytes() != data
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 600), st.binary(max_size=8))
+def test_whatever_the_cache_holds_a_card_comes_out(position: int, piece: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_gguf(Path(folder, "m.gguf"), tokens=3, rows=1)
+        kept = Path(folder, "cards.json")
+        cards = Cards(kept)
+        cards.card(path, path.stat())
+        cards.keep()
+        data = kept.read_bytes()
+        kept.write_bytes(data[:position] + piece + data[position + len(piece) :])
+        assert isinstance(Cards(kept).card(path, path.stat()), Card)
 
 
 def test_five_hundred_models_are_listed_in_no_time(machine: Machine) -> None:
