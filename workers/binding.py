@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from workers.lean import skip_package_init
 
@@ -44,6 +45,13 @@ def has_gpu() -> bool:
     find = api._lib.ggml_backend_dev_by_type
     find.argtypes, find.restype = [ctypes.c_int], ctypes.c_void_p
     return any(find(kind) for kind in (1, 2))  # GGML_BACKEND_DEVICE_TYPE_GPU, _IGPU
+
+
+def build() -> str:
+    """Which llama.cpp this is: its version, and the commit of its ggml."""
+    commit = api._lib.ggml_commit
+    commit.restype = ctypes.c_char_p
+    return f"{api.llama_version().decode()} {commit().decode()}"
 
 
 class LoadError(Exception):
@@ -228,6 +236,7 @@ class Context:
         else:
             params.embeddings = True
             params.pooling_type = POOLING[options.pooling]
+        self._log = log
         self.handle = api.llama_init_from_model(model.handle, params)
         if not self.handle:
             raise LoadError(log.reason("llama.cpp could not make a context"))
@@ -265,6 +274,41 @@ class Context:
     def share(self, source: int, target: int, length: int) -> None:
         """`target` gets the first `length` positions of `source` too: the cells, not copies."""
         api.llama_memory_seq_cp(self._memory, source, target, 0, length)
+
+    def last_position(self, seq_id: int) -> int:
+        """The largest position that `seq_id` has; -1 if it has none."""
+        position: int = api.llama_memory_seq_pos_max(self._memory, seq_id)
+        return position
+
+    def sequence_size(self, seq_id: int) -> int:
+        """Bytes that `seq_id` takes on disk, about."""
+        size: int = api.llama_state_seq_get_size(self.handle, seq_id)
+        return size
+
+    def save_sequence(self, path: Path, seq_id: int, tokens: list[int]) -> int:
+        """Writes the state of `seq_id`, whose tokens are `tokens`; returns the file's size.
+
+        Raises OSError with llama.cpp's reason.
+        """
+        count = len(tokens)
+        written: int = api.llama_state_seq_save_file(
+            self.handle, os.fsencode(path), seq_id, (ctypes.c_int32 * count)(*tokens), count
+        )
+        if written == 0:
+            raise OSError(self._log.reason("llama.cpp could not write the sequence"))
+        return written
+
+    def load_sequence(self, path: Path, seq_id: int, most: int) -> list[int] | None:
+        """Reads a file of `save_sequence` into `seq_id`; its tokens, of which there must be `most`
+        or fewer. None if llama.cpp refuses it."""
+        tokens, count = (ctypes.c_int32 * most)(), ctypes.c_size_t(0)
+        read: int = api.llama_state_seq_load_file(
+            self.handle, os.fsencode(path), seq_id, tokens, most, ctypes.byref(count)
+        )
+        if read == 0:
+            self._log.reason("")  # an error that was expected is no reason for a later one
+            return None
+        return tokens[: count.value]
 
     def logits(self, row: int) -> list[float]:
         """The logits of the last step's `row`, one for each token of the vocabulary."""

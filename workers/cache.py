@@ -206,6 +206,15 @@ class PrefixCache:
         self.make_room(count + growing)
         return self._new_id(but=None)
 
+    def fill(self, kept: Kept) -> None:
+        """The sequence id that was reserved has the cells of `kept` now, which may be used."""
+        self.cells.extend(kept.seq_id, kept.cached)
+        self.kept.append(kept)
+
+    def abandon(self, seq_id: int) -> None:
+        """The sequence id that was reserved is not needed after all."""
+        self._release(seq_id)
+
     def _cells_of_kept(self) -> int:
         """Cells that would be free without the kept ones."""
         ids = {kept.seq_id for kept in self.kept}

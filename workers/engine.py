@@ -30,7 +30,17 @@ class Cancel:
     work: Sequence | EmbeddingJob
 
 
-Message = Sequence | EmbeddingJob | Cancel
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Something else to be done between two steps."""
+
+    work: Callable[[], None]
+    """Done on the engine's thread; must not raise."""
+    lost: Callable[[], None]
+    """Called instead when the engine has broken."""
+
+
+Message = Sequence | EmbeddingJob | Cancel | Task
 
 
 class Engine:
@@ -99,6 +109,14 @@ class Engine:
         """Takes a request out before the next step but one. Nobody is told its end."""
         self._inbox.put(Cancel(work))
 
+    def run_between_steps(self, task: Task) -> None:
+        """Queues something to do on the engine's thread."""
+        self._inbox.put(task)
+
+    def post(self, function: Callable[[T], None], argument: T) -> None:
+        """Calls `function` on the event loop's thread. From any thread."""
+        self._call(function, argument)
+
     def embed(self, job: EmbeddingJob) -> None:
         """Queues inputs to embed."""
         self._inbox.put(job)
@@ -124,7 +142,11 @@ class Engine:
     def give_up(self, message: str) -> None:
         """Tells every request that it is over, and the loop that there will be no more."""
         while not self._inbox.empty():
-            self._take(self._inbox.get())
+            left = self._inbox.get()
+            if isinstance(left, Task):
+                left.lost()
+            else:
+                self._take(left)
         for sequence in [*self.lane.admitted, *self.lane.waiting]:
             self._outbox.append((sequence, "", Failed(message)))
         for job in self._embeddings:
@@ -138,6 +160,8 @@ class Engine:
             self.lane.enter(message)
         elif isinstance(message, EmbeddingJob):
             self._embeddings.append(message)
+        elif isinstance(message, Task):
+            message.work()
         elif isinstance(message.work, Sequence):
             self.lane.leave(message.work)
         elif message.work in self._embeddings:

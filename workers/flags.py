@@ -122,6 +122,8 @@ FLAGS = (
     Flag("--repeat-penalty", "sampling.repeat_penalty", _number(1e-6)),
     Flag("--presence-penalty", "sampling.presence_penalty", _number(-1e9)),
     Flag("--frequency-penalty", "sampling.frequency_penalty", _number(-1e9)),
+    Flag("--slot-save-path", "slot_save_path", str),
+    Flag("--slot-save-bytes", "slot_save_bytes", _whole(0, 2**63 - 1)),
     Flag("-v --verbose --log-verbose", "verbose", value=True),
     Flag("--log-disable", "log", value=False),
     Flag("-cb --cont-batching", ""),

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import time
 
 from aiohttp import web
 
@@ -13,6 +14,7 @@ from workers.errors import ApiError
 from workers.http_json import Handler, errors_as_json, json_response
 from workers.http_llama import LlamaRoutes
 from workers.http_openai import OpenAIRoutes
+from workers.http_slots import SlotRoutes
 from workers.worker import Worker
 
 LARGEST_BODY = 64 * 1024 * 1024
@@ -31,6 +33,8 @@ class Server:
         self._idle = asyncio.Event()
         self._idle.set()
         self._stop = asyncio.Event()
+        self.stopped_at = 0.0
+        """`time.monotonic()` when it was told to stop."""
         self._runner = web.AppRunner(
             self._application(),
             handler_cancellation=True,  # a client that goes away cancels its handler
@@ -64,6 +68,7 @@ class Server:
             ("GET", "/v1/models"): openai.models,
             ("GET", "/props"): llama.props,
             ("GET", "/slots"): llama.slots,
+            ("POST", "/slots/*"): SlotRoutes(worker).act,
             ("GET", "/metrics"): llama.metrics,
             ("POST", "/tokenize"): llama.tokenize,
             ("POST", "/detokenize"): llama.detokenize,
@@ -74,6 +79,7 @@ class Server:
         """Takes no more requests; `until_drained` will return `status`."""
         self._draining = True
         self._status = status
+        self.stopped_at = time.monotonic()
         self._stop.set()
 
     async def until_drained(self) -> int:
@@ -139,13 +145,18 @@ class Server:
         return json_response({"status": "ok"}) if self._routes else json_response(LOADING, 503)
 
     async def _dispatch(self, request: web.Request) -> web.StreamResponse:
-        """Routes by table, so that it can be filled when the model is there."""
+        """Routes by table, so that it can be filled when the model is there.
+
+        A `*` in it stands for any last part of a path.
+        """
         if not self._routes:
             return json_response(LOADING, 503)
-        handler = self._routes.get((request.method, request.path))
-        if handler is not None:
-            return await handler(request)
-        methods = {method for method, path in self._routes if path == request.path}
+        patterns = (request.path, request.path.rpartition("/")[0] + "/*")
+        for pattern in patterns:
+            handler = self._routes.get((request.method, pattern))
+            if handler is not None:
+                return await handler(request)
+        methods = {method for method, path in self._routes if path in patterns}
         if methods:
             raise web.HTTPMethodNotAllowed(request.method, methods)
         raise web.HTTPNotFound

@@ -10,6 +10,7 @@ from workers import batcher
 from workers.binding import Batch, Context, ContextOptions, LlamaLog, Model, has_gpu
 from workers.binding_sampler import Sampler
 from workers.cache import PrefixCache
+from workers.conversations import Conversations
 from workers.metrics import Counters
 from workers.sampling import make_sampler
 from workers.sequence import End, Failed, Finished, Sequence, Timings
@@ -50,6 +51,8 @@ class Lane:
         self.slots: list[Sequence | None] = [None] * slots
         self.admitted: list[Sequence] = []  # oldest first, as the batcher wants them
         self.waiting: list[Sequence] = []  # likewise
+        self.conversations: Conversations | None = None
+        """Where kept sequences are when the process is not; None: nowhere."""
         self._n_batch = options.n_batch
         self._log = log
         self._counters = counters
@@ -66,6 +69,11 @@ class Lane:
     def busy(self) -> bool:
         """Whether there is anything to do."""
         return bool(self.admitted or self.waiting)
+
+    @property
+    def growing(self) -> int:
+        """Tokens that the admitted have pending."""
+        return sum(sequence.pending for sequence in self.admitted)
 
     def enter(self, sequence: Sequence) -> None:
         """Queues a sequence by its age."""
@@ -114,13 +122,16 @@ class Lane:
 
     def _admit(self) -> None:
         """Sends back whom the cells don't suffice for, then lets in who has waited longest."""
-        growing = sum(sequence.pending for sequence in self.admitted)
+        growing = self.growing
         while not self.cache.make_room(growing) and len(self.admitted) > 1:
             growing -= self.admitted[-1].pending
             self._send_back(self.admitted[-1])
         self._cramped = self._cramped and bool(self.admitted)
         while self.waiting and None in self.slots and not self._cramped:
             sequence = self.waiting[0]
+            if self.conversations is not None and not sequence.sought:
+                sequence.sought = True
+                sequence.restored = self.conversations.fetch(sequence, self.admitted, growing)
             if not self.cache.claim(sequence, self.admitted, growing):
                 break
             del self.waiting[0]
@@ -233,6 +244,9 @@ class Lane:
             self._send_back(self.admitted[-1])
             self._cramped = True
             return
+        if self.conversations is not None and any(sequence.restored for sequence in step):
+            self._restored_in_vain(step, reason)
+            return
         for sequence in step:
             sequence.reuses = False  # nobody knows what is in its cells
             self._tell(sequence, "", Failed(f"llama.cpp failed: {reason}"))
@@ -240,6 +254,15 @@ class Lane:
         self._failures += 1
         if self._failures >= FAILED_STEPS:
             raise EngineBrokenError(reason)
+
+    def _restored_in_vain(self, step: list[Sequence], reason: str) -> None:
+        """What came back from disk can't be gone on from: begin anew, and restore no more."""
+        if self.conversations is not None:
+            self.conversations.refuse(f"the step after a restore failed: {reason}")
+        for sequence in step:
+            sequence.restored = sequence.reuses = False
+            sequence.reused = 0
+            self._send_back(sequence)
 
 
 def _chunk_alone(options: ContextOptions) -> int:

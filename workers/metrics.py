@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
+FILE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
 
 class Histogram:
     """Counts of observations up to each bound, in seconds."""
@@ -54,6 +56,8 @@ class Counters:
     prompt_tokens: int = 0
     reused_tokens: int = 0
     """Prompt tokens that were in the cache already."""
+    restored_tokens: int = 0
+    """Tokens that came back from disk."""
     prompt_seconds: float = 0.0
     predicted_tokens: int = 0
     predicted_seconds: float = 0.0
@@ -62,6 +66,8 @@ class Counters:
     sent_back: int = 0
     """Sequences that gave their cells to an older one."""
     first_token: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_BUCKETS))
+    restore: Histogram = field(default_factory=lambda: Histogram(FILE_BUCKETS))
+    save: Histogram = field(default_factory=lambda: Histogram(FILE_BUCKETS))
     per_token: Histogram = field(default_factory=lambda: Histogram(TOKEN_BUCKETS))
 
     def finished(self, timings: Timings, arrived: float, first_token: float) -> None:
@@ -96,6 +102,7 @@ class EngineCollector:
         for name, text, value in (
             ("prompt_tokens", "Prompt tokens processed.", count.prompt_tokens),
             ("prompt_tokens_reused", "Prompt tokens found in the cache.", count.reused_tokens),
+            ("kv_tokens_restored", "Tokens read back from disk.", count.restored_tokens),
             ("prompt_seconds", "Seconds until the first token.", count.prompt_seconds),
             ("tokens_predicted", "Generated tokens.", count.predicted_tokens),
             ("tokens_predicted_seconds", "Seconds generating.", count.predicted_seconds),
@@ -120,6 +127,8 @@ class EngineCollector:
             yield GaugeMetricFamily(f"llamacpp:{name}", text, gauge)
         for name, text, histogram in (
             ("time_to_first_token_seconds", "From arrival to the first token.", count.first_token),
+            ("kv_restore_seconds", "Reading one kept sequence back.", count.restore),
+            ("kv_save_seconds", "Writing one kept sequence.", count.save),
             ("time_per_output_token_seconds", "A request's mean after it.", count.per_token),
         ):
             family = HistogramMetricFamily(f"llamacpp:{name}", text)

@@ -83,6 +83,10 @@ class Sequence:
     """Its llama.cpp sequence id while it has a slot."""
     reused: int = 0
     """Tokens of the prompt that were in the cache when it first got a slot."""
+    sought: bool = False
+    """Whether the disk was asked for what it can go on from."""
+    restored: bool = False
+    """Whether it goes on from what was there."""
     cached: int = 0
     """Leading tokens that are in the KV cache."""
     sampler: Sampler | None = None

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 SWITCH_INTERVAL = 0.0005
 """Seconds until the engine, coming out of a step, gets the interpreter from the event loop. At
 Python's own 5 ms a long template or body could stall every stream by half a step."""
+SAVE_SECONDS = 4.0
+"""From SIGTERM until the last kept sequence is written; swapd waits for 5 unless told otherwise."""
+LEAST_SAVE_SECONDS = 1.0
+"""For that, however long the last streams took: who let them end has more patience."""
 BAD_USAGE = 2
 NEVER_CAME_UP = 1
 BROKE = 70  # EX_SOFTWARE of sysexits.h
@@ -105,7 +110,11 @@ async def _serve(settings: Settings, lifeline: Lifeline, loaded: Future[Worker])
     await in_thread(worker.template.prepare)
     gc.freeze()  # what was imported stays: no collection need look at it
     gc.enable()
-    return await server.until_drained()
+    status = await server.until_drained()
+    if status == 0:
+        spent = time.monotonic() - server.stopped_at
+        await worker.save_kept(max(SAVE_SECONDS - spent, LEAST_SAVE_SECONDS))
+    return status
 
 
 def _give_up(lifeline: Lifeline, sentence: str) -> int:

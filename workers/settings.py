@@ -75,6 +75,10 @@ class Settings:
     predict: int = -1
     """Default for `max_tokens`; -1: to the end of the context."""
     sampling: Sampling = field(default_factory=Sampling)
+    slot_save_path: str | None = None
+    """Folder in which what the cache holds outlives the process; None: it does not."""
+    slot_save_bytes: int = 2 * 1024**3
+    """Bytes that this folder may grow to, of whatever worker."""
     verbose: bool = False
     log: bool = True
 

@@ -6,14 +6,17 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
-from workers.binding import ContextOptions, LlamaLog, Model
+from workers.binding import ContextOptions, LlamaLog, Model, build
+from workers.conversations import Conversations
 from workers.cores import usable_cores
 from workers.detokenize import TextOutput
 from workers.embedding import SEQUENCES, EmbeddingJob
-from workers.engine import Engine
+from workers.engine import Engine, Task
 from workers.errors import ApiError, exceeds_context
+from workers.kv_files import KvFiles, fingerprint, identity_of
 from workers.lifeline import Lifeline
 from workers.openai_requests import Generation, sampling_of
 from workers.sequence import Sequence
@@ -67,6 +70,8 @@ def load(settings: Settings, lifeline: Lifeline) -> Worker:
         lifeline,
         log,
     )
+    if settings.slot_save_path is not None:
+        engine.lane.conversations = _conversations(settings, settings.slot_save_path, engine)
     return Worker(settings, engine, load_seconds=time.monotonic() - began)
 
 
@@ -75,6 +80,24 @@ def _cells(settings: Settings, trained: int) -> int:
     if settings.ctx_size is None:
         return min(DEFAULT_CONTEXT, trained * settings.parallel)
     return settings.ctx_size or trained
+
+
+def _conversations(settings: Settings, root: str, engine: Engine) -> Conversations:
+    """The folder for what the cache holds, and the name of all that this depends on."""
+    options = engine.options
+    identity = identity_of(
+        {
+            "model": fingerprint(Path(settings.model)),
+            "context": options.n_ctx,
+            "flash attention": options.flash_attention,
+            "cache types": (options.type_k, options.type_v),
+            "GPU layers": settings.n_gpu_layers,
+            "llama.cpp": build(),
+        }
+    )
+    files = KvFiles(Path(root), identity, settings.slot_save_bytes)
+    lane = engine.lane
+    return Conversations(files, lane.context, lane.cache, engine.counters)
 
 
 def _for_embeddings(settings: Settings, options: ContextOptions, model: Model) -> ContextOptions:
@@ -161,6 +184,38 @@ class Worker:
         )
         engine.submit(sequence)
         return sequence, stream
+
+    async def on_engine(self, work: Callable[[], T]) -> T:
+        """Does `work` on the engine's thread, between two steps; its result, or its exception."""
+        result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def settle(outcome: T | Exception) -> None:
+            if result.done():
+                return  # nobody waits for it any more
+            if isinstance(outcome, Exception):
+                result.set_exception(outcome)
+            else:
+                result.set_result(outcome)
+
+        def attempt() -> None:
+            outcome: T | Exception
+            try:
+                outcome = work()
+            except Exception as error:  # noqa: BLE001  it is raised where it is waited for
+                outcome = error
+            self.engine.post(settle, outcome)
+
+        def lost() -> None:
+            self.engine.post(settle, RuntimeError("the engine broke"))
+
+        self.engine.run_between_steps(Task(attempt, lost))
+        return await result
+
+    async def save_kept(self, seconds: float) -> None:
+        """Writes what the cache holds to disk, if there is a place for it. At the end of all."""
+        conversations = self.engine.lane.conversations
+        if conversations is not None:
+            await self.on_engine(lambda: conversations.save_all(seconds))
 
     async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
         """A vector of length 1 for each input. Raises ApiError for one that is too long."""

@@ -1,0 +1,177 @@
+"""Kept KV across the end of a process: what it saves, and that nothing damaged is believed."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.workers.conftest import Start
+from tests.workers.odd_gguf import write_recurrent_gguf, write_sliding_gguf
+from tests.workers.process import WorkerProcess
+from tests.workers.test_prefix import BODY, SPEECH, cached, said
+
+FLAGS = ("--parallel", "2", "--ctx-size", "2048", "--flash-attn", "off")
+SAY: dict[str, Any] = {**BODY, "prompt": SPEECH * 3}
+
+
+def stop(worker: WorkerProcess) -> str:
+    """Ends it as swapd does; what it wrote on standard error."""
+    worker.process.send_signal(signal.SIGTERM)
+    status, errors = worker.close()
+    assert status == 0
+    return errors
+
+
+def test_a_conversation_survives_a_swap(start: Start, bard_gguf: Path, tmp_path: Path) -> None:
+    flags = (*FLAGS, "--slot-save-path", str(tmp_path))
+    first = start(bard_gguf, *flags)
+    before = first.post("/v1/completions", SAY)
+    again = first.post("/v1/completions", SAY)
+    stop(first)
+    second = start(bard_gguf, *flags)
+    after = second.post("/v1/completions", SAY)
+    assert cached(after) == before["usage"]["prompt_tokens"] - 1
+    assert said(after) == said(again) == said(before)
+    assert second.metric("kv_restore_seconds_count") == 1
+    stop(second)
+    assert len([*tmp_path.glob("*/*.json")]) == 1, "it was on disk already"
+    third = start(bard_gguf, *flags)
+    longer = {**SAY, "prompt": SPEECH * 3 + said(before) + " and then"}
+    assert cached(third.post("/v1/completions", longer)) >= before["usage"]["prompt_tokens"]
+    stop(third)
+    assert len([*tmp_path.glob("*/*.json")]) == 1, "the longer one has taken its place"
+
+
+@pytest.mark.parametrize(
+    "other", [("--ctx-size", "1024"), ("--cache-type-k", "q8_0"), ("--flash-attn", "on")], ids=str
+)
+def test_other_settings_do_not_see_it(
+    start: Start, bard_gguf: Path, tmp_path: Path, other: tuple[str, str]
+) -> None:
+    flags = (*FLAGS, "--slot-save-path", str(tmp_path))
+    worker = start(bard_gguf, *flags)
+    worker.post("/v1/completions", SAY)
+    stop(worker)
+    assert cached(start(bard_gguf, *flags, *other).post("/v1/completions", SAY)) == 0
+    assert cached(start(bard_gguf, *flags).post("/v1/completions", SAY)) > 0
+
+
+def test_damaged_files_are_removed_and_cost_nothing_but_the_prefill(
+    start: Start, bard_gguf: Path, tmp_path: Path
+) -> None:
+    flags = (*FLAGS, "--slot-save-path", str(tmp_path))
+    worker = start(bard_gguf, *flags)
+    whole = worker.post("/v1/completions", SAY)
+    stop(worker)
+    (manifest,) = tmp_path.glob("*/*.json")
+    data = manifest.with_suffix("")
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    worker = start(bard_gguf, *flags)
+    answer = worker.post("/v1/completions", {**SAY, "max_tokens": 3})
+    assert cached(answer) == 0
+    assert said(whole).startswith(said(answer))
+    assert not data.exists()
+    assert stop(worker).count("its checksum is wrong") == 1
+    assert len([*tmp_path.glob("*/*.json")]) == 1, "and it is written again"
+
+
+def test_killing_it_while_it_saves_leaves_a_start_that_works(
+    start: Start, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    """Killed when the first file appears, whatever part of it is there by then."""
+    flags = ("-np", "1", "-c", "32768", "-fa", "off", "--slot-save-path", str(tmp_path))
+    worker = start(tiny_gguf, *flags)
+    bodies = [
+        {"prompt": [n, *[(n * k) % 250 for k in range(8000)]], "max_tokens": 1} for n in (3, 5, 7)
+    ]
+    for body in bodies:
+        worker.post("/v1/completions", body)
+    worker.process.send_signal(signal.SIGTERM)
+    while not [*tmp_path.glob("*/*")]:
+        assert worker.process.poll() is None
+    worker.process.kill()
+    worker.process.wait()
+    again = start(tiny_gguf, *flags)
+    for body in bodies:
+        assert again.post("/v1/completions", body)["usage"]["completion_tokens"] == 1
+    assert stop(again).count("removed") <= 1
+
+
+def test_memory_that_cannot_be_cut_survives_as_a_whole(start: Start, tmp_path: Path) -> None:
+    for write in (write_recurrent_gguf, write_sliding_gguf):
+        model = write(tmp_path / f"{write.__name__}.gguf")
+        flags = ("-np", "2", "-c", "1024", "-fa", "off", "--slot-save-path", str(tmp_path / "kv"))
+        body: dict[str, Any] = {"prompt": [*range(32, 190)], "max_tokens": 8, "temperature": 0}
+        worker = start(model, *flags)
+        worker.post("/v1/completions", {**body, "logit_bias": {"65": 1000}})
+        longer = {**body, "prompt": [*body["prompt"], *[65] * 8, 66]}
+        expected = said(worker.post("/v1/completions", {**longer, "cache_prompt": False}))
+        stop(worker)
+        worker = start(model, *flags)
+        assert cached(worker.post("/v1/completions", body)) == 0
+        gone_on = worker.post("/v1/completions", longer)
+        assert (cached(gone_on), said(gone_on)) == (158 + 7, expected)
+        stop(worker)
+
+
+def test_slots_are_saved_restored_and_erased_by_name(
+    start: Start, bard_gguf: Path, tmp_path: Path
+) -> None:
+    worker = start(bard_gguf, *FLAGS, "--slot-save-path", str(tmp_path))
+    first = worker.post("/v1/completions", SAY)
+    count = first["usage"]["prompt_tokens"] + 7
+    saved = worker.post("/slots/0?action=save", {"filename": "mine.bin"})
+    assert (saved["id_slot"], saved["filename"], saved["n_saved"]) == (0, "mine.bin", count)
+    assert saved["n_written"] == (tmp_path / "mine.bin").stat().st_size
+    assert saved["timings"]["save_ms"] > 0
+    assert worker.post("/slots/0?action=erase", {}) == {"id_slot": 0, "n_erased": count}
+    assert cached(worker.post("/v1/completions", {**SAY, "cache_prompt": False})) == 0
+    restored = worker.post("/slots/1?action=restore", {"filename": "mine.bin"})
+    assert (restored["n_restored"], restored["n_read"]) == (count, saved["n_written"])
+    again = worker.post("/v1/completions", SAY)
+    assert cached(again) == first["usage"]["prompt_tokens"] - 1
+    assert said(again) == said(first)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "sentence"),
+    [
+        ("/slots/9?action=save", {"filename": "x"}, "no slot 9"),
+        ("/slots/x?action=save", {"filename": "x"}, "no slot x"),
+        ("/slots/0?action=eat", {"filename": "x"}, "save, restore or erase"),
+        ("/slots/0", {"filename": "x"}, "save, restore or erase"),
+        ("/slots/0?action=save", {}, "missing required field `filename`"),
+        ("/slots/0?action=save", {"filename": "../x"}, "plain name"),
+        ("/slots/0?action=save", {"filename": "/etc/x"}, "plain name"),
+        ("/slots/0?action=restore", {"filename": ".."}, "plain name"),
+        ("/slots/0?action=restore", {"filename": "a\\b"}, "plain name"),
+        ("/slots/0?action=restore", {"filename": ""}, "plain name"),
+        ("/slots/0?action=restore", {"filename": "x.json"}, "plain name"),
+        ("/slots/0?action=restore", {"filename": "none"}, "no readable manifest"),
+        ("/slots/0?action=save", {"filename": "x"}, "nothing in the cache"),
+    ],
+)
+def test_bad_slot_actions_get_400(
+    kept: WorkerProcess, path: str, body: object, sentence: str
+) -> None:
+    status, answer = kept.ask(path, body)
+    assert status == 400, answer
+    assert sentence in answer["error"]["message"]
+
+
+@pytest.fixture(scope="module")
+def kept(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A worker with a folder for its slots, and nothing in them."""
+    worker = WorkerProcess(tiny_gguf, "--slot-save-path", str(tmp_path_factory.mktemp("kv")))
+    yield worker
+    worker.kill()
+
+
+def test_without_a_folder_slots_are_not_saved(tiny: WorkerProcess) -> None:
+    status, answer = tiny.ask("/slots/0?action=save", {"filename": "x"})
+    assert (status, answer["error"]["type"]) == (501, "not_supported_error")
