@@ -41,6 +41,8 @@ class Found:
     card: Card = field(default_factory=Card)
     aliases: tuple[str, ...] = ()
     """Names, without prefix, by which its sources know it; each is this model's alone."""
+    known_as: tuple[str, ...] = ()
+    """What its sources' own programs call it, whoever else they call so."""
     projector: Path | None = None
     adapters: tuple[tuple[str, Path], ...] = ()
     """Always in use with it: names and files."""
@@ -285,6 +287,7 @@ def _found(name: str, model: _Model, aliases: list[str]) -> Found:
         source=first.source,
         card=model.card,
         aliases=tuple(sorted(aliases)),
+        known_as=tuple(dict.fromkeys(name for offer in model.offers for name in offer.also)),
         projector=model.projector,
         adapters=first.adapters,
         elsewhere=tuple(offer.path for offer in model.offers[1:]),
@@ -294,7 +297,7 @@ def _found(name: str, model: _Model, aliases: list[str]) -> Found:
 
 def _known_as(model: _Model) -> dict[str, None]:
     """Every other name that one of its sources has for it, in order."""
-    names = [alias for offer in model.offers for alias in offer.also]
+    names = [alias.lower() for offer in model.offers for alias in offer.also]
     names += [_as_named(offer).plain for offer in model.offers[1:]]
     return dict.fromkeys(names)
 

@@ -39,6 +39,8 @@ class Entry:
     """The file, of several the first; None for a server that needs none or brings its own."""
     elsewhere: tuple[Path, ...] = ()
     """Where else the same file was found."""
+    known_as: tuple[str, ...] = ()
+    """What the program that it comes from calls it: Ollama's tags, the hub's OWNER/REPO:QUANT."""
     size: int = 0
     """Of all its files."""
     need: int = 0
@@ -108,6 +110,7 @@ def _entry(made: Made) -> Entry:
         source=found.source,
         path=found.path,
         elsewhere=found.elsewhere,
+        known_as=found.known_as,
         size=found.facts.size,
         trained_context=card.context,
         architecture=card.architecture,

@@ -28,7 +28,7 @@ class Offer:
     apart: str = ""
     """A name for when the rule's is taken; empty: one with the folder above in front."""
     also: tuple[str, ...] = ()
-    """Names by which whoever put it there knows it."""
+    """Names by which whoever put it there knows it, as they write them."""
     linked: bool = False
     """Stands here only as a link, so the same file elsewhere comes first."""
     settled: bool = False

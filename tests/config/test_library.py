@@ -67,6 +67,9 @@ def test_the_list_is_what_a_sync_would_write_and_what_is_broken(machine: Machine
     assert entries["ls/john:gone"].broken == "is a link to /not/mounted/gone.gguf, which is missing"
     sources = {entry.source for entry in entries.values()}
     assert sources == {"demo", "ollama", "lm studio", "hugging face", "folder"}
+    assert entries["ls/gemma3:27.4b-q8_0"].known_as == ("gemma3:latest", "gemma3:27b")
+    assert entries["ls/hf.co-mary-gemma3:27.4b-unknown"].known_as == ("hf.co/mary/gemma3:Q8_0",)
+    assert entries["ls/tiny-gguf:tiny-q4_0"].known_as == ("o/Tiny-GGUF:Q4_0",)
     assert entries["ls/mary-tiny:q8_0"].elsewhere == (machine.folder / "sub/copy.gguf",)
 
 

@@ -81,6 +81,6 @@ def _offer(repository: Path, inside: PurePath, path: Path) -> Offer:
     owner, _, name = full.rpartition("--")
     part = part_of(inside.name)
     quant = _QUANT.findall(part.base if part is not None else inside.stem)
-    known_as = f"{owner}/{name}".removeprefix("/").lower() + (f":{quant[-1].lower()}" * bool(quant))
+    known_as = f"{owner}/{name}".removeprefix("/") + (f":{quant[-1]}" if quant else "")
     place = PurePath(owner, name, inside.name)
     return Offer(path=path, source=NAME, place=place, also=(known_as,), settled=True)

@@ -166,7 +166,7 @@ def _offer(store: Path, tag: Tag, path: Path) -> Offer:
         source=NAME,
         place=PurePath(folder, f"{folder}-{size}-{quant}"),
         apart=clean(f"{folder}:{tag.tag}"),
-        also=(str(tag).lower(),),
+        also=(str(tag),),
         settled=True,
         projector=files["projector"][0] if files["projector"] else None,
         adapters=adapters,
