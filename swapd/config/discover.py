@@ -6,6 +6,7 @@ used are told with the reason; none of them stops the rest.
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -124,6 +125,13 @@ class _PassedOverError(Exception):
 class _Projector:
     path: Path
     card: Card
+    source: str
+
+    @property
+    def name(self) -> str:
+        """The model's name within the file's, if there is one: `eye` in `mmproj-eye-f16.gguf`."""
+        stem = re.sub(r"mmproj|model", "", self.path.stem.lower())
+        return re.sub(r"[-_.](?:b?f16|f32|q8_0)$", "", stem).strip("-_.")
 
 
 class _Look:
@@ -157,17 +165,26 @@ class _Look:
                 self.broken.append(Passed(offer.path, reason_given, offer.source))
 
     def join_projectors(self) -> None:
-        """Give every model without a projector of its own the one in its folder."""
-        owners: dict[Path, list[str]] = {}
-        for model in self.models:
-            folder = model.offers[0].path.parent
-            if model.projector is None and folder in self._projectors:
-                model.projector = min(self._projectors[folder], key=_preference).path
-                owners.setdefault(folder, []).append(model.offers[0].path.name)
+        """Give every model without a projector of its own the best one in its folder.
+
+        One that bears the name of a model there is only for models of that name.
+        """
         for folder, projectors in self._projectors.items():
-            whose = ", ".join(owners.get(folder, ())) or "another model"
+            models = [model for model in self.models if model.offers[0].path.parent == folder]
+            stems = [model.offers[0].path.stem.lower() for model in models]
+            owners: dict[Path, list[str]] = {projector.path: [] for projector in projectors}
+            for model, stem in zip(models, stems, strict=True):
+                named = [one for one in projectors if one.name and one.name in stem]
+                common = [one for one in projectors if not any(one.name in s for s in stems)]
+                common += [one for one in projectors if not one.name]
+                for projector in named or common:
+                    owners[projector.path].append(model.offers[0].path.name)
+                if model.projector is None and (named or common):
+                    model.projector = min(named or common, key=_preference).path
             for projector in projectors:
-                self.skipped.append(Passed(projector.path, f"is a projector, part of {whose}"))
+                whose = ", ".join(owners[projector.path]) or "another model"
+                reason = f"is a projector, part of {whose}"
+                self.skipped.append(Passed(projector.path, reason, projector.source))
 
     def _take(self, offer: Offer) -> None:
         path = offer.path
@@ -192,7 +209,11 @@ class _Look:
         self._seen[identity] = None
         cards = [self._cards.card(file, one) for file, one in zip(files, status, strict=True)]
         if "mmproj" in path.stem.lower() or cards[0].is_projector:
-            self._projectors.setdefault(path.parent, []).append(_Projector(path, cards[0]))
+            if offer.source == ollama.NAME:
+                # All of Ollama's files lie in one folder, which says nothing.
+                raise _PassedOverError("is a projector, part of another model")
+            projector = _Projector(path, cards[0], offer.source)
+            self._projectors.setdefault(path.parent, []).append(projector)
             return
         card = replace(
             cards[0],

@@ -71,7 +71,7 @@ def test_what_is_no_model_is_skipped_with_its_reason(tmp_path: Path) -> None:
     assert found.broken == ()
     assert reasons(tmp_path, found) == {
         "models/m/mmproj-m.gguf": "is a projector, part of m-7b.gguf",
-        "models/m/vision.gguf": "is a projector, part of m-7b.gguf",
+        "models/m/vision.gguf": "is a projector, part of another model",
         "models/m/imatrix.gguf": "holds no model but a GGUF of type imatrix",
         "models/m/flux.gguf": "is not a language model: it has no tokenizer",
         "models/m/vocab.gguf": "holds a vocabulary and no weights",

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from swapd.config.offer import Looked
 from swapd.config.sources import ollama
 from swapd.config.sources.ollama import DamagedManifestError, parse_manifest
+from tests.config.ggufs import write_gguf
 from tests.config.made_up import ALICE, BARD, LORA, Machine, another, fill
 
 
@@ -90,6 +91,35 @@ def test_projectors_and_adapters_go_with_their_model(machine: Machine) -> None:
     assert poet.argv[poet.argv.index("--adapter") + 1] == f"poet={lora}"
     assert (poet.metadata, poet.upstream_name) == ({"adapters": ["poet"]}, "poet:27.4b-q8_0:poet")
     assert "--adapter" not in models["ls/gemma3:27.4b-q8_0"].argv
+
+
+def test_a_projector_goes_to_the_model_whose_name_it_bears(machine: Machine) -> None:
+    projector = write_gguf(machine.root / "made/p.gguf", arch="clip", tokenizer=False).read_bytes()
+    for i, name in enumerate(("gemma-q8_0", "gemma-q4_0", "llama-7b")):
+        machine.put(f"my folder/{name}.gguf", another(machine.alice, i))
+    for i, name in enumerate(("mmproj-gemma-f16", "gemma-mmproj-BF16")):
+        machine.put(f"my folder/{name}.gguf", another(projector, i))
+    machine.put("models/o/q/q-7b.gguf", another(machine.alice, 8))
+    machine.put("models/o/q/mmproj-model-f16.gguf", another(projector, 9))
+    machine.ollama.add("registry.ollama.ai/library/eye/latest", projector)
+    machine.ollama.add("registry.ollama.ai/library/blind/latest", machine.bard)
+    report = machine.sync()
+    folder = machine.folder
+    assert {name: spec.metadata for name, spec in machine.load().catalog.models.items()} == {
+        "ls/my-folder:gemma-q8_0": {"mmproj": str(folder / "gemma-mmproj-BF16.gguf")},
+        "ls/my-folder:gemma-q4_0": {"mmproj": str(folder / "gemma-mmproj-BF16.gguf")},
+        "ls/my-folder:llama-7b": {},
+        "ls/q:7b": {"mmproj": str(machine.models / "o/q/mmproj-model-f16.gguf")},
+        "ls/blind:3.1m-q8_0": {},
+    }
+    assert {
+        p.path.name: p.reason.removeprefix("is a projector, part of ") for p in report.skipped
+    } == {
+        "mmproj-gemma-f16.gguf": "gemma-q4_0.gguf, gemma-q8_0.gguf",
+        "gemma-mmproj-BF16.gguf": "gemma-q4_0.gguf, gemma-q8_0.gguf",
+        "mmproj-model-f16.gguf": "q-7b.gguf",
+        machine.ollama.path(projector).name: "another model",
+    }
 
 
 def test_a_second_sync_changes_nothing_and_nothing_foreign_is_touched(machine: Machine) -> None:
