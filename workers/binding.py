@@ -125,7 +125,7 @@ class Model:
         )
         """Whether a sequence's end can be taken off its cache. A recurrent state holds the whole
         past in one, and a sliding window has forgotten what a shorter sequence would see."""
-        self._pieces: dict[int, str | bytes | None] = {}
+        self._pieces: dict[int, str | bytes | None] = {-1: None}  # none of the model's: an end
 
     def meta(self, key: str) -> str | None:
         """A metadata value as text; None if the file does not have it."""

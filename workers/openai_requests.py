@@ -48,6 +48,9 @@ class Generation(msgspec.Struct, kw_only=True):
     ignore_eos: bool | None = None
     cache_prompt: bool | None = None
     """False: nothing of the cache is used for it, and nothing of it is kept."""
+    grammar: str | None = None
+    json_schema: Any = msgspec.UNSET
+    response_format: dict[str, Any] | None = None
 
     @property
     def stops(self) -> list[str]:
@@ -73,7 +76,6 @@ class ChatRequest(Generation, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     logprobs: bool | None = None
     tools: list[Any] | None = None
-    response_format: dict[str, Any] | None = None
 
     @property
     def token_limit(self) -> int | None:
@@ -145,12 +147,7 @@ def _check_unsupported(request: Generation) -> None:
     """What would otherwise be left out in silence."""
     unsupported: dict[str, object] = {}
     if isinstance(request, ChatRequest):
-        shape = (request.response_format or {}).get("type", "text")
-        unsupported = {
-            "logprobs": request.logprobs,
-            "tools": request.tools,
-            "response_format": shape != "text",
-        }
+        unsupported = {"logprobs": request.logprobs, "tools": request.tools}
     elif isinstance(request, CompletionRequest):
         unsupported = {
             "logprobs": request.logprobs,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from workers.binding import ContextOptions, LlamaLog, Model, build
+from workers.binding_sampler import Guide
 from workers.conversations import Conversations
 from workers.cores import usable_cores
 from workers.detokenize import TextOutput
@@ -22,6 +23,7 @@ from workers.openai_requests import Generation, sampling_of
 from workers.sequence import Sequence
 from workers.settings import Settings
 from workers.stream import Stream
+from workers.structured import Grammars
 from workers.template import CHATML, ChatTemplate
 
 DEFAULT_CONTEXT = 4096
@@ -72,7 +74,7 @@ def load(settings: Settings, lifeline: Lifeline) -> Worker:
     )
     if settings.slot_save_path is not None:
         engine.lane.conversations = _conversations(settings, settings.slot_save_path, engine)
-    return Worker(settings, engine, load_seconds=time.monotonic() - began)
+    return Worker(settings, engine, log, load_seconds=time.monotonic() - began)
 
 
 def _cells(settings: Settings, trained: int) -> int:
@@ -120,7 +122,9 @@ def _for_embeddings(settings: Settings, options: ContextOptions, model: Model) -
 class Worker:
     """One loaded model and what may be asked of it. Lives on the event loop's thread."""
 
-    def __init__(self, settings: Settings, engine: Engine, *, load_seconds: float) -> None:
+    def __init__(
+        self, settings: Settings, engine: Engine, log: LlamaLog, *, load_seconds: float
+    ) -> None:
         self.settings = settings
         self.engine = engine
         self.model = engine.model
@@ -132,6 +136,7 @@ class Worker:
             eos=self.model.token_text(self.model.eos),
             defaults=settings.chat_template_kwargs,
         )
+        self.grammars = Grammars(self.model, log)
         self._numbers = itertools.count()
         self._endings: dict[int, float] | None = None
 
@@ -170,6 +175,7 @@ class Worker:
         sampling = sampling_of(request, self.settings.sampling, self.model.n_vocab)
         if request.ignore_eos:
             sampling.logit_bias.update(self._never_ending())
+        grammar = self.grammars.wished(request)
         stream = Stream()
         sequence = Sequence(
             number=next(self._numbers),
@@ -181,6 +187,7 @@ class Worker:
             streaming=streaming,
             arrived=time.monotonic(),
             reuses=request.cache_prompt is not False,
+            guide=None if grammar is None else Guide(grammar),
         )
         engine.submit(sequence)
         return sequence, stream

@@ -1,0 +1,140 @@
+"""Grammars from schemas, and grammars looked over: what can be said without a model."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers import gbnf
+from workers.json_keywords import SchemaError
+from workers.json_numbers import Bounds, numbers
+from workers.json_schema import schema_grammar
+
+
+@pytest.mark.parametrize(
+    ("schema", "sentence"),
+    [
+        (False, "admits nothing"),
+        (5, "is no object"),
+        ({"type": "strin"}, "no type 'strin'"),
+        ({"enum": []}, "`enum` must be a list"),
+        ({"type": "integer", "enum": ["a"]}, "admits nothing"),
+        ({"$ref": "https://example.org/schema"}, "does not lead into the schema"),
+        ({"$ref": "#/$defs/gone"}, "leads nowhere"),
+        ({"allOf": [{"$ref": "#"}, {"type": "object"}]}, "without end"),
+        ({"not": {}}, "can't enforce `not`"),
+        ({"type": "array", "uniqueItems": True}, "can't enforce `uniqueItems`"),
+        ({"type": "integer", "minimum": 3, "maximum": 2}, "No number"),
+        ({"type": "number", "minimum": "3"}, "must be a number"),
+        ({"type": "string", "minLength": 3, "maxLength": 2}, "less room"),
+        ({"type": "string", "maxLength": 10**6}, "2000 or less"),
+        ({"type": "string", "pattern": "a(?=b)"}, "look-around"),
+        ({"type": "string", "pattern": "(a"}, "not closed"),
+        ({"type": "string", "pattern": "a)"}, "never opened"),
+        ({"type": "string", "pattern": "[z-a]"}, "ends before it begins"),
+        ({"type": "string", "pattern": "[a"}, "ends too early"),
+        ({"type": "string", "pattern": "\\bword"}, "can't be said"),
+        ({"type": "string", "pattern": "a{3,1}"}, "no repetition"),
+        ({"properties": {"a": False}, "required": ["a"]}, "admits nothing"),
+        (
+            {"properties": {}, "required": ["a"], "additionalProperties": False},
+            "'a' is required and not allowed",
+        ),
+        ({"type": "object", "properties": {"a": {}}, "minProperties": 2}, "`minProperties`"),
+        ({"allOf": [{"type": "string"}, {"type": "null"}]}, "No type is left"),
+        ({"allOf": [{"pattern": "a"}, {"pattern": "b"}]}, "differ in their `pattern`"),
+    ],
+    ids=str,
+)
+def test_schemas_that_no_grammar_can_follow(schema: Any, sentence: str) -> None:
+    with pytest.raises(SchemaError) as caught:
+        schema_grammar(schema)
+    assert sentence in str(caught.value)
+
+
+def test_leniency_leaves_out_what_can_not_be_enforced() -> None:
+    schema = {"type": "array", "items": {"type": "null"}, "uniqueItems": True}
+    assert schema_grammar(schema, lenient=True) == schema_grammar(
+        {key: value for key, value in schema.items() if key != "uniqueItems"}
+    )
+
+
+def test_a_branch_that_admits_nothing_is_no_branch() -> None:
+    branches = [{"type": "integer", "minimum": 9}, {"type": "null"}]
+    assert schema_grammar({"anyOf": branches, "maximum": 5}) == schema_grammar(
+        {"anyOf": [{"type": "null", "maximum": 5}]}
+    )
+
+
+def test_a_deeply_nested_schema_is_refused_and_not_the_end() -> None:
+    schema: dict[str, Any] = {"type": "null"}
+    for _ in range(900):
+        schema = {"type": "array", "items": schema}
+    with pytest.raises(SchemaError):
+        schema_grammar(schema)
+
+
+ENDS = st.one_of(st.none(), st.decimals(-50, 50, places=1))
+
+
+@given(ENDS, ENDS, st.booleans(), st.booleans(), st.decimals(-60, 60, places=2))
+def test_bounds_are_kept(
+    low: Decimal | None, high: Decimal | None, above: bool, below: bool, value: Decimal
+) -> None:
+    bounds = Bounds(low, high, above and low is not None, below and high is not None)
+    alternatives = numbers(bounds)
+    written = any(derives(text, f"{value:f}") for text in alternatives)
+    whole = any(derives(text, f"{int(value)}") for text in alternatives)
+    if not bounds.none:
+        assert not written or bounds.holds(value)
+        assert whole == bounds.holds(Decimal(int(value)))
+
+
+def derives(body: str, text: str) -> bool:
+    """Whether a grammar of terminals and sets alone, which is a regular expression, has `text`."""
+    import re
+
+    pattern = re.sub(r'"((?:[^"\\]|\\.)*)"', lambda found: f"(?:{re.escape(found[1])})", body)
+    return re.fullmatch(pattern.replace(" ", ""), text) is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "no rule root"),
+        ("foo", "line 1, column 1: a rule was expected"),
+        ('foo ::= "a"', "no rule root"),
+        ('root ::= "a" b', "column 14: there is no rule b"),
+        ('root ::= "a"\n  | ("b"', "line 2, column 5: the parenthesis is never closed"),
+        ('root ::= "a")', "nothing was opened"),
+        ('root ::= "a', "makes no sense there"),
+        ("root ::= [a", "makes no sense there"),
+        ('root ::= "a" | * "b"', "there is nothing to repeat"),
+        ('root ::= "a"{3,1}', "{3,1} ends before it begins"),
+        ('root ::= "a"{5000}', "more than 2000 times"),
+        (f"root ::= {'(' * 200}", "more than 100 parentheses"),
+        ('root ::= "\x00"', "zero byte"),
+        ("#" * 1_000_001, "more than 1000000 characters"),
+    ],
+    ids=lambda text: str(text)[:30],
+)
+def test_grammars_that_llama_cpp_must_not_see(text: str, sentence: str) -> None:
+    with pytest.raises(gbnf.GrammarError) as caught:
+        gbnf.check(text)
+    assert sentence in str(caught.value)
+
+
+def test_a_grammar_of_all_notations_is_fine() -> None:
+    gbnf.check(
+        'root ::= item+ (ws | "\\"" [^\\]\\n]* # a comment "{\n  | .)? {2,3} <[3]>\n'
+        "item ::= root? | ws{2} ws{1,}\r\n\nws ::=\n  [ \\t]"
+    )
+
+
+@given(st.text())
+def test_a_literal_is_one_terminal(text: str) -> None:
+    gbnf.check(f"root ::= {gbnf.literal(text)}")
