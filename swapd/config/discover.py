@@ -64,6 +64,8 @@ class Discovery:
     """Files that are well and are no models of their own, or not yet."""
     names: Mapping[str, str] = field(default_factory=dict)
     """The name of each file found, by its path: to be handed in at the next look."""
+    settles_in: float = 0.0
+    """Seconds until every file that is too young now is old enough, if nobody writes to it."""
 
 
 def discover(
@@ -100,6 +102,7 @@ def discover(
         broken=_sorted(look.broken),
         skipped=_sorted(look.skipped),
         names=kept,
+        settles_in=look.settles_in,
     )
 
 
@@ -141,6 +144,7 @@ class _Look:
         self.models: list[_Model] = []
         self.broken: list[Passed] = []
         self.skipped: list[Passed] = []
+        self.settles_in = 0.0
         self._now = now
         self._min_age = min_age
         self._cards = cards
@@ -205,6 +209,7 @@ class _Look:
             return
         age = self._now - max(one.st_mtime for one in status)
         if not offer.settled and 0 <= age < self._min_age:
+            self.settles_in = max(self.settles_in, self._min_age - age)
             raise _PassedOverError(f"changed {age:.0f} s ago and may still be being copied")
         self._seen[identity] = None
         cards = [self._cards.card(file, one) for file, one in zip(files, status, strict=True)]

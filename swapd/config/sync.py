@@ -41,6 +41,8 @@ class SyncReport:
     """Links made in MODELS_DIR to Ollama's blobs."""
     unlinked: tuple[Path, ...] = ()
     """Links removed there, all of them swapd's own."""
+    settles_in: float = 0.0
+    """Seconds after which a sync finds the files that may still be being copied now; 0: none."""
 
 
 def sync(
@@ -88,6 +90,7 @@ def sync(
         written=written,
         linked=links.made,
         unlinked=links.removed,
+        settles_in=plan.discovery.settles_in,
     )
 
 

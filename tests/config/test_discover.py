@@ -136,7 +136,8 @@ def test_a_young_file_waits(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "models/m/x.gguf")
     changed = path.stat().st_mtime
     young = look(tmp_path, now=changed + 3)
-    assert names(young) == []
+    assert (names(young), young.settles_in) == ([], 2)
+    assert look(tmp_path, now=changed + 5).settles_in == 0
     assert reasons(tmp_path, young) == {
         "models/m/x.gguf": "changed 3 s ago and may still be being copied"
     }

@@ -61,6 +61,13 @@ def test_the_listing_is_exactly_right(tmp_path: Path) -> None:
         "hub/models--o--Tiny-GGUF/snapshots/c1/tiny-Q8_0.gguf": f"is another revision of {newer}",
     }
     assert report.warnings == ()
+    assert {str(path.relative_to(machine.models / "ollama")) for path in report.linked} == {
+        "gemma3/gemma3-27.4B-Q8_0.gguf",
+        "gemma3/gemma3-27.4B-Q4_K_M.gguf",
+        "mary-gemma3/mary-gemma3-27.4B-Q8_0.gguf",
+        "hf.co-mary-gemma3/hf.co-mary-gemma3-27.4B-unknown.gguf",
+        "llava/llava-3.1M-Q8_0.gguf",
+    }
 
 
 def test_a_model_answers_to_every_name_that_is_its_alone(machine: Machine) -> None:
