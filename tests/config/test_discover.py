@@ -40,6 +40,7 @@ def reasons(tmp_path: Path, passed: Discovery) -> dict[str, str]:
         ("gemma", "gemma", "gemma"),
         ("gemma", "gemma3-1b", "gemma:3-1b"),
         ("Großes Modell", "Ünï©ode", "gro-es-modell:-n--ode"),
+        ("m", "U\u0308n", "m:-n"),
     ],
 )
 def test_names_follow_the_references_rule(folder: str, stem: str, name: str) -> None:

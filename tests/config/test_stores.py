@@ -84,6 +84,18 @@ def test_a_model_answers_to_every_name_that_is_its_alone(machine: Machine) -> No
     assert models["ls/mary-tiny:q8_0"].aliases == ("mary-tiny:q8_0", "sub:copy")
 
 
+def test_what_two_models_are_called_elsewhere_is_neither_s(machine: Machine) -> None:
+    for i, name in enumerate("ab"):
+        path = machine.put(f"models/{name}/{name}-7b.gguf", another(machine.alice, i))
+        (machine.folder / name / "copies").mkdir(parents=True)
+        (machine.folder / name / "copies/copy.gguf").symlink_to(path)
+    machine.sync()
+    models = machine.load().catalog.models
+    assert {name: spec.aliases for name, spec in models.items()} == {
+        "ls/a:7b": ("a:7b",), "ls/b:7b": ("b:7b",),
+    }  # fmt: skip
+
+
 def test_projectors_and_adapters_go_with_their_model(machine: Machine) -> None:
     fill(machine)
     machine.sync()
