@@ -12,6 +12,8 @@ import platformdirs
 
 WORKER_COMMAND = (sys.executable, "-m", "workers.serve")
 """What `${worker}` in a command means: our own worker, in the Python that runs swapd."""
+SPARE_COMMAND = (sys.executable, "-m", "workers.spare")
+"""A worker that waits to be told the rest of such a command."""
 
 
 @dataclass(frozen=True, slots=True)

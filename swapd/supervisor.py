@@ -21,7 +21,8 @@ from swapd.effects import memory
 from swapd.effects.clock import Alarm, now, wall
 from swapd.effects.logs import Logs
 from swapd.effects.probe import StrangerError, until_ready
-from swapd.effects.process import Place, Word, WorkerProcess
+from swapd.effects.process import Word, WorkerProcess
+from swapd.effects.spawn import Place, Spare
 from swapd.effects.tasks import Tasks
 from swapd.words import events as ev
 from swapd.words import orders as od
@@ -92,6 +93,7 @@ class Supervisor:
         logs: Logs,
         session: aiohttp.ClientSession,
         observe: Callable[[ev.Event, list[od.Order]], None],
+        spare: Spare | None = None,
     ) -> None:
         self._core = Scheduler(catalog)
         self._place = place
@@ -99,6 +101,7 @@ class Supervisor:
         self._log = logs.own
         self._session = session
         self._observe = observe
+        self._spare = spare
         self._inbox: deque[ev.Event] = deque()
         self._busy = False
         self._requests = 0
@@ -167,6 +170,16 @@ class Supervisor:
         `tokens` were read and written for it; 0: not known.
         """
         self.post(ev.Finished(now(), lease.request, answered, tokens))
+        self.keep_spare()
+
+    def keep_spare(self) -> None:
+        """See to it that a spare worker waits, if there is to be one.
+
+        After a request and not when a spare is taken: then the worker it has become needs the
+        processor more than the next spare does.
+        """
+        if self._spare is not None and not self._closing:
+            self._spare.prepare()
 
     async def load(self, model: str) -> None:
         """Wait until this model's worker is ready. Raises RefusedError when it does not get so."""
@@ -209,6 +222,8 @@ class Supervisor:
     def close(self, grace: float) -> None:
         """Begin to end: running requests may go on for `grace` seconds; then `closed` is set."""
         self._closing = True
+        if self._spare is not None:
+            self._spare.dismiss()
         self.post(ev.ClosingAsked(now(), now() + grace))
 
     async def end(self) -> None:
@@ -277,7 +292,7 @@ class Supervisor:
         output = self._logs.of(spec.name)
         running = self._workers[worker] = Running(None, wall())
         try:
-            running.process = WorkerProcess(worker, spec, self._place, self, output)
+            running.process = WorkerProcess(worker, spec, self._place, self, output, self._spare)
         except OSError as error:
             reason = f"{spec.argv[0]} can't be run: {error.strerror}"
             self._log.warning("%s: %s", spec.name, reason)

@@ -33,12 +33,14 @@ from swapd.effects.clock import wall
 from swapd.effects.guardian import Guardian
 from swapd.effects.lock import HeldError, HomeLock
 from swapd.effects.logs import Logs
-from swapd.effects.process import Place
+from swapd.effects.spawn import Place, Spare
 from swapd.effects.upstream import new_session
 from swapd.effects.watch import FileWatch
-from swapd.home import WORKER_COMMAND, Home, find_home
+from swapd.home import SPARE_COMMAND, WORKER_COMMAND, Home, find_home
 from swapd.supervisor import Supervisor
 from swapd.words.settings import Settings
+
+SPARE_FROM_BYTES = 8 * 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,12 @@ def endpoint_of(settings: Settings) -> str:
     if host in ("0.0.0.0", "::", ""):
         host = "127.0.0.1"
     return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+
+
+def wants_spare(settings: Settings) -> bool:
+    """Whether to keep a spare worker: as configured, else where its memory is not missed."""
+    enough = memory.total() >= SPARE_FROM_BYTES
+    return enough if settings.spare is None else settings.spare
 
 
 def is_loopback(host: str) -> bool:
@@ -179,7 +187,10 @@ class Daemon:
         settings = self._loaded.settings
         place = Place(self._options.config.parent, self._guardian, dict(os.environ))
         session, metrics = new_session(), Metrics()
-        supervisor = Supervisor(self._loaded.catalog, place, self._logs, session, metrics.observe)
+        spare = Spare(WORKER_COMMAND, SPARE_COMMAND, place) if wants_spare(settings) else None
+        supervisor = Supervisor(
+            self._loaded.catalog, place, self._logs, session, metrics.observe, spare
+        )
         metrics.watch(supervisor)
         house = House(supervisor, session, metrics, self._logs, settings, wall())
         runner = await serve(house, sock)
@@ -191,6 +202,7 @@ class Daemon:
         self._greet(endpoint, settings)
         tell({"endpoint": endpoint, "log": str(self._logs.own_file)})
         supervisor.preload()
+        supervisor.keep_spare()
         gc.freeze()  # What is loaded by now stays; the collector need not look at it again.
         await supervisor.closed.wait()
         watch.close()

@@ -10,15 +10,13 @@ import signal
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
 
-from swapd.effects.guardian import Guardian
 from swapd.effects.ports import free_port
+from swapd.effects.spawn import Place, Spare, spawn
 from swapd.words.catalog import ModelSpec
 from swapd.words.events import WorkerId
 
@@ -39,16 +37,6 @@ class Word(msgspec.Struct, frozen=True):
     beat: int = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where and how workers are spawned."""
-
-    home: Path
-    """Their working directory: relative paths of a configuration mean files in it."""
-    guardian: Guardian
-    environ: Mapping[str, str]
-
-
 class Listener(Protocol):
     """Who wants to hear of a worker; called on the event loop."""
 
@@ -60,7 +48,8 @@ class Listener(Protocol):
 class WorkerProcess:
     """One worker process from its spawn to its end.
 
-    The constructor spawns at once and raises OSError when the command can't be run. `base_url`
+    The constructor spawns at once, or takes the spare where that fits, and raises OSError when
+    the command can't be run. `base_url`
     is where it answers: for a foreign worker known from the start, for ours once it has spoken.
     """
 
@@ -71,6 +60,7 @@ class WorkerProcess:
         place: Place,
         listener: Listener,
         output: logging.Logger,
+        spare: Spare | None = None,
     ) -> None:
         self.worker = worker
         self.spec = spec
@@ -84,41 +74,16 @@ class WorkerProcess:
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._verdict = ""
         self._ended = False
-        self._process, words, lines = self._spawn()
+        taken = spare.take(spec, self.argv) if spare is not None else None
+        spawned = taken or spawn(self.argv, place, dict(spec.env), spec.own)
+        self._process = spawned.process
         self.pid = self._process.pid
-        place.guardian.watch(self.pid)
-        self._words = _LineReader(self._loop, words, self._heard)
-        self._lines = _LineReader(self._loop, lines, self._printed)
+        self._words = _LineReader(self._loop, spawned.words, self._heard)
+        self._lines = _LineReader(self._loop, spawned.lines, self._printed)
         threading.Thread(target=self._wait, name=f"wait for {self.pid}", daemon=True).start()
 
     def _fill(self, text: str, pid: int = 0) -> str:
         return text.replace("${PORT}", str(self.port)).replace("${PID}", str(pid))
-
-    def _spawn(self) -> tuple[subprocess.Popen[bytes], int, int]:
-        word_out, word_in = os.pipe()
-        line_out, line_in = os.pipe()
-        env = {**self._place.environ, **dict(self.spec.env), "SWAPD_READY_FD": str(word_in)}
-        if not self.spec.own:
-            del env["SWAPD_READY_FD"]
-        try:
-            process = subprocess.Popen(
-                self.argv,
-                stdin=subprocess.PIPE,
-                stdout=line_in,
-                stderr=line_in,
-                cwd=self._place.home,
-                env=env,
-                pass_fds=(word_in,) if self.spec.own else (),
-                start_new_session=True,
-            )
-        except OSError:
-            os.close(word_out)
-            os.close(line_out)
-            raise
-        finally:
-            os.close(word_in)
-            os.close(line_in)
-        return process, word_out, line_out
 
     # -- hearing -------------------------------------------------------------------------------
 

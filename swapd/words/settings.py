@@ -14,6 +14,9 @@ class Settings:
     max_body_bytes: int = 32 * 2**20
     drain_grace: float = 30.0
     """How long a shutdown lets running requests go on."""
+    spare: bool | None = None
+    """Whether a worker without a model is kept waiting, which makes swaps cheaper and costs some
+    45 MB; None: where there is memory enough."""
     log_level: str = "info"
     include_aliases: bool = False
     """Whether aliases stand in the list of models too."""

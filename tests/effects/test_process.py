@@ -18,7 +18,8 @@ import pytest
 
 from swapd.effects.guardian import Guardian
 from swapd.effects.probe import StrangerError, until_ready
-from swapd.effects.process import Place, Word, WorkerProcess
+from swapd.effects.process import Word, WorkerProcess
+from swapd.effects.spawn import Place
 from swapd.effects.upstream import new_session
 from swapd.words.catalog import ModelSpec
 from tests.swapd import FAKE, alive, eventually

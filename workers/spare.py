@@ -1,0 +1,62 @@
+"""A worker that has no model yet: `python -m workers.spare`.
+
+What a swap costs is mostly starting Python and importing. A spare has that behind it: it waits
+for one line of JSON on its standard input, the arguments of `workers.serve`, and becomes that
+worker. At the end of standard input it goes, as every worker does.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+
+from workers.lean import skip_package_init
+
+
+def prepare() -> None:
+    """Imports all that a worker imports, in the way in which it does."""
+    skip_package_init("aiohttp", __version__="")
+    import jinja2.sandbox
+
+    import workers.http_server
+    import workers.serve
+    import workers.worker
+
+    # Named so that nobody takes them for unused: being imported is their use.
+    _ = (jinja2.sandbox, workers.http_server, workers.serve, workers.worker)
+
+
+def wait_for_arguments() -> list[str] | None:
+    """The arguments, once they come; None at the end of standard input.
+
+    Read byte by byte: what follows the line is not ours.
+    """
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = os.read(0, 1)
+        if not byte:
+            return None
+        line += byte
+    arguments: list[str] = json.loads(line)
+    return arguments
+
+
+def main() -> int:
+    """Waits, then serves; the exit status."""
+    gc.disable()  # as in `serve`: importing makes many objects and no garbage
+    prepare()
+    arguments = wait_for_arguments()
+    if arguments is None:
+        return 0
+    from workers.serve import main as serve
+
+    return serve(arguments)
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
