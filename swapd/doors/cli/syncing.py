@@ -43,6 +43,9 @@ def sync(force: bool, say: Callable[[str], None] = print) -> SyncReport:
     ):
         for name in names:
             say(f"{verb:8}{name}")
+    for verb, links in (("linked", report.linked), ("unlinked", report.unlinked)):
+        for link in links:
+            say(f"{verb:<9}{link}")
     for verb, files in (("broken", report.broken), ("skipped", report.skipped)):
         for file in files:
             say(f"{verb:8}{file.path}: {file.reason}")

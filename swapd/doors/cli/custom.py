@@ -1,0 +1,41 @@
+"""Settings of single models: custom_models.yaml, edited by command."""
+
+from __future__ import annotations
+
+import os
+
+from swapd.doors.cli.say import FailedError
+from swapd.doors.cli.syncing import sync
+from swapd.home import demo_folder, find_home
+
+
+def set_values(name: str, settings: list[str]) -> int:
+    """Write settings of a model into custom_models.yaml, and sync. Raises FailedError."""
+    from swapd.config.customise import customise
+    from swapd.config.edit import EditError
+    from swapd.config.problems import ConfigError
+    from swapd.effects import clock, memory
+
+    wanted: dict[str, str | None] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key.strip():
+            raise FailedError(f"{setting} is no setting: it must be key=value, or key= for none", 2)
+        wanted[key.strip()] = value or None
+    home = find_home()
+    home.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        done = customise(
+            home.folder,
+            os.environ,
+            demo_folder(),
+            name,
+            wanted,
+            now=clock.wall(),
+            total_memory=memory.total(),
+        )
+    except (EditError, ConfigError) as error:
+        raise FailedError(f"nothing was changed: {error}") from error
+    print(f"{home.custom}: models.{done.section} {'changed' if done.written else 'unchanged'}")
+    sync(force=False)
+    return 0

@@ -1,0 +1,177 @@
+"""Take a model away, through whoever it belongs to."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from swapd.doors.cli.client import NoAnswerError, named, post, running
+from swapd.doors.cli.library import WRITTEN, find, models
+from swapd.doors.cli.say import FailedError, confirm, show_bytes, waiting
+from swapd.doors.cli.syncing import sync
+from swapd.home import Home, find_home
+
+if TYPE_CHECKING:
+    from swapd.config.library import Entry
+    from swapd.config.stores import Stores
+
+
+def remove(name: str, assume_yes: bool) -> int:
+    """Ask, remove the model's files and sync. Raises FailedError."""
+    home = find_home()
+    entries = models(home)
+    entry = find(entries, name)
+    _must_be_free(entry, entries)
+    assert entry.path is not None
+    stores = _stores(home)
+    doing: Callable[[], None]
+    if entry.source == "ollama":
+        tag = _tag(entry, name, stores)
+        what, doing = f"{tag} from Ollama", partial(_through_ollama, tag)
+    else:
+        files = _files(entry, entries, stores)
+        what, doing = ", ".join(str(file) for file in files), partial(_unlink, files, stores)
+    if not assume_yes and not confirm(f"remove {entry.name} ({show_bytes(entry.size)}): {what}?"):
+        raise FailedError("nothing was removed; --yes does not ask")
+    _unload(home, entry.name)
+    doing()
+    print(f"removed {entry.name}")
+    sync(force=False)
+    return 0
+
+
+def _must_be_free(entry: Entry, entries: list[Entry]) -> None:
+    """Raises FailedError for what is not a file of its own, or is needed by another model."""
+    if entry.source == "demo":
+        raise FailedError(f"{entry.name} comes with swapd and is not removed")
+    if entry.base or entry.path is None or entry.source in (WRITTEN, "custom_models.yaml"):
+        file = WRITTEN if entry.source == WRITTEN else "custom_models.yaml"
+        raise FailedError(f"{entry.name} is no file of its own: take it out of {file}")
+    real = entry.path.resolve()
+    others = [
+        e.name
+        for e in entries
+        if e is not entry and e.path is not None and e.path.resolve() == real
+    ]
+    if others:
+        message = f"{', '.join(others)} would be without a file: take it out of custom_models.yaml"
+        raise FailedError(f"{message} first")
+
+
+def _stores(home: Home) -> Stores:
+    from swapd.config.env import read_env
+    from swapd.config.stores import find_stores
+
+    return find_stores(read_env(home.folder, os.environ))
+
+
+def _unload(home: Home, name: str) -> None:
+    """Let its worker go, where there is one."""
+    holder = running(home)
+    if holder is None:
+        return
+    try:
+        with waiting(f"unloading {name}"):
+            post(holder, named("/unload", name))
+    except NoAnswerError:
+        # It is not configured there, so nothing of it runs.
+        return
+
+
+# -- Ollama's ------------------------------------------------------------------------------------
+
+
+def _tag(entry: Entry, name: str, stores: Stores) -> str:
+    """Ollama's own name of the model. Raises FailedError when several of its names mean it."""
+    from swapd.config.sources import ollama
+
+    offers = [offer for store in stores.ollama for offer in ollama.look(store).offers]
+    tags = sorted({t for offer in offers if offer.path == entry.path for t in offer.also})
+    if name in tags:
+        return name
+    if len(tags) != 1:
+        raise FailedError(f"Ollama has it as {', '.join(tags)}: say which of them to remove")
+    return tags[0]
+
+
+def _through_ollama(tag: str) -> None:
+    if shutil.which("ollama") is None:
+        raise FailedError(f"{tag} is Ollama's, and there is no ollama command to remove it with")
+    done = subprocess.run(["ollama", "rm", tag], check=False)
+    if done.returncode != 0:
+        raise FailedError(f"ollama rm {tag} failed; what it says stands above")
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+
+def _files(entry: Entry, entries: list[Entry], stores: Stores) -> list[Path]:
+    """The model's parts, its projector if it has that for itself, and in the hub's cache the blobs.
+
+    Raises FailedError for a file outside of the stores.
+    """
+    from swapd.config.split import parts_of
+
+    assert entry.path is not None
+    files = [Path(part) for part in parts_of(str(entry.path))]
+    shared = {e.projector for e in entries if e is not entry}
+    if entry.projector is not None and entry.projector not in shared:
+        files.append(entry.projector)
+    if entry.source == "hugging face":
+        files += [blob for file in files if (blob := _blob(file, files)) is not None]
+    for file in files:
+        if _store_of(file, stores) is None:
+            raise FailedError(f"{file} lies outside of the folders for models; remove it yourself")
+    return files
+
+
+def _blob(link: Path, going: list[Path]) -> Path | None:
+    """What the hub's cache keeps behind a link; None while another link needs it."""
+    if not link.is_symlink():
+        return None
+    blob = link.resolve()
+    repository = next((p.parent for p in link.parents if p.name == "snapshots"), None)
+    if repository is None or blob.parent != (repository / "blobs").resolve():
+        return None
+    for other in (repository / "snapshots").rglob("*"):
+        if other.is_symlink() and other not in going and other.resolve() == blob:
+            return None
+    return repository / "blobs" / blob.name
+
+
+def _store_of(file: Path, stores: Stores) -> Path | None:
+    """The folder for models that the file lies in, whatever links lead there; None for others."""
+    place = file.parent.resolve()
+    for root in (stores.models_dir, *stores.lmstudio, *stores.hub, *stores.folders):
+        if place.is_relative_to(root.resolve()):
+            return root
+    return None
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+def _unlink(files: list[Path], stores: Stores) -> None:
+    """Remove the files, and the folders that are empty then, up to their store.
+
+    Of a repository in the hub's cache with nothing left in it, the references go too.
+    """
+    for file in files:
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise FailedError(f"{file} can't be removed: {error.strerror}") from error
+        root = _store_of(file, stores)
+        for folder in file.parents:
+            if root is None or folder.resolve() == root.resolve() or not _is_empty(folder):
+                break
+            folder.rmdir()
+    for repository in {p.parent for file in files for p in file.parents if p.name == "snapshots"}:
+        if repository.is_dir() and {p.name for p in repository.iterdir()} <= {"refs", ".no_exist"}:
+            shutil.rmtree(repository)

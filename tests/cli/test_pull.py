@@ -1,0 +1,257 @@
+"""Getting models from a hub of our own, from a URL and from Ollama's stand-in; removing them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.hub import Hub, parts, running_hub
+from tests.cli.user import User
+from tests.swapd import ROOT, eventually
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*forkpty:DeprecationWarning")
+BARD = (ROOT / "demo/bard.gguf").read_bytes()
+ALICE = (ROOT / "demo/alice.gguf").read_bytes()
+
+
+@pytest.fixture
+def hub(user: User) -> Iterator[Hub]:
+    with running_hub() as hub:
+        user.environ["HF_ENDPOINT"] = hub.url
+        user.environ["NO_PROXY"] = "127.0.0.1"
+        yield hub
+
+
+def _place(user: User, *steps: str) -> Path:
+    return user.home.joinpath("models", *steps)
+
+
+def test_a_model_of_the_hub_is_pulled_served_and_removed(user: User, hub: Hub) -> None:
+    hub.add("pub/Tiny-GGUF", "Tiny-Q8_0.gguf", BARD)
+    hub.add("pub/Tiny-GGUF", "README.md", b"# Tiny")
+    user.says("start")
+    told = user.says("pull", "hf:pub/Tiny-GGUF")
+    file = _place(user, "pub", "Tiny-GGUF", "Tiny-Q8_0.gguf")
+    assert file.read_bytes() == BARD
+    assert parts(file) == []
+    assert f"fetched  {file}" in told
+    name = told.splitlines()[-1].split()[-1]
+    assert user.says("list", "tiny").splitlines()[-1] == "1 of 3 models match 'tiny'"
+    eventually(lambda: name in user.says("status"))  # It hears of the change by itself.
+    assert user.says("run", name, "Who goes there?", "--max-tokens", "4").strip()
+    assert "there already" in user.says("pull", "hf:pub/Tiny-GGUF")
+    assert len(hub.ranges) == 1
+    assert user.fails("rm", name) == "swapd: nothing was removed; --yes does not ask\n"
+    assert file.exists()
+    with user.at_terminal("rm", name) as asked:
+        asked.expect(r"remove ls/.*\? \[y/N\] ")
+        asked.sendline("y")
+        asked.expect("removed ls/")
+        asked.wait()
+    assert not file.exists()
+    assert not file.parent.parent.exists()
+    assert _place(user).is_dir()
+    eventually(lambda: name not in user.says("status"))
+
+
+def test_several_quantisations_are_listed_and_one_is_chosen(user: User, hub: Hub) -> None:
+    hub.add("pub/Many", "many-Q8_0.gguf", BARD)
+    hub.add("pub/Many", "many-Q4_K_M.gguf", ALICE)
+    hub.add("pub/Many", "mmproj-many-F16.gguf", b"GGUF")
+    told = user.fails("pull", "hf:pub/Many")
+    assert "pub/Many has several; say which, such as hf:pub/Many:Q4_K_M" in told
+    assert [line.split()[1] for line in told.splitlines()[2:]] == ["Q4_K_M", "Q8_0"]
+    assert "did you mean Q4_K_M?" in user.fails("pull", "hf:pub/Many:q4_k_s")
+    assert list(_place(user).iterdir()) == []
+    user.says("pull", "hf:pub/Many:q8_0")
+    assert _place(user, "pub", "Many", "many-Q8_0.gguf").read_bytes() == BARD
+    assert not _place(user, "pub", "Many", "many-Q4_K_M.gguf").exists()
+    with user.at_terminal("pull", "hf:pub/Many") as asked:
+        asked.expect(r"Which one\? \[Q4_K_M\] ")
+        asked.sendline("")
+        asked.expect("fetched")
+        asked.wait()
+    assert _place(user, "pub", "Many", "many-Q4_K_M.gguf").read_bytes() == ALICE
+
+
+def test_a_broken_connection_is_taken_up_where_it_broke(user: User, hub: Hub) -> None:
+    hub.add("pub/Tiny", "Tiny-Q8_0.gguf", BARD)
+    hub.break_at = [1000, 0, 500_000]
+    user.says("pull", "hf:pub/Tiny")
+    assert hub.ranges == ["", "bytes=1000-", "bytes=1000-", "bytes=501000-"]
+    assert _place(user, "pub", "Tiny", "Tiny-Q8_0.gguf").read_bytes() == BARD
+
+
+def test_a_download_that_fails_is_gone_on_with_by_the_next_command(user: User, hub: Hub) -> None:
+    hub.add("pub/Tiny", "Tiny-Q8_0.gguf", BARD)
+    hub.break_at = [700_000, 0, 0, 0]
+    told = user.fails("pull", "hf:pub/Tiny")
+    assert "broke off: the connection ended at 700,000 of" in told
+    assert "the same command goes on from there" in told
+    file = _place(user, "pub", "Tiny", "Tiny-Q8_0.gguf")
+    assert parts(file)[0].read_bytes() == BARD[:700_000]
+    assert "2 models" in user.says("list")
+    hub.ranges.clear()
+    user.says("pull", "hf:pub/Tiny")
+    assert hub.ranges == ["bytes=700000-"]
+    assert file.read_bytes() == BARD
+    assert parts(file) == []
+
+
+def test_what_is_not_what_was_promised_is_thrown_away(user: User, hub: Hub) -> None:
+    hub.add("pub/Tiny", "Tiny-Q8_0.gguf", BARD)
+    hub.sums["Tiny-Q8_0.gguf"] = "0" * 64
+    found = hashlib.sha256(BARD).hexdigest()
+    told = user.fails("pull", "hf:pub/Tiny")
+    assert f"has the SHA-256 sum {found} instead of {'0' * 64}; it was thrown away" in told
+    hub.add("pub/Page", "page-Q8_0.gguf", b"<html>")
+    assert "is not a GGUF file; it was thrown away" in user.fails("pull", "hf:pub/Page")
+    assert [p for p in _place(user).rglob("*") if p.is_file()] == []
+
+
+def test_what_the_disk_cannot_hold_is_asked_for_first(user: User, hub: Hub) -> None:
+    hub.add("pub/Huge", "Huge-Q8_0.gguf", BARD)
+    hub.claims["Huge-Q8_0.gguf"] = 2**60
+    told = user.fails("pull", "hf:pub/Huge")
+    assert "are to come and" in told
+    assert "make room, or use --yes" in told
+    with user.at_terminal("pull", "hf:pub/Huge") as asked:
+        asked.expect(r"begin all the same\? \[y/N\] ")
+        asked.sendline("n")
+        asked.wait()
+        assert asked.exitstatus == 1
+    assert hub.ranges == []
+    assert "bytes instead of" in user.fails("pull", "hf:pub/Huge", "--yes")
+
+
+def test_parts_come_together(user: User, hub: Hub) -> None:
+    for number, content in ((1, BARD), (2, ALICE)):
+        hub.add("pub/Split", f"Q8_0/split-Q8_0-0000{number}-of-00002.gguf", content)
+    user.says("pull", "hf:pub/Split")
+    names = sorted(p.name for p in _place(user, "pub", "Split").iterdir())
+    assert names == ["split-Q8_0-00001-of-00002.gguf", "split-Q8_0-00002-of-00002.gguf"]
+
+
+def test_a_url_is_pulled_with_and_without_a_sum(user: User, hub: Hub) -> None:
+    hub.add("some/where", "deep/Tiny.gguf", BARD)
+    url = f"{hub.url}/some/where/resolve/main/deep/Tiny.gguf"
+    found = hashlib.sha256(BARD).hexdigest()
+    assert "64 hexadecimal digits" in user.fails("pull", url, "--sha256", "12", status=2)
+    assert "instead of" in user.fails("pull", url, "--sha256", "1" * 64)
+    hub.break_at = [900]
+    user.says("pull", url, "--sha256", found.upper())
+    assert _place(user, "some", "where", "Tiny.gguf").read_bytes() == BARD
+    assert hub.ranges[-1] == "bytes=900-"
+
+
+def test_a_part_of_another_version_is_not_gone_on_with(user: User, hub: Hub) -> None:
+    """By the ETag; and where there is none, never."""
+    url = f"{hub.url}/some/where/resolve/main/Tiny.gguf"
+    file = _place(user, "some", "where", "Tiny.gguf")
+    hub.add("some/where", "Tiny.gguf", BARD)
+    hub.break_at = [900, 0, 0, 0]
+    assert "broke off" in user.fails("pull", url)
+    hub.add("some/where", "Tiny.gguf", ALICE)
+    user.says("pull", url)
+    assert file.read_bytes() == ALICE
+    file.unlink()
+    hub.etags = False
+    hub.break_at = [900, 0, 0, 0]
+    hub.ranges.clear()
+    assert "broke off" in user.fails("pull", url)
+    user.says("pull", url)
+    assert set(hub.ranges) == {""}
+    assert file.read_bytes() == ALICE
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("hf:nothing/here", "there is no model nothing/here"),
+        ("hf:../../etc", "is no model of the hub"),
+        ("hf:one", "it must be hf:owner/repo"),
+        ("http://127.0.0.1:1/x.gguf", "broke off: "),
+        ("http://127.0.0.1:1/x.zip", "must end in .gguf"),
+        ("http://127.0.0.1:1/%2e%2e%2f.gguf", "must end in .gguf"),
+        ("gemma3:27b", "there is no ollama command here; install it, or give hf:owner/repo"),
+    ],
+)
+def test_what_cannot_be_pulled_is_told(user: User, hub: Hub, name: str, says: str) -> None:
+    assert says in user.fails("pull", name)
+    assert [p for p in _place(user).rglob("*") if p.is_file()] == []
+
+
+def test_what_is_not_a_file_of_its_own_is_not_removed(user: User) -> None:
+    assert "comes with swapd" in user.fails("rm", "bard", "--yes")
+    assert "there is no model brad; did you mean bard?" in user.fails("rm", "brad", "--yes")
+    assert "there is no model" in user.fails("rm", "../../etc/passwd", "--yes")
+    assert (ROOT / "demo/bard.gguf").read_bytes() == BARD
+
+
+def test_a_file_that_another_model_uses_stays(user: User) -> None:
+    folder = _place(user, "pub", "tiny")
+    folder.mkdir(parents=True)
+    (folder / "tiny-Q8_0.gguf").write_bytes(BARD)
+    (folder / "notes.txt").write_text("mine")
+    user.environ["MIN_MODEL_AGE_SECONDS"] = "0"
+    user.says("sync")
+    user.custom.write_text("models:\n  other:\n    base_model: tiny:q8_0\n")
+    told = user.fails("rm", "tiny:q8_0", "--yes")
+    assert "ls/other would be without a file: take it out of custom_models.yaml first" in told
+    assert "is no file of its own" in user.fails("rm", "other", "--yes")
+    user.custom.unlink()
+    user.says("rm", "tiny:q8_0", "--yes")
+    assert [p.name for p in folder.iterdir()] == ["notes.txt"]
+
+
+def test_the_hubs_cache_keeps_what_another_revision_needs(user: User) -> None:
+    repo = user.home / "user/.cache/huggingface/hub/models--pub--Tiny"
+    for name, content in (("aaa", BARD), ("bbb", ALICE)):
+        (repo / "blobs").mkdir(parents=True, exist_ok=True)
+        (repo / "blobs" / name).write_bytes(content)
+    for commit, files in (("1", ("Tiny-Q8_0", "Tiny-Q4_0")), ("2", ("Tiny-Q8_0",))):
+        folder = repo / "snapshots" / commit
+        folder.mkdir(parents=True)
+        for file, blob in zip(files, ("aaa", "bbb"), strict=False):
+            (folder / f"{file}.gguf").symlink_to(f"../../blobs/{blob}")
+    (repo / "refs").mkdir()
+    (repo / "refs/main").write_text("1")
+    user.environ["MIN_MODEL_AGE_SECONDS"] = "0"
+    q8, q4 = (
+        line.split()[0] for line in sorted(user.says("list", "tiny").splitlines()[1:-1])[::-1]
+    )
+    assert "q8_0" in q8
+    user.says("rm", q4, "--yes")
+    assert sorted(p.name for p in (repo / "blobs").iterdir()) == ["aaa"]
+    user.says("rm", q8, "--yes")
+    assert (repo / "blobs/aaa").read_bytes() == BARD
+    (left,) = (line.split()[0] for line in user.says("list", "tiny").splitlines()[1:-1])
+    user.says("rm", left, "--yes")
+    assert not repo.exists()
+
+
+def test_ollamas_models_go_and_come_through_ollama(user: User) -> None:
+    """Its stand-in notes how it is called; the store is as Ollama makes it."""
+    calls = user.home / "calls"
+    (user.home / "bin").mkdir()
+    ollama = user.home / "bin/ollama"
+    ollama.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n[ "$2" != bad ]\n')
+    ollama.chmod(0o755)
+    user.environ["PATH"] = f"{user.home}/bin:{user.environ['PATH']}"
+    store = user.home / "user/.ollama/models"
+    (store / "blobs").mkdir(parents=True)
+    digest = hashlib.sha256(BARD).hexdigest()
+    (store / f"blobs/sha256-{digest}").write_bytes(BARD)
+    layer = f'{{"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:{digest}"}}'
+    tags = store / "manifests/registry.ollama.ai/library/tiny"
+    tags.mkdir(parents=True)
+    (tags / "7b").write_text(f'{{"layers": [{layer}]}}')
+    user.says("pull", "tiny:7b")
+    assert "ollama pull bad failed" in user.fails("pull", "bad")
+    assert "ollama" in user.says("list", "tiny")
+    user.says("rm", "tiny:7b", "--yes")
+    assert calls.read_text().splitlines() == ["pull tiny:7b", "pull bad", "rm tiny:7b"]
+    assert (store / f"blobs/sha256-{digest}").exists()
