@@ -10,6 +10,7 @@ import codecs
 import ctypes
 import math
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,21 @@ class Sampler:
             *[api.llama_logit_bias(token, value) for token, value in bias.items()]
         )
         self.add("logit_bias", n_vocab, len(bias), entries)
+
+    def add_dry(
+        self,
+        model: Model,
+        multiplier: float,
+        base: float,
+        allowed_length: int,
+        last_n: int,
+        breakers: Sequence[str],
+    ) -> None:
+        """Appends the one that punishes going on as before; texts in `breakers` interrupt it."""
+        texts = [text.encode("utf-8", "replace") for text in breakers if text]
+        array_of_texts = (ctypes.c_char_p * len(texts))(*texts)
+        about = (multiplier, base, allowed_length, last_n)
+        self.add("dry", model.vocab, *about, array_of_texts, len(texts))
 
     def accept(self, token: int) -> None:
         """Tells the samplers of a token that was not sampled by them (the prompt's)."""

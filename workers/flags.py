@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workers.settings import Sampling, Settings
+from workers.settings import Sampling, Settings, sampler_order
 
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 
@@ -36,6 +36,8 @@ class Flag:
     """What a flag without a value sets."""
     implied: Any = None
     """Makes the value optional: what the bare flag sets."""
+    gathers: bool = False
+    """Given several times, it sets all its values, in their order."""
 
 
 def _whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
@@ -66,6 +68,15 @@ def _one_of(*choices: str, **synonyms: str) -> Callable[[str], str]:
         return text
 
     return read
+
+
+def _samplers(text: str) -> tuple[str, ...]:
+    return sampler_order([name for name in text.split(";") if name])
+
+
+def _breaker(text: str) -> str:
+    """llama-server's word for "none at all", and the escapes that shells make hard to write."""
+    return "" if text == "none" else text.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def _layers(text: str) -> int:
@@ -118,6 +129,22 @@ FLAGS = (
     Flag("--min-p", "sampling.min_p", _number(0, 1)),
     Flag("--top-nsigma --top-n-sigma", "sampling.top_n_sigma", _number(-1)),
     Flag("--typical --typical-p", "sampling.typical_p", _number(0, 1)),
+    Flag("--xtc-probability", "sampling.xtc_probability", _number(0, 1)),
+    Flag("--xtc-threshold", "sampling.xtc_threshold", _number(0)),
+    Flag("--dynatemp-range", "sampling.dynatemp_range", _number(0)),
+    Flag("--dynatemp-exp", "sampling.dynatemp_exponent", _number(-1e9)),
+    Flag("--mirostat", "sampling.mirostat", _whole(0, 2)),
+    Flag("--mirostat-ent", "sampling.mirostat_tau", _number(0)),
+    Flag("--mirostat-lr", "sampling.mirostat_eta", _number(0)),
+    Flag("--adaptive-target", "sampling.adaptive_target", _number(-1, 1)),
+    Flag("--adaptive-decay", "sampling.adaptive_decay", _number(0, 0.99)),
+    Flag("--dry-multiplier", "sampling.dry_multiplier", _number(0)),
+    Flag("--dry-base", "sampling.dry_base", _number(0)),
+    Flag("--dry-allowed-length", "sampling.dry_allowed_length", _whole(0)),
+    Flag("--dry-penalty-last-n", "sampling.dry_penalty_last_n", _whole(-1)),
+    Flag("--dry-sequence-breaker", "sampling.dry_sequence_breakers", _breaker, gathers=True),
+    Flag("--samplers", "sampling.samplers", _samplers),
+    Flag("--sampler-seq --sampling-seq", "sampling.samplers", sampler_order),
     Flag("--repeat-last-n", "sampling.repeat_last_n", _whole(-1)),
     Flag("--repeat-penalty", "sampling.repeat_penalty", _number(1e-6)),
     Flag("--presence-penalty", "sampling.presence_penalty", _number(-1e9)),
@@ -147,7 +174,8 @@ def parse(arguments: list[str]) -> Settings:
         flag = flags.get(name)
         if flag is None:
             raise FlagError(_unknown(name, list(flags)))
-        found[flag.target] = _value(flag, name, rest, flags)
+        value = _value(flag, name, rest, flags)
+        found[flag.target] = (*found.get(flag.target, ()), value) if flag.gathers else value
     if "model" not in found:
         raise FlagError("no model: name a GGUF file with --model")
     sampling = {

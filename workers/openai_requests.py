@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import msgspec
 
 from workers.errors import ApiError
-from workers.settings import Sampling
+from workers.sampling_requests import SamplingWish, check_numbers
 
-Number = float | int
 T = TypeVar("T")
 Texts = list[str | int | list[int]]
 """Texts, or one text's tokens, or several texts' tokens."""
@@ -24,27 +21,15 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
-class Generation(msgspec.Struct, kw_only=True):
+class Generation(SamplingWish, kw_only=True):
     """What chat and text completions have in common. None: the server's default."""
 
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stop: str | list[str] | None = None
-    seed: int | None = None
     max_tokens: int | None = None
     n: int | None = None
-    temperature: Number | None = None
-    top_p: Number | None = None
-    top_k: int | None = None
-    min_p: Number | None = None
-    typical_p: Number | None = None
-    top_n_sigma: Number | None = None
-    repeat_penalty: Number | None = None
-    repeat_last_n: int | None = None
-    presence_penalty: Number | None = None
-    frequency_penalty: Number | None = None
-    logit_bias: dict[str, Number | bool] | list[tuple[int, Number | bool]] | None = None
     ignore_eos: bool | None = None
     cache_prompt: bool | None = None
     """False: nothing of the cache is used for it, and nothing of it is kept."""
@@ -116,28 +101,9 @@ def decode(body: bytes, kind: type[T]) -> T:
         raise ApiError(400, f"The body is not valid JSON: {error}.") from error
 
 
-AT_LEAST = {
-    "temperature": 0, "top_p": 0, "min_p": 0, "typical_p": 0, "repeat_last_n": -1,
-    "max_tokens": 0, "max_completion_tokens": 0,
-}  # fmt: skip
-AT_MOST = {"top_p": 1, "min_p": 1, "typical_p": 1}
-LARGEST_INT = 2**31 - 1
-
-
 def check(request: Generation) -> None:
     """Raises ApiError 400 for values that mean nothing, and for what this worker can't do."""
-    for name in request.__struct_fields__:
-        value = getattr(request, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            continue
-        if value < AT_LEAST.get(name, value):
-            raise ApiError(400, f"`{name}` must be {AT_LEAST[name]} or more.", param=name)
-        if value > AT_MOST.get(name, value):
-            raise ApiError(400, f"`{name}` must be {AT_MOST[name]} or less.", param=name)
-        if name != "seed" and abs(value) > LARGEST_INT:
-            raise ApiError(400, f"`{name}` is too large.", param=name)
-    if request.repeat_penalty is not None and request.repeat_penalty <= 0:
-        raise ApiError(400, "`repeat_penalty` must be above 0.", param="repeat_penalty")
+    check_numbers(request)
     if request.n not in (None, 1):
         raise ApiError(400, "`n` must be 1: this worker gives one choice a request.", param="n")
     _check_unsupported(request)
@@ -187,28 +153,3 @@ def _text(content: object) -> str:
             raise ApiError(400, "A text part must have a `text`.", param="messages")
         texts.append(part["text"])
     return "\n".join(texts)
-
-
-def sampling_of(request: Generation, defaults: Sampling, n_vocab: int) -> Sampling:
-    """The request's sampler settings over the server's. Raises ApiError 400."""
-    names = (
-        "temperature", "top_p", "top_k", "min_p", "typical_p", "top_n_sigma", "seed",
-        "repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty",
-    )  # fmt: skip
-    wished = {name: value for name in names if (value := getattr(request, name)) is not None}
-    return replace(defaults, **wished, logit_bias=_bias(request, n_vocab))
-
-
-def _bias(request: Generation, n_vocab: int) -> dict[int, float]:
-    """`logit_bias` as numbers; `false` means never, as llama-server has it."""
-    given = request.logit_bias or {}
-    pairs = given.items() if isinstance(given, dict) else given
-    bias = {}
-    for key, value in pairs:
-        token = int(key) if isinstance(key, int) or key.isdecimal() else -1
-        if not 0 <= token < n_vocab:
-            raise ApiError(
-                400, f"`logit_bias` names no token of this model: {key!r}.", param="logit_bias"
-            )
-        bias[token] = -math.inf if value is False else float(value)
-    return bias

@@ -19,7 +19,8 @@ from workers.engine import Engine, Task
 from workers.errors import ApiError, exceeds_context
 from workers.kv_files import KvFiles, fingerprint, identity_of
 from workers.lifeline import Lifeline
-from workers.openai_requests import Generation, sampling_of
+from workers.openai_requests import Generation
+from workers.sampling_requests import sampling_of
 from workers.sequence import Sequence
 from workers.settings import Settings
 from workers.stream import Stream
@@ -172,7 +173,7 @@ class Worker:
         limit = request.token_limit
         if limit is None and self.settings.predict >= 0:
             limit = self.settings.predict
-        sampling = sampling_of(request, self.settings.sampling, self.model.n_vocab)
+        sampling = sampling_of(request, self.settings.sampling, self.model)
         if request.ignore_eos:
             sampling.logit_bias.update(self._never_ending())
         grammar = self.grammars.wished(request)

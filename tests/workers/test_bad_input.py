@@ -41,6 +41,13 @@ TABLE: list[tuple[str, object, str, str | None]] = [
     (CHAT, {"messages": HI, "top_k": 10**12}, "too large", "top_k"),
     (CHAT, {"messages": HI, "logit_bias": {"99999999": 1}}, "no token", "logit_bias"),
     (CHAT, {"messages": HI, "logit_bias": {"king": 1}}, "no token", "logit_bias"),
+    (CHAT, {"messages": HI, "logit_bias": [["king", True], [-5, 1]]}, "no token", "logit_bias"),
+    (CHAT, {"messages": HI, "samplers": ["temprature"]}, "mean temperature?", "samplers"),
+    (CHAT, {"messages": HI, "samplers": "kz"}, "no sampler 'z'", "samplers"),
+    (CHAT, {"messages": HI, "mirostat": 3}, "must be 2 or less", "mirostat"),
+    (CHAT, {"messages": HI, "xtc_probability": 1.5}, "1 or less", "xtc_probability"),
+    (CHAT, {"messages": HI, "dry_multiplier": -1}, "0 or more", "dry_multiplier"),
+    (CHAT, {"messages": HI, "dry_sequence_breakers": "x"}, "Expected", "dry_sequence_breakers"),
     (CHAT, {"messages": HI, "stop": 5}, "Expected `", "stop"),
     (CHAT, {"messages": HI, "tools": [{"type": "function"}]}, "not supported", "tools"),
     (TEXT, {"prompt": "a", "grammar": 'root ::= "a" b'}, "there is no rule b", "grammar"),
@@ -120,6 +127,9 @@ def test_an_unknown_path_a_wrong_method_and_too_large_a_body(tiny: WorkerProcess
         (["-m", "x", "--chat-template-file", "none"], "none: No such file or directory"),
         (["-m", "x", "--chat-template-kwargs", "[]"], "must be a JSON object"),
         (["-m", "x", "--paralell", "2"], "unknown flag --paralell; did you mean --parallel?"),
+        (["-m", "x", "--samplers", "top_k;temprature"], "did you mean temperature?"),
+        (["-m", "x", "--mirostat", "3"], "--mirostat 3: must be from 0 to 2"),
+        (["-m", "x", "--dry-multiplyer", "3"], "did you mean --dry-multiplier?"),
         (["-m", "x", "extra"], "unknown flag extra"),
     ],
 )
@@ -143,3 +153,21 @@ def test_flags_as_llama_server_has_them() -> None:
     assert settings.sampling.top_n_sigma == 2
     assert settings.sampling.frequency_penalty == -0.3
     assert parse(["-m", "a/b.gguf"]).name == "b"
+
+
+def test_samplers_by_flags() -> None:
+    line = (
+        "-m x --samplers dry;temp --xtc-probability 0.5 --xtc-threshold 0.2 --mirostat 2"
+        " --mirostat-ent 4 --mirostat-lr 0.2 --dynatemp-range 0.3 --dynatemp-exp 2"
+        " --dry-multiplier 0.8 --dry-base 2 --dry-allowed-length 3 --dry-penalty-last-n 99"
+        " --dry-sequence-breaker \\n --dry-sequence-breaker ;"
+    )
+    sampling = parse(line.split()).sampling
+    assert sampling.samplers == ("dry", "temperature")
+    assert (sampling.xtc_probability, sampling.xtc_threshold) == (0.5, 0.2)
+    assert (sampling.mirostat, sampling.mirostat_tau, sampling.mirostat_eta) == (2, 4, 0.2)
+    assert (sampling.dynatemp_range, sampling.dynatemp_exponent) == (0.3, 2)
+    assert (sampling.dry_multiplier, sampling.dry_base, sampling.dry_allowed_length) == (0.8, 2, 3)
+    assert sampling.dry_penalty_last_n == 99
+    assert sampling.dry_sequence_breakers == ("\n", ";")
+    assert parse(["-m", "x", "--sampler-seq", "tk"]).sampling.samplers == ("temperature", "top_k")
