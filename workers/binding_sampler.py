@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workers.binding import Context, LlamaLog, Model, api
+from workers.binding import LlamaLog, Model, api
+from workers.binding_context import Context
 
 NO_TOKEN = -1
 """What is drawn when nothing may follow and the model has no token to say so."""

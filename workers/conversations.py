@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from workers.binding import Context
+from workers.binding_context import Context
 from workers.cache import Adapters, Kept, PrefixCache, Running, common_prefix
 from workers.kv_files import DamagedError, KvFiles, Saved, warn
 from workers.metrics import Counters

@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from workers.binding import Batch, Context, ContextOptions, LlamaLog, Model
+from workers.binding import LlamaLog, Model
+from workers.binding_context import Batch, Context, ContextOptions
 
 SEQUENCES = 16
 """Inputs that share a step at most."""

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TypeVar
 
-from workers.binding import ContextOptions, LlamaLog, LoadError, Model
+from workers.adapter_shelf import AdapterShelf
+from workers.binding import LlamaLog, LoadError, Model
+from workers.binding_context import ContextOptions
 from workers.embedding import Embedder, EmbeddingJob
 from workers.lane import Lane
 from workers.lifeline import Lifeline
@@ -56,15 +58,18 @@ class Engine:
         options: ContextOptions,
         embedding_options: ContextOptions,
         slots: int,
+        max_adapters: int,
         lifeline: Lifeline,
         log: LlamaLog,
     ) -> None:
-        """Makes the context; `slots` requests are served at a time. Raises LoadError."""
+        """Makes the context; `slots` requests are served at a time, with at most `max_adapters`
+        loaded. Raises LoadError."""
         self.model = model
         self.options = options
         self.embedding_options = embedding_options
         self.counters = Counters()
-        self.lane = Lane(model, options, slots, log, self.counters, self._tell)
+        self.shelf = AdapterShelf(model, max_adapters, log, self.counters)
+        self.lane = Lane(model, options, slots, self.shelf, log, self.counters, self._tell)
         self._embeddings: list[EmbeddingJob] = []
         self._embedder: Embedder | None = None
         self._inbox: SimpleQueue[Message] = SimpleQueue()

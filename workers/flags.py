@@ -90,6 +90,24 @@ def _json_object(text: str) -> dict[str, Any]:
     return value
 
 
+def _named_path(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not equals or not name or not path or ":" in name:
+        raise ValueError("must be NAME=PATH, the name without colons")
+    return name, path
+
+
+def _paths(text: str) -> tuple[tuple[str, float], ...]:
+    return tuple((path, 1.0) for path in text.split(","))
+
+
+def _scaled_paths(text: str) -> tuple[tuple[str, float], ...]:
+    pairs = [one.rpartition(":") for one in text.split(",")]
+    if not all(path for path, _, _ in pairs):
+        raise ValueError("must be PATH:SCALE")
+    return tuple((path, float(scale)) for path, _, scale in pairs)
+
+
 def _file(text: str) -> str:
     return Path(text).read_text(encoding="utf-8")
 
@@ -149,6 +167,12 @@ FLAGS = (
     Flag("--repeat-penalty", "sampling.repeat_penalty", _number(1e-6)),
     Flag("--presence-penalty", "sampling.presence_penalty", _number(-1e9)),
     Flag("--frequency-penalty", "sampling.frequency_penalty", _number(-1e9)),
+    Flag("--adapter", "adapter_paths", _named_path, gathers=True),
+    Flag("--adapters", "adapters", str),
+    Flag("--lora", "loras", _paths, gathers=True),
+    Flag("--lora-scaled", "loras", _scaled_paths, gathers=True),
+    Flag("--lora-init-without-apply", "_idle_loras", value=True),
+    Flag("--max-loras", "max_loras", _whole(1)),
     Flag("--slot-save-path", "slot_save_path", str),
     Flag("--slot-save-bytes", "slot_save_bytes", _whole(0, 2**63 - 1)),
     Flag("-v --verbose --log-verbose", "verbose", value=True),
@@ -184,10 +208,18 @@ def parse(arguments: list[str]) -> Settings:
         if target.startswith("sampling.")
     }
     found.pop("", None)
+    _join_loras(found)
     settings = Settings(**found, sampling=Sampling(**sampling))
     if settings.batch_size < settings.parallel:
         raise FlagError("--batch-size must be at least --parallel: every slot steps every time")
     return settings
+
+
+def _join_loras(found: dict[str, Any]) -> None:
+    """Each --lora may name several."""
+    idle = found.pop("_idle_loras", False)
+    loras = [one for several in found.get("loras", ()) for one in several]
+    found["loras"] = tuple((path, 0.0 if idle else scale) for path, scale in loras)
 
 
 def _value(flag: Flag, name: str, rest: list[str], flags: dict[str, Flag]) -> Any:

@@ -102,7 +102,16 @@ class OpenAIRoutes:
             "owned_by": "llamacpp",
             "meta": meta,
         }
-        return json_response({"object": "list", "data": [entry]})
+        adapters = [
+            {
+                **entry,
+                "id": f"{entry['id']}:{one.name}",
+                "parent": entry["id"],
+                "root": str(one.path),
+            }
+            for one in worker.adapters.all()
+        ]
+        return json_response({"object": "list", "data": [entry, *adapters]})
 
     async def _tokens(self, texts: str | Texts, param: str) -> list[list[int]]:
         """The prompts or inputs that a body names in one of four ways, as tokens."""
@@ -139,7 +148,11 @@ class OpenAIRoutes:
             parts, end = await stream.next()
             if isinstance(end, Failed):
                 finished = True
-                raise ApiError(500, end.message, "server_error")
+                raise ApiError(
+                    end.status,
+                    end.message,
+                    "server_error" if end.status >= 500 else "invalid_request_error",
+                )
             if not streaming:
                 if end is None:
                     raise RuntimeError("what is not streamed comes in one piece")

@@ -11,6 +11,7 @@ import time
 from aiohttp import web
 
 from workers.errors import ApiError
+from workers.http_adapters import AdapterRoutes
 from workers.http_json import Handler, errors_as_json, json_response
 from workers.http_llama import LlamaRoutes
 from workers.http_openai import OpenAIRoutes
@@ -61,6 +62,7 @@ class Server:
     def serve(self, worker: Worker) -> None:
         """From now on there is a model."""
         openai, llama = OpenAIRoutes(worker), LlamaRoutes(worker)
+        adapters = AdapterRoutes(worker)
         self._routes = {
             ("POST", "/v1/chat/completions"): openai.chat,
             ("POST", "/v1/completions"): openai.complete,
@@ -68,6 +70,10 @@ class Server:
             ("GET", "/v1/models"): openai.models,
             ("GET", "/props"): llama.props,
             ("GET", "/slots"): llama.slots,
+            ("GET", "/lora-adapters"): adapters.list,
+            ("POST", "/lora-adapters"): adapters.scale,
+            ("POST", "/v1/load_lora_adapter"): adapters.load,
+            ("POST", "/v1/unload_lora_adapter"): adapters.unload,
             ("POST", "/slots/*"): SlotRoutes(worker).act,
             ("GET", "/metrics"): llama.metrics,
             ("POST", "/tokenize"): llama.tokenize,

@@ -7,13 +7,16 @@ from bisect import insort
 from collections.abc import Callable
 
 from workers import batcher
-from workers.binding import Batch, Context, ContextOptions, LlamaLog, Model, has_gpu
+from workers.adapter_shelf import AdapterShelf
+from workers.binding import LlamaLog, LoadError, Model, has_gpu
+from workers.binding_context import Batch, Context, ContextOptions
 from workers.binding_sampler import Sampler
-from workers.cache import PrefixCache
+from workers.cache import Adapters, PrefixCache
 from workers.conversations import Conversations
 from workers.metrics import Counters
 from workers.sampling import make_sampler
 from workers.sequence import End, Failed, Finished, Sequence, Timings
+from workers.turns import Turns
 
 CPU_CHUNK = 128
 """Tokens that a CPU reads as fast, one by one counted, as 512 (60 MB model: 2,460/s to 2,230/s)."""
@@ -40,6 +43,7 @@ class Lane:
         model: Model,
         options: ContextOptions,
         slots: int,
+        shelf: AdapterShelf,
         log: LlamaLog,
         counters: Counters,
         tell: Callable[[Sequence, str, End | None], None],
@@ -53,6 +57,9 @@ class Lane:
         self.waiting: list[Sequence] = []  # likewise
         self.conversations: Conversations | None = None
         """Where kept sequences are when the process is not; None: nowhere."""
+        self._shelf = shelf
+        shelf.contexts.append(self.context)
+        self._turns: Turns[Adapters] = Turns()
         self._n_batch = options.n_batch
         self._log = log
         self._counters = counters
@@ -98,9 +105,9 @@ class Lane:
         self._admit()
         if not self.admitted:
             return
-        running = sum(1 for sequence in self.admitted if sequence.pending == 1)
-        chunk = self._pace.chunk(running, self._n_batch)
-        step = batcher.shares(self.admitted, self._n_batch, chunk)
+        adapters = self._turns.next([sequence.adapters for sequence in self.admitted])
+        self._shelf.apply(self.context, adapters)
+        step = self._plan([one for one in self.admitted if one.adapters == adapters])
         rows = self._fill(step)
         began = time.perf_counter()
         code = self.context.decode(self._batch)
@@ -115,31 +122,57 @@ class Lane:
         seconds = time.perf_counter() - began
         for sequence, count in step:
             self.cache.extend(sequence, count)
-        self._count(running, len(step), seconds)
+        self._count(step, seconds)
         now = time.monotonic()
         for sequence, token in sampled:
             self._take_token(sequence, token, now)
 
+    def _plan(self, present: list[Sequence]) -> list[tuple[Sequence, int]]:
+        """Who of those whose turn it is decodes how many tokens."""
+        running = sum(1 for sequence in self.admitted if sequence.pending == 1)
+        return batcher.shares(present, self._n_batch, self._pace.chunk(running, self._n_batch))
+
     def _admit(self) -> None:
-        """Sends back whom the cells don't suffice for, then lets in who has waited longest."""
+        """Sends back whom the cells don't suffice for, then lets in who has waited longest.
+
+        Who needs an adapter for which there is no room yet holds up nobody else.
+        """
         growing = self.growing
         while not self.cache.make_room(growing) and len(self.admitted) > 1:
             growing -= self.admitted[-1].pending
             self._send_back(self.admitted[-1])
         self._cramped = self._cramped and bool(self.admitted)
-        while self.waiting and None in self.slots and not self._cramped:
-            sequence = self.waiting[0]
+        for sequence in self.waiting[:]:
+            if None not in self.slots or self._cramped:
+                return
+            if not self._ready(sequence):
+                continue
             if self.conversations is not None and not sequence.sought:
                 sequence.sought = True
                 sequence.restored = self.conversations.fetch(sequence, self.admitted, growing)
             if not self.cache.claim(sequence, self.admitted, growing):
-                break
-            del self.waiting[0]
+                return
+            self.waiting.remove(sequence)
             growing += sequence.pending
             sequence.slot = self.slots.index(None)
             self.slots[sequence.slot] = sequence
             insort(self.admitted, sequence, key=lambda admitted: admitted.number)
             self._prepare(sequence)
+
+    def _ready(self, sequence: Sequence) -> bool:
+        """Whether its adapters are loaded. If they can't be, it has come to its end."""
+        if not sequence.wanted:
+            return True
+        try:
+            adapters = self._shelf.prepare(
+                sequence.wanted, [admitted.adapters for admitted in self.admitted]
+            )
+        except LoadError as error:
+            self._tell(sequence, "", Failed(f"The adapter can't be used: {error}.", status=400))
+            self.leave(sequence)
+            return False
+        sequence.adapters = adapters or ()
+        return adapters is not None
 
     def _prepare(self, sequence: Sequence) -> None:
         """At a sequence's first slot: its clock starts, its sampler is made."""
@@ -171,13 +204,14 @@ class Lane:
                 rows.append((sequence, row))
         return rows
 
-    def _count(self, running: int, sequences: int, seconds: float) -> None:
+    def _count(self, step: list[tuple[Sequence, int]], seconds: float) -> None:
+        running = sum(1 for sequence, count in step if count == 1)
         prefill = self._batch.size - running
         self._pace.observe(running, prefill, seconds)
         counters = self._counters
         counters.steps += 1
         counters.llama_seconds += seconds
-        counters.busy_slots += sequences
+        counters.busy_slots += len(step)
         counters.prompt_tokens += prefill
 
     def _take_token(self, sequence: Sequence, token: int, now: float) -> None:

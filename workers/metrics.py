@@ -66,6 +66,9 @@ class Counters:
     sent_back: int = 0
     """Sequences that gave their cells to an older one."""
     first_token: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_BUCKETS))
+    adapter_changes: int = 0
+    """Steps before which the adapters were changed."""
+    adapter_load: Histogram = field(default_factory=lambda: Histogram(FILE_BUCKETS))
     restore: Histogram = field(default_factory=lambda: Histogram(FILE_BUCKETS))
     save: Histogram = field(default_factory=lambda: Histogram(FILE_BUCKETS))
     per_token: Histogram = field(default_factory=lambda: Histogram(TOKEN_BUCKETS))
@@ -109,6 +112,7 @@ class EngineCollector:
             ("n_decode", "Steps: calls of llama_decode.", count.steps),
             ("step_seconds", "Seconds in steps.", count.step_seconds),
             ("llama_seconds", "Seconds of them inside llama.cpp.", count.llama_seconds),
+            ("adapter_changes", "Changes of adapters between steps.", count.adapter_changes),
             ("sequences_sent_back", "Sequences computed again for want of cells.", count.sent_back),
         ):
             yield CounterMetricFamily(f"llamacpp:{name}", text, value)
@@ -127,6 +131,7 @@ class EngineCollector:
             yield GaugeMetricFamily(f"llamacpp:{name}", text, gauge)
         for name, text, histogram in (
             ("time_to_first_token_seconds", "From arrival to the first token.", count.first_token),
+            ("adapter_load_seconds", "Loading one adapter.", count.adapter_load),
             ("kv_restore_seconds", "Reading one kept sequence back.", count.restore),
             ("kv_save_seconds", "Writing one kept sequence.", count.save),
             ("time_per_output_token_seconds", "A request's mean after it.", count.per_token),

@@ -21,6 +21,13 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
+class LoraScale(msgspec.Struct):
+    """A member of llama-server's `lora`."""
+
+    id: int
+    scale: float | int
+
+
 class Generation(SamplingWish, kw_only=True):
     """What chat and text completions have in common. None: the server's default."""
 
@@ -31,6 +38,8 @@ class Generation(SamplingWish, kw_only=True):
     max_tokens: int | None = None
     n: int | None = None
     ignore_eos: bool | None = None
+    lora: list[LoraScale] | None = None
+    """The adapters to compute with, by their places in /lora-adapters; the others are not."""
     cache_prompt: bool | None = None
     """False: nothing of the cache is used for it, and nothing of it is kept."""
     grammar: str | None = None

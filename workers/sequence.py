@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from workers.adapter_shelf import Wanted
 from workers.binding_sampler import Guide, Sampler
 from workers.cache import Adapters
 from workers.detokenize import TextOutput
@@ -39,6 +40,8 @@ class Failed:
     """A generation could not go on; `message` is one sentence for the client."""
 
     message: str
+    status: int = 500
+    """HTTP's: 400 where the request is the reason."""
 
 
 End = Finished | Failed
@@ -71,14 +74,16 @@ class Sequence:
 
     guide: Guide | None = None
     """What the answer must follow; None: nothing."""
-    adapters: Adapters = ()
-    """What it is computed with beside the model."""
+    wanted: Wanted = ()
+    """The adapter files it wants to be computed with."""
     reuses: bool = True
     """Whether it may begin with what others computed, and be kept for others."""
 
     prompt_length: int = field(init=False)
     slot: int = -1
     """The slot it holds; -1: it waits for one."""
+    adapters: Adapters = ()
+    """What `wanted` is called in the cache, once loaded."""
     seq_id: int = -1
     """Its llama.cpp sequence id while it has a slot."""
     reused: int = 0

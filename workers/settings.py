@@ -158,6 +158,14 @@ class Settings:
     predict: int = -1
     """Default for `max_tokens`; -1: to the end of the context."""
     sampling: Sampling = field(default_factory=Sampling)
+    adapter_paths: tuple[tuple[str, str], ...] = ()
+    """Adapters by name."""
+    adapters: str | None = None
+    """A folder of them, each named by its file; None: there is none."""
+    loras: tuple[tuple[str, float], ...] = ()
+    """Adapters that every request gets, and their scales; 0: only on request."""
+    max_loras: int = 8
+    """Adapters loaded at a time."""
     slot_save_path: str | None = None
     """Folder in which what the cache holds outlives the process; None: it does not."""
     slot_save_bytes: int = 2 * 1024**3

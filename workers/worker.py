@@ -9,8 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from workers.binding import ContextOptions, LlamaLog, Model, build
+from workers.adapter_names import AdapterNames
+from workers.binding import LlamaLog, Model, build
+from workers.binding_context import ContextOptions
 from workers.binding_sampler import Guide
+from workers.cache import Adapters
 from workers.conversations import Conversations
 from workers.cores import usable_cores
 from workers.detokenize import TextOutput
@@ -70,6 +73,7 @@ def load(settings: Settings, lifeline: Lifeline) -> Worker:
         options,
         _for_embeddings(settings, options, model),
         settings.parallel,
+        settings.max_loras,
         lifeline,
         log,
     )
@@ -138,6 +142,7 @@ class Worker:
             defaults=settings.chat_template_kwargs,
         )
         self.grammars = Grammars(self.model, log)
+        self.adapters = AdapterNames(settings)
         self._numbers = itertools.count()
         self._endings: dict[int, float] | None = None
 
@@ -177,6 +182,12 @@ class Worker:
         if request.ignore_eos:
             sampling.logit_bias.update(self._never_ending())
         grammar = self.grammars.wished(request)
+        lora = None if request.lora is None else [(a.id, float(a.scale)) for a in request.lora]
+        wanted = self.adapters.wanted(request.model, lora)
+        if len(wanted) > self.settings.max_loras:
+            raise ApiError(
+                400, f"At most {self.settings.max_loras} adapters can be used.", param="lora"
+            )
         stream = Stream()
         sequence = Sequence(
             number=next(self._numbers),
@@ -187,6 +198,7 @@ class Worker:
             sink=stream,
             streaming=streaming,
             arrived=time.monotonic(),
+            wanted=wanted,
             reuses=request.cache_prompt is not False,
             guide=None if grammar is None else Guide(grammar),
         )
@@ -218,6 +230,20 @@ class Worker:
 
         self.engine.run_between_steps(Task(attempt, lost))
         return await result
+
+    async def load_adapter(self, path: Path) -> None:
+        """Loads it before it is asked for, if there is room. Raises LoadError."""
+        shelf = self.engine.shelf
+        await self.on_engine(lambda: shelf.prepare(((path, 1.0),), self._in_use()))
+
+    async def discard_adapter(self, path: Path) -> None:
+        """Frees its memory, unless a request needs it."""
+        shelf = self.engine.shelf
+        await self.on_engine(lambda: shelf.discard(path, self._in_use()))
+
+    def _in_use(self) -> list[Adapters]:
+        """What the running requests are computed with. On the engine's thread."""
+        return [sequence.adapters for sequence in self.engine.lane.admitted]
 
     async def save_kept(self, seconds: float) -> None:
         """Writes what the cache holds to disk, if there is a place for it. At the end of all."""

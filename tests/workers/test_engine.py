@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from workers.binding import Batch, Context, ContextOptions, LlamaLog, Model
+from workers.binding import LlamaLog, Model
+from workers.binding_context import Batch, Context, ContextOptions
 from workers.detokenize import TextOutput
 from workers.engine import Engine
 from workers.lane import EngineBrokenError
@@ -55,7 +56,7 @@ class Bench:
             cells, 512, 512, slots, threads=1, threads_batch=1, flash_attention="off"
         )
         self.engine = Engine(
-            self.model, self.options, self.options, slots, Lifeline(None), self.log
+            self.model, self.options, self.options, slots, 8, Lifeline(None), self.log
         )
         self.broken = asyncio.Event()
         self.engine.attach(asyncio.get_running_loop(), self.broken.set)
