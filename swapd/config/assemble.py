@@ -284,8 +284,8 @@ def _bare_name(made: Made) -> tuple[str, ...]:
 
 
 def _found_aliases(made: Made) -> tuple[str, ...]:
-    """Those of a file are its own model's, not those of another use of it."""
-    return made.found.aliases if made.found is not None and made.found.bare == made.bare else ()
+    """Another use of the file gets none of them: its own model comes first and takes them."""
+    return made.found.aliases if made.found is not None else ()
 
 
 def _budget(custom: Custom, total_memory: int) -> int:

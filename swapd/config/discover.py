@@ -171,15 +171,17 @@ class _Look:
     def join_projectors(self) -> None:
         """Give every model without a projector of its own the best one in its folder.
 
-        One that bears the name of a model there is only for models of that name.
+        One that bears the beginning of a model's name is only for models that begin so.
         """
         for folder, projectors in self._projectors.items():
             models = [model for model in self.models if model.offers[0].path.parent == folder]
             stems = [model.offers[0].path.stem.lower() for model in models]
             owners: dict[Path, list[str]] = {projector.path: [] for projector in projectors}
             for model, stem in zip(models, stems, strict=True):
-                named = [one for one in projectors if one.name and one.name in stem]
-                common = [one for one in projectors if not any(one.name in s for s in stems)]
+                named = [one for one in projectors if one.name and stem.startswith(one.name)]
+                common = [
+                    one for one in projectors if not any(s.startswith(one.name) for s in stems)
+                ]
                 common += [one for one in projectors if not one.name]
                 for projector in named or common:
                     owners[projector.path].append(model.offers[0].path.name)

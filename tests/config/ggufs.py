@@ -20,11 +20,14 @@ def write_gguf(
     context: int = 1024,
     kv_heads: int | list[int] = 2,
     rows: int = 32,
+    file_type: int | None = None,
 ) -> Path:
     """Write a model of the given shape: 4 heads of width 16, one tensor of `rows` × 32 floats."""
     path.parent.mkdir(parents=True, exist_ok=True)
     writer: Any = gguf.GGUFWriter(path, arch)
     writer.add_type(kind)
+    if file_type is not None:
+        writer.add_file_type(file_type)
     writer.add_block_count(layers)
     writer.add_context_length(context)
     writer.add_embedding_length(64)

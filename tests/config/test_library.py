@@ -61,6 +61,7 @@ def test_the_list_is_what_a_sync_would_write_and_what_is_broken(machine: Machine
     assert entries["ls/big"].size == sum(
         path.stat().st_size for path in (machine.models / "john/big").iterdir()
     )
+    assert entries["ls/big"].parameters == (32 + 2) * 32
     short = entries["ls/my-folder:short"]
     assert (short.source, short.path) == ("folder", machine.folder / "short.gguf")
     assert short.broken.startswith("is cut short: ")
@@ -101,7 +102,8 @@ def test_heads_are_read_once_and_again_when_the_file_changes(tmp_path: Path) -> 
     assert again.card(path, path.stat()) == card
     assert not again.keep()
     path.chmod(0o600)
-    path.write_bytes(b"no model")
+    path.write_bytes(b"no model".ljust(status.st_size))
+    os.utime(path, ns=(0, status.st_mtime_ns + 1))
     for _ in range(2):
         fresh = Cards(kept)
         with pytest.raises(DamagedModelError, match=r"^is not a GGUF file$"):
@@ -133,6 +135,17 @@ def test_whatever_the_cache_holds_a_card_comes_out(position: int, piece: bytes) 
         data = kept.read_bytes()
         kept.write_bytes(data[:position] + piece + data[position + len(piece) :])
         assert isinstance(Cards(kept).card(path, path.stat()), Card)
+
+
+def test_a_cache_of_another_version_is_not_used(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf")
+    kept = tmp_path / "cards.json"
+    cards = Cards(kept)
+    cards.card(path, path.stat())
+    cards.keep()
+    other = kept.read_text().replace('"version": 1', '"version": 2').replace("llama", "other")
+    kept.write_text(other)
+    assert Cards(kept).card(path, path.stat()).architecture == "llama"
 
 
 def test_five_hundred_models_are_listed_in_no_time(machine: Machine) -> None:

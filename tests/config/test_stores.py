@@ -16,7 +16,7 @@ from swapd.config.offer import Looked
 from swapd.config.sources import ollama
 from swapd.config.sources.ollama import DamagedManifestError, parse_manifest
 from tests.config.ggufs import write_gguf
-from tests.config.made_up import ALICE, BARD, LORA, Machine, another, fill
+from tests.config.made_up import ALICE, BARD, LAYER, LORA, Machine, another, fill
 
 
 @pytest.fixture
@@ -141,6 +141,37 @@ def test_a_projector_goes_to_the_model_whose_name_it_bears(machine: Machine) -> 
     }
 
 
+def test_the_best_of_several_projectors_is_taken(machine: Machine) -> None:
+    machine.put("models/o/q/q-7b.gguf", machine.alice)
+    for name, kind in (("a-mmproj", 0), ("b-mmproj", 32), ("c-mmproj", 1)):
+        path = machine.models / f"o/q/{name}.gguf"
+        write_gguf(path, arch="clip", tokenizer=False, file_type=kind)
+    machine.sync()
+    [spec] = machine.load().catalog.models.values()
+    assert spec.metadata == {"mmproj": str(machine.models / "o/q/c-mmproj.gguf")}
+
+
+def test_ollama_s_own_name_comes_before_others_of_the_same_file(machine: Machine) -> None:
+    for name in ("hf.co/a/b/q8_0", "registry.ollama.ai/a/c/1", "registry.ollama.ai/library/z/v1",
+                 "registry.ollama.ai/library/z/latest"):  # fmt: skip
+        machine.ollama.add(name, machine.bard)
+    machine.sync()
+    [spec] = machine.load().catalog.models.values()
+    assert spec.name == "ls/z:3.1m-q8_0"
+    assert set(spec.aliases) == {
+        "z:3.1m-q8_0", "z:latest", "z:v1", "a/c:1", "a-c:3.1m-q8_0", "hf.co/a/b:q8_0",
+        "hf.co-a-b:3.1m-q8_0",
+    }  # fmt: skip
+
+
+def test_a_file_that_a_new_revision_left_alone_is_one(machine: Machine) -> None:
+    machine.hub.add("o/r", "c1", "r-Q8_0.gguf", machine.alice)
+    path = machine.hub.add("o/r", "c2", "r-Q8_0.gguf", machine.alice)
+    report = machine.sync()
+    assert (report.skipped, report.broken) == ((), ())
+    assert machine.served() == {"ls/r:q8_0": str(path.relative_to(machine.root))}
+
+
 def test_a_second_sync_changes_nothing_and_nothing_foreign_is_touched(machine: Machine) -> None:
     fill(machine)
     before = machine.foreign()
@@ -230,6 +261,10 @@ def test_a_name_remembered_wrongly_is_not_taken(machine: Machine) -> None:
             "names sha256-ab, which is missing",
         ),
         (" " * 2**22 + "{}", "is too long for what it should be"),
+        (
+            json.dumps({"layers": [{"mediaType": LAYER + "model", "digest": f"sha256:a{i}"} for i in (1, 2)]}),
+            "has 2 model layers, where one can be used",
+        ),
     ],
 )  # fmt: skip
 def test_a_damaged_manifest_is_told_and_stops_nothing(
