@@ -197,8 +197,10 @@ class _Work:
             self.warnings.append(self.custom.warn(key, message, "ctx_size"))
         words = ["--model", str(model.path), "--ctx-size", str(context)]
         words += ["--parallel", str(self.settings.parallel)]
-        for adapter, path in self._adapters(model, wanted):
-            words += ["--adapter", f"{adapter}={path}"]
+        for path in model.adapters:
+            words += ["--lora", str(path)]
+        for adapter, file in wanted.adapters.items():
+            words += ["--adapter", f"{adapter}={self._path(file)}"]
         if wanted.jinja:
             words.append("--jinja")
         if wanted.chat_template_file:
@@ -206,11 +208,7 @@ class _Work:
         if wanted.chat_template_kwargs:
             words += ["--chat-template-kwargs", json.dumps(wanted.chat_template_kwargs)]
         cmd = f"${{worker}} {shlex.join(words)} {wanted.sampler_args.strip()}".rstrip()
-        entry = {"cmd": cmd, **self._need(f"models.{name}", estimate(model.facts, context))}
-        if model.adapters and not wanted.adapters:
-            # Ollama's models always use their adapter; the worker does so when asked for it.
-            entry["useModelName"] = f"{model.bare}:{model.adapters[0][0]}"
-        return entry
+        return {"cmd": cmd, **self._need(f"models.{name}", estimate(model.facts, context))}
 
     def _command(
         self, bare: str, key: str, model: Found | None, wanted: CustomModel
@@ -245,15 +243,10 @@ class _Work:
             node = self.custom.section(key).entries["metadata"].node
             if isinstance(node, Mapping):
                 made.update({name: entry.node for name, entry in node.entries.items()})
-        if not wanted.cmd:
-            adapters = [name for name, _ in self._adapters(model, wanted)]
-            made |= {"adapters": adapters} if adapters else {}
+        if wanted.adapters and not wanted.cmd:
+            made["adapters"] = list(wanted.adapters)
         projector = self._projector(model, wanted)
         return made | ({"mmproj": str(projector)} if projector else {})
-
-    def _adapters(self, model: Found | None, wanted: CustomModel) -> list[tuple[str, Path]]:
-        found = dict(model.adapters) if model else {}
-        return list({**found, **{n: self._path(p) for n, p in wanted.adapters.items()}}.items())
 
     def _projector(self, model: Found | None, wanted: CustomModel) -> Path | None:
         return self._path(wanted.mmproj) if wanted.mmproj else model.projector if model else None

@@ -45,8 +45,8 @@ class Found:
     known_as: tuple[str, ...] = ()
     """What its sources' own programs call it, whoever else they call so."""
     projector: Path | None = None
-    adapters: tuple[tuple[str, Path], ...] = ()
-    """Always in use with it: names and files."""
+    adapters: tuple[Path, ...] = ()
+    """Files that are always in use with it."""
     elsewhere: tuple[Path, ...] = ()
     """Where else the same file, or a link to it, was found."""
     place: PurePath = field(default_factory=PurePath)
@@ -340,4 +340,4 @@ def _as_named(offer: Offer) -> Named:
 
 def _key(offer: Offer) -> str:
     """Two models can share a file: with an adapter it is another model."""
-    return "+".join((str(offer.path), *(str(path) for _, path in offer.adapters)))
+    return "+".join((str(offer.path), *(str(path) for path in offer.adapters)))

@@ -35,8 +35,8 @@ class Offer:
     """Put in place when it was whole, so however young it is, nobody writes to it any more."""
     projector: Path | None = None
     """Known to belong to it; otherwise one in its folder does."""
-    adapters: tuple[tuple[str, Path], ...] = ()
-    """Always in use with it: names and files."""
+    adapters: tuple[Path, ...] = ()
+    """Files that are always in use with it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,9 +107,9 @@ def test_projectors_and_adapters_go_with_their_model(machine: Machine) -> None:
     )
     poet = models["ls/poet:27.4b-q8_0"]
     lora = machine.ollama.path(LORA.read_bytes())
-    assert poet.argv[poet.argv.index("--adapter") + 1] == f"poet={lora}"
-    assert (poet.metadata, poet.upstream_name) == ({"adapters": ["poet"]}, "poet:27.4b-q8_0:poet")
-    assert "--adapter" not in models["ls/gemma3:27.4b-q8_0"].argv
+    assert poet.argv[poet.argv.index("--lora") + 1] == str(lora)
+    assert poet.metadata == {}
+    assert "--lora" not in models["ls/gemma3:27.4b-q8_0"].argv
 
 
 def test_a_projector_goes_to_the_model_whose_name_it_bears(machine: Machine) -> None:

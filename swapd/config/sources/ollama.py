@@ -157,10 +157,6 @@ def _offer(store: Path, tag: Tag, path: Path) -> Offer:
         raise DamagedManifestError(f"names {blob.name}, which is missing")
     size, quant = _labels(store, manifest)
     folder = re.sub("[/:]", "-", tag.family)
-    adapters = tuple(
-        (clean(tag.model) + (f"-{i}" if i else ""), adapter)
-        for i, adapter in enumerate(files["adapter"])
-    )
     return Offer(
         path=blob,
         source=NAME,
@@ -169,7 +165,7 @@ def _offer(store: Path, tag: Tag, path: Path) -> Offer:
         also=(str(tag),),
         settled=True,
         projector=files["projector"][0] if files["projector"] else None,
-        adapters=adapters,
+        adapters=tuple(files["adapter"]),
     )
 
 
