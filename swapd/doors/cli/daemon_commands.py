@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -69,3 +70,54 @@ def logs(
     from swapd.doors.cli import logs as module
 
     raise typer.Exit(module.logs(model, follow, lines))
+
+
+def doctor(as_json: Json = False) -> None:
+    """Tell what is wrong with this installation. Exit status 1: something is."""
+    from swapd.doors.cli import doctor as module
+
+    raise typer.Exit(module.doctor(as_json))
+
+
+def config_check(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="Another configuration.")
+    ] = None,
+) -> None:
+    """Say whether the configuration can be used, and what is wrong with it."""
+    from swapd.doors.cli import configuration
+
+    raise typer.Exit(configuration.check(file))
+
+
+def config_path() -> None:
+    """Print where config.yaml is."""
+    from swapd.doors.cli import configuration
+
+    raise typer.Exit(configuration.path())
+
+
+def config_show() -> None:
+    """Print config.yaml."""
+    from swapd.doors.cli import configuration
+
+    raise typer.Exit(configuration.show())
+
+
+def _config(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        config_check(None)
+
+
+def config() -> typer.Typer:
+    """The group of commands about the configuration; without one of them, check."""
+    group = typer.Typer(
+        help="Check config.yaml and custom_models.yaml, print them or their place.",
+        invoke_without_command=True,
+        rich_markup_mode=None,
+    )
+    group.callback()(_config)
+    group.command("check")(config_check)
+    group.command("path")(config_path)
+    group.command("show")(config_show)
+    return group

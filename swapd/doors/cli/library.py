@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from swapd.doors.cli.say import FailedError
-from swapd.home import WORKER_COMMAND, Home, demo_folder
+from swapd.home import Home, demo_folder
 
 if TYPE_CHECKING:
     from swapd.config.library import Entry
@@ -45,18 +45,9 @@ def models(home: Home) -> list[Entry]:
 
 def catalog(home: Home) -> Catalog:
     """What config.yaml says, as swapd reads it. Raises FailedError when it can't be used."""
-    from swapd.config.env import read_env
-    from swapd.config.load import load
-    from swapd.config.problems import ConfigError
-    from swapd.effects import memory
+    from swapd.doors.cli.configuration import read
 
-    try:
-        env = read_env(home.folder, os.environ)
-        return load(
-            home.config, env, worker_command=WORKER_COMMAND, total_memory=memory.total()
-        ).catalog
-    except ConfigError as error:
-        raise FailedError(f"the configuration can't be used:\n{error}") from error
+    return read(home, home.config).catalog
 
 
 def find(entries: list[Entry], name: str) -> Entry:

@@ -41,6 +41,8 @@ def build() -> typer.Typer:
     app.command("unload")(model.unload)
     app.command("logs")(daemon.logs)
     app.command("bench")(talk.bench)
+    app.command("doctor")(daemon.doctor)
+    app.add_typer(daemon.config(), name="config")
     for name, group in service.groups().items():
         app.add_typer(group, name=name)
     return app

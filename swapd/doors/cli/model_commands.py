@@ -9,7 +9,7 @@ import typer
 from swapd.doors.cli.words import AnyName, Json, Name, Yes
 
 Wanted = Annotated[
-    str, typer.Argument(metavar="[FILTER]", help="Only names with this in them, in any case.")
+    str, typer.Argument(metavar="FILTER", help="Only names with this in them, in any case.")
 ]
 
 
@@ -76,7 +76,7 @@ def rm(name: Name, yes: Yes = False) -> None:
 def set_(
     name: Name,
     settings: Annotated[
-        list[str], typer.Argument(metavar="KEY=VALUE...", help="Settings; KEY= takes one out.")
+        list[str], typer.Argument(metavar="KEY=VALUE", help="Settings; KEY= takes one out.")
     ],
 ) -> None:
     """Change settings of a model in custom_models.yaml, and sync."""

@@ -9,7 +9,7 @@ import typer
 from swapd.doors.cli.words import Json, Name
 
 Prompt = Annotated[
-    list[str] | None, typer.Argument(metavar="[PROMPT]...", help="What to ask; none: a chat.")
+    list[str] | None, typer.Argument(metavar="PROMPT", help="What to ask; none: a chat.")
 ]
 
 

@@ -31,5 +31,5 @@ Name = Annotated[
 ]
 AnyName = Annotated[
     str,
-    typer.Argument(metavar="[NAME]", help="A model, as list shows it.", autocompletion=_names),
+    typer.Argument(metavar="NAME", help="A model, as list shows it.", autocompletion=_names),
 ]

@@ -1,0 +1,98 @@
+"""The configuration files: where they are, what they say, whether they can be used."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from swapd.doors.cli.say import FailedError, command, complain
+from swapd.home import WORKER_COMMAND, Home, find_home
+
+if TYPE_CHECKING:
+    from swapd.config.load import Loaded
+
+
+def path() -> int:
+    """Print where config.yaml is, for scripts."""
+    print(find_home().config)
+    return 0
+
+
+def show() -> int:
+    """Print config.yaml as it is."""
+    print(_text(find_home().config), end="")
+    return 0
+
+
+def check(file: Path | None) -> int:
+    """Say of each file whether it can be used, and what is wrong with it where; 1 if anything is.
+
+    Without a file, config.yaml and custom_models.yaml.
+    """
+    home = find_home()
+    if file is not None:
+        return _told([_configuration(home, file)])
+    return _told([_configuration(home, home.config), _customisation(home)])
+
+
+def _told(verdicts: list[tuple[str, str]]) -> int:
+    for good, bad in verdicts:
+        if good:
+            print(f"✓ {good}")
+        if bad:
+            complain(bad)
+    return 1 if any(bad for _, bad in verdicts) else 0
+
+
+def _configuration(home: Home, file: Path) -> tuple[str, str]:
+    """What is good to say of it, or what is wrong."""
+    _text(file)
+    try:
+        loaded = read(home, file)
+    except FailedError as error:
+        return "", str(error)
+    for warning in loaded.warnings:
+        complain(str(warning))
+    count = len(loaded.catalog.models)
+    return f"{file}: {count} model{'' if count == 1 else 's'}", ""
+
+
+def read(home: Home, file: Path) -> Loaded:
+    """A configuration as swapd would read it. Raises FailedError."""
+    from swapd.config.env import read_env
+    from swapd.config.load import load
+    from swapd.config.problems import ConfigError
+    from swapd.effects import memory
+
+    try:
+        env = read_env(home.folder, os.environ)
+        return load(file, env, worker_command=WORKER_COMMAND, total_memory=memory.total())
+    except ConfigError as error:
+        raise FailedError(f"{file} can't be used:\n{error}") from error
+
+
+def _customisation(home: Home) -> tuple[str, str]:
+    from swapd.config.custom import read_custom
+    from swapd.config.env import read_env
+    from swapd.config.problems import ConfigError
+
+    if not home.custom.is_file():
+        return f"{home.custom}: not there, and not needed", ""
+    try:
+        custom = read_custom(home.custom, read_env(home.folder, os.environ))
+    except ConfigError as error:
+        return "", f"{home.custom} can't be used:\n{error}"
+    for warning in custom.warnings:
+        complain(str(warning))
+    count = len(custom.models)
+    return f"{home.custom}: speaks of {count} model{'' if count == 1 else 's'}", ""
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise FailedError(f"there is no {file}; {command()} sync makes one") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise FailedError(f"{file} can't be read: {error}") from error

@@ -1,0 +1,143 @@
+"""Settings, configuration files and the doctor; and that bad input leaves everything as it was."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+
+import msgspec
+
+from tests.cli.user import User
+
+CUSTOM = """\
+# mine
+models:
+  bard:  # the poet
+    ttl: 60  # a minute
+"""
+
+
+def test_set_keeps_comments_and_syncs(user: User) -> None:
+    user.says("sync")
+    user.custom.write_text(CUSTOM)
+    user.says("sync")
+    told = user.says("set", "bard", "ttl=5", "sampler_args=--temp 0.5")
+    assert f"{user.custom}: models.bard changed" in told
+    assert re.search(r"^changed +bard$", told, re.MULTILINE)
+    text = user.custom.read_text()
+    assert "# mine" in text and "bard:  # the poet" in text
+    assert "ttl: 5  # a minute" in text
+    assert "--temp 0.5" in user.config.read_text()
+    assert "models.bard unchanged" in user.says("set", "bard", "ttl=5")
+    user.says("set", "BARD", "sampler_args=")
+    assert "--temp 0.5" not in user.config.read_text()
+
+
+BAD_WORDS = [
+    (("set", "bard", "tll=5"), 1, "tll: unknown key; did you mean ttl?"),
+    (("set", "bard", "ttl=soon"), 1, "models.bard.ttl: must be seconds"),
+    (("set", "brad", "ttl=5"), 1, "there is no model named brad; did you mean bard?"),
+    (("set", "bard", "ttl"), 2, "ttl is no setting: it must be key=value"),
+    (("set", "bard"), 2, "KEY=VALUE"),
+    (("rm", "bard"), 1, "bard comes with swapd"),
+    (("show", "brad"), 1, "did you mean bard?"),
+    (("start", "--config", "none.yaml"), 1, "there is no configuration none.yaml"),
+    (("config", "chek"), 2, "Did you mean 'check'"),
+    (("config", "check", "none.yaml"), 1, "there is no none.yaml"),
+    (("shwo", "bard"), 2, "Did you mean 'show'"),
+    (("stop", "--nwo"), 2, "--now"),
+    (("logs", "-n", "x"), 2, "'--lines' / '-n'"),
+    (("run", "bard", "x", "--temp", "hot"), 2, "'--temp'"),
+    (("pull", "hf:x"), 1, "it must be hf:owner/repo[:quant]"),
+]
+
+
+def test_bad_words_are_told_and_change_nothing(user: User) -> None:
+    user.says("sync")
+    user.custom.write_text(CUSTOM)
+    before = user.files()
+    for words, status, says in BAD_WORDS:
+        assert says in user.fails(*words, status=status), words
+        assert user.files() == before, words
+    assert user.processes() == []
+
+
+def test_bad_yaml_is_told_and_changes_nothing(user: User) -> None:
+    user.says("sync")
+    for text, says in [
+        ("models:\n\tbard: {}\n", "custom_models.yaml:2: a tab stands where"),
+        ("models:\n  bard: {}\n  bard: {}\n", "custom_models.yaml:3: "),
+        ("models:\n  bard: {ttl: [1]}\n", "models.bard.ttl: must be seconds"),
+        ("max_residents: 1\n", "unknown key; did you mean max_resident?"),
+    ]:
+        user.custom.write_text(text)
+        before = user.files()
+        assert says in user.fails("sync")
+        assert says in user.fails("set", "bard", "ttl=1")
+        assert user.files() == before
+    assert says in user.fails("config")
+
+
+def test_config_says_where_what_and_whether(user: User) -> None:
+    assert f"there is no {user.config}" in user.fails("config", "show")
+    user.says("sync")
+    assert user.says("config", "path") == f"{user.config}\n"
+    assert user.says("config", "show") == user.config.read_text()
+    assert user.says("config").splitlines() == [
+        f"✓ {user.config}: 2 models",
+        f"✓ {user.custom}: not there, and not needed",
+    ]
+    mine = user.home / "mine.yaml"
+    mine.write_text("models:\n  one:\n    cmd: x --port ${PORT}\n    tll: 1\n")
+    assert "mine.yaml:4: models.one.tll: unknown key; did you mean ttl?" in user.fails(
+        "config", "check", "mine.yaml"
+    )
+    mine.write_text(mine.read_text().replace("tll", "ttl"))
+    assert user.says("config", "check", "mine.yaml") == "✓ mine.yaml: 1 model\n"
+
+
+def test_the_doctor_finds_nothing_and_then_everything(user: User) -> None:
+    user.says("start")
+    told = user.says("doctor")
+    assert f"✓ swapd runs at http://127.0.0.1:{user.port}" in told
+    assert re.search(r"^✓ llama.cpp by llama-cpp-python \d", told, re.MULTILINE)
+    assert re.search(r"^✓ .*GPU", told, re.MULTILINE)
+    assert "✗" not in told
+    user.says("stop")
+    folder = user.home / "models/pub/gone"
+    folder.mkdir(parents=True)
+    (folder / "gone.gguf").symlink_to(user.home / "nowhere.gguf")
+    user.custom.write_text("tll: 1\n")
+    sick = user.types("doctor")
+    assert sick.returncode == 1
+    assert "custom_models.yaml:1: tll: unknown key" in sick.stdout
+    user.custom.unlink()
+    sick = user.types("doctor")
+    assert re.search(r"^✗ .*gone.gguf is a link to .*nowhere.gguf", sick.stdout, re.MULTILINE)
+    assert f"✓ swapd does not run; its port {user.port} is free" in sick.stdout
+    findings = msgspec.json.decode(user.types("doctor", "--json").stdout)
+    assert [f["says"] for f in findings if not f["well"]] == [
+        line[2:] for line in sick.stdout.splitlines() if line.startswith("✗")
+    ]
+
+
+def test_the_doctor_names_who_has_the_port(user: User) -> None:
+    import socket
+
+    user.says("sync")
+    with socket.create_server(("127.0.0.1", user.port)):
+        told = user.types("doctor")
+    assert told.returncode == 1
+    assert f"✗ port {user.port} is taken by pid {os.getpid()}" in told.stdout
+
+
+def test_the_doctor_misses_a_compiler(user: User) -> None:
+    (user.home / "bin").mkdir()
+    for name in ("python3", "sh", "dirname", "cksum", "cat", "readlink"):
+        if found := shutil.which(name):
+            (user.home / "bin" / name).symlink_to(found)
+    user.environ["PATH"] = str(user.home / "bin")
+    told = user.types("doctor")
+    assert told.returncode == 1
+    assert "✗ there is no C++ compiler" in told.stdout

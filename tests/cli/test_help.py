@@ -1,0 +1,79 @@
+"""`--help` of every command and docs/cli.md say the same."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.cli.user import User
+from tests.swapd import ROOT
+
+PAGE = (ROOT / "docs/cli.md").read_text()
+HEADINGS = re.findall(r"^### `(.*)`$", PAGE, re.MULTILINE)
+HIDDEN = {"ls": "list", "chat": "run"}
+GROUPS = ("service", "cron", "config")
+
+
+def _command(heading: str) -> str:
+    """The words of a heading that are a command's name."""
+    return " ".join(word for word in heading.partition(" [")[0].split() if word.islower())
+
+
+def _options(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--?[a-z][a-z0-9-]*", text)) - {"--help", "-h"}
+
+
+def _help(user: User, *words: str) -> str:
+    told = user.says(*words, "--help")
+    assert told == user.says(*words, "-h")
+    return told
+
+
+def _commands(help_text: str) -> list[str]:
+    section = help_text.partition("Commands:\n")[2]
+    return re.findall(r"^  ([a-z]+)", section, re.MULTILINE)
+
+
+def test_every_command_is_documented_and_no_other(user: User) -> None:
+    named = _commands(_help(user))
+    leaves = [c for c in named if c not in GROUPS]
+    for group in GROUPS:
+        leaves += [f"{group} {c}" for c in _commands(_help(user, group))]
+    documented = [_command(heading) for heading in HEADINGS]
+    assert sorted(documented) == sorted([*leaves, "config"])
+    readable = {
+        "start",
+        "stop",
+        "restart",
+        "status",
+        "serve",
+        "sync",
+        "list",
+        "show",
+        "ps",
+        "stats",
+    }
+    readable |= {"run", "pull", "rm", "set", "logs", "unload", "load", "bench", "doctor", *GROUPS}
+    assert set(named) == readable
+
+
+@pytest.mark.parametrize("heading", HEADINGS)
+def test_the_options_are_those_of_the_page(user: User, heading: str) -> None:
+    told = user.says(*_command(heading).split(), "--help")
+    usage, _, rest = told.partition("\n")
+    described = rest.partition("Options:")[2].partition("Commands:")[0]
+    listed = "\n".join(re.findall(r"^  (-.*?)(?:  |$)", described, re.MULTILINE))
+    assert _options(listed) == _options(heading)
+    assert set(re.findall(r"\b[A-Z]+\b", usage)) - {"OPTIONS", "COMMAND", "ARGS"} == set(
+        re.findall(r"\b[A-Z]+\b", heading)
+    )
+    # A sentence, and nothing that typer made up for want of one.
+    assert re.search(r"^  [A-Z].*[.:]", rest, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("hidden", "same"), HIDDEN.items())
+def test_other_names_mean_the_same(user: User, hidden: str, same: str) -> None:
+    assert f"`{hidden}` is the same." in PAGE
+    mine, other = user.says(hidden, "--help"), user.says(same, "--help")
+    assert mine.partition("\n")[2] == other.partition("\n")[2]
