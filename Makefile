@@ -1,5 +1,5 @@
 # For those who work on swapd. `./model test` needs none of this.
-.PHONY: check lint test long
+.PHONY: check lint test long schemas
 
 PYTHON := .venv/bin/python
 
@@ -15,3 +15,6 @@ test:
 
 long:
 	./model test --long
+
+schemas:
+	$(PYTHON) -c 'from pathlib import Path; from swapd.config.json_schema import write_schemas as w; w(Path())'

@@ -7,8 +7,10 @@ and custom_models.yaml, and taken from there.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping as MappingType
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -174,3 +176,16 @@ def _wide(part: dict[str, Any]) -> dict[str, Any]:
         if isinstance(wide.get(inner), dict):
             wide[inner] = _wide(wide[inner])
     return wide
+
+
+def write_schemas(root: Path) -> None:
+    """Bring the schemas in `docs` below the checkout's `root` up to date: `make schemas`."""
+    example = (root / "config.example.yaml").read_text(encoding="utf-8")
+    shipped = (root / "custom_models.yaml").read_text(encoding="utf-8")
+    made = {
+        "config.schema.json": config_schema(example),
+        "custom_models.schema.json": custom_schema(example, shipped),
+    }
+    for name, schema in made.items():
+        text = json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+        (root / "docs" / name).write_text(text, encoding="utf-8")

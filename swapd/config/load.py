@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from swapd.config.groups import groups_of
 from swapd.config.problems import ConfigError, Problem
 from swapd.config.schema import Model, Server
 from swapd.config.specs import Ground, SpecBuilder, collect_macros, model_file
@@ -73,7 +74,7 @@ def parse(
     ground = Ground(server, collect_macros(("macros",), report), env, worker_command)
     models = _models(tree, ground, report)
     _check_names(models, report)
-    limits = _limits(server, report, total_memory)
+    limits = replace(_limits(server, report, total_memory), groups=groups_of(report, models, env))
     settings = _settings(server, report, env)
     if server.ttl and server.global_ttl:
         report.problem(("globalTTL",), "means the same as ttl; give one of them")
@@ -138,6 +139,9 @@ def _limits(server: Server, report: Report, total_memory: int) -> Limits:
         threshold_percent=server.memory.threshold,
         interval=server.memory.interval,
         max_waiting=server.max_waiting,
+        max_per_tenant=server.max_per_tenant,
+        max_wait=server.max_wait,
+        policy=server.policy,
     )
 
 
@@ -147,6 +151,7 @@ def _settings(server: Server, report: Report, env: MappingType[str, str]) -> Set
         port=_port(server, report, env),
         max_body_bytes=_size(server.max_body, ("max_body",), report),
         drain_grace=server.drain_grace,
+        spare=server.spare,
         log_level=server.log_level,
         include_aliases=server.include_aliases,
     )

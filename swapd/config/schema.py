@@ -55,6 +55,15 @@ class Memory(Struct, frozen=True, kw_only=True):
     interval: Annotated[float, Meta(gt=0, description="seconds, more than 0")] = 30.0
 
 
+class GroupEntry(Struct, frozen=True, kw_only=True):
+    """One entry of `groups`."""
+
+    members: Names = msgspec.field(default_factory=list)
+    swap: Flag = True
+    exclusive: Flag = True
+    persistent: Flag = False
+
+
 class Model(Struct, frozen=True, kw_only=True):
     """One entry of `models`."""
 
@@ -78,6 +87,8 @@ class Model(Struct, frozen=True, kw_only=True):
     filters: Filters = msgspec.field(default_factory=Filters)
     use_model_name: Text = msgspec.field(name="useModelName", default="")
     unlisted: Flag = False
+    weight: Annotated[float, Meta(gt=0, description="a number, more than 0")] = 1.0
+    priority: Annotated[int, Meta(description="a whole number")] = 0
     pinned: Flag = False
     preload: Flag = False
     name: MacroText = ""
@@ -103,6 +114,14 @@ class Server(Struct, frozen=True, kw_only=True):
     max_resident: Count = 0
     memory: Memory = msgspec.field(default_factory=Memory)
     max_waiting: Count = 512
+    max_per_tenant: Count = 0
+    max_wait: Seconds = 60.0
+    policy: Annotated[
+        Literal["cost", "lru", "lru-ttl", "lfu", "ttl", "no-evict"],
+        Meta(description="cost, lru, lru-ttl, lfu, ttl or no-evict"),
+    ] = "cost"
+    groups: Section = msgspec.field(default_factory=dict)
+    spare: Annotated[bool | None, Meta(description="true or false")] = None
     ttl: Seconds = 0.0
     max_queue: Places = 64
     stop_grace: Seconds = 5.0
@@ -120,9 +139,6 @@ class Server(Struct, frozen=True, kw_only=True):
     start_port: Annotated[Any, Meta(extra={"inert": "ports are chosen among the free ones"})] = (
         msgspec.field(name="startPort", default=None)
     )
-    groups: Annotated[
-        Any, Meta(extra={"inert": "models live together as memory and max_resident allow"})
-    ] = None
     matrix: Annotated[
         Any, Meta(extra={"inert": "models live together as memory and max_resident allow"})
     ] = None

@@ -103,6 +103,8 @@ class SpecBuilder:
             slots=self._slots(argv, own),
             max_queue=server.max_queue if model.max_queue is None else model.max_queue,
             ttl=(server.ttl or server.global_ttl) if model.ttl < 0 else model.ttl,
+            weight=model.weight,
+            priority=model.priority,
             pinned=model.pinned,
             preload=model.preload,
             aliases=tuple(model.aliases),

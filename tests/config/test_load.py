@@ -105,7 +105,7 @@ def test_a_file_from_llama_swap_loads() -> None:
     assert loaded.settings.include_aliases is True
     told = {w.key for w in loaded.warnings if "has no effect yet" in w.message}
     assert told == {
-        "startPort", "sendLoadingState", "apiKeys", "hooks", "groups", "peers", "captureBuffer",
+        "startPort", "sendLoadingState", "apiKeys", "hooks", "peers", "captureBuffer",
         "metricsMaxInMemory", "logToStdout", "logTimeFormat", "models.big.sendLoadingState",
         "models.big.filters.setParams", "models.big.filters.setParamsByID", "models.big.timeouts",
     }  # fmt: skip
