@@ -141,7 +141,8 @@ class OpenAIRoutes:
     ) -> web.StreamResponse:
         """Generates, and answers whole or as a stream. A client that goes ends it."""
         streaming = bool(request.stream)
-        sequence, stream = self._worker.begin(request, tokens, streaming=streaming)
+        tenant = http.headers.get("X-Tenant-Id", "")
+        sequence, stream = self._worker.begin(request, tokens, streaming=streaming, tenant=tenant)
         shape = kind(request.model or self._worker.settings.name)
         finished = False
         try:

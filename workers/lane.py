@@ -13,6 +13,7 @@ from workers.binding_context import Batch, Context, ContextOptions
 from workers.binding_sampler import Sampler
 from workers.cache import Adapters, PrefixCache
 from workers.conversations import Conversations
+from workers.fair_queue import MOST_PASSES, FairQueue
 from workers.metrics import Counters
 from workers.sampling import make_sampler
 from workers.sequence import End, Failed, Finished, Sequence, Timings
@@ -54,7 +55,7 @@ class Lane:
         self.cache = PrefixCache(self.context, self.context.n_ctx, options.n_seq_max)
         self.slots: list[Sequence | None] = [None] * slots
         self.admitted: list[Sequence] = []  # oldest first, as the batcher wants them
-        self.waiting: list[Sequence] = []  # likewise
+        self.waiting: FairQueue[Sequence] = FairQueue()
         self.conversations: Conversations | None = None
         """Where kept sequences are when the process is not; None: nowhere."""
         self._shelf = shelf
@@ -71,6 +72,8 @@ class Lane:
         self._failures = 0
         self._cramped = False
         """llama.cpp had no room in spite of the count: nobody comes in until someone leaves."""
+        self._settled = False
+        """Nobody of the waiting fits, and nothing has changed since that was found."""
 
     @property
     def busy(self) -> bool:
@@ -83,16 +86,18 @@ class Lane:
         return sum(sequence.pending for sequence in self.admitted)
 
     def enter(self, sequence: Sequence) -> None:
-        """Queues a sequence by its age."""
-        insort(self.waiting, sequence, key=lambda waiting: waiting.number)
+        """Queues a sequence."""
+        self.waiting.add(sequence)
+        self._settled = False
 
     def leave(self, sequence: Sequence) -> None:
         """Ends a sequence wherever it is; nothing if it has ended already."""
         if sequence.slot >= 0:
             self._release_slot(sequence, keep=sequence.reuses)
             self._cramped = False
-        elif sequence in self.waiting:
+        else:
             self.waiting.remove(sequence)
+            self._settled = False
         if sequence.sampler is not None:
             sequence.sampler.free()
             sequence.sampler = None
@@ -133,44 +138,63 @@ class Lane:
         return batcher.shares(present, self._n_batch, self._pace.chunk(running, self._n_batch))
 
     def _admit(self) -> None:
-        """Sends back whom the cells don't suffice for, then lets in who has waited longest.
-
-        Who needs an adapter for which there is no room yet holds up nobody else.
-        """
+        """Sends back whom the cells don't suffice for, then lets in those whose turn it is."""
         growing = self.growing
         while not self.cache.make_room(growing) and len(self.admitted) > 1:
             growing -= self.admitted[-1].pending
             self._send_back(self.admitted[-1])
         self._cramped = self._cramped and bool(self.admitted)
-        for sequence in self.waiting[:]:
-            if None not in self.slots or self._cramped:
+        while not (self._settled or self._cramped) and None in self.slots:
+            sequence = self._next(growing)
+            if sequence is None:
+                self._settled = True
                 return
-            if not self._ready(sequence):
-                continue
-            if self.conversations is not None and not sequence.sought:
-                sequence.sought = True
-                sequence.restored = self.conversations.fetch(sequence, self.admitted, growing)
-            if not self.cache.claim(sequence, self.admitted, growing):
-                return
-            self.waiting.remove(sequence)
             growing += sequence.pending
             sequence.slot = self.slots.index(None)
             self.slots[sequence.slot] = sequence
             insort(self.admitted, sequence, key=lambda admitted: admitted.number)
             self._prepare(sequence)
 
+    def _next(self, growing: int) -> Sequence | None:
+        """The first of the waiting that fits, with its sequence id; None if none does.
+
+        Who does not fit, or needs an adapter for which there is no room yet, holds up nobody
+        else: until it has been passed too often.
+        """
+        passing: list[Sequence] = []
+        hopeless: list[Sequence] = []
+        chosen = None
+        for sequence in self.waiting.in_order():
+            try:
+                if self._ready(sequence) and self._claim(sequence, growing):
+                    chosen = sequence
+                    break
+            except LoadError as error:
+                self._tell(sequence, "", Failed(f"The adapter can't be used: {error}.", 400))
+                hopeless.append(sequence)
+                continue
+            passing.append(sequence)
+            if sequence.passed >= MOST_PASSES or len(passing) == MOST_PASSES:
+                break
+        if chosen is not None:
+            self.waiting.let_in(chosen, passing)
+        for sequence in hopeless:
+            self.leave(sequence)
+        return chosen
+
+    def _claim(self, sequence: Sequence, growing: int) -> bool:
+        """Whether there is a sequence id for it, and room beside the admitted."""
+        if self.conversations is not None and not sequence.sought:
+            sequence.sought = True
+            sequence.restored = self.conversations.fetch(sequence, self.admitted, growing)
+        return self.cache.claim(sequence, self.admitted, growing)
+
     def _ready(self, sequence: Sequence) -> bool:
-        """Whether its adapters are loaded. If they can't be, it has come to its end."""
+        """Whether its adapters are loaded. Raises LoadError if they can't be."""
         if not sequence.wanted:
             return True
-        try:
-            adapters = self._shelf.prepare(
-                sequence.wanted, [admitted.adapters for admitted in self.admitted]
-            )
-        except LoadError as error:
-            self._tell(sequence, "", Failed(f"The adapter can't be used: {error}.", status=400))
-            self.leave(sequence)
-            return False
+        running = [admitted.adapters for admitted in self.admitted]
+        adapters = self._shelf.prepare(sequence.wanted, running)
         sequence.adapters = adapters or ()
         return adapters is not None
 
@@ -181,6 +205,7 @@ class Lane:
         sequence.started = time.monotonic()
         sequence.reused = sequence.cached
         self._counters.reused_tokens += sequence.cached
+        self.waiting.charge(sequence.tenant, prefill=sequence.pending)
         if sequence.guide is not None or not sequence.sampling.greedy:
             sequence.sampler = make_sampler(
                 sequence.sampling, self.model, self.context.n_ctx, sequence.tokens, sequence.guide
@@ -223,6 +248,7 @@ class Lane:
                 return
         sequence.tokens.append(token)
         self._counters.predicted_tokens += 1
+        self.waiting.charge(sequence.tenant, generated=1)
         piece = self.model.piece(token)
         if piece is None:
             self._finish(sequence, sequence.output.rest(), "stop", now)
@@ -265,6 +291,7 @@ class Lane:
         self.slots[sequence.slot] = None
         self.admitted.remove(sequence)
         sequence.slot = -1
+        self._settled = False
 
     def _step_failed(self, code: int, step: list[Sequence]) -> None:
         """Out of cells in spite of the count (caches that are not simple): the youngest waits.

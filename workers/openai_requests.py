@@ -38,6 +38,7 @@ class Generation(SamplingWish, kw_only=True):
     max_tokens: int | None = None
     n: int | None = None
     ignore_eos: bool | None = None
+    user: str | None = None
     lora: list[LoraScale] | None = None
     """The adapters to compute with, by their places in /lora-adapters; the others are not."""
     cache_prompt: bool | None = None

@@ -74,12 +74,16 @@ class Sequence:
 
     guide: Guide | None = None
     """What the answer must follow; None: nothing."""
+    tenant: str = ""
+    """Whose it is; one tenant's requests wait for another's only in turns."""
     wanted: Wanted = ()
     """The adapter files it wants to be computed with."""
     reuses: bool = True
     """Whether it may begin with what others computed, and be kept for others."""
 
     prompt_length: int = field(init=False)
+    passed: int = 0
+    """How often another came in before it because it did not fit."""
     slot: int = -1
     """The slot it holds; -1: it waits for one."""
     adapters: Adapters = ()

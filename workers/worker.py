@@ -164,9 +164,12 @@ class Worker:
         return await self.tokenize(prompt)
 
     def begin(
-        self, request: Generation, tokens: list[int], *, streaming: bool
+        self, request: Generation, tokens: list[int], *, streaming: bool, tenant: str = ""
     ) -> tuple[Sequence, Stream]:
-        """Hands a checked request to the engine. Raises ApiError if it can't be served."""
+        """Hands a checked request to the engine. Raises ApiError if it can't be served.
+
+        Without a `tenant`, the request's `user` is taken for one.
+        """
         engine = self.engine
         if not engine.lane.context.generates:
             raise ApiError(400, "This model computes embeddings and generates no text.")
@@ -198,6 +201,7 @@ class Worker:
             sink=stream,
             streaming=streaming,
             arrived=time.monotonic(),
+            tenant=tenant or request.user or "",
             wanted=wanted,
             reuses=request.cache_prompt is not False,
             guide=None if grammar is None else Guide(grammar),

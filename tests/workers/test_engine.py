@@ -186,3 +186,51 @@ async def test_a_long_prompt_does_not_stop_a_stream(tiny_bench: Bench) -> None:
     await reader.ended.wait()
     assert running.generated - before >= 8000 // 512
     tiny_bench.engine.cancel(running)
+
+
+async def test_a_tenant_that_floods_does_not_bury_another(tiny_bench: Bench) -> None:
+    ended: list[str] = []
+
+    class Told(Reader):
+        """Remembers the order of ends."""
+
+        def __init__(self, tenant: str) -> None:
+            super().__init__()
+            self.tenant = tenant
+
+        def deliver(self, text: str, end: End | None) -> None:
+            super().deliver(text, end)
+            if end is not None:
+                ended.append(self.tenant)
+
+    readers = [Told("flood") for _ in range(20)] + [Told("small")]
+    for number, reader in enumerate(readers):
+        tiny_bench.engine.submit(
+            Sequence(
+                number,
+                [65 + number] * 20,
+                20,
+                GREEDY,
+                TextOutput([]),
+                reader,
+                False,
+                0.0,
+                tenant=reader.tenant,
+            )
+        )
+    for reader in readers:
+        await reader.ended.wait()
+    assert ended.index("small") <= 4, "two slots, and what was in them when it came"
+
+
+async def test_who_does_not_fit_holds_up_nobody_else(tiny_bench: Bench) -> None:
+    cells = tiny_bench.engine.longest_sequence
+    running, stream = tiny_bench.begin([65], limit=10_000)
+    await stream.begun.wait()
+    _, large = tiny_bench.begin([66] * (cells - 50), limit=1, number=1)
+    _, small = tiny_bench.begin([67] * 10, limit=5, number=2)
+    await small.ended.wait()
+    assert large.end is None
+    assert stream.end is None
+    tiny_bench.engine.cancel(running)
+    await large.ended.wait()
