@@ -89,7 +89,7 @@ class SpecBuilder:
         grace = server.unload_timeout or server.stop_grace
         return ModelSpec(
             name=self._name,
-            argv=_with_port(argv) if own else argv,
+            argv=_completed(argv, self._name) if own else argv,
             stop_argv=self._command("cmdStop", model.cmd_stop, _PORT_PID),
             env=self._environment(),
             own=own,
@@ -261,8 +261,10 @@ def collect_macros(path: Path, report: Report) -> dict[str, Macro]:
     return found
 
 
-def _with_port(argv: tuple[str, ...]) -> tuple[str, ...]:
-    """Our own worker chooses its port and says which, unless the command names one."""
+def _completed(argv: tuple[str, ...], name: str) -> tuple[str, ...]:
+    """Our own worker knows its model's name, and chooses its port unless the command names one."""
+    if option(argv, "--alias", "-a") is None:
+        argv = (*argv, "--alias", name)
     if option(argv, "--port") is not None:
         return argv
     host = () if option(argv, "--host") is not None else ("--host", "127.0.0.1")

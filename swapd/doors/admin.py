@@ -10,7 +10,7 @@ from aiohttp import web
 
 from swapd.doors import errors
 from swapd.doors.house import HOUSE, House
-from swapd.doors.proxy import unknown
+from swapd.doors.naming import adapters_of
 from swapd.effects.clock import wall
 from swapd.supervisor import RefusedError, Sight
 from swapd.words.catalog import ModelSpec
@@ -29,6 +29,9 @@ async def models(request: web.Request) -> web.Response:
     data = []
     for spec in house.listed():
         data.append(_card(house, spec, spec.name, states))
+        for adapter in adapters_of(spec):
+            card = _card(house, spec, f"{spec.name}:{adapter}", states)
+            data.append({**card, "parent": spec.name})
         if house.settings.include_aliases:
             data += [_card(house, spec, alias, states) for alias in spec.aliases]
     return _json({"object": "list", "data": data})
@@ -57,9 +60,7 @@ async def one_model(request: web.Request) -> web.Response:
     """`/v1/models/<name>`: one entry of the list."""
     house = request.app[HOUSE]
     name = request.match_info["name"]
-    spec = house.supervisor.catalog.resolve(name)
-    if spec is None:
-        return unknown(house, name)
+    spec = house.find(name)
     states = {s.status.model: s.status.state for s in house.supervisor.sights()}
     return _json(_card(house, spec, name, states))
 
@@ -98,9 +99,7 @@ async def load(request: web.Request) -> web.Response:
     """`POST /load?model=`: the model's worker is ready on return, or the reason why not is."""
     house = request.app[HOUSE]
     name = request.query.get("model", "")
-    spec = house.supervisor.catalog.resolve(name)
-    if spec is None:
-        return unknown(house, name)
+    spec = house.find(name)
     try:
         await house.supervisor.load(spec.name)
     except RefusedError as error:
@@ -112,9 +111,7 @@ async def unload(request: web.Request) -> web.Response:
     """`POST /unload?model=` one model, `GET /unload` all: idle workers are gone on return."""
     house = request.app[HOUSE]
     name = request.query.get("model")
-    spec = house.supervisor.catalog.resolve(name) if name is not None else None
-    if name is not None and spec is None:
-        return unknown(house, name)
+    spec = house.find(name) if name is not None else None
     concerned = await house.supervisor.unload(spec.name if spec else None)
     return _json({"msg": "ok", "unloaded": concerned})
 
@@ -143,8 +140,6 @@ async def logs(request: web.Request) -> web.Response:
     """The last lines of swapd's log, or with `?model=` of that model's workers."""
     house = request.app[HOUSE]
     name = request.query.get("model", "")
-    spec = house.supervisor.catalog.resolve(name) if name else None
-    if name and spec is None:
-        return unknown(house, name)
+    spec = house.find(name) if name else None
     lines = house.logs.last(spec.name if spec else "")
     return web.Response(text="".join(f"{line}\n" for line in lines))

@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from swapd.doors.naming import NoModelError
 from swapd.words.orders import Refuse, Why
 
 STATUS = {
@@ -64,6 +65,8 @@ async def shaped(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Gives aiohttp's own refusals (no such route, method, too large) the same shape."""
     try:
         return await handler(request)
+    except NoModelError as error:
+        return response(404, str(error), code="model_not_found", param="model")
     except web.HTTPRequestEntityTooLarge:
         limit = request.app[BODY_LIMIT]
         return response(

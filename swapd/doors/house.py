@@ -8,6 +8,7 @@ import aiohttp
 from aiohttp import web
 
 from swapd.doors.metrics import Metrics
+from swapd.doors.naming import Names
 from swapd.effects.logs import Logs
 from swapd.supervisor import Supervisor
 from swapd.words.catalog import ModelSpec
@@ -25,6 +26,14 @@ class House:
     settings: Settings
     started: float
     """Seconds since 1970."""
+    _names: Names | None = None
+
+    def find(self, name: str) -> ModelSpec:
+        """The model that a client means by `name`. Raises NoModelError."""
+        catalog = self.supervisor.catalog
+        if self._names is None or self._names.catalog is not catalog:
+            self._names = Names(catalog)
+        return self._names.find(name)
 
     def listed(self) -> list[ModelSpec]:
         """The models that are shown to clients, by name."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 import msgspec
@@ -10,6 +9,7 @@ from aiohttp import web
 
 from swapd.doors import errors, wishes
 from swapd.doors.house import HOUSE, House
+from swapd.doors.naming import adapters_of
 from swapd.effects.upstream import WorkerFailedError, forward
 from swapd.supervisor import RefusedError, Wish
 from swapd.words.catalog import ModelSpec
@@ -37,10 +37,8 @@ async def by_body(request: web.Request) -> web.StreamResponse:
         wish = wishes.of(request, named)
     except ValueError as error:
         return errors.response(400, str(error), param="keep_alive")
-    spec = house.supervisor.catalog.resolve(named.model)
-    if spec is None:
-        return unknown(house, named.model)
-    passing = Passing(spec, request.path_qs, _rewritten(spec, body), wish)
+    spec = house.find(named.model)
+    passing = Passing(spec, request.path_qs, _rewritten(spec, named.model, body), wish)
     return await _pass(house, request, passing)
 
 
@@ -54,40 +52,35 @@ async def by_path(request: web.Request) -> web.StreamResponse:
     for cut in range(len(words), 0, -1):
         spec = house.supervisor.catalog.resolve("/".join(words[:cut]))
         if spec is not None:
-            path = "/".join(words[cut:])
-            query = f"?{request.query_string}" if request.query_string else ""
-            needs_slot = path.rstrip("/") not in WITHOUT_SLOT
-            body = await request.read()
-            wish = Wish(request.headers.get("X-Tenant-Id", "")[:256])
-            passing = Passing(spec, f"/{path}{query}", body, wish, needs_slot)
-            return await _pass(house, request, passing)
-    return unknown(house, words[0])
+            break
+    else:
+        spec, cut = house.find(words[0]), 1
+    path = "/".join(words[cut:])
+    query = f"?{request.query_string}" if request.query_string else ""
+    needs_slot = path.rstrip("/") not in WITHOUT_SLOT
+    wish = Wish(request.headers.get("X-Tenant-Id", "")[:256])
+    body = await request.read()
+    return await _pass(house, request, Passing(spec, f"/{path}{query}", body, wish, needs_slot))
 
 
-def unknown(house: House, name: str) -> web.Response:
-    """404 for a model that there is not, with the names that there are, the nearest first."""
-    names = [m.name for m in house.listed()]
-    if not names:
-        return errors.response(
-            404, f"there is no model {name!r}: none is configured", code="model_not_found"
-        )
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-    message = f"there is no model {name!r}{hint}; there are: {shown}"
-    return errors.response(404, message, code="model_not_found", param="model")
-
-
-def _rewritten(spec: ModelSpec, body: bytes) -> bytes:
+def _rewritten(spec: ModelSpec, asked: str, body: bytes) -> bytes:
     """The body as the model's worker wants it: mostly just as it came."""
-    if not (spec.upstream_name or spec.drop_params):
+    name = spec.upstream_name
+    if (
+        not name
+        and asked.startswith(f"{spec.name}:")
+        and asked[len(spec.name) + 1 :] not in (adapters_of(spec))
+    ):
+        # A tag such as :latest, which our worker would take for an adapter's name.
+        name = spec.name
+    if not (name or spec.drop_params):
         return body
     fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    for name in spec.drop_params:
-        if name != "model":
-            fields.pop(name, None)
-    if spec.upstream_name:
-        fields["model"] = msgspec.Raw(msgspec.json.encode(spec.upstream_name))
+    for field in spec.drop_params:
+        if field != "model":
+            fields.pop(field, None)
+    if name:
+        fields["model"] = msgspec.Raw(msgspec.json.encode(name))
     return msgspec.json.encode(fields)
 
 

@@ -63,7 +63,7 @@ models:
 """,
     )["ls/m:7b"]
     home = machine.home
-    assert spec.argv[3:-4] == (
+    assert spec.argv[3:-6] == (
         "--model", str(machine.models / "m/m-7b.gguf"), "--ctx-size", "700", "--parallel", "1",
         "--adapter", f"alice={home}/a lora.gguf", "--adapter", f"bob={home}/../b.gguf",
         "--jinja", "--chat-template-file", f"{home}/t.jinja",

@@ -17,15 +17,22 @@ OWN = "models: {bard: {cmd: '${worker} -m bard.gguf"
 
 def test_our_own_worker_gets_a_port_that_it_chooses() -> None:
     spec = model(OWN + " -c 512 -np 4'}}")
-    tail = ("-m", "bard.gguf", "-c", "512", "-np", "4", "--host", "127.0.0.1", "--port", "0")
-    assert spec.argv == (*WORKER, *tail)
+    said = ("-m", "bard.gguf", "-c", "512", "-np", "4")
+    added = ("--alias", "bard", "--host", "127.0.0.1", "--port", "0")
+    assert spec.argv == (*WORKER, *said, *added)
     assert (spec.own, spec.proxy, spec.slots, spec.context) == (True, "", 4, 512)
 
 
 def test_a_port_or_host_in_the_command_stays() -> None:
-    assert model(OWN + " --port 99'}}").argv[-2:] == ("--port", "99")
-    assert model(OWN + " --port=99'}}").argv[-1:] == ("--port=99",)
-    assert model(OWN + " --host=::1'}}").argv[-3:] == ("--host=::1", "--port", "0")
+    assert model(OWN + " --port 99'}}").argv[-4:] == ("--port", "99", "--alias", "bard")
+    assert model(OWN + " --port=99'}}").argv[-3:] == ("--port=99", "--alias", "bard")
+    assert model(OWN + " --host=::1'}}").argv[-5:] == (
+        "--host=::1",
+        "--alias",
+        "bard",
+        "--port",
+        "0",
+    )
 
 
 def test_what_is_not_said_has_its_default() -> None:

@@ -60,8 +60,9 @@ def test_what_is_found_is_what_loads(home: Home) -> None:
     assert loaded.warnings == ()
     bard, gemma = loaded.catalog.models.values()
     model = str(home.models / "gemma/gemma-1b.gguf")
-    flags = ("--ctx-size", "8192", "--parallel", "1", "--host", "127.0.0.1", "--port", "0")
-    assert gemma.argv == (*WORKER, "--model", model, *flags)
+    flags = ("--ctx-size", "8192", "--parallel", "1")
+    added = ("--alias", gemma.name, "--host", "127.0.0.1", "--port", "0")
+    assert gemma.argv == (*WORKER, "--model", model, *flags, *added)
     assert (gemma.own, gemma.context, gemma.slots, gemma.ttl) == (True, 8192, 1, 1800)
     assert gemma.aliases == ("gemma:1b",)
     assert (bard.context, bard.aliases) == (1024, ())
@@ -141,7 +142,7 @@ def test_custom_models_win(home: Home) -> None:
     models = loaded.catalog.models
     assert list(models) == ["bard", "ls/gemma:1b", "ls/whisper"]
     bard, gemma, whisper = models.values()
-    assert bard.argv[-8:-4] == ("--temp", "0.9", "--top-nsigma", "1.5")
+    assert bard.argv[-10:-6] == ("--temp", "0.9", "--top-nsigma", "1.5")
     assert (bard.context, bard.ttl, bard.aliases) == (512, 0, ("poet",))
     assert bard.metadata == {"version": 1.1, "n": [1, "two"]}
     path = str(home.models / "gemma/gemma-1b.gguf")

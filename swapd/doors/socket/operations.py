@@ -11,7 +11,7 @@ import aiohttp
 import msgspec
 
 from swapd.doors.house import House
-from swapd.doors.proxy import unknown
+from swapd.doors.naming import NoModelError
 from swapd.effects.upstream import FAILURES
 from swapd.words.catalog import ModelSpec
 
@@ -57,11 +57,10 @@ async def operate(house: House, request: Request, fields: Fields, say: Say) -> L
 def _spec(house: House, request: Request) -> ModelSpec:
     if request.model is None:
         raise TroubleError("bad_request", "the request names no 'model'")
-    spec = house.supervisor.catalog.resolve(request.model)
-    if spec is None:
-        told = unknown(house, request.model).text or ""
-        raise TroubleError("model_not_found", _message(told.encode()))
-    return spec
+    try:
+        return house.find(request.model)
+    except NoModelError as error:
+        raise TroubleError("model_not_found", str(error)) from error
 
 
 # -- chat ----------------------------------------------------------------------------------------
