@@ -52,6 +52,8 @@ class ContextOptions:
     flash_attention: str = "auto"
     type_k: str = "f16"
     type_v: str = "f16"
+    n_guesses: int = 0
+    """Rows of a step whose logits are wanted beside one for each sequence."""
     pooling: str | None = None
     """Makes the context one for embeddings, pooled so."""
 
@@ -73,7 +75,8 @@ class Context:
         params.kv_unified = True  # else n_ctx is divided by n_seq_max
         params.swa_full = False  # as llama-server: a sliding window keeps only what it sees
         if options.pooling is None:
-            params.n_outputs_max = options.n_seq_max  # else memory for n_batch × vocabulary
+            # else memory for n_batch × vocabulary
+            params.n_outputs_max = options.n_seq_max + options.n_guesses
         else:
             params.embeddings = True
             params.pooling_type = POOLING[options.pooling]

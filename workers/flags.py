@@ -173,6 +173,9 @@ FLAGS = (
     Flag("--lora-scaled", "loras", _scaled_paths, gathers=True),
     Flag("--lora-init-without-apply", "_idle_loras", value=True),
     Flag("--max-loras", "max_loras", _whole(1)),
+    Flag("--spec-lookup", "spec_lookup", value=True),
+    Flag("-md --model-draft", "model_draft", str),
+    Flag("--draft --draft-n --draft-max", "draft_max", _whole(1, 16)),
     Flag("--slot-save-path", "slot_save_path", str),
     Flag("--slot-save-bytes", "slot_save_bytes", _whole(0, 2**63 - 1)),
     Flag("-v --verbose --log-verbose", "verbose", value=True),
@@ -212,6 +215,8 @@ def parse(arguments: list[str]) -> Settings:
     settings = Settings(**found, sampling=Sampling(**sampling))
     if settings.batch_size < settings.parallel:
         raise FlagError("--batch-size must be at least --parallel: every slot steps every time")
+    if settings.spec_lookup and settings.model_draft:
+        raise FlagError("--spec-lookup and --model-draft both guess ahead: choose one")
     return settings
 
 

@@ -17,12 +17,18 @@ from workers.fair_queue import MOST_PASSES, FairQueue
 from workers.metrics import Counters
 from workers.sampling import make_sampler
 from workers.sequence import End, Failed, Finished, Sequence, Timings
+from workers.speculation import Speculation
 from workers.turns import Turns
 
 CPU_CHUNK = 128
 """Tokens that a CPU reads as fast, one by one counted, as 512 (60 MB model: 2,460/s to 2,230/s)."""
 FAILED_STEPS = 3
 """So many failed steps in a row are no accident of one request: the process ends, loudly."""
+
+Guesses = dict[Sequence, list[int]]
+Row = tuple[Sequence, int, list[int]]
+"""A row to sample from: whose it is, its place, and what was guessed to follow, in the rows after
+it."""
 
 
 class EngineBrokenError(Exception):
@@ -69,6 +75,10 @@ class Lane:
         self._pace = batcher.PrefillPace(alone=_chunk_alone(options))
         self._greedy = Sampler()
         self._greedy.add("greedy")
+        self.speculation: Speculation | None = None
+        """Who guesses ahead; None: nobody."""
+        self._guessed = 0
+        """Tokens in the step that were guessed."""
         self._failures = 0
         self._cramped = False
         """llama.cpp had no room in spite of the count: nobody comes in until someone leaves."""
@@ -113,7 +123,7 @@ class Lane:
         adapters = self._turns.next([sequence.adapters for sequence in self.admitted])
         self._shelf.apply(self.context, adapters)
         step = self._plan([one for one in self.admitted if one.adapters == adapters])
-        rows = self._fill(step)
+        rows = self._fill(step, self._guesses(step))
         began = time.perf_counter()
         code = self.context.decode(self._batch)
         if code != 0:
@@ -121,16 +131,19 @@ class Lane:
             return
         self._failures = 0
         sampled = [
-            (sequence, (sequence.sampler or self._greedy).sample(self.context, row))
-            for sequence, row in rows
+            (sequence, guess, self._sample(sequence, row, guess)) for sequence, row, guess in rows
         ]
         seconds = time.perf_counter() - began
-        for sequence, count in step:
-            self.cache.extend(sequence, count)
         self._count(step, seconds)
         now = time.monotonic()
-        for sequence, token in sampled:
-            self._take_token(sequence, token, now)
+        for sequence, count in step:
+            self.cache.extend(sequence, count)
+        for sequence, guess, tokens in sampled:
+            if guess:
+                self._judge(sequence, guess, len(tokens) - 1)
+            for token in tokens:
+                if sequence.slot >= 0:
+                    self._take_token(sequence, token, now)
 
     def _plan(self, present: list[Sequence]) -> list[tuple[Sequence, int]]:
         """Who of those whose turn it is decodes how many tokens."""
@@ -211,27 +224,62 @@ class Lane:
                 sequence.sampling, self.model, self.context.n_ctx, sequence.tokens, sequence.guide
             )
 
-    def _fill(self, step: list[tuple[Sequence, int]]) -> list[tuple[Sequence, int]]:
-        """Writes the batch. Returns (sequence, row of its logits) for those to be sampled."""
+    def _guesses(self, step: list[tuple[Sequence, int]]) -> Guesses:
+        """What is guessed to follow the running ones, where there is room to try it."""
+        if self.speculation is None:
+            return {}
+        running = [sequence for sequence, count in step if count == sequence.pending == 1]
+        room = self._n_batch - sum(count for _, count in step)
+        guesses = self.speculation.guesses(running, room)
+        more = sum(map(len, guesses.values()))
+        return guesses if self.cache.make_room(self.growing + more) else {}
+
+    def _fill(self, step: list[tuple[Sequence, int]], guesses: Guesses) -> list[Row]:
+        """Writes the batch. Returns the rows to sample from."""
         batch = self._batch
         batch.clear()
-        rows = []
+        rows: list[Row] = []
         for sequence, count in step:
             cached = sequence.cached
             if count == 1 and sequence.pending == 1:
-                rows.append((sequence, batch.add(sequence.tokens[-1], cached, sequence.seq_id)))
+                row = batch.add(sequence.tokens[-1], cached, sequence.seq_id)
+                guess = guesses.get(sequence, [])
+                if guess:
+                    batch.add_run(guess, cached + 1, sequence.seq_id, wanted="all")
+                rows.append((sequence, row, guess))
                 continue
             run = sequence.tokens[cached : cached + count]
             complete = count == sequence.pending
             wanted = "last" if complete else "none"
             row = batch.add_run(run, cached, sequence.seq_id, wanted=wanted)
             if complete:
-                rows.append((sequence, row))
+                rows.append((sequence, row, []))
+        self._guessed = sum(map(len, guesses.values()))
         return rows
+
+    def _sample(self, sequence: Sequence, row: int, guess: list[int]) -> list[int]:
+        """The token after `row`, and as long as they were guessed right, those after it."""
+        sampler = sequence.sampler or self._greedy
+        tokens = [sampler.sample(self.context, row)]
+        for place, guessed in enumerate(guess, 1):
+            if tokens[-1] != guessed or self.model.piece(guessed) is None:
+                break
+            tokens.append(sampler.sample(self.context, row + place))
+        return tokens
+
+    def _judge(self, sequence: Sequence, guess: list[int], right: int) -> None:
+        """Keeps in the cache what of a guess was right."""
+        self.cache.extend(sequence, len(guess))
+        if right < len(guess):
+            self.cache.trim(sequence, sequence.cached - len(guess) + right)
+        if self.speculation is not None:
+            self.speculation.judge(sequence, len(guess), right)
+        self._counters.guessed_tokens += len(guess)
+        self._counters.right_guesses += right
 
     def _count(self, step: list[tuple[Sequence, int]], seconds: float) -> None:
         running = sum(1 for sequence, count in step if count == 1)
-        prefill = self._batch.size - running
+        prefill = self._batch.size - running - self._guessed
         self._pace.observe(running, prefill, seconds)
         counters = self._counters
         counters.steps += 1
@@ -271,6 +319,8 @@ class Lane:
             prompt_seconds=sequence.first_token - sequence.started,
             predicted_tokens=sequence.generated,
             predicted_seconds=now - sequence.first_token,
+            guessed=sequence.draft.guessed,
+            right=sequence.draft.right,
         )
         self._counters.finished(timings, sequence.arrived, sequence.first_token)
         self._counters.longest = max(self._counters.longest, len(sequence.tokens))
@@ -284,6 +334,10 @@ class Lane:
         self._counters.sent_back += 1
 
     def _release_slot(self, sequence: Sequence, *, keep: bool) -> None:
+        if sequence.cached > len(sequence.tokens):
+            self.cache.trim(sequence, len(sequence.tokens))  # it ended within a right guess
+        if self.speculation is not None:
+            self.speculation.forget(sequence)
         if keep and sequence.cached > 0:
             self.cache.keep(sequence, sequence.slot)
         else:

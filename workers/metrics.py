@@ -61,6 +61,9 @@ class Counters:
     prompt_seconds: float = 0.0
     predicted_tokens: int = 0
     predicted_seconds: float = 0.0
+    guessed_tokens: int = 0
+    """Tokens guessed ahead."""
+    right_guesses: int = 0
     longest: int = 0
     """Tokens of the longest sequence."""
     sent_back: int = 0
@@ -109,6 +112,8 @@ class EngineCollector:
             ("prompt_seconds", "Seconds until the first token.", count.prompt_seconds),
             ("tokens_predicted", "Generated tokens.", count.predicted_tokens),
             ("tokens_predicted_seconds", "Seconds generating.", count.predicted_seconds),
+            ("draft_tokens", "Tokens guessed ahead.", count.guessed_tokens),
+            ("draft_tokens_accepted", "Guesses that were right.", count.right_guesses),
             ("n_decode", "Steps: calls of llama_decode.", count.steps),
             ("step_seconds", "Seconds in steps.", count.step_seconds),
             ("llama_seconds", "Seconds of them inside llama.cpp.", count.llama_seconds),

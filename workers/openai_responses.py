@@ -29,6 +29,7 @@ def llama_timings(timings: Timings) -> dict[str, object]:
     prompt = timings.prompt_tokens - timings.cached_tokens
     predicted = timings.predicted_tokens
     prompt_ms, predicted_ms = timings.prompt_seconds * 1e3, timings.predicted_seconds * 1e3
+    guesses = {"draft_n": timings.guessed, "draft_n_accepted": timings.right}
     return {
         "cache_n": timings.cached_tokens,
         "prompt_n": prompt,
@@ -39,6 +40,7 @@ def llama_timings(timings: Timings) -> dict[str, object]:
         "predicted_ms": predicted_ms,
         "predicted_per_token_ms": predicted_ms / max(predicted, 1),
         "predicted_per_second": predicted / predicted_ms * 1e3 if predicted_ms else 0.0,
+        **(guesses if timings.guessed else {}),
     }
 
 

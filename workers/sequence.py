@@ -24,6 +24,10 @@ class Timings:
     predicted_tokens: int
     predicted_seconds: float
     """From the first token to the last."""
+    guessed: int = 0
+    """Tokens that were guessed ahead."""
+    right: int = 0
+    """How many of them were right."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,18 @@ class Sink(Protocol):
 
     def deliver(self, text: str, end: End | None) -> None:
         """More text (maybe none), and the end if this is it. Nothing comes after an end."""
+
+
+@dataclass(eq=False)
+class Draft:
+    """How guessing goes for one sequence."""
+
+    reach: int = 2
+    """Tokens to guess next time."""
+    pause: int = 0
+    """Tokens to wait before that."""
+    guessed: int = 0
+    right: int = 0
 
 
 @dataclass(eq=False)
@@ -98,6 +114,7 @@ class Sequence:
     """Whether it goes on from what was there."""
     cached: int = 0
     """Leading tokens that are in the KV cache."""
+    draft: Draft = field(default_factory=Draft)
     sampler: Sampler | None = None
     """Its own chain, made at its first turn; None while greedy, which has no state."""
     text: list[str] = field(default_factory=list)

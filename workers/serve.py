@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
 def _run_engine(settings: Settings, lifeline: Lifeline, loaded: Future[Worker]) -> None:
     """The engine's thread: loads, then steps for ever. Its failure is the process's."""
     try:
-        from workers.worker import load
+        from workers.loading import load
 
         worker = load(settings, lifeline)
     except BaseException as error:  # noqa: BLE001  whatever it is, the main thread tells it

@@ -166,6 +166,12 @@ class Settings:
     """Adapters that every request gets, and their scales; 0: only on request."""
     max_loras: int = 8
     """Adapters loaded at a time."""
+    spec_lookup: bool = False
+    """Whether what followed the last tokens before is guessed to follow them again."""
+    model_draft: str | None = None
+    """A small model of the same vocabulary, which guesses ahead."""
+    draft_max: int = 8
+    """Tokens guessed ahead for one request."""
     slot_save_path: str | None = None
     """Folder in which what the cache holds outlives the process; None: it does not."""
     slot_save_bytes: int = 2 * 1024**3

@@ -21,11 +21,11 @@ def prepare() -> None:
     import jinja2.sandbox
 
     import workers.http_server
+    import workers.loading
     import workers.serve
-    import workers.worker
 
     # Named so that nobody takes them for unused: being imported is their use.
-    _ = (jinja2.sandbox, workers.http_server, workers.serve, workers.worker)
+    _ = (jinja2.sandbox, workers.http_server, workers.loading, workers.serve)
 
 
 def wait_for_arguments() -> list[str] | None:

@@ -10,18 +10,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from workers.adapter_names import AdapterNames
-from workers.binding import LlamaLog, Model, build
-from workers.binding_context import ContextOptions
+from workers.binding import LlamaLog
 from workers.binding_sampler import Guide
 from workers.cache import Adapters
-from workers.conversations import Conversations
-from workers.cores import usable_cores
 from workers.detokenize import TextOutput
-from workers.embedding import SEQUENCES, EmbeddingJob
+from workers.embedding import EmbeddingJob
 from workers.engine import Engine, Task
 from workers.errors import ApiError, exceeds_context
-from workers.kv_files import KvFiles, fingerprint, identity_of
-from workers.lifeline import Lifeline
 from workers.openai_requests import Generation
 from workers.sampling_requests import sampling_of
 from workers.sequence import Sequence
@@ -30,98 +25,9 @@ from workers.stream import Stream
 from workers.structured import Grammars
 from workers.template import CHATML, ChatTemplate
 
-DEFAULT_CONTEXT = 4096
-SMALL_MODEL = 16 * 1024 * 1024
-"""Bytes of weights below which waking a second thread costs more than it computes: the demo
-models make 9,100 tokens/s on one thread and 6,400 on two (8 streams, 2 cores)."""
-KEPT = 8
-"""Sequences that may stay in the cache beside those in slots. Beside its cells, one costs a row of
-logits in two buffers; where memory can't be cut, it would cost a state of its own, so there are
-only as many as slots."""
-LARGEST_SEQ_MAX = 256  # LLAMA_MAX_SEQ
 T = TypeVar("T")
 LONG_TEXT = 20_000
 """Characters from which tokenising moves off the event loop: about 5 ms."""
-
-
-def load(settings: Settings, lifeline: Lifeline) -> Worker:
-    """Loads the model and makes its engine. Raises LoadError; called by the engine's thread."""
-    began = time.monotonic()
-    log = LlamaLog(verbose=settings.verbose, silent=not settings.log)
-    model = Model(
-        settings.model,
-        gpu_layers=settings.n_gpu_layers,
-        mmap=settings.mmap,
-        mlock=settings.mlock,
-        log=log,
-    )
-    cores = 1 if model.size < SMALL_MODEL else usable_cores()
-    threads = settings.threads if settings.threads > 0 else cores
-    options = ContextOptions(
-        n_ctx=_cells(settings, model.n_ctx_train),
-        n_batch=settings.batch_size,
-        n_ubatch=settings.ubatch_size,
-        n_seq_max=min(settings.parallel + (KEPT if model.cuts else 0), LARGEST_SEQ_MAX),
-        threads=threads,
-        threads_batch=settings.threads_batch if settings.threads_batch > 0 else threads,
-        flash_attention=settings.flash_attn,
-        type_k=settings.cache_type_k,
-        type_v=settings.cache_type_v,
-    )
-    engine = Engine(
-        model,
-        options,
-        _for_embeddings(settings, options, model),
-        settings.parallel,
-        settings.max_loras,
-        lifeline,
-        log,
-    )
-    if settings.slot_save_path is not None:
-        engine.lane.conversations = _conversations(settings, settings.slot_save_path, engine)
-    return Worker(settings, engine, log, load_seconds=time.monotonic() - began)
-
-
-def _cells(settings: Settings, trained: int) -> int:
-    """The cells that all slots share."""
-    if settings.ctx_size is None:
-        return min(DEFAULT_CONTEXT, trained * settings.parallel)
-    return settings.ctx_size or trained
-
-
-def _conversations(settings: Settings, root: str, engine: Engine) -> Conversations:
-    """The folder for what the cache holds, and the name of all that this depends on."""
-    options = engine.options
-    identity = identity_of(
-        {
-            "model": fingerprint(Path(settings.model)),
-            "context": options.n_ctx,
-            "flash attention": options.flash_attention,
-            "cache types": (options.type_k, options.type_v),
-            "GPU layers": settings.n_gpu_layers,
-            "llama.cpp": build(),
-        }
-    )
-    files = KvFiles(Path(root), identity, settings.slot_save_bytes)
-    lane = engine.lane
-    return Conversations(files, lane.context, lane.cache, engine.counters)
-
-
-def _for_embeddings(settings: Settings, options: ContextOptions, model: Model) -> ContextOptions:
-    """One computation holds all there is: `--ubatch-size` tokens, as for llama-server."""
-    own = model.meta(f"{model.meta('general.architecture')}.pooling_type")
-    pooling = {"1": "mean", "2": "cls", "3": "last"}.get(own or "", "mean")
-    size = min(options.n_ubatch, model.n_ctx_train)
-    return ContextOptions(
-        n_ctx=size,
-        n_batch=size,
-        n_ubatch=size,
-        n_seq_max=SEQUENCES,
-        threads=options.threads,
-        threads_batch=options.threads_batch,
-        flash_attention=options.flash_attention,
-        pooling=settings.pooling or pooling,
-    )
 
 
 class Worker:
