@@ -10,8 +10,9 @@ import codecs
 import ctypes
 import math
 from array import array
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from workers.binding import LlamaLog, Model, api
@@ -60,6 +61,10 @@ class Sampler:
     def accept(self, token: int) -> None:
         """Tells the samplers of a token that was not sampled by them (the prompt's)."""
         api.llama_sampler_accept(self._chain, token)
+
+    def apply(self, candidates: Candidates) -> None:
+        """Lets all of them work on `candidates`, and remembers nothing."""
+        api.llama_sampler_apply(self._chain, candidates.reference)
 
     def sample(self, context: Context, row: int) -> int:
         """Draws from the logits of the last step's `row`, and remembers the token."""
@@ -113,14 +118,6 @@ class Grammar:
         api.llama_sampler_free(self._handle)
 
 
-@dataclass(frozen=True)
-class Guide:
-    """What a request's answer must follow."""
-
-    grammar: Grammar
-    """Where it begins; cloned for each answer, so one may serve many."""
-
-
 class Candidates:
     """The vocabulary with its logits, as samplers take it; they reorder it and cut it short."""
 
@@ -152,6 +149,14 @@ class Candidates:
         """Makes `token` impossible; only right after `fill`."""
         self._logits[token] = -math.inf
 
+    def logit(self, token: int) -> float:
+        """The logit of `token`; only right after `fill`."""
+        return self._logits[token]
+
+    def at(self, place: int) -> Any:
+        """The id, logit and p in a place."""
+        return self._array.data[place]
+
     def chosen(self) -> int | None:
         """The token a sampler has chosen; None if it is an impossible one."""
         at = self._array.selected
@@ -161,8 +166,46 @@ class Candidates:
         return token
 
 
+class Probabilities:
+    """How likely tokens are, before any sampler."""
+
+    def __init__(self, n_vocab: int, alternatives: int) -> None:
+        self._candidates = Candidates(n_vocab)
+        self._count = min(alternatives, n_vocab)
+        self._chain = Sampler()
+        self._chain.add("dist", 0)  # of the ways to a softmax, the one that keeps the order
+        self._chain.add("top_k", max(self._count, 1))
+
+    def of(self, context: Context, row: int, token: int) -> tuple[float, list[tuple[int, float]]]:
+        """The logarithmic probability of `token` by the last step's `row`, and the likeliest
+        tokens with theirs."""
+        self._candidates.fill(context, row)
+        logit = self._candidates.logit(token)
+        self._chain.apply(self._candidates)
+        first = self._candidates.at(0)
+        zero = first.logit - math.log(first.p)
+        likeliest = [self._candidates.at(place) for place in range(self._count)]
+        return logit - zero, [(one.id, one.logit - zero) for one in likeliest]
+
+    def free(self) -> None:
+        """Frees what llama.cpp holds of it."""
+        self._chain.free()
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What one answer must follow, and what is to be told of its tokens."""
+
+    grammar: Grammar | None = None
+    """Where it begins; cloned, so one may serve many answers."""
+    alternatives: int | None = None
+    """How many likely tokens to tell beside each that was drawn; None: nothing is told."""
+    told: deque[tuple[int, float, list[tuple[int, float]]]] = field(default_factory=deque)
+    """Each token drawn: its logarithmic probability before any sampler, and the alternatives'."""
+
+
 class GuidedSampler(Sampler):
-    """Draws what a grammar admits, and only text that is UTF-8.
+    """Draws what a grammar admits, and only text that is UTF-8; tells how likely it was.
 
     Each token is drawn freely first. Only if the grammar rejects it, it is drawn again from what
     the grammar admits, because finding that out costs a look at the whole vocabulary.
@@ -171,19 +214,37 @@ class GuidedSampler(Sampler):
     def __init__(self, model: Model, guide: Guide) -> None:
         super().__init__()
         self._model = model
-        self._grammar = guide.grammar.clone()
+        self._told = guide.told
+        self._grammar = None if guide.grammar is None else guide.grammar.clone()
         self._candidates = Candidates(model.n_vocab)
         self._character = codecs.getincrementaldecoder("utf-8")()
+        wanted = guide.alternatives
+        self._probabilities = None if wanted is None else Probabilities(model.n_vocab, wanted)
 
     def sample(self, context: Context, row: int) -> int:
         """As promised by Sampler; where nothing can follow, the model's end of text."""
+        if self._grammar is None:
+            token = super().sample(context, row)
+        else:
+            token = self._sample_guided(context, row, self._grammar)
+        if self._probabilities is not None and token != NO_TOKEN:
+            self._told.append((token, *self._probabilities.of(context, row, token)))
+        return token
+
+    def free(self) -> None:
+        """As promised by Sampler."""
+        super().free()
+        if self._probabilities is not None:
+            self._probabilities.free()
+
+    def _sample_guided(self, context: Context, row: int, grammar: Grammar) -> int:
         token = self._draw(context, row)
-        if token is None or not self._may_follow(token):
-            token = self._draw_again(context, row)
+        if token is None or not (grammar.admits(token) and self._is_text(token)):
+            token = self._draw_again(context, row, grammar)
         if token is None:
             return self._model.eos if self._model.eos >= 0 else NO_TOKEN
-        api.llama_sampler_accept(self._chain, token)
-        self._grammar.accept(token)
+        self.accept(token)
+        grammar.accept(token)
         piece = self._model.piece(token)
         if isinstance(piece, bytes):
             self._character.decode(piece)
@@ -193,25 +254,22 @@ class GuidedSampler(Sampler):
 
     def _draw(self, context: Context, row: int) -> int | None:
         self._candidates.fill(context, row)
-        api.llama_sampler_apply(self._chain, self._candidates.reference)
+        self.apply(self._candidates)
         return self._candidates.chosen()
 
-    def _draw_again(self, context: Context, row: int) -> int | None:
+    def _draw_again(self, context: Context, row: int, grammar: Grammar) -> int | None:
         """From what the grammar admits; None if that is nothing."""
         candidates, forbidden = self._candidates, list[int]()
         while True:
             candidates.fill(context, row)
             for unfit in forbidden:
                 candidates.forbid(unfit)
-            self._grammar.narrow(candidates)
-            api.llama_sampler_apply(self._chain, candidates.reference)
+            grammar.narrow(candidates)
+            self.apply(candidates)
             token = candidates.chosen()
             if token is None or self._is_text(token):
                 return token
             forbidden.append(token)
-
-    def _may_follow(self, token: int) -> bool:
-        return self._grammar.admits(token) and self._is_text(token)
 
     def _is_text(self, token: int) -> bool:
         """Whether `token` ends the text or adds to it, and leaves it UTF-8.

@@ -7,8 +7,12 @@ from array import array
 
 from aiohttp import web
 
+from workers.answers import Answers
+from workers.echo import echoes
 from workers.errors import ApiError
 from workers.http_json import json_response
+from workers.http_stream import respond, tenant_of
+from workers.infill import infill_prompt
 from workers.openai_requests import (
     ChatRequest,
     CompletionRequest,
@@ -19,16 +23,9 @@ from workers.openai_requests import (
     check_messages,
     decode,
 )
-from workers.openai_responses import ChatShape, CompletionShape, Shape, error_event
-from workers.sequence import Failed
+from workers.openai_responses import ChatShape, CompletionShape
 from workers.template import TemplateError
 from workers.worker import Worker
-
-STREAM_HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-cache",
-    "X-Accel-Buffering": "no",  # else nginx collects the tokens
-}
 
 
 class OpenAIRoutes:
@@ -41,17 +38,46 @@ class OpenAIRoutes:
         """POST /v1/chat/completions."""
         request = decode(await http.read(), ChatRequest)
         check(request)
-        tokens = await self._worker.tokenize_rendered(render_chat(self._worker, request))
-        return await self._answer(http, request, tokens, ChatShape)
+        prompt = await self._worker.tokenize_rendered(render_chat(self._worker, request))
+        answers = Answers(
+            self._worker,
+            request,
+            [prompt],
+            streaming=bool(request.stream),
+            tenant=tenant_of(http),
+            tell=request.alternatives,
+        )
+        shape = ChatShape(self._name(request), answers.count, with_usage=request.wants_usage)
+        return await respond(http, answers, shape, streaming=bool(request.stream))
 
     async def complete(self, http: web.Request) -> web.StreamResponse:
         """POST /v1/completions."""
         request = decode(await http.read(), CompletionRequest)
         check(request)
-        prompts = await self._tokens(request.prompt, "prompt")
-        if len(prompts) != 1:
-            raise ApiError(400, "This worker takes one prompt a request.", param="prompt")
-        return await self._answer(http, request, prompts[0], CompletionShape)
+        worker = self._worker
+        texts = prompts = await self._tokens(request.prompt, "prompt")
+        if request.suffix:
+            prompts = [await infill_prompt(worker, tokens, request.suffix) for tokens in prompts]
+        answers = Answers(
+            worker,
+            request,
+            prompts,
+            streaming=bool(request.stream),
+            tenant=tenant_of(http),
+            tell=request.logprobs,
+        )
+        echo = None
+        if request.echo:
+            if answers.adapted and request.logprobs is not None:
+                raise ApiError(400, "A prompt can't be scored with an adapter.", param="echo")
+            echo = await echoes(worker, texts, request.logprobs, request.n or 1)
+        shape = CompletionShape(
+            self._name(request), answers.count, with_usage=request.wants_usage, echo=echo
+        )
+        return await respond(http, answers, shape, streaming=bool(request.stream))
+
+    def _name(self, request: Generation) -> str:
+        return request.model or self._worker.settings.name
 
     async def embed(self, http: web.Request) -> web.Response:
         """POST /v1/embeddings."""
@@ -135,49 +161,6 @@ class OpenAIRoutes:
         if not inputs:
             raise ApiError(400, f"`{param}` must not be empty.", param=param)
         return inputs
-
-    async def _answer(
-        self, http: web.Request, request: Generation, tokens: list[int], kind: type[Shape]
-    ) -> web.StreamResponse:
-        """Generates, and answers whole or as a stream. A client that goes ends it."""
-        streaming = bool(request.stream)
-        tenant = http.headers.get("X-Tenant-Id", "")
-        sequence, stream = self._worker.begin(request, tokens, streaming=streaming, tenant=tenant)
-        shape = kind(request.model or self._worker.settings.name)
-        finished = False
-        try:
-            parts, end = await stream.next()
-            if isinstance(end, Failed):
-                finished = True
-                raise ApiError(
-                    end.status,
-                    end.message,
-                    "server_error" if end.status >= 500 else "invalid_request_error",
-                )
-            if not streaming:
-                if end is None:
-                    raise RuntimeError("what is not streamed comes in one piece")
-                finished = True
-                return json_response(shape.response("".join(parts), end))
-            response = web.StreamResponse(headers=STREAM_HEADERS)
-            await response.prepare(http)
-            written = shape.opening()
-            while True:
-                written += b"".join(map(shape.chunk, parts))
-                if isinstance(end, Failed):
-                    written += error_event(end.message)
-                elif end is not None:
-                    written += shape.closing(end, with_usage=request.wants_usage)
-                finished = end is not None
-                await response.write(written)
-                if finished:
-                    await response.write_eof()
-                    return response
-                written = b""
-                parts, end = await stream.next()
-        finally:
-            if not finished:
-                self._worker.engine.cancel(sequence)
 
 
 def render_chat(worker: Worker, request: ChatRequest) -> str:

@@ -70,7 +70,13 @@ class ChatRequest(Generation, kw_only=True):
     max_completion_tokens: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     logprobs: bool | None = None
+    top_logprobs: int | None = None
     tools: list[Any] | None = None
+
+    @property
+    def alternatives(self) -> int | None:
+        """Likely tokens to tell beside each of the answer; None: tell nothing."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def token_limit(self) -> int | None:
@@ -114,26 +120,18 @@ def decode(body: bytes, kind: type[T]) -> T:
 def check(request: Generation) -> None:
     """Raises ApiError 400 for values that mean nothing, and for what this worker can't do."""
     check_numbers(request)
-    if request.n not in (None, 1):
-        raise ApiError(400, "`n` must be 1: this worker gives one choice a request.", param="n")
-    _check_unsupported(request)
-
-
-def _check_unsupported(request: Generation) -> None:
-    """What would otherwise be left out in silence."""
-    unsupported: dict[str, object] = {}
     if isinstance(request, ChatRequest):
-        unsupported = {"logprobs": request.logprobs, "tools": request.tools}
-    elif isinstance(request, CompletionRequest):
-        unsupported = {
-            "logprobs": request.logprobs,
-            "echo": request.echo,
-            "best_of": request.best_of not in (None, 1),
-            "suffix": request.suffix,
-        }
-    for name, wanted in unsupported.items():
-        if wanted:
-            raise ApiError(400, f"`{name}` is not supported by this worker.", param=name)
+        if request.tools:
+            raise ApiError(400, "`tools` is not supported by this worker.", param="tools")
+        if request.top_logprobs is not None and not request.logprobs:
+            raise ApiError(400, "`top_logprobs` needs `logprobs: true`.", param="top_logprobs")
+    elif isinstance(request, CompletionRequest) and request.best_of not in (
+        None,
+        request.n or 1,
+    ):
+        raise ApiError(
+            400, "`best_of` must be `n`: this worker gives every answer it makes.", param="best_of"
+        )
 
 
 def check_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

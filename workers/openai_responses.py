@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 
+from workers.answers import Part
 from workers.sequence import Finished, Timings
+from workers.token_log import Told, chat_logprobs, text_logprobs
 
+
+@dataclass(frozen=True)
+class Echo:
+    """A prompt as it is told back."""
+
+    text: str
+    told: list[Told]
+
+
+NO_ECHO = Echo("", [])
 DONE = b"data: [DONE]\n\n"
 _encode = msgspec.json.encode
 
@@ -54,53 +68,72 @@ class Shape:
     whole: str
     part: str
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, count: int, *, with_usage: bool = False) -> None:
+        """For so many answers; `with_usage`: a stream ends with a chunk that tells it."""
         self._head: dict[str, object] = {
             "id": f"{self.prefix}-{os.urandom(16).hex()}",
             "created": int(time.time()),
             "model": model,
         }
-        mark = "\x00"
-        before, after = self._chunk(mark, None).split(_encode(mark))
-        self._before, self._after = before, after
+        self._count = count
+        self._with_usage = with_usage
+        self._around: dict[int, tuple[bytes, bytes]] = {}
 
-    def response(self, text: str, end: Finished) -> dict[str, object]:
-        """The body of a response that was not streamed."""
+    def response(self, parts: list[Part], timings: Timings) -> dict[str, object]:
+        """The body of a response that was not streamed: a part for each answer."""
         return {
             **self._head,
             "object": self.whole,
-            "choices": [self._choice(text, end.reason)],
-            "usage": usage(end.timings),
-            "timings": llama_timings(end.timings),
+            "choices": [self._choice(part, _ended(part).reason) for part in parts],
+            "usage": usage(timings),
+            "timings": llama_timings(timings),
         }
 
     def opening(self) -> bytes:
         """What a stream begins with."""
         return b""
 
-    def chunk(self, text: str) -> bytes:
-        """A stream's chunk with more text."""
-        return self._before + _encode(text) + self._after
+    def news(self, part: Part) -> bytes:
+        """A stream's chunks for a part: its text, and the reason where it ends."""
+        written = b""
+        if part.told:
+            written = self._chunk(part.index, self._piece(part.index, part.text, part.told))
+        elif part.text:
+            before, after = self._around.get(part.index) or self._surroundings(part.index)
+            written = before + _encode(part.text) + after
+        if part.end is not None:
+            written += self._last(part.index, part.end.reason, part.end.timings)
+        return written
 
-    def closing(self, end: Finished, *, with_usage: bool) -> bytes:
-        """A stream's last chunks: the reason, the usage if wished, and the end mark."""
-        timings: dict[str, object] = {"timings": llama_timings(end.timings)}
-        last = self._chunk(None, end.reason, {} if with_usage else timings)
-        if with_usage:
-            body = {**self._head, "object": self.part, "choices": [], "usage": usage(end.timings)}
-            last += _event({**body, **timings})
-        return last + DONE
+    def closing(self, timings: Timings) -> bytes:
+        """A stream's last chunks: the usage if wished, and the end mark."""
+        if not self._with_usage:
+            return DONE
+        body = {**self._head, "object": self.part, "choices": [], "usage": usage(timings)}
+        return _event({**body, "timings": llama_timings(timings)}) + DONE
+
+    def _last(self, index: int, reason: str, timings: Timings) -> bytes:
+        choice = {**self._piece(index, None, []), "finish_reason": reason}
+        return self._chunk(
+            index, choice, {} if self._with_usage else {"timings": llama_timings(timings)}
+        )
+
+    def _surroundings(self, index: int) -> tuple[bytes, bytes]:
+        """What comes before and after the text of a plain chunk."""
+        mark = "\x00"
+        before, after = self._chunk(index, self._piece(index, mark, [])).split(_encode(mark))
+        self._around[index] = before, after
+        return before, after
 
     def _chunk(
-        self, text: str | None, reason: str | None, more: dict[str, object] | None = None
+        self, _index: int, choice: dict[str, Any], more: dict[str, object] | None = None
     ) -> bytes:
-        choice = self._piece(text, reason)
         return _event({**self._head, "object": self.part, "choices": [choice], **(more or {})})
 
-    def _choice(self, text: str, reason: str) -> dict[str, Any]:
+    def _choice(self, part: Part, reason: str) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _piece(self, text: str | None, reason: str | None) -> dict[str, Any]:
+    def _piece(self, index: int, text: str | None, told: list[Told]) -> dict[str, Any]:
         raise NotImplementedError
 
 
@@ -111,16 +144,30 @@ class ChatShape(Shape):
 
     def opening(self) -> bytes:
         """The role comes first, and alone."""
-        choice = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-        return _event({**self._head, "object": self.part, "choices": [choice]})
+        return b"".join(
+            self._chunk(
+                index,
+                {
+                    "index": index,
+                    "delta": {"role": "assistant", "content": ""},
+                    "finish_reason": None,
+                },
+            )
+            for index in range(self._count)
+        )
 
-    def _choice(self, text: str, reason: str) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text}
-        return {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
+    def _choice(self, part: Part, reason: str) -> dict[str, Any]:
+        return {
+            "index": part.index,
+            "message": {"role": "assistant", "content": part.text},
+            "logprobs": chat_logprobs(part.told) if part.told else None,
+            "finish_reason": reason,
+        }
 
-    def _piece(self, text: str | None, reason: str | None) -> dict[str, Any]:
+    def _piece(self, index: int, text: str | None, told: list[Told]) -> dict[str, Any]:
         delta = {} if text is None else {"content": text}
-        return {"index": 0, "delta": delta, "finish_reason": reason}
+        piece = {"index": index, "delta": delta, "finish_reason": None}
+        return {**piece, "logprobs": chat_logprobs(told)} if told else piece
 
 
 class CompletionShape(Shape):
@@ -128,11 +175,62 @@ class CompletionShape(Shape):
 
     prefix, whole, part = "cmpl", "text_completion", "text_completion"
 
-    def _choice(self, text: str, reason: str) -> dict[str, Any]:
-        return {"index": 0, "text": text, "logprobs": None, "finish_reason": reason}
+    def __init__(
+        self,
+        model: str,
+        count: int,
+        *,
+        with_usage: bool = False,
+        echo: Sequence[Echo] | None = None,
+    ) -> None:
+        """`echo`: for each answer, the prompt that comes before it."""
+        super().__init__(model, count, with_usage=with_usage)
+        self._echo = echo
 
-    def _piece(self, text: str | None, reason: str | None) -> dict[str, Any]:
-        return {"index": 0, "text": text or "", "logprobs": None, "finish_reason": reason}
+    def opening(self) -> bytes:
+        """The prompts, if they are to be there."""
+        if self._echo is None:
+            return b""
+        return b"".join(
+            self._chunk(
+                index,
+                {
+                    "index": index,
+                    "text": echo.text,
+                    "logprobs": text_logprobs(echo.told) if echo.told else None,
+                    "finish_reason": None,
+                },
+            )
+            for index, echo in enumerate(self._echo)
+        )
+
+    def _choice(self, part: Part, reason: str) -> dict[str, Any]:
+        echo = NO_ECHO if self._echo is None else self._echo[part.index]
+        told = [
+            *echo.told,
+            *(replace(one, offset=one.offset + len(echo.text)) for one in part.told),
+        ]
+        return {
+            "index": part.index,
+            "text": echo.text + part.text,
+            "logprobs": text_logprobs(told) if told else None,
+            "finish_reason": reason,
+        }
+
+    def _piece(self, index: int, text: str | None, told: list[Told]) -> dict[str, Any]:
+        start = 0 if self._echo is None else len(self._echo[index].text)
+        return {
+            "index": index,
+            "text": text or "",
+            "logprobs": text_logprobs(told, start) if told else None,
+            "finish_reason": None,
+        }
+
+
+def _ended(part: Part) -> Finished:
+    if part.end is None:
+        raise RuntimeError("an answer that was waited for has no end")
+    return part.end
 
 
 def error_event(message: str) -> bytes:

@@ -6,30 +6,46 @@ import asyncio
 
 from workers.sequence import End
 
+News = tuple[int, str, "End | None"]
+"""Which of a request's answers, more text of it, and its end if it has come."""
+
 
 class Stream:
-    """A sequence's sink. One reader; text that comes while it is busy waits, and is not merged.
+    """The sink of a request's answers. One reader; what comes while it is busy waits unmerged.
 
     The engine hands it whole: so the reader wakes once a step, whatever the step brought.
     """
 
     def __init__(self) -> None:
-        self._parts: list[str] = []
-        self._end: End | None = None
+        self._news: list[News] = []
         self._waiter: asyncio.Future[None] | None = None
 
-    def deliver(self, text: str, end: End | None) -> None:
-        """As `Sink` promises."""
-        if text:
-            self._parts.append(text)
-        self._end = end
+    def sink(self, index: int) -> StreamSink:
+        """Where answer `index` goes."""
+        return StreamSink(self, index)
+
+    def arrive(self, news: News) -> None:
+        """From a sink."""
+        self._news.append(news)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def next(self) -> tuple[list[str], End | None]:
-        """Waits for news. The texts since the last call, and the end if it has come."""
-        if not self._parts and self._end is None:
+    async def next(self) -> list[News]:
+        """Waits for news, and returns all since the last call."""
+        if not self._news:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        parts, self._parts = self._parts, []
-        return parts, self._end
+        news, self._news = self._news, []
+        return news
+
+
+class StreamSink:
+    """One answer's way into the stream."""
+
+    def __init__(self, stream: Stream, index: int) -> None:
+        self._stream = stream
+        self._index = index
+
+    def deliver(self, text: str, end: End | None) -> None:
+        """As `Sink` promises."""
+        self._stream.arrive((self._index, text, end))

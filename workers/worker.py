@@ -19,9 +19,8 @@ from workers.engine import Engine, Task
 from workers.errors import ApiError, exceeds_context
 from workers.openai_requests import Generation
 from workers.sampling_requests import sampling_of
-from workers.sequence import Sequence
+from workers.sequence import Sequence, Sink
 from workers.settings import Settings
-from workers.stream import Stream
 from workers.structured import Grammars
 from workers.template import CHATML, ChatTemplate
 
@@ -39,6 +38,7 @@ class Worker:
         self.settings = settings
         self.engine = engine
         self.model = engine.model
+        self.log = log
         self.load_seconds = load_seconds
         self.created = int(time.time())
         self.template = ChatTemplate(
@@ -70,9 +70,16 @@ class Worker:
         return await self.tokenize(prompt)
 
     def begin(
-        self, request: Generation, tokens: list[int], *, streaming: bool, tenant: str = ""
-    ) -> tuple[Sequence, Stream]:
-        """Hands a checked request to the engine. Raises ApiError if it can't be served.
+        self,
+        request: Generation,
+        tokens: list[int],
+        *,
+        streaming: bool,
+        sink: Sink,
+        guide: Guide | None,
+        tenant: str = "",
+    ) -> Sequence:
+        """An answer to a checked request, for the engine. Raises ApiError if there can be none.
 
         Without a `tenant`, the request's `user` is taken for one.
         """
@@ -90,30 +97,26 @@ class Worker:
         sampling = sampling_of(request, self.settings.sampling, self.model)
         if request.ignore_eos:
             sampling.logit_bias.update(self._never_ending())
-        grammar = self.grammars.wished(request)
         lora = None if request.lora is None else [(a.id, float(a.scale)) for a in request.lora]
         wanted = self.adapters.wanted(request.model, lora)
         if len(wanted) > self.settings.max_loras:
             raise ApiError(
                 400, f"At most {self.settings.max_loras} adapters can be used.", param="lora"
             )
-        stream = Stream()
-        sequence = Sequence(
+        return Sequence(
             number=next(self._numbers),
             tokens=tokens,
             limit=room if limit is None else min(limit, room),
             sampling=sampling,
             output=TextOutput(request.stops),
-            sink=stream,
+            sink=sink,
             streaming=streaming,
             arrived=time.monotonic(),
             tenant=tenant or request.user or "",
             wanted=wanted,
             reuses=request.cache_prompt is not False,
-            guide=None if grammar is None else Guide(grammar),
+            guide=guide,
         )
-        engine.submit(sequence)
-        return sequence, stream
 
     async def on_engine(self, work: Callable[[], T]) -> T:
         """Does `work` on the engine's thread, between two steps; its result, or its exception."""

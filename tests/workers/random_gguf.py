@@ -37,10 +37,12 @@ def write_random_gguf(
     context: int = 1024,
     quantized: bool = False,
     chat_template: str | None = CHAT_TEMPLATE,
+    control: tuple[str, ...] = (),
 ) -> Path:
     """A model of `layers` × `width` at `path`. Token ids 0–255 are the bytes themselves.
 
-    The three SPECIAL tokens (beginning, end, start of turn) are the last of the vocabulary.
+    The three SPECIAL tokens (beginning, end, start of turn) are the last of the vocabulary, and
+    `control`, further control tokens, are before them.
     """
     rng = np.random.default_rng(seed)
     heads, hidden = width // 32, width * 3
@@ -55,7 +57,7 @@ def write_random_gguf(
     out.add_rope_dimension_count(32)
     out.add_layer_norm_rms_eps(1e-5)
     out.add_vocab_size(vocabulary)
-    add_vocabulary(out, vocabulary)
+    add_vocabulary(out, vocabulary, control)
     if chat_template is not None:
         out.add_chat_template(chat_template)
 
@@ -86,15 +88,16 @@ def write_random_gguf(
     return path
 
 
-def add_vocabulary(out: gguf.GGUFWriter, size: int) -> None:
-    """`size` tokens: the bytes, one merge, fillers, and the SPECIAL ones at the end."""
-    fillers = [f"filler{i}" for i in range(size - 257 - len(SPECIAL))]
-    tokens = [*byte_characters(), "he", *fillers, *SPECIAL]
-    kinds = [gguf.TokenType.NORMAL] * (size - len(SPECIAL))
+def add_vocabulary(out: gguf.GGUFWriter, size: int, control: tuple[str, ...] = ()) -> None:
+    """`size` tokens: the bytes, one merge, fillers, `control` and the SPECIAL ones at the end."""
+    special = (*control, *SPECIAL)
+    fillers = [f"filler{i}" for i in range(size - 257 - len(special))]
+    tokens = [*byte_characters(), "he", *fillers, *special]
+    kinds = [gguf.TokenType.NORMAL] * (size - len(special))
     out.add_tokenizer_model("gpt2")
     out.add_tokenizer_pre("gpt-2")
     out.add_token_list(tokens)
-    out.add_token_types([*kinds, *[gguf.TokenType.CONTROL] * len(SPECIAL)])
+    out.add_token_types([*kinds, *[gguf.TokenType.CONTROL] * len(special)])
     out.add_token_merges(["h e"])  # llama.cpp refuses a vocabulary without any
     out.add_bos_token_id(size - 3)
     out.add_eos_token_id(size - 2)

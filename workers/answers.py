@@ -1,0 +1,157 @@
+"""What becomes of a request: one answer or several, from the engine to whoever writes them."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+
+from workers.binding_sampler import Guide
+from workers.errors import ApiError
+from workers.openai_requests import Generation
+from workers.sequence import Failed, Finished, Sequence, Timings
+from workers.stream import Stream
+from workers.token_log import TokenLog, Told
+from workers.worker import Worker
+
+MOST_ANSWERS = 256
+
+
+@dataclass(frozen=True)
+class Part:
+    """News of one answer."""
+
+    index: int
+    text: str
+    end: Finished | None
+    told: list[Told]
+    """The tokens of `text`, if that was asked for."""
+
+
+class Answers:
+    """The answers to one request: `n` for each prompt. Made and used on the event loop's thread.
+
+    Those to one prompt begin when the first of them has read it, so that they share what it
+    computed.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        request: Generation,
+        prompts: list[list[int]],
+        *,
+        streaming: bool,
+        tenant: str = "",
+        tell: int | None = None,
+    ) -> None:
+        """Checks all of it; raises ApiError. Nothing begins before `start`.
+
+        `tell`: of each token, and of so many alternatives to it.
+        """
+        self._worker = worker
+        self._stream = Stream()
+        self._sequences: list[Sequence] = []
+        self._logs: list[TokenLog] | None = None if tell is None else []
+        self._ends: dict[int, Finished] = {}
+        self._n = request.n or 1
+        if self._n * len(prompts) > MOST_ANSWERS:
+            raise ApiError(400, f"More than {MOST_ANSWERS} answers were asked for.", param="n")
+        grammar = worker.grammars.wished(request)
+        for tokens in prompts:
+            for number in range(self._n):
+                told: deque[tuple[int, float, list[tuple[int, float]]]] = deque()
+                guide = None if grammar is None and tell is None else Guide(grammar, tell, told)
+                if self._logs is not None:
+                    self._logs.append(TokenLog(worker.model, told))
+                sink = self._stream.sink(len(self._sequences))
+                sequence = worker.begin(
+                    request,
+                    tokens if number == 0 else [*tokens],
+                    streaming=streaming or (number == 0 and self._n > 1),
+                    sink=sink,
+                    guide=guide,
+                    tenant=tenant,
+                )
+                if number and sequence.sampling.seed >= 0:
+                    seed = sequence.sampling.seed + number
+                    sequence.sampling = replace(sequence.sampling, seed=seed)
+                self._sequences.append(sequence)
+        self._held = {first: self._sequences[first + 1 : first + self._n] for first in self._firsts}
+        self._started = False
+
+    def start(self) -> None:
+        """Hands the first answer to each prompt to the engine; the others follow."""
+        self._started = True
+        for first in self._firsts:
+            self._worker.engine.submit(self._sequences[first])
+
+    @property
+    def _firsts(self) -> range:
+        return range(0, len(self._sequences), self._n)
+
+    @property
+    def count(self) -> int:
+        """How many there are; they are numbered prompt by prompt."""
+        return len(self._sequences)
+
+    @property
+    def adapted(self) -> bool:
+        """Whether they are computed with an adapter."""
+        return any(sequence.wanted for sequence in self._sequences)
+
+    @property
+    def ended(self) -> bool:
+        """Whether all have come to their end."""
+        return len(self._ends) == len(self._sequences)
+
+    async def next(self) -> list[Part]:
+        """Waits for news. Raises ApiError if one of them failed: that is the end of all."""
+        parts = []
+        for index, text, end in await self._stream.next():
+            if isinstance(end, Failed):
+                kind = "server_error" if end.status >= 500 else "invalid_request_error"
+                raise ApiError(end.status, end.message, kind)
+            for sequence in self._held.pop(index, ()):
+                self._worker.engine.submit(sequence)
+            told = [] if self._logs is None else self._logs[index].take(text)
+            if end is not None:
+                self._ends[index] = end
+            parts.append(Part(index, text, end, told))
+        return parts
+
+    async def whole(self) -> list[Part]:
+        """Waits for all of them; one part each."""
+        texts: list[list[str]] = [[] for _ in self._sequences]
+        told: list[list[Told]] = [[] for _ in self._sequences]
+        while not self.ended:
+            for part in await self.next():
+                texts[part.index].append(part.text)
+                told[part.index] += part.told
+        return [
+            Part(index, "".join(text), self._ends[index], told[index])
+            for index, text in enumerate(texts)
+        ]
+
+    @property
+    def timings(self) -> Timings:
+        """Of all that have ended: each prompt counts once, answers go on at the same time."""
+        if self.count == 1:
+            return self._ends[0].timings
+        each = [end.timings for end in self._ends.values()]
+        firsts = [self._ends[first].timings for first in self._firsts]
+        return Timings(
+            prompt_tokens=sum(timings.prompt_tokens for timings in firsts),
+            cached_tokens=sum(timings.cached_tokens for timings in firsts),
+            prompt_seconds=max(timings.prompt_seconds for timings in firsts),
+            predicted_tokens=sum(timings.predicted_tokens for timings in each),
+            predicted_seconds=max(timings.predicted_seconds for timings in each),
+        )
+
+    def cancel(self) -> None:
+        """Ends those that have not come to their end."""
+        if not self._started:
+            return
+        held = {id(sequence) for rest in self._held.values() for sequence in rest}
+        for index, sequence in enumerate(self._sequences):
+            if index not in self._ends and id(sequence) not in held:
+                self._worker.engine.cancel(sequence)

@@ -1,0 +1,105 @@
+"""Prompts that are told back, and how likely the model finds them.
+
+The engine computes only the logits it draws from. So a prompt whose probabilities are asked for
+is read once more, on a small context of its own, piece by piece between the engine's steps:
+streams go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import codecs
+from dataclasses import replace
+
+from workers.binding_context import Batch, Context
+from workers.binding_sampler import Probabilities
+from workers.errors import exceeds_context
+from workers.openai_responses import Echo
+from workers.token_log import Told, spell
+from workers.worker import Worker
+
+CHUNK = 32
+"""Tokens of a step: each needs a row of logits."""
+
+
+async def echoes(
+    worker: Worker, prompts: list[list[int]], alternatives: int | None, copies: int
+) -> list[Echo]:
+    """Each prompt, `copies` times; with what is told of its tokens unless `alternatives` is None.
+
+    Raises ApiError 400 for one that the context does not hold.
+    """
+    found = []
+    for tokens in prompts:
+        told: list[Told] = []
+        model = worker.model
+        first = 1 if model.adds_bos and tokens and tokens[0] == model.bos else 0
+        text = b"".join(map(model.spelled, tokens[first:])).decode("utf-8", "replace")
+        if alternatives is not None:
+            if len(tokens) > worker.engine.longest_sequence:
+                raise exceeds_context(len(tokens), worker.engine.longest_sequence)
+            told = await _read(worker, tokens, first, alternatives)
+        found += [Echo(text, told)] * copies
+    return found
+
+
+async def _read(worker: Worker, tokens: list[int], first: int, alternatives: int) -> list[Told]:
+    reader = await worker.on_engine(lambda: _Reader(worker, tokens, alternatives))
+    if first == 0 and tokens:
+        await worker.on_engine(lambda: reader.tell(tokens[0], None, []))
+    try:
+        while not reader.done:
+            await worker.on_engine(reader.step)
+        return reader.told
+    finally:
+        await worker.on_engine(reader.free)
+
+
+class _Reader:
+    """One prompt being read. The engine thread's own."""
+
+    def __init__(self, worker: Worker, tokens: list[int], alternatives: int) -> None:
+        options = replace(
+            worker.engine.options,
+            n_ctx=len(tokens) + CHUNK,
+            n_batch=CHUNK,
+            n_ubatch=CHUNK,
+            n_seq_max=CHUNK,  # which is how many rows of logits there are
+        )
+        self._model = worker.model
+        self._context = Context(worker.model, options, worker.log)
+        self._batch = Batch(CHUNK)
+        self._probabilities = Probabilities(worker.model.n_vocab, alternatives)
+        self._tokens = tokens
+        self._read = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._length = 0
+        self.told: list[Told] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether all of it has been told; the last token tells only of what would follow."""
+        return self._read >= len(self._tokens) - 1
+
+    def step(self) -> None:
+        """Reads on. Raises RuntimeError if llama.cpp fails."""
+        chunk = self._tokens[self._read : min(self._read + CHUNK, len(self._tokens) - 1)]
+        self._batch.clear()
+        self._batch.add_run(chunk, self._read, 0, wanted="all")
+        code = self._context.decode(self._batch)
+        if code != 0:
+            raise RuntimeError(f"llama.cpp could not read the prompt (code {code})")
+        for row in range(len(chunk)):
+            token = self._tokens[self._read + row + 1]
+            self.tell(token, *self._probabilities.of(self._context, row, token))
+        self._read += len(chunk)
+
+    def free(self) -> None:
+        """Gives its memory back."""
+        self._context.free()
+        self._probabilities.free()
+
+    def tell(self, token: int, logprob: float | None, top: list[tuple[int, float]]) -> None:
+        """Notes the prompt's next token."""
+        spelled = self._model.spelled(token)
+        self.told.append(Told(token, spelled, logprob, spell(self._model, top), self._length))
+        self._length += len(self._decoder.decode(spelled))
