@@ -26,6 +26,7 @@ from swapd.config.load import Loaded, load
 from swapd.config.problems import ConfigError
 from swapd.doors.house import House
 from swapd.doors.metrics import Metrics
+from swapd.doors.resync import Resync, resync_of
 from swapd.doors.server import PortTakenError, listen, serve
 from swapd.doors.socket.door import SocketDoor, open_socket
 from swapd.effects import memory
@@ -196,6 +197,7 @@ class Daemon:
         runner = await serve(house, sock)
         door = await self._open_socket(house)
         watch = FileWatch([self._options.config], lambda: self._reload(supervisor))
+        resync = self._resync()
         self._handle_signals(supervisor, settings)
         endpoint = endpoint_of(settings)
         self._lock.announce(endpoint, self._logs.own_file)
@@ -206,6 +208,8 @@ class Daemon:
         gc.freeze()  # What is loaded by now stays; the collector need not look at it again.
         await supervisor.closed.wait()
         watch.close()
+        if resync is not None:
+            await resync.close()
         if door is not None:
             await door.close()
         await self._end(runner, supervisor)
@@ -218,6 +222,14 @@ class Daemon:
             return await open_socket(house, self._options.home.socket)
         except OSError as error:
             self._log.error("%s is not served: %s", self._options.home.socket, error.strerror)
+            return None
+
+    def _resync(self) -> Resync | None:
+        """What keeps the configuration in step; without it swapd serves what it has."""
+        try:
+            return resync_of(self._options.home, self._options.config, self._logs)
+        except ConfigError as error:
+            self._log.error("models are not looked for: %s", error)
             return None
 
     async def _end(self, runner: web.AppRunner, supervisor: Supervisor) -> None:

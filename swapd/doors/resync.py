@@ -1,0 +1,126 @@
+"""Keeps config.yaml in step with the models there are and with custom_models.yaml.
+
+A sync reads many files and is no work for the daemon: it runs in a process of its own and writes
+config.yaml, which the daemon watches anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+from swapd.config.env import read_env, sync_settings
+from swapd.config.generate import MARK
+from swapd.config.stores import folders_to_watch
+from swapd.effects.clock import Alarm, now
+from swapd.effects.logs import Logs
+from swapd.effects.tasks import Tasks
+from swapd.effects.watch import FileWatch, FolderWatch
+from swapd.home import Home
+
+COMMAND = [sys.executable, "-m", "swapd.doors.sync_once"]
+SOON = 0.2
+"""Seconds from a change to the sync: changes come in company."""
+
+
+GAP = 5.0
+"""Seconds from one sync to the next: a download changes its folder all the time."""
+
+
+class Told(msgspec.Struct):
+    """What the process that syncs says at its end."""
+
+    lines: list[str] = []
+    error: str = ""
+    settles_in: float = 0.0
+
+
+class Resync:
+    """Syncs when a folder of models, custom_models.yaml or .env changes, and every so often."""
+
+    def __init__(self, home: Home, logs: Logs) -> None:
+        self._home = home
+        self._log = logs.own
+        self._tasks = Tasks(logs.own)
+        self._running = False
+        self._again = False
+        self._ended = 0.0
+        self._alarm = Alarm(self._sync)
+        settings = sync_settings(read_env(home.folder, os.environ))
+        self._interval = settings.sync_interval
+        self._watches: list[FileWatch | FolderWatch] = [
+            FileWatch([home.custom, home.folder / ".env"], self._soon)
+        ]
+        if folders := folders_to_watch(settings.stores):
+            self._watches.append(FolderWatch(folders, self._soon))
+        self._set_alarm(self._interval)
+
+    def _set_alarm(self, seconds: float) -> None:
+        self._alarm.set(now() + seconds if seconds else None)
+
+    def _soon(self) -> None:
+        self._set_alarm(max(SOON, self._ended + GAP - now()))
+
+    def _sync(self) -> None:
+        """Sync now, or, while one is under way, right after it."""
+        if self._running:
+            self._again = True
+        else:
+            self._running = True
+            self._tasks.run(self._run(), "sync")
+
+    async def _run(self) -> None:
+        try:
+            told = await self._told()
+        finally:
+            self._running = False
+            self._ended = now()
+        if told.error:
+            self._log.error("sync: %s", told.error)
+        for line in told.lines:
+            self._log.info("sync: %s", line)
+        if self._again:
+            self._again = False
+            self._soon()
+        else:
+            self._set_alarm(told.settles_in or self._interval)
+
+    async def _told(self) -> Told:
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND,
+            env={**os.environ, "SWAPD_HOME": str(self._home.folder)},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await process.communicate()
+        try:
+            return msgspec.json.decode(out, type=Told)
+        except msgspec.DecodeError:
+            return Told(error=err.decode("utf-8", "replace").strip()[-2000:] or "it was ended")
+
+    async def close(self) -> None:
+        """Stop watching; a sync that is under way is left to itself."""
+        self._alarm.set(None)
+        for watch in self._watches:
+            watch.close()
+        await self._tasks.end()
+
+
+def is_generated(config: Path) -> bool:
+    """Whether sync wrote this configuration, and so may write it again."""
+    try:
+        with config.open(encoding="utf-8") as file:
+            return file.readline().startswith(MARK.splitlines()[0])
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def resync_of(home: Home, config: Path, logs: Logs) -> Resync | None:
+    """The resync of a home whose configuration is the one that sync writes; else None."""
+    own = config == home.config and is_generated(config)
+    return Resync(home, logs) if own else None
