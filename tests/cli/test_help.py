@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
+from typer.testing import CliRunner
 
+from swapd.doors.cli.main import build
 from tests.cli.user import User
 from tests.swapd import ROOT
 
@@ -24,10 +26,19 @@ def _options(text: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--?[a-z][a-z0-9-]*", text)) - {"--help", "-h"}
 
 
-def _help(user: User, *words: str) -> str:
-    told = user.says(*words, "--help")
-    assert told == user.says(*words, "-h")
-    return told
+def _help(*words: str) -> str:
+    """What a command says of itself, without a process of its own: there are many."""
+    told = CliRunner().invoke(build(), [*words, "--help"], prog_name="model", env={"COLUMNS": "80"})
+    assert told.exit_code == 0, told.output
+    return told.output
+
+
+def test_it_is_what_a_user_sees(served: User) -> None:
+    for words in ((), ("run",), ("service", "install")):
+        told = served.says(*words, "--help")
+        assert told == served.says(*words, "-h")
+        assert told.split() == _help(*words).split()
+        assert "..." not in told.partition("Commands:")[2], "a summary is cut off"
 
 
 def _commands(help_text: str) -> list[str]:
@@ -35,11 +46,11 @@ def _commands(help_text: str) -> list[str]:
     return re.findall(r"^  ([a-z]+)", section, re.MULTILINE)
 
 
-def test_every_command_is_documented_and_no_other(user: User) -> None:
-    named = _commands(_help(user))
+def test_every_command_is_documented_and_no_other() -> None:
+    named = _commands(_help())
     leaves = [c for c in named if c not in GROUPS]
     for group in GROUPS:
-        leaves += [f"{group} {c}" for c in _commands(_help(user, group))]
+        leaves += [f"{group} {c}" for c in _commands(_help(group))]
     documented = [_command(heading) for heading in HEADINGS]
     assert sorted(documented) == sorted([*leaves, "config"])
     readable = {
@@ -59,8 +70,8 @@ def test_every_command_is_documented_and_no_other(user: User) -> None:
 
 
 @pytest.mark.parametrize("heading", HEADINGS)
-def test_the_options_are_those_of_the_page(user: User, heading: str) -> None:
-    told = user.says(*_command(heading).split(), "--help")
+def test_the_options_are_those_of_the_page(heading: str) -> None:
+    told = _help(*_command(heading).split())
     usage, _, rest = told.partition("\n")
     described = rest.partition("Options:")[2].partition("Commands:")[0]
     listed = "\n".join(re.findall(r"^  (-.*?)(?:  |$)", described, re.MULTILINE))
@@ -73,7 +84,7 @@ def test_the_options_are_those_of_the_page(user: User, heading: str) -> None:
 
 
 @pytest.mark.parametrize(("hidden", "same"), HIDDEN.items())
-def test_other_names_mean_the_same(user: User, hidden: str, same: str) -> None:
+def test_other_names_mean_the_same(hidden: str, same: str) -> None:
     assert f"`{hidden}` is the same." in PAGE
-    mine, other = user.says(hidden, "--help"), user.says(same, "--help")
+    mine, other = _help(hidden), _help(same)
     assert mine.partition("\n")[2] == other.partition("\n")[2]

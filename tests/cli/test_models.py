@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from tests.cli.user import User
+from tests.config.ggufs import write_gguf
 from tests.swapd import ROOT, config, eventually
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*forkpty:DeprecationWarning")
@@ -52,10 +53,11 @@ def test_list_sees_what_changed(user: User) -> None:
 
 
 def test_500_files_are_listed_in_half_a_second(user: User) -> None:
+    small = write_gguf(user.home / "small.gguf")
     for i in range(498):
         folder = user.home / f"models/pub/model-{i}"
         folder.mkdir(parents=True)
-        shutil.copy(ROOT / "demo/alice.gguf", folder / f"model-{i}-Q4_K_M.gguf")
+        shutil.copy(small, folder / f"model-{i}-Q4_K_M.gguf")
     user.environ["MIN_MODEL_AGE_SECONDS"] = "0"
     assert user.says("list").splitlines()[-1] == "500 models"
     assert user.takes("list") < 0.5

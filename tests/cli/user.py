@@ -31,6 +31,7 @@ class User:
             "SWAPD_PORT": str(self.port),
             "HOME": str(home / "user"),
             "MODELS_DIR": str(home / "models"),
+            "COLUMNS": "80",
         }
         (home / "models").mkdir()
 

@@ -25,7 +25,7 @@ def serve(host: Host = "", port: Port = 0, config: Config = None) -> None:
 
 
 def stop(now: Now = False) -> None:
-    """End swapd: it finishes what it serves, then goes with all its workers."""
+    """End swapd and its workers, after what they serve."""
     from swapd.doors.cli import control
 
     raise typer.Exit(control.stop(now))
@@ -39,14 +39,17 @@ def restart(now: Now = False) -> None:
 
 
 def status(as_json: Json = False) -> None:
-    """Tell whether swapd runs and what is loaded. Exit status 0: it runs; 3: it does not."""
+    """Tell whether swapd runs and what is loaded.
+
+    Exit status 0: it runs; 3: it does not.
+    """
     from swapd.doors.cli import status as module
 
     raise typer.Exit(module.status(as_json))
 
 
 def ps(watch: Watch = False, as_json: Json = False) -> None:
-    """List the loaded models: what each holds, and how long it will."""
+    """List the loaded models: what each holds, and how long."""
     from swapd.doors.cli import status as module
 
     raise typer.Exit(module.ps(watch, as_json))
@@ -73,7 +76,10 @@ def logs(
 
 
 def doctor(as_json: Json = False) -> None:
-    """Tell what is wrong with this installation. Exit status 1: something is."""
+    """Tell what is wrong with this installation.
+
+    Exit status 1: something is.
+    """
     from swapd.doors.cli import doctor as module
 
     raise typer.Exit(module.doctor(as_json))
@@ -112,7 +118,7 @@ def _config(context: typer.Context) -> None:
 def config() -> typer.Typer:
     """The group of commands about the configuration; without one of them, check."""
     group = typer.Typer(
-        help="Check config.yaml and custom_models.yaml, print them or their place.",
+        help="Check config.yaml and custom_models.yaml, or show them.",
         invoke_without_command=True,
         rich_markup_mode=None,
     )

@@ -21,7 +21,7 @@ def list_(wanted: Wanted = "", as_json: Json = False) -> None:
 
 
 def show(name: Name, as_json: Json = False) -> None:
-    """Tell everything about a model, also the command that would run it."""
+    """Tell everything about a model, and what would run it."""
     from swapd.doors.cli import listing
 
     raise typer.Exit(listing.show(name, as_json))

@@ -8,8 +8,8 @@ import typer
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, do nothing.")]
 
-SERVICE = "Have launchd or systemd run swapd: at every login, and again after a failure."
-CRON = "Have cron start swapd every hour, where there is no service manager."
+SERVICE = "Have launchd or systemd run swapd, from every login on."
+CRON = "Have cron start swapd every hour."
 
 
 def service_install(dry_run: DryRun = False) -> None:
@@ -41,7 +41,10 @@ def service_stop(dry_run: DryRun = False) -> None:
 
 
 def service_status(dry_run: DryRun = False) -> None:
-    """Show what the service manager says. Exit status 3: not installed."""
+    """Show what the service manager says.
+
+    Exit status 3: not installed.
+    """
     from swapd.doors.cli import service
 
     raise typer.Exit(service.status(dry_run))
@@ -62,7 +65,10 @@ def cron_uninstall(dry_run: DryRun = False) -> None:
 
 
 def cron_status() -> None:
-    """Show the line. Exit status 3: there is none."""
+    """Show the line.
+
+    Exit status 3: there is none.
+    """
     from swapd.doors.cli import cron
 
     raise typer.Exit(cron.status())

@@ -24,7 +24,10 @@ def run(  # noqa: PLR0913, PLR0917
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer.", min=1)] = None,
 ) -> None:
-    """Chat with a model, or ask it one thing; starts swapd if it does not run."""
+    """Chat with a model, or ask it one thing.
+
+    Starts swapd if it does not run.
+    """
     from swapd.doors.cli import chat
 
     wishes = {
