@@ -7,11 +7,9 @@ from typing import Any
 from swapd.config.assemble import BUDGET, Assembled
 from swapd.config.custom import Custom
 from swapd.config.env import SyncSettings
+from swapd.config.header import HEADER
 from swapd.config.tree import Mapping
 from swapd.config.write import write_yaml
-
-MARK = "# Written by swapd sync"
-HEADER = f"{MARK}; edit custom_models.yaml instead: what is changed here gets lost.\n"
 
 
 def generate(assembled: Assembled, custom: Custom, settings: SyncSettings) -> str:

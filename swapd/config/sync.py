@@ -9,7 +9,8 @@ from pathlib import Path
 from swapd.config.assemble import Assembled, sections_by_name
 from swapd.config.custom import FILE, Custom
 from swapd.config.files import replace_text
-from swapd.config.generate import MARK, generate
+from swapd.config.generate import generate
+from swapd.config.header import MARK
 from swapd.config.links import FILE as LINKS
 from swapd.config.links import Links, bring_links_up_to_date
 from swapd.config.load import parse

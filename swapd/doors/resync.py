@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from swapd.config.env import read_env, sync_settings
-from swapd.config.generate import MARK
+from swapd.config.header import MARK
 from swapd.config.stores import folders_to_watch
 from swapd.effects.clock import Alarm, now
 from swapd.effects.logs import Logs

@@ -22,7 +22,7 @@ def models(home: Home) -> list[Entry]:
     Those that a sync finds; or, where the configuration is not a sync's, those that stand in it.
     Raises FailedError when neither can be read.
     """
-    from swapd.config.generate import MARK
+    from swapd.config.header import MARK
     from swapd.config.library import library
     from swapd.config.problems import ConfigError
     from swapd.effects import clock, memory
