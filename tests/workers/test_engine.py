@@ -186,6 +186,7 @@ async def test_a_long_prompt_does_not_stop_a_stream(tiny_bench: Bench) -> None:
     await reader.ended.wait()
     assert running.generated - before >= 8000 // 512
     tiny_bench.engine.cancel(running)
+    assert await tiny_bench.generate([[65]], 1), "nothing is told to a loop that has ended"
 
 
 async def test_a_tenant_that_floods_does_not_bury_another(tiny_bench: Bench) -> None:
