@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from workers.binding import LlamaLog, LoadError, Model
@@ -22,8 +22,7 @@ class AdapterShelf:
     def __init__(self, model: Model, most: int, log: LlamaLog, counters: Counters) -> None:
         """`most`: how many may be loaded at a time."""
         self.most = most
-        self.contexts: list[Context] = []
-        """Those an adapter may be in use by."""
+        self._users: list[tuple[Context, Callable[[], list[Adapters]]]] = []
         self._model = model
         self._log = log
         self._counters = counters
@@ -36,13 +35,17 @@ class AdapterShelf:
         """How many there are."""
         return len(self._loaded)
 
-    def prepare(self, wanted: Wanted, running: Sequence[Adapters]) -> Adapters | None:
-        """Loads what is not loaded yet; None if that must wait until one of `running` has ended.
+    def serve(self, context: Context, running: Callable[[], list[Adapters]]) -> None:
+        """Adapters are for `context` too: what its `running` requests use is not freed."""
+        self._users.append((context, running))
+
+    def prepare(self, wanted: Wanted) -> Adapters | None:
+        """Loads what is not loaded yet; None if that must wait until a running request has ended.
 
         Raises LoadError.
         """
         prints = [self._fingerprint(path) for path, _ in wanted]
-        pinned = {one for adapters in running for one, _ in adapters} | set(prints)
+        pinned = self._pinned() | set(prints)
         if len(pinned) > self.most:
             return None
         for (path, _), one in zip(wanted, prints, strict=True):
@@ -61,12 +64,15 @@ class AdapterShelf:
             context.use_adapters(adapters, handles)
             self._counters.adapter_changes += 1
 
-    def discard(self, path: Path, running: Sequence[Adapters]) -> None:
-        """Frees the adapter at `path` if it is loaded and none of `running` needs it."""
+    def discard(self, path: Path) -> None:
+        """Frees the adapter at `path` if it is loaded and no running request needs it."""
         known = self._known.pop(path, None)
-        pinned = {one for adapters in running for one, _ in adapters}
-        if known is not None and known[1] in self._loaded and known[1] not in pinned:
+        if known is not None and known[1] in self._loaded and known[1] not in self._pinned():
             self._free(known[1])
+
+    def _pinned(self) -> set[str]:
+        """Fingerprints of those in use."""
+        return {one for _, running in self._users for adapters in running() for one, _ in adapters}
 
     def _load(self, path: Path, one: str) -> None:
         began = time.perf_counter()
@@ -74,7 +80,7 @@ class AdapterShelf:
         self._counters.adapter_load.observe(time.perf_counter() - began)
 
     def _free(self, one: str) -> None:
-        for context in self.contexts:
+        for context, _ in self._users:
             if any(one == used for used, _ in context.adapters):
                 context.use_adapters((), [])
         self._loaded.pop(one).free()

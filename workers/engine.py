@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -46,7 +46,8 @@ Message = Sequence | EmbeddingJob | Cancel | Task
 
 
 class Engine:
-    """A lane of sequences, the embeddings beside it, and the messages to and from them.
+    """A lane of sequences, what is computed beside it, and the messages to and from them.
+
 
     `submit`, `cancel` and `embed` may be called from the loop's thread; so may the read-only
     attributes, which are a moment's view. Everything else is the engine thread's.
@@ -70,6 +71,8 @@ class Engine:
         self.counters = Counters()
         self.shelf = AdapterShelf(model, max_adapters, log, self.counters)
         self.lane = Lane(model, options, slots, self.shelf, log, self.counters, self._tell)
+        self.lonely: Lane | None = None
+        """For requests that share no step; made for the first of them."""
         self._embeddings: list[EmbeddingJob] = []
         self._embedder: Embedder | None = None
         self._inbox: SimpleQueue[Message] = SimpleQueue()
@@ -94,12 +97,16 @@ class Engine:
     @property
     def processing(self) -> int:
         """Requests in a slot."""
-        return len(self.lane.admitted)
+        return sum(len(lane.admitted) for lane in self._lanes)
 
     @property
     def deferred(self) -> int:
         """Requests waiting for a slot."""
-        return len(self.lane.waiting) + self._inbox.qsize()
+        return sum(len(lane.waiting) for lane in self._lanes) + self._inbox.qsize()
+
+    @property
+    def _lanes(self) -> list[Lane]:
+        return [self.lane] if self.lonely is None else [self.lane, self.lonely]
 
     def attach(self, loop: AbstractEventLoop, on_broken: Callable[[], None]) -> None:
         """Names the loop whose thread sinks are called on. Before the first request."""
@@ -131,15 +138,16 @@ class Engine:
     def run(self) -> None:
         """Works for ever. Raises EngineBrokenError when llama.cpp fails at every step."""
         while True:
-            if not (self.lane.busy or self._embeddings):
+            if not (self._embeddings or any(lane.busy for lane in self._lanes)):
                 self._take(self._inbox.get())
             while not self._inbox.empty():
                 self._take(self._inbox.get())
             began = time.perf_counter()
             if self._embeddings:
                 self._embed_step()
-            if self.lane.busy:
-                self.lane.step()
+            for lane in self._lanes:
+                if lane.busy:
+                    lane.step()
             self._post()
             self.counters.step_seconds += time.perf_counter() - began
             self._lifeline.beat(self.counters.steps)
@@ -152,7 +160,7 @@ class Engine:
                 left.lost()
             else:
                 self._take(left)
-        for sequence in [*self.lane.admitted, *self.lane.waiting]:
+        for sequence in [one for lane in self._lanes for one in (*lane.admitted, *lane.waiting)]:
             self._outbox.append((sequence, "", Failed(message)))
         for job in self._embeddings:
             self._call(job.done, RuntimeError(message))
@@ -162,15 +170,31 @@ class Engine:
 
     def _take(self, message: Message) -> None:
         if isinstance(message, Sequence):
-            self.lane.enter(message)
+            self._enter(message)
         elif isinstance(message, EmbeddingJob):
             self._embeddings.append(message)
         elif isinstance(message, Task):
             message.work()
         elif isinstance(message.work, Sequence):
-            self.lane.leave(message.work)
+            self._lane_of(message.work).leave(message.work)
         elif message.work in self._embeddings:
             self._embeddings.remove(message.work)
+
+    def _enter(self, sequence: Sequence) -> None:
+        """Into the lane it belongs to."""
+        try:
+            if sequence.lonely and self.lonely is None:
+                options = replace(self.options, n_seq_max=1, n_guesses=0)
+                self.lonely = Lane(
+                    self.model, options, 1, self.shelf, self._log, self.counters, self._tell
+                )
+        except LoadError as error:
+            self._tell(sequence, "", Failed(f"There is no room to compute alone: {error}."))
+            return
+        self._lane_of(sequence).enter(sequence)
+
+    def _lane_of(self, sequence: Sequence) -> Lane:
+        return self.lonely if sequence.lonely and self.lonely is not None else self.lane
 
     def _embed_step(self) -> None:
         """The next inputs of the oldest job."""

@@ -176,6 +176,7 @@ FLAGS = (
     Flag("--spec-lookup", "spec_lookup", value=True),
     Flag("-md --model-draft", "model_draft", str),
     Flag("--draft --draft-n --draft-max", "draft_max", _whole(1, 16)),
+    Flag("--deterministic", "deterministic", value=True),
     Flag("--slot-save-path", "slot_save_path", str),
     Flag("--slot-save-bytes", "slot_save_bytes", _whole(0, 2**63 - 1)),
     Flag("-v --verbose --log-verbose", "verbose", value=True),

@@ -65,7 +65,7 @@ class Lane:
         self.conversations: Conversations | None = None
         """Where kept sequences are when the process is not; None: nowhere."""
         self._shelf = shelf
-        shelf.contexts.append(self.context)
+        shelf.serve(self.context, lambda: [admitted.adapters for admitted in self.admitted])
         self._turns: Turns[Adapters] = Turns()
         self._n_batch = options.n_batch
         self._log = log
@@ -206,8 +206,7 @@ class Lane:
         """Whether its adapters are loaded. Raises LoadError if they can't be."""
         if not sequence.wanted:
             return True
-        running = [admitted.adapters for admitted in self.admitted]
-        adapters = self._shelf.prepare(sequence.wanted, running)
+        adapters = self._shelf.prepare(sequence.wanted)
         sequence.adapters = adapters or ()
         return adapters is not None
 

@@ -41,6 +41,8 @@ class Generation(SamplingWish, kw_only=True):
     user: str | None = None
     lora: list[LoraScale] | None = None
     """The adapters to compute with, by their places in /lora-adapters; the others are not."""
+    deterministic: bool | None = None
+    """True: greedy, and bit for bit the same whatever else is served."""
     cache_prompt: bool | None = None
     """False: nothing of the cache is used for it, and nothing of it is kept."""
     grammar: str | None = None

@@ -172,6 +172,8 @@ class Settings:
     """A small model of the same vocabulary, which guesses ahead."""
     draft_max: int = 8
     """Tokens guessed ahead for one request."""
+    deterministic: bool = False
+    """Whether every answer is greedy and computed alone."""
     slot_save_path: str | None = None
     """Folder in which what the cache holds outlives the process; None: it does not."""
     slot_save_bytes: int = 2 * 1024**3

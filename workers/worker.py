@@ -6,13 +6,13 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from workers.adapter_names import AdapterNames
 from workers.binding import LlamaLog
 from workers.binding_sampler import Guide
-from workers.cache import Adapters
 from workers.detokenize import TextOutput
 from workers.embedding import EmbeddingJob
 from workers.engine import Engine, Task
@@ -97,6 +97,9 @@ class Worker:
         sampling = sampling_of(request, self.settings.sampling, self.model)
         if request.ignore_eos:
             sampling.logit_bias.update(self._never_ending())
+        lonely = self.settings.deterministic or bool(request.deterministic)
+        if lonely:
+            sampling = replace(sampling, temperature=0.0)
         lora = None if request.lora is None else [(a.id, float(a.scale)) for a in request.lora]
         wanted = self.adapters.wanted(request.model, lora)
         if len(wanted) > self.settings.max_loras:
@@ -114,7 +117,8 @@ class Worker:
             arrived=time.monotonic(),
             tenant=tenant or request.user or "",
             wanted=wanted,
-            reuses=request.cache_prompt is not False,
+            reuses=request.cache_prompt is not False and not lonely,
+            lonely=lonely,
             guide=guide,
         )
 
@@ -147,16 +151,12 @@ class Worker:
     async def load_adapter(self, path: Path) -> None:
         """Loads it before it is asked for, if there is room. Raises LoadError."""
         shelf = self.engine.shelf
-        await self.on_engine(lambda: shelf.prepare(((path, 1.0),), self._in_use()))
+        await self.on_engine(lambda: shelf.prepare(((path, 1.0),)))
 
     async def discard_adapter(self, path: Path) -> None:
         """Frees its memory, unless a request needs it."""
         shelf = self.engine.shelf
-        await self.on_engine(lambda: shelf.discard(path, self._in_use()))
-
-    def _in_use(self) -> list[Adapters]:
-        """What the running requests are computed with. On the engine's thread."""
-        return [sequence.adapters for sequence in self.engine.lane.admitted]
+        await self.on_engine(lambda: shelf.discard(path))
 
     async def save_kept(self, seconds: float) -> None:
         """Writes what the cache holds to disk, if there is a place for it. At the end of all."""
