@@ -176,7 +176,8 @@ class Engine:
         elif isinstance(message, Task):
             message.work()
         elif isinstance(message.work, Sequence):
-            self._lane_of(message.work).leave(message.work)
+            if self._lane_of(message.work).leave(message.work):
+                self.counters.requests["cancelled"] += 1
         elif message.work in self._embeddings:
             self._embeddings.remove(message.work)
 

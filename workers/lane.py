@@ -100,8 +100,9 @@ class Lane:
         self.waiting.add(sequence)
         self._settled = False
 
-    def leave(self, sequence: Sequence) -> None:
-        """Ends a sequence wherever it is; nothing if it has ended already."""
+    def leave(self, sequence: Sequence) -> bool:
+        """Ends a sequence wherever it is; whether it had not ended already."""
+        was_here = sequence.slot >= 0 or sequence in self.waiting
         if sequence.slot >= 0:
             self._release_slot(sequence, keep=sequence.reuses)
             self._cramped = False
@@ -111,6 +112,7 @@ class Lane:
         if sequence.sampler is not None:
             sequence.sampler.free()
             sequence.sampler = None
+        return was_here
 
     def step(self) -> None:
         """Lets in who fits, decodes one batch, and samples a token for each complete sequence.
@@ -192,6 +194,7 @@ class Lane:
         if chosen is not None:
             self.waiting.let_in(chosen, passing)
         for sequence in hopeless:
+            self._counters.requests["failed"] += 1
             self.leave(sequence)
         return chosen
 
@@ -215,6 +218,7 @@ class Lane:
         if sequence.started:
             return
         sequence.started = time.monotonic()
+        self._counters.queue_wait.observe(sequence.started - sequence.arrived)
         sequence.reused = sequence.cached
         self._counters.reused_tokens += sequence.cached
         self.waiting.charge(sequence.tenant, prefill=sequence.pending)
@@ -284,15 +288,19 @@ class Lane:
         counters.steps += 1
         counters.llama_seconds += seconds
         counters.busy_slots += len(step)
+        counters.batch_tokens.observe(self._batch.size)
         counters.prompt_tokens += prefill
 
     def _take_token(self, sequence: Sequence, token: int, now: float) -> None:
         """A sequence's new token: its text goes out, or the sequence comes to its end."""
         if not sequence.first_token:
-            sequence.first_token = now
+            sequence.first_token = sequence.last_token = now
             if sequence.limit == 0:
                 self._finish(sequence, "", "length", now)
                 return
+        else:
+            self._counters.between_tokens.observe(now - sequence.last_token)
+            sequence.last_token = now
         sequence.tokens.append(token)
         self._counters.predicted_tokens += 1
         self.waiting.charge(sequence.tenant, generated=1)
@@ -321,6 +329,7 @@ class Lane:
             guessed=sequence.draft.guessed,
             right=sequence.draft.right,
         )
+        self._counters.requests[reason] += 1
         self._counters.finished(timings, sequence.arrived, sequence.first_token)
         self._counters.longest = max(self._counters.longest, len(sequence.tokens))
         self._tell(sequence, "".join(sequence.text) + text, Finished(reason, timings))
@@ -364,6 +373,7 @@ class Lane:
         for sequence in step:
             sequence.reuses = False  # nobody knows what is in its cells
             self._tell(sequence, "", Failed(f"llama.cpp failed: {reason}"))
+            self._counters.requests["failed"] += 1
             self.leave(sequence)
         self._failures += 1
         if self._failures >= FAILED_STEPS:

@@ -16,21 +16,22 @@ if TYPE_CHECKING:
 FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
+BATCH_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0)
 FILE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
 class Histogram:
-    """Counts of observations up to each bound, in seconds."""
+    """Counts of observations up to each bound; times are seconds."""
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
-    def observe(self, seconds: float) -> None:
+    def observe(self, value: float) -> None:
         """Counts one observation."""
-        self.counts[bisect_left(self.bounds, seconds)] += 1
-        self.total += seconds
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
 
     def cumulative(self) -> list[tuple[str, float]]:
         """(upper bound, observations up to it), the last bound being "+Inf"."""
@@ -74,15 +75,19 @@ class Counters:
     adapter_load: Histogram = field(default_factory=lambda: Histogram(FILE_BUCKETS))
     restore: Histogram = field(default_factory=lambda: Histogram(FILE_BUCKETS))
     save: Histogram = field(default_factory=lambda: Histogram(FILE_BUCKETS))
-    per_token: Histogram = field(default_factory=lambda: Histogram(TOKEN_BUCKETS))
+    between_tokens: Histogram = field(default_factory=lambda: Histogram(TOKEN_BUCKETS))
+    queue_wait: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_BUCKETS))
+    batch_tokens: Histogram = field(default_factory=lambda: Histogram(BATCH_BUCKETS))
+    requests: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("stop", "length", "failed", "cancelled"), 0)
+    )
+    """Those that have come to their end, by how."""
 
     def finished(self, timings: Timings, arrived: float, first_token: float) -> None:
         """A generation has come to its end."""
         self.prompt_seconds += timings.prompt_seconds
         self.predicted_seconds += timings.predicted_seconds
         self.first_token.observe(first_token - arrived)
-        if timings.predicted_tokens > 1:
-            self.per_token.observe(timings.predicted_seconds / (timings.predicted_tokens - 1))
 
     @property
     def python_share(self) -> float:
@@ -134,12 +139,20 @@ class EngineCollector:
             ("python_share", "Part of the step time spent outside llama.cpp.", count.python_share),
         ):  # fmt: skip
             yield GaugeMetricFamily(f"llamacpp:{name}", text, gauge)
+        ended = CounterMetricFamily(
+            "llamacpp:requests", "Requests that have come to their end.", labels=["end"]
+        )
+        for end, number in count.requests.items():
+            ended.add_metric([end], number)
+        yield ended
         for name, text, histogram in (
             ("time_to_first_token_seconds", "From arrival to the first token.", count.first_token),
             ("adapter_load_seconds", "Loading one adapter.", count.adapter_load),
             ("kv_restore_seconds", "Reading one kept sequence back.", count.restore),
             ("kv_save_seconds", "Writing one kept sequence.", count.save),
-            ("time_per_output_token_seconds", "A request's mean after it.", count.per_token),
+            ("time_between_tokens_seconds", "From one to the next.", count.between_tokens),
+            ("queue_wait_seconds", "From arrival to a slot.", count.queue_wait),
+            ("batch_tokens", "Tokens in a step.", count.batch_tokens),
         ):
             family = HistogramMetricFamily(f"llamacpp:{name}", text)
             family.add_metric([], buckets=histogram.cumulative(), sum_value=histogram.total)

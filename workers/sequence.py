@@ -123,6 +123,7 @@ class Sequence:
     """Parts not delivered yet."""
     started: float = 0.0
     first_token: float = 0.0
+    last_token: float = 0.0
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)

@@ -85,7 +85,18 @@ def test_metrics_have_llama_servers_names_and_count(bard: WorkerProcess) -> None
     grown = [new - old for new, old in zip(after, before, strict=True)]
     assert grown == [usage["prompt_tokens"], 5, 5]
     assert bard.metric("requests_processing") == bard.metric("requests_deferred") == 0
-    assert bard.metric("time_to_first_token_seconds_count") > 0
+    histograms = (
+        *("time_to_first_token_seconds", "time_between_tokens_seconds", "queue_wait_seconds"),
+        *("batch_tokens", "kv_save_seconds", "kv_restore_seconds", "adapter_load_seconds"),
+    )
+    counts = {name: bard.metric(f"{name}_count") for name in histograms}
+    assert counts["time_to_first_token_seconds"] == counts["queue_wait_seconds"] > 0
+    assert counts["batch_tokens"] <= bard.metric("n_decode_total")
+    assert counts["time_between_tokens_seconds"] > 4
+    assert counts["kv_save_seconds"] == counts["adapter_load_seconds"] == 0
+    ends = {end: bard.metric(f'requests_total{{end="{end}"}}') for end in ("length", "failed")}
+    assert ends["length"] > 0
+    assert ends["failed"] == 0
     assert 0 < bard.metric("python_share") < 1
 
 

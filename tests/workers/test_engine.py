@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,11 @@ class Reader:
         if end is not None:
             self.end = end
             self.ended.set()
+
+    async def until_something(self) -> None:
+        """Waits for a moment, or for the first text if that comes sooner."""
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.begun.wait(), 0.02)
 
 
 class Bench:
@@ -235,3 +242,43 @@ async def test_who_does_not_fit_holds_up_nobody_else(tiny_bench: Bench) -> None:
     assert stream.end is None
     tiny_bench.engine.cancel(running)
     await large.ended.wait()
+
+
+async def test_requests_cancelled_at_random_leave_nothing_behind(bard_bench: Bench) -> None:
+    """Nor do they change what others say: of those with one prompt, all that end say the same."""
+    dice, engine = random.Random(3), bard_bench.engine
+    text = "To be, or not to be, that is the question: whether it is nobler in the mind " * 4
+    tokens = bard_bench.model.tokenize(text, add_special=True, parse_special=True)
+    prompts = [tokens[: dice.randrange(10, len(tokens))] for _ in range(10)]
+    begun = []
+    for number in range(150):
+        prompt = number % len(prompts)
+        sequence, reader = bard_bench.begin([*prompts[prompt]], dice.randrange(1, 40), number)
+        begun.append((prompt, sequence, reader))
+        if dice.random() < 0.5:
+            engine.cancel(dice.choice(begun)[1])
+        if dice.random() < 0.2:
+            await dice.choice(begun[-5:])[2].until_something()
+    answers: dict[int, list[list[int]]] = {}
+    await bard_bench.generate([[65]], 1)
+    while engine.processing or engine.deferred:
+        await bard_bench.generate([[65]], 1)
+    for prompt, sequence, reader in begun:
+        if isinstance(reader.end, Finished):
+            answers.setdefault(prompt, []).append(sequence.tokens[sequence.prompt_length :])
+    lane = engine.lane
+    assert lane.slots == [None] * 8
+    assert (len(lane.waiting), lane.admitted) == (0, [])
+    assert lane.cache.cells.used == lane.cache.cells.used_by(k.seq_id for k in lane.cache.kept)
+    lane.cache.give_up_all()
+    assert lane.cache.cells.used == 0
+    ids = range(bard_bench.options.n_seq_max)
+    assert [lane.context.last_position(seq_id) for seq_id in ids] == [-1] * len(ids)
+    agreeing = [
+        one[:length] == other[:length]
+        for several in answers.values()
+        for one in several
+        for other in several
+        for length in [min(len(one), len(other))]
+    ]
+    assert sum(agreeing) >= 0.95 * len(agreeing), "but for rounding"
