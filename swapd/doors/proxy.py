@@ -29,6 +29,8 @@ async def by_body(request: web.Request) -> web.StreamResponse:
         named = wishes.decode(body)
     except msgspec.DecodeError as error:
         return errors.response(400, f"the body is not a JSON object: {error}")
+    except RecursionError:
+        return errors.response(400, "the body is nested too deeply")
     if named.model is None:
         return errors.response(400, "the body names no 'model'", param="model")
     if not isinstance(named.model, str):

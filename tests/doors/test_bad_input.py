@@ -24,6 +24,7 @@ CHAT = "/v1/chat/completions"
         (b"not json", 400, "the body is not a JSON object: JSON is malformed"),
         (b"[1]", 400, "the body is not a JSON object: Expected `object`, got `array`"),
         (b"\xff\xfe", 400, "the body is not a JSON object: JSON is malformed"),
+        (b'{"x":' + b"[" * 100_000, 400, "the body is nested too deeply"),
         (b"{}", 400, "the body names no 'model'"),
         (b'{"model": null}', 400, "the body names no 'model'"),
         (b'{"model": 5}', 400, "'model' must be a string"),
