@@ -13,13 +13,14 @@ from tests.swapd import ROOT
 ROOMS = {
     "swapd.words": set[str](),
     "swapd.core": {"swapd.words"},
+    "swapd.simulation": {"swapd.words", "swapd.core"},
     "swapd.config": {"swapd.words"},
     "swapd.effects": {"swapd.words"},
     "swapd.home": {"swapd.words"},
     "swapd.supervisor": {"swapd.words", "swapd.core", "swapd.config", "swapd.effects"},
     "swapd.doors": {
         *("swapd.words", "swapd.core", "swapd.config", "swapd.effects"),
-        *("swapd.home", "swapd.supervisor"),
+        *("swapd.home", "swapd.supervisor", "swapd.simulation"),
     },
     "swapd.__main__": {"swapd.doors"},
     "swapd": set[str](),

@@ -14,7 +14,7 @@ from bisect import bisect_left, insort
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from swapd.core.demand import Demand
+from swapd.core.demand import Demand, Forecast
 from swapd.core.lifecycle import LEAVING, SERVING, Step
 from swapd.core.queue import Queue, Rank, Waiting
 from swapd.core.resident import Resident
@@ -82,6 +82,7 @@ class Ledger:
         self.of_tenant: dict[str, dict[RequestId, None]] = {}
         self.granted: dict[RequestId, Granted] = {}
         self.records: dict[str, Record] = {}
+        self.forecast = Forecast()
         self.wanted: list[tuple[Rank, str]] = []
         """Models with a queue and no worker that serves it, by the first rank in their queue."""
         self.touched: set[str] = set()
@@ -139,7 +140,7 @@ class Ledger:
         if waiting.needs_slot:
             resident.busy.add(waiting.request)
             record.uses += 1
-            record.demand.note(now)
+            self.forecast.note(record.demand, now)
             tokens = record.mean_tokens or TOKENS
         if waiting.request in self.waiting:
             self.queues[model].grant(waiting, tokens)

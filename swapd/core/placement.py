@@ -187,6 +187,6 @@ def candidate(books: Ledger, r: Resident, now: float) -> Candidate[WorkerId]:
         last_used=r.up_since if in_use else r.last_used,
         uses=0 if in_use else record.uses,
         back=record.mean_load or 0.0,
-        rate=record.demand.rate(now),
+        likely=books.forecast.share(record.demand, now),
         weight=r.spec.weight,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, TypeVar
 
 from swapd.core.room import Room
 
@@ -30,13 +30,9 @@ class Candidate(Generic[Key]):
     """How often it was asked for, ever."""
     back: float = 0.0
     """Seconds that it takes to bring it back."""
-    rate: float = 0.0
-    """Requests a second to be expected soon."""
+    likely: float = 0.0
+    """How likely it is what is asked for next."""
     weight: float = 1.0
-
-
-Worth: TypeAlias = Callable[[Candidate[Key], bool], float]
-"""Who has least goes first, by the byte (True) or by the head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +44,10 @@ class Policy:
     """Whether anybody goes for want of room; else who finds none is refused."""
     heeds_time: bool
     """Whether idleness beyond the time to live ends anybody."""
+    adds_up: bool
+    """Whether the worth of several is the sum of theirs."""
     worth: Callable[[Candidate[int] | Candidate[str], bool], float]
+    """Who has least goes first; by the byte (True), or as it is."""
 
 
 def _recency(c: Candidate[int] | Candidate[str], _: bool) -> float:
@@ -60,11 +59,11 @@ def _frequency(c: Candidate[int] | Candidate[str], _: bool) -> float:
 
 
 def _cost(c: Candidate[int] | Candidate[str], by_bytes: bool) -> float:
-    """Seconds of loading that keeping it is likely to save, for each second and byte it is kept.
+    """Seconds of loading that keeping it is likely to save, for each request and byte.
 
     What is in use is wanted now, all of it alike: what it takes to bring back decides.
     """
-    saved = c.weight * c.back * (1.0 if c.in_use else c.rate)
+    saved = c.weight * c.back * (1.0 if c.in_use else c.likely)
     return saved / max(c.bytes, 1) if by_bytes else saved
 
 
@@ -72,12 +71,12 @@ POLICIES = MappingProxyType(
     {
         policy.name: policy
         for policy in (
-            Policy("cost", True, True, _cost),
-            Policy("lru", True, False, _recency),
-            Policy("lru-ttl", True, True, _recency),
-            Policy("lfu", True, False, _frequency),
-            Policy("ttl", False, True, _recency),
-            Policy("no-evict", False, False, _recency),
+            Policy("cost", True, True, True, _cost),
+            Policy("lru", True, False, False, _recency),
+            Policy("lru-ttl", True, True, False, _recency),
+            Policy("lfu", True, False, False, _frequency),
+            Policy("ttl", False, True, False, _recency),
+            Policy("no-evict", False, False, False, _recency),
         )
     }
 )

@@ -3,8 +3,9 @@
 A step of priority counts as `STEP` seconds of waiting. So a request is passed only by those that
 arrive within that time after it, for each step that they stand above it, and nobody waits for
 ever. Among equals in priority tenants share by tokens: next is who was served least. A tenant that
-was away comes back as if it had been served as much as who was served last, so that absence
-earns nothing. Within a tenant the order is that of arrival.
+was away comes back with what it was served then, but not with more than `CREDIT` less than who was
+served last: absence earns no more than that, and a tenant that asks for little is served before
+one that asks for all there is. Within a tenant the order is that of arrival.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from swapd.words.events import RequestId
 STEP = 30.0
 MOST = 10
 """Priorities beyond this are cut off, so that waits are bounded."""
+CREDIT = 16_000.0
+"""Tokens that a tenant may be served before others when it was served less than they."""
 Rank: TypeAlias = tuple[float, int]
 """Arrival, brought forward by priority; then the place in the order of arrival."""
 
@@ -62,10 +65,10 @@ class Level:
 
     def _lift(self, tenant: str) -> None:
         served = self._served
-        served[tenant] = max(served.get(tenant, 0.0), self._since)
+        served[tenant] = max(served.get(tenant, 0.0), self._since - CREDIT)
         if len(served) > 2 * len(self.lines) + 64:
             # Who is away and below the rest would be lifted anyway.
-            kept = {t: s for t, s in served.items() if t in self.lines or s > self._since}
+            kept = {t: s for t, s in served.items() if t in self.lines or s > self._since - CREDIT}
             self._served = kept
 
     def remove(self, waiting: Waiting) -> None:

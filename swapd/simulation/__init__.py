@@ -1,0 +1,1 @@
+"""Replays traces against the real scheduler on a simulated machine, in virtual time."""
