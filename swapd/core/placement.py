@@ -87,7 +87,7 @@ def _parting(books: Ledger, catalog: Catalog, spec: ModelSpec) -> list[Resident]
     return [
         r
         for r in books.residents.values()
-        if must_part(spec.name, r.spec.name, catalog.limits) and not _fixed(r, spec, catalog)
+        if must_part(spec.name, r.spec.name, catalog.limits) and not r.spec.pinned
     ]
 
 
@@ -158,11 +158,6 @@ def _split(
         else:
             kept.append(until)
     return may_go, kept
-
-
-def _fixed(resident: Resident, spec: ModelSpec, catalog: Catalog) -> bool:
-    """Whether this worker never goes for that model."""
-    return resident.spec.pinned or is_spared(spec.name, resident.spec.name, catalog.limits)
 
 
 def leavable(books: Ledger) -> Iterator[Resident]:

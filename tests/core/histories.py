@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from swapd.core.scheduler import Scheduler
 from swapd.words.catalog import Catalog, Group, Limits
-from tests.core.machine import Machine, altered, catalog
+from tests.core.catalogs import altered, catalog
+from tests.core.machine import Machine
 
 Deed: TypeAlias = tuple[str, int, float]
 """What to do, which of those it can be done to (modulo their number), and a number for it."""

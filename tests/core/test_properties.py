@@ -18,10 +18,11 @@ from swapd.core.scheduler import Scheduler
 from swapd.words import events as ev
 from swapd.words.catalog import Catalog, Limits
 from swapd.words.orders import Stop
+from tests.core.catalogs import catalog
 from tests.core.histories import Deed, follow, histories, worlds
-from tests.core.machine import SERVE_MOST, BreachError, Machine, catalog
+from tests.core.machine import SERVE_MOST, BreachError, Machine
 
-QUICK = settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
 LONG = settings(QUICK, max_examples=20_000)
 
 
@@ -54,7 +55,7 @@ class LooksAtAll(Scheduler):
         super()._settle(now, pressed)
 
 
-@settings(QUICK, max_examples=600)
+@settings(QUICK, max_examples=300)
 @given(worlds, histories)
 def test_a_pass_leaves_out_only_what_has_nothing_to_do(world: Catalog, history: list[Deed]) -> None:
     assert follow(world, history).history == follow(world, history, LooksAtAll).history

@@ -1,0 +1,39 @@
+"""Catalogs for the simulated machine."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from swapd.words.catalog import Catalog, Limits, ModelSpec
+
+
+def catalog(
+    needs: dict[str, int],
+    limits: Limits,
+    slots: int = 1,
+    ttl: float = 0.0,
+    max_queue: int = 64,
+    pinned: Collection[str] = (),
+) -> Catalog:
+    """A catalog of models that need so many bytes each."""
+    models = {
+        name: ModelSpec(
+            name=name,
+            argv=(name,),
+            need_bytes=need,
+            slots=slots,
+            ttl=ttl,
+            max_queue=max_queue,
+            pinned=name in pinned,
+            start_timeout=30.0,
+        )
+        for name, need in needs.items()
+    }
+    return Catalog(models, limits)
+
+
+def altered(before: Catalog, model: str, **changes: object) -> Catalog:
+    """The same catalog with one model changed."""
+    spec = replace(before.models[model], **changes)  # type: ignore[arg-type]
+    return Catalog({**before.models, model: spec}, before.limits)

@@ -1,0 +1,198 @@
+"""A planted fault for each rule of sharing, policy and bookkeeping: each turns a test red.
+
+The faults of the scheduler's own rules stand in test_properties.py, beside the search that finds
+them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from swapd.core import agenda, eviction, fairness, groups, ledger, placement, refusals
+from swapd.core import queue as queues
+from swapd.core.facts import Facts
+from swapd.core.policy import POLICIES, Policy
+from swapd.core.resident import Resident
+from swapd.core.scheduler import Scheduler
+from swapd.core.store import Store
+from swapd.words import events as ev
+from swapd.words.orders import Why
+from tests.core import test_conversations as talks
+from tests.core import test_properties as properties
+from tests.core import test_sharing as sharing
+from tests.core import test_store as files
+from tests.core.histories import follow, histories, worlds
+
+Test = Callable[[], object]
+Fault = tuple[str, Any, str, Any, Test]
+"""What is wrong, where (object and name), what stands there instead, and the test that tells."""
+
+level, ledger_class = queues.Level, ledger.Ledger
+
+
+def _grant_uncounted(self: queues.Level, tenant: str, tokens: float) -> None:
+    del self, tenant, tokens
+
+
+def _policy(name: str, **changes: Any) -> dict[str, Policy]:
+    fields = {f: getattr(POLICIES[name], f) for f in Policy.__slots__}
+    return {**POLICIES, name: Policy(**{**fields, **changes})}
+
+
+def _nobody_else(*_: object) -> None:
+    return None
+
+
+def _first_come(books: Any, spec: Any, limits: Any, event: Any) -> Any:
+    found = refusals.too_many(books, spec, limits, event)
+    return None if found is None else (found[0], None)
+
+
+def _tenants_unbounded(books: Any, spec: Any, limits: Any, event: Any) -> Any:
+    found = refusals.too_many(books, spec, limits, event)
+    return None if found is not None and found[0].why is Why.TENANT_FULL else found
+
+
+def _admitted_before_the_transfer(self: Store, model: str, size: int, *rest: Any) -> Any:
+    decision = _decide(self, model, size, *rest)
+    if decision.action.value == "load_from_store":
+        self.arrived(model, 0.0, 0.0)
+        self._coming[model] = size
+    return decision
+
+
+def _failures_count_as_served(self: Facts, event: ev.Finished) -> None:
+    _finished(self, ev.Finished(event.now, event.request, True, event.tokens))
+
+
+_decide, _finished, _lasts = Store.decide, Facts._finished, Resident.lasts
+_plan, _place = placement.plan, Scheduler._place
+
+
+def _spares_nobody(policy: Policy, short: Any, candidates: Any) -> Any:
+    return tuple(c.key for c in candidates) or None
+
+
+def _nobody_released(self: Scheduler, now: float) -> set[str]:
+    _place(self, now)
+    return set()
+
+
+def _patient_plan(books: Any, catalog: Any, now: float) -> placement.Plan:
+    made = _plan(books, catalog, now)
+    made.holds_until = math.inf
+    return made
+
+
+def _on(policy: str, test: Callable[[str], None]) -> Test:
+    return lambda: test(policy)
+
+
+def _same_orders(limit: int = 2000) -> None:
+    """The search of test_properties, without its printing and its memory."""
+    from hypothesis import Phase, given, settings
+
+    @settings(
+        properties.QUICK,
+        max_examples=limit,
+        phases=[Phase.generate],
+        database=None,
+        derandomize=True,
+    )
+    @given(worlds, histories)
+    def search(world: Any, history: Any) -> None:
+        told = follow(world, history).history
+        assert told == follow(world, history, properties.LooksAtAll).history
+
+    search()
+
+
+FAULTS: list[Fault] = [
+    ("the oldest is next, whoever it is", level, "next", level.oldest,
+     sharing.test_tenants_take_turns_however_many_requests_one_of_them_has),
+    ("what is served is not counted", level, "grant", _grant_uncounted,
+     sharing.test_tenants_take_turns_however_many_requests_one_of_them_has),
+    ("requests are counted, not tokens", level, "correct", _nobody_else,
+     sharing.test_what_counts_is_tokens_and_not_requests),
+    ("absence earns without bound", queues, "CREDIT", math.inf,
+     sharing.test_absence_earns_no_more_than_the_credit),
+    ("failures are paid for", Facts, "_finished", _failures_count_as_served,
+     sharing.test_a_failed_request_costs_its_tenant_nothing),
+    ("waiting does not make up for priority", queues, "STEP", 1e9,
+     sharing.test_priority_goes_first_and_waiting_makes_up_for_it),
+    ("priority counts for nothing", queues, "STEP", 0.0,
+     sharing.test_priority_goes_first_and_waiting_makes_up_for_it),
+    ("priority has no end", queues, "MOST", 10**9, sharing.test_priorities_have_an_end),
+    ("no bound for a tenant", refusals, "too_many", _tenants_unbounded,
+     sharing.test_a_tenant_has_a_bound_of_its_own),
+    ("a full queue refuses whoever comes", refusals, "too_many", _first_come,
+     sharing.test_a_full_queue_costs_the_greediest_its_newest),
+    ("keep_alive is not heard", Resident, "lasts",
+     lambda self, timed: self.spec.ttl if timed and self.spec.ttl else math.inf,
+     sharing.test_keep_alive_stands_instead_of_the_time_to_live),
+    ("a negative keep_alive is a time", Resident, "lasts",
+     lambda self, timed: self.keep_alive if self.keep_alive is not None else _lasts(self, timed),
+     sharing.test_keep_alive_stands_instead_of_the_time_to_live),
+    ("lru goes by use", placement, "POLICIES", _policy("lru", worth=POLICIES["lfu"].worth),
+     _on("lru", lambda p: sharing.test_policies_differ_in_who_makes_room(p, "stop:2"))),
+    ("lfu goes by time", placement, "POLICIES", _policy("lfu", worth=POLICIES["lru"].worth),
+     _on("lfu", lambda p: sharing.test_policies_differ_in_who_makes_room(p, "stop:1"))),
+    ("cost goes by time", placement, "POLICIES",
+     _policy("cost", worth=POLICIES["lru"].worth, adds_up=False),
+     sharing.test_cost_weighs_loading_likelihood_and_weight_by_the_byte),
+    ("no-evict makes room", placement, "POLICIES", _policy("no-evict", makes_room=True),
+     _on("no-evict", sharing.test_policies_that_make_no_room_refuse_and_start_nothing)),
+    ("lru heeds the time to live", Resident, "lasts", lambda self, _: _lasts(self, True),
+     sharing.test_only_some_policies_heed_the_time_to_live),
+    ("everybody makes room at once", eviction, "choose", _spares_nobody,
+     talks.test_one_that_is_spared_when_another_alone_is_enough),
+    ("a member is loaded beside another", placement, "must_part", lambda *_: False,
+     sharing.test_a_busy_member_finishes_before_the_other_is_loaded),
+    ("a persistent group goes like any other", groups, "must_part",
+     lambda new, old, limits: limits.groups != () and new != old,
+     lambda: sharing.test_groups_part_their_members_and_exclusive_ones_all_others("d", "c", [])),
+    ("pinned members are waited for", refusals, "_beside_pinned", lambda *_: "",
+     sharing.test_beside_a_pinned_member_the_others_are_refused),
+    ("a turn never ends", fairness, "TURN", 1e9,
+     talks.test_a_resident_model_is_served_for_a_turn_while_another_waits),
+    ("nobody lingers", fairness, "LINGER_MOST", 0.0,
+     talks.test_a_model_that_falls_idle_gives_its_place_up_unless_its_clients_are_quick),
+    ("a plan outlives the turns", placement, "plan", _patient_plan,
+     talks.test_a_resident_model_is_served_for_a_turn_while_another_waits),
+    ("a pass forgets whose time has come", agenda.Agenda, "due", lambda *_: [],
+     talks.test_time_to_live_counts_from_the_end_of_the_last_request),
+    ("those who need yield no more are left waiting", Scheduler, "_place",
+     _nobody_released,
+     talks.test_it_yields_no_longer_when_the_older_request_has_left),
+    ("the plan does not see who has become younger", ledger_class, "_ahead",
+     lambda *_: 0, _same_orders),
+    ("a worker in use again is not noticed", ledger_class, "_in_use",
+     lambda *_: True, _same_orders),
+    ("a file is in the cache before it is there", Store, "decide", _admitted_before_the_transfer,
+     files.test_a_file_is_there_only_when_its_transfer_has_succeeded),
+    ("a failed transfer keeps its room", Store, "failed", _nobody_else,
+     files.test_a_file_is_there_only_when_its_transfer_has_succeeded),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault[0])
+def test_a_planted_fault_turns_a_test_red(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, where, name, wrong, test = fault
+    right = getattr(where, name)
+    # A name that other modules have imported is wrong there as well.
+    for module in (where, placement, refusals, eviction, *_importers()):
+        if getattr(module, name, None) is right:
+            monkeypatch.setattr(module, name, wrong)
+    with pytest.raises(Exception) as told:
+        test()
+    assert not isinstance(told.value, (TypeError, AttributeError, NameError)), told.value
+
+
+def _importers() -> list[Any]:
+    import sys
+
+    return [m for n, m in sys.modules.items() if n.startswith("swapd.core.")]
