@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, replace
 
-from workers.binding_sampler import Guide
+from workers.binding_sampler import Grammar, Guide
 from workers.errors import ApiError
 from workers.openai_requests import Generation
 from workers.sequence import Failed, Finished, Sequence, Timings
@@ -41,12 +41,13 @@ class Answers:
         prompts: list[list[int]],
         *,
         streaming: bool,
+        grammar: Grammar | None = None,
         tenant: str = "",
         tell: int | None = None,
     ) -> None:
         """Checks all of it; raises ApiError. Nothing begins before `start`.
 
-        `tell`: of each token, and of so many alternatives to it.
+        `grammar`: what each must follow. `tell`: of each token, and of so many alternatives to it.
         """
         self._worker = worker
         self._stream = Stream()
@@ -56,7 +57,6 @@ class Answers:
         self._n = request.n or 1
         if self._n * len(prompts) > MOST_ANSWERS:
             raise ApiError(400, f"More than {MOST_ANSWERS} answers were asked for.", param="n")
-        grammar = worker.grammars.wished(request)
         for tokens in prompts:
             for number in range(self._n):
                 told: deque[tuple[int, float, list[tuple[int, float]]]] = deque()

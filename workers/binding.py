@@ -166,6 +166,12 @@ class Model:
             piece = self._pieces[token] = self._find_piece(token)
             return piece
 
+    def reveal(self, text: str) -> None:
+        """From now on the control token spelled `text`, if there is one, adds it to a text."""
+        tokens = self.tokenize(text, add_special=False, parse_special=True)
+        if len(tokens) == 1 and self.piece(tokens[0]) == "":
+            self._pieces[tokens[0]] = text
+
     def _find_piece(self, token: int) -> str | bytes | None:
         if api.llama_vocab_is_eog(self.vocab, token):
             return None

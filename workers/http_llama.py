@@ -7,9 +7,9 @@ from dataclasses import asdict
 import msgspec
 from aiohttp import web
 
+from workers.chat import open_chat
 from workers.errors import ApiError
 from workers.http_json import json_response
-from workers.http_openai import render_chat
 from workers.openai_requests import ChatRequest, decode
 from workers.sequence import Sequence
 from workers.settings import Sampling
@@ -89,7 +89,7 @@ class LlamaRoutes:
     async def apply_template(self, http: web.Request) -> web.Response:
         """POST /apply-template."""
         request = decode(await http.read(), ChatRequest)
-        return json_response({"prompt": render_chat(self._worker, request)})
+        return json_response({"prompt": open_chat(self._worker, request).prompt})
 
     async def metrics(self, _http: web.Request) -> web.Response:
         """GET /metrics. The first one imports prometheus_client, beside the loop."""

@@ -8,6 +8,8 @@ from array import array
 from aiohttp import web
 
 from workers.answers import Answers
+from workers.chat import open_chat
+from workers.chat_responses import ChatShape
 from workers.echo import echoes
 from workers.errors import ApiError
 from workers.http_json import json_response
@@ -20,11 +22,9 @@ from workers.openai_requests import (
     Generation,
     Texts,
     check,
-    check_messages,
     decode,
 )
-from workers.openai_responses import ChatShape, CompletionShape
-from workers.template import TemplateError
+from workers.openai_responses import CompletionShape
 from workers.worker import Worker
 
 
@@ -38,16 +38,18 @@ class OpenAIRoutes:
         """POST /v1/chat/completions."""
         request = decode(await http.read(), ChatRequest)
         check(request)
-        prompt = await self._worker.tokenize_rendered(render_chat(self._worker, request))
+        chat = open_chat(self._worker, request)
         answers = Answers(
             self._worker,
             request,
-            [prompt],
+            [await self._worker.tokenize_rendered(chat.prompt)],
             streaming=bool(request.stream),
+            grammar=chat.grammar,
             tenant=tenant_of(http),
             tell=request.alternatives,
         )
-        shape = ChatShape(self._name(request), answers.count, with_usage=request.wants_usage)
+        parsers = [chat.parser() for _ in range(answers.count)]
+        shape = ChatShape(self._name(request), parsers, with_usage=request.wants_usage)
         return await respond(http, answers, shape, streaming=bool(request.stream))
 
     async def complete(self, http: web.Request) -> web.StreamResponse:
@@ -63,6 +65,7 @@ class OpenAIRoutes:
             request,
             prompts,
             streaming=bool(request.stream),
+            grammar=worker.grammars.wished(request),
             tenant=tenant_of(http),
             tell=request.logprobs,
         )
@@ -161,15 +164,6 @@ class OpenAIRoutes:
         if not inputs:
             raise ApiError(400, f"`{param}` must not be empty.", param=param)
         return inputs
-
-
-def render_chat(worker: Worker, request: ChatRequest) -> str:
-    """The prompt that the model's template makes of the messages. Raises ApiError 400."""
-    messages = check_messages(request.messages)
-    try:
-        return worker.template.render(messages, request.chat_template_kwargs or {})
-    except TemplateError as error:
-        raise ApiError(400, str(error), param="messages") from error
 
 
 def _base64(vector: list[float]) -> str:

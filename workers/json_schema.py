@@ -69,16 +69,15 @@ def schema_grammar(schema: object, *, lenient: bool = False) -> str:
 
     `lenient`: what can't be enforced is left out instead of refused.
     """
-    compiler = SchemaCompiler(schema, lenient=lenient)
-    return compiler.grammar(compiler.rule(schema))
+    compiler = SchemaCompiler(lenient=lenient)
+    return compiler.grammar(compiler.rule(schema, root=schema))
 
 
 class SchemaCompiler:
     """Rules as they are found; the same rule is written once."""
 
-    def __init__(self, root: object, *, lenient: bool = False) -> None:
-        """`root`: where references start from."""
-        self._root = root
+    def __init__(self, *, lenient: bool = False) -> None:
+        self._root: object = None
         self._lenient = lenient
         self._rules: dict[str, str] = {}
         self._names: dict[str, str] = {}
@@ -89,8 +88,13 @@ class SchemaCompiler:
         rules = {"root": body, **self._rules}
         return "".join(f"{name} ::= {text}\n" for name, text in rules.items())
 
-    def rule(self, schema: object) -> str:
-        """The name of a rule for `schema`. Raises SchemaError."""
+    def rule(self, schema: object, *, root: object) -> str:
+        """The name of a rule for `schema`, whose references start from `root`.
+
+        Raises SchemaError.
+        """
+        if root is not self._root:
+            self._root, self._references = root, {}
         try:
             return self._rule(schema)
         except PatternError as error:

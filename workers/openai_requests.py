@@ -74,6 +74,8 @@ class ChatRequest(Generation, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tools: list[Any] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
 
     @property
     def alternatives(self) -> int | None:
@@ -123,8 +125,6 @@ def check(request: Generation) -> None:
     """Raises ApiError 400 for values that mean nothing, and for what this worker can't do."""
     check_numbers(request)
     if isinstance(request, ChatRequest):
-        if request.tools:
-            raise ApiError(400, "`tools` is not supported by this worker.", param="tools")
         if request.top_logprobs is not None and not request.logprobs:
             raise ApiError(400, "`top_logprobs` needs `logprobs: true`.", param="top_logprobs")
     elif isinstance(request, CompletionRequest) and request.best_of not in (
@@ -134,32 +134,3 @@ def check(request: Generation) -> None:
         raise ApiError(
             400, "`best_of` must be `n`: this worker gives every answer it makes.", param="best_of"
         )
-
-
-def check_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages as templates expect them: text parts joined. Raises ApiError 400."""
-    if not messages:
-        raise ApiError(400, "`messages` must not be empty.", param="messages")
-    checked = []
-    for message in messages:
-        if not isinstance(message.get("role"), str):
-            raise ApiError(400, "Each message must have a `role`.", param="messages")
-        checked.append({**message, "content": _text(message.get("content"))})
-    return checked
-
-
-def _text(content: object) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else [content]
-    texts = []
-    for part in parts:
-        if not isinstance(part, dict) or part.get("type") != "text":
-            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise ApiError(400, f"This model reads text only, not {kind!r}.", param="messages")
-        if not isinstance(part.get("text"), str):
-            raise ApiError(400, "A text part must have a `text`.", param="messages")
-        texts.append(part["text"])
-    return "\n".join(texts)

@@ -12,7 +12,7 @@ import msgspec
 
 from workers.answers import Part
 from workers.sequence import Finished, Timings
-from workers.token_log import Told, chat_logprobs, text_logprobs
+from workers.token_log import Told, text_logprobs
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Shape:
         """A stream's chunks for a part: its text, and the reason where it ends."""
         written = b""
         if part.told:
-            written = self._chunk(part.index, self._piece(part.index, part.text, part.told))
+            written = self._event(self._piece(part.index, part.text, part.told))
         elif part.text:
             before, after = self._around.get(part.index) or self._surroundings(part.index)
             written = before + _encode(part.text) + after
@@ -114,20 +114,17 @@ class Shape:
 
     def _last(self, index: int, reason: str, timings: Timings) -> bytes:
         choice = {**self._piece(index, None, []), "finish_reason": reason}
-        return self._chunk(
-            index, choice, {} if self._with_usage else {"timings": llama_timings(timings)}
-        )
+        return self._event(choice, {} if self._with_usage else {"timings": llama_timings(timings)})
 
     def _surroundings(self, index: int) -> tuple[bytes, bytes]:
         """What comes before and after the text of a plain chunk."""
         mark = "\x00"
-        before, after = self._chunk(index, self._piece(index, mark, [])).split(_encode(mark))
+        before, after = self._event(self._piece(index, mark, [])).split(_encode(mark))
         self._around[index] = before, after
         return before, after
 
-    def _chunk(
-        self, _index: int, choice: dict[str, Any], more: dict[str, object] | None = None
-    ) -> bytes:
+    def _event(self, choice: dict[str, Any], more: dict[str, object] | None = None) -> bytes:
+        """A chunk with one choice."""
         return _event({**self._head, "object": self.part, "choices": [choice], **(more or {})})
 
     def _choice(self, part: Part, reason: str) -> dict[str, Any]:
@@ -135,39 +132,6 @@ class Shape:
 
     def _piece(self, index: int, text: str | None, told: list[Told]) -> dict[str, Any]:
         raise NotImplementedError
-
-
-class ChatShape(Shape):
-    """Responses of /v1/chat/completions."""
-
-    prefix, whole, part = "chatcmpl", "chat.completion", "chat.completion.chunk"
-
-    def opening(self) -> bytes:
-        """The role comes first, and alone."""
-        return b"".join(
-            self._chunk(
-                index,
-                {
-                    "index": index,
-                    "delta": {"role": "assistant", "content": ""},
-                    "finish_reason": None,
-                },
-            )
-            for index in range(self._count)
-        )
-
-    def _choice(self, part: Part, reason: str) -> dict[str, Any]:
-        return {
-            "index": part.index,
-            "message": {"role": "assistant", "content": part.text},
-            "logprobs": chat_logprobs(part.told) if part.told else None,
-            "finish_reason": reason,
-        }
-
-    def _piece(self, index: int, text: str | None, told: list[Told]) -> dict[str, Any]:
-        delta = {} if text is None else {"content": text}
-        piece = {"index": index, "delta": delta, "finish_reason": None}
-        return {**piece, "logprobs": chat_logprobs(told)} if told else piece
 
 
 class CompletionShape(Shape):
@@ -192,8 +156,7 @@ class CompletionShape(Shape):
         if self._echo is None:
             return b""
         return b"".join(
-            self._chunk(
-                index,
+            self._event(
                 {
                     "index": index,
                     "text": echo.text,

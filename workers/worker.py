@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from workers.adapter_names import AdapterNames
+from workers.answer_parser import SPELLED
 from workers.binding import LlamaLog
 from workers.binding_sampler import Guide
 from workers.detokenize import TextOutput
@@ -47,6 +48,9 @@ class Worker:
             eos=self.model.token_text(self.model.eos),
             defaults=settings.chat_template_kwargs,
         )
+        for mark in SPELLED:
+            if mark in self.template.source:
+                self.model.reveal(mark)
         self.grammars = Grammars(self.model, log)
         self.adapters = AdapterNames(settings)
         self._numbers = itertools.count()

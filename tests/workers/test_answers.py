@@ -166,7 +166,7 @@ def test_an_echo_with_logprobs_scores_the_prompt(bard: WorkerProcess, streamed: 
 
 
 def test_the_first_token_of_all_has_no_probability(tiny: WorkerProcess) -> None:
-    body = {"prompt": "go", "echo": True, "max_tokens": 1, "logprobs": 0}
+    body = {"prompt": "go", "echo": True, "max_tokens": 1, "logprobs": 0, "logit_bias": {"65": 99}}
     logprobs = tiny.post("/v1/completions", body)["choices"][0]["logprobs"]
     assert [logprob is None for logprob in logprobs["token_logprobs"]] == [True, False, False]
     assert logprobs["top_logprobs"][0] is None

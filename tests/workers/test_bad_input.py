@@ -11,6 +11,7 @@ from workers.flags import FlagError, parse
 
 CHAT, TEXT, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 HI = [{"role": "user", "content": "Hi"}]
+TOOL = {"type": "function", "function": {"name": "f"}}
 
 TABLE: list[tuple[str, object, str, str | None]] = [
     (CHAT, b"{not json", "not valid JSON", None),
@@ -55,7 +56,28 @@ TABLE: list[tuple[str, object, str, str | None]] = [
     (CHAT, {"messages": HI, "dry_multiplier": -1}, "0 or more", "dry_multiplier"),
     (CHAT, {"messages": HI, "dry_sequence_breakers": "x"}, "Expected", "dry_sequence_breakers"),
     (CHAT, {"messages": HI, "stop": 5}, "Expected `", "stop"),
-    (CHAT, {"messages": HI, "tools": [{"type": "function"}]}, "not supported", "tools"),
+    (CHAT, {"messages": HI, "tools": [{"type": "function"}]}, "must be a `function`", "tools"),
+    (CHAT, {"messages": HI, "tools": [TOOL, TOOL]}, "Two tools have the name 'f'", "tools"),
+    (CHAT, {"messages": HI, "tools": [TOOL]}, "template knows no tools", "tools"),
+    (CHAT, {"messages": HI, "tool_choice": "required"}, "no `tools` to call", "tool_choice"),
+    (
+        CHAT,
+        {"messages": HI, "tools": [TOOL], "tool_choice": "maybe"},
+        "must be none, auto, required",
+        "tool_choice",
+    ),
+    (
+        CHAT,
+        {"messages": HI, "tools": [TOOL], "tool_choice": {"function": {"name": "g"}}},
+        "no tool 'g'",
+        "tool_choice",
+    ),
+    (
+        CHAT,
+        {"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]},
+        "must have a `function`",
+        "messages",
+    ),
     (TEXT, {"prompt": "a", "grammar": 'root ::= "a" b'}, "there is no rule b", "grammar"),
     (TEXT, {"prompt": "a", "grammar": "root ::= root"}, "left recursion", "grammar"),
     (TEXT, {"prompt": "a", "grammar": 'root ::= "\\q"'}, "The grammar can't be used", "grammar"),

@@ -1,0 +1,72 @@
+"""A chat as the model reads it, and what its answer has to be and may hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from workers.answer_parser import END_THINK, THINK, AnswerParser
+from workers.binding_sampler import Grammar
+from workers.errors import ApiError
+from workers.json_keywords import SchemaError
+from workers.messages import check_messages
+from workers.openai_requests import ChatRequest
+from workers.template import TemplateError
+from workers.tool_grammar import tool_grammar
+from workers.tools import Tools, dialect_of, tools_of
+from workers.worker import Worker
+
+
+@dataclass(frozen=True)
+class Chat:
+    """One request's chat."""
+
+    prompt: str
+    tools: Tools | None
+    thinking: bool
+    """The prompt ends within a thought."""
+    grammar: Grammar | None
+    """What the answer must follow."""
+
+    def parser(self) -> AnswerParser:
+        """For one answer."""
+        if self.tools is None:
+            return AnswerParser(None, {}, thinking=self.thinking)
+        return AnswerParser(self.tools.dialect, self.tools.schemas, thinking=self.thinking)
+
+
+def open_chat(worker: Worker, request: ChatRequest) -> Chat:
+    """Renders the messages and the tools with the model's template. Raises ApiError 400."""
+    messages = check_messages(request.messages)
+    tools = tools_of(
+        request.tools,
+        request.tool_choice,
+        several=bool(request.parallel_tool_calls),
+        dialect=dialect_of(worker.template.source),
+    )
+    variables = dict(request.chat_template_kwargs or {})
+    if tools is not None:
+        variables["tools"] = tools.given
+    try:
+        prompt = worker.template.render(messages, variables)
+    except TemplateError as error:
+        raise ApiError(400, str(error), param="messages") from error
+    thinking = prompt.rstrip().endswith(THINK)
+    grammar = worker.grammars.wished(request)
+    if tools is not None and tools.must:
+        if grammar is not None:
+            raise ApiError(
+                400, "An answer can't be a call and have another form.", param="tool_choice"
+            )
+        grammar = _forced(worker, tools, thinking=thinking)
+    elif thinking and grammar is not None:
+        prompt += f"\n{END_THINK}\n\n"  # the answer has that form from its first letter on
+        thinking = False
+    return Chat(prompt, tools, thinking, grammar)
+
+
+def _forced(worker: Worker, tools: Tools, *, thinking: bool) -> Grammar:
+    try:
+        text = tool_grammar(tools, thinking=thinking)
+    except SchemaError as error:
+        raise ApiError(400, str(error), param="tools") from error
+    return worker.grammars.compile(text, "tools")
