@@ -18,6 +18,8 @@ from swapd.words import events as ev
 from swapd.words import orders as od
 from swapd.words.catalog import Catalog, Limits, ModelSpec
 
+ROUNDS = 5
+"""The best of them counts: whatever else runs on the machine can only slow one down."""
 SERVE, LOAD, STOP = 0.5, 1.0, 0.1
 """Seconds of the simulated machine."""
 
@@ -91,19 +93,22 @@ def measure(models: int, waiting: int, events: int, slots: int = 1, tenants: int
     world = World(models, max(1, models // 10), slots, tenants)
     while len(world.events) < events + 2 * waiting:
         world.arrive() if world.waiting < waiting else world.step()
-    core = Scheduler(world.catalog)
     first, rest = world.events[: 2 * waiting], world.events[2 * waiting :]
-    for event in first:
-        core.handle(event)
-    before = time.process_time()
-    for event in rest:
-        core.handle(event)
-    return len(rest) / (time.process_time() - before)
+    best = 0.0
+    for _ in range(ROUNDS):
+        core = Scheduler(world.catalog)
+        for event in first:
+            core.handle(event)
+        before = time.process_time()
+        for event in rest:
+            core.handle(event)
+        best = max(best, len(rest) / (time.process_time() - before))
+    return best
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--events", type=int, default=40_000)
+    parser.add_argument("--events", type=int, default=20_000)
     parser.add_argument("--slots", type=int, default=1)
     options = parser.parse_args()
     rates = {}

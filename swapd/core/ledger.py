@@ -104,12 +104,15 @@ class Ledger:
         if not self._in_use(model):
             self.version += 1
         queue = self.queues.get(model)
+        if queue is None or model in self._serving:
+            # Where others wait for a worker already, one more gives the pass nothing to do.
+            self.touched.add(model)
         if queue is None:
             queue = self.queues[model] = Queue()
         queue.add(waiting)
         self.waiting[waiting.request] = (model, waiting)
         self.of_tenant.setdefault(waiting.tenant, {})[waiting.request] = None
-        self._look_again(model)
+        self._rank(model)
 
     def next_place(self) -> int:
         """The next place in the order of arrival."""
@@ -129,7 +132,8 @@ class Ledger:
             del self.queues[model]
             if not self._in_use(model):
                 self.version += 1
-        self._look_again(model)
+        self.touched.add(model)
+        self._rank(model)
 
     def grant(self, waiting: Waiting, resident: Resident, now: float) -> None:
         """Take the slot, if it needs one, and count it for its model and its tenant."""
@@ -212,11 +216,11 @@ class Ledger:
             (self._serving[model],) = serving
         else:
             self._serving.pop(model, None)
-        self._look_again(model)
-
-    def _look_again(self, model: str) -> None:
-        """Note a change, and bring the model's place among the wanted up to date."""
         self.touched.add(model)
+        self._rank(model)
+
+    def _rank(self, model: str) -> None:
+        """Bring the model's place among the wanted up to date."""
         queue = self.queues.get(model)
         before, rank = self._ranks.get(model, NEVER), queue.head().rank if queue else NEVER
         self._ranks[model] = rank

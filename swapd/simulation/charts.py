@@ -43,9 +43,10 @@ def _waits(plots: Any, file: Path, trace: str, outcomes: Mapping[str, Outcome]) 
     figure, axes = plots.subplots(figsize=(8, 4.5), layout="constrained")
     for policy, outcome in outcomes.items():
         waited = sorted(waits(outcome))
-        shares = [100 * (i + 1) / len(waited) for i in range(len(waited))]
-        axes.step([max(w, 0.01) for w in waited], shares, where="post", label=policy)
-    axes.set(xscale="log", xlabel="seconds waited", ylabel="% of requests", title=trace)
+        longer = [100 * (1 - i / len(waited)) for i in range(len(waited))]
+        axes.step([max(w, 0.01) for w in waited], longer, where="pre", label=policy)
+    axes.set(xscale="log", yscale="log", title=trace)
+    axes.set(xlabel="seconds", ylabel="% of requests that waited so long or longer")
     axes.grid(alpha=0.3)
     axes.legend()
     return _save(plots, figure, file)
