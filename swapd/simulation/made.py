@@ -96,7 +96,7 @@ def daily(seed: int, hours: float) -> Trace:
 
 
 def bursts(seed: int, hours: float) -> Trace:
-    """Conversations, and between them jobs that ask one model 40 times as fast as one a second."""
+    """Conversations, and each half hour a job: forty requests for one model, one a second."""
     rng = random.Random(seed)
     made = _sessions(rng, hours, lambda _: 6.0)
     asks, names, now = list(made.asks), list(made.models), 0.0
