@@ -94,6 +94,15 @@ class Answers:
         """How many there are; they are numbered prompt by prompt."""
         return len(self._sequences)
 
+    def sequence(self, index: int) -> Sequence:
+        """An answer's sequence, to look at: a moment's view until it has ended."""
+        return self._sequences[index]
+
+    def without_end(self, tokens: list[int]) -> list[int]:
+        """`tokens` but one that ends a text."""
+        ends = tokens and self._worker.model.piece(tokens[-1]) is None
+        return tokens[:-1] if ends else tokens
+
     @property
     def adapted(self) -> bool:
         """Whether they are computed with an adapter."""

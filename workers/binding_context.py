@@ -18,7 +18,7 @@ KV_TYPES = {  # enum ggml_type in ggml.h
     "q8_0": 8, "iq4_nl": 20, "bf16": 30,
 }  # fmt: skip
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
-POOLING = {"mean": 1, "cls": 2, "last": 3}  # enum llama_pooling_type
+POOLING = {"mean": 1, "cls": 2, "last": 3, "rank": 4}  # enum llama_pooling_type
 
 
 class LoraAdapter:
@@ -86,7 +86,9 @@ class Context:
             raise LoadError(log.reason("llama.cpp could not make a context"))
         self.n_ctx: int = api.llama_n_ctx(self.handle)
         self._memory = api.llama_get_memory(self.handle)
-        self._n_embd, self._n_vocab = model.n_embd, model.n_vocab
+        ranks = options.pooling == "rank"
+        self._n_embd: int = api.llama_model_n_cls_out(model.handle) if ranks else model.n_embd
+        self._n_vocab = model.n_vocab
         self.cuts = model.cuts and self._memory is not None
         """Whether sequences can be cut and share their beginnings."""
         self.adapters: tuple[tuple[str, float], ...] = ()
@@ -173,7 +175,8 @@ class Context:
         return values
 
     def embedding(self, slot: int) -> list[float]:
-        """The pooled embedding of `slot` after a decode; not normalised."""
+        """The pooled embedding of `slot` after a decode, not normalised; of a model that ranks,
+        its scores."""
         vector = api.llama_get_embeddings_seq(self.handle, slot)
         if not vector:
             raise RuntimeError("llama.cpp computed no embedding for the sequence")

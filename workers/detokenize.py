@@ -20,6 +20,8 @@ class TextOutput:
         """Text that a stop string may begin with."""
         self.stopped = False
         """A stop string came; nothing follows."""
+        self.stop_word = ""
+        """Which one it was."""
 
     def push(self, piece: str | bytes) -> str:
         """Takes a token's piece, returns the text that is now certain (often all of it)."""
@@ -36,11 +38,12 @@ class TextOutput:
 
     def _release(self, text: str) -> str:
         text = self._held + text
-        found = [at for at in map(text.find, self._stops) if at >= 0]
+        found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
+            at, self.stop_word = min(found)
             self.stopped = True
             self._held = ""
-            return text[: min(found)]
+            return text[:at]
         keep = max(_overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -24,7 +24,8 @@ class EmbeddingJob:
     inputs: list[list[int]]
     done: Callable[[list[list[float]] | Exception], None]
     vectors: list[list[float]] = field(default_factory=list)
-    """Finished ones, in order; of length 1, so that their dot product is their cosine."""
+    """Finished ones, in order; of length 1, so that their dot product is their cosine. Of a model
+    that ranks: scores."""
 
 
 class Embedder:
@@ -34,6 +35,7 @@ class Embedder:
         """`options.n_ubatch` bounds one input: pooling needs it whole in one computation."""
         self._batch = Batch(options.n_ubatch)
         self._capacity = options.n_ubatch
+        self._ranks = options.pooling == "rank"
         self._context = Context(model, options, log)
 
     def step(self, job: EmbeddingJob) -> int:
@@ -54,7 +56,8 @@ class Embedder:
         if code != 0:
             raise RuntimeError(f"llama.cpp could not compute the embeddings (code {code})")
         for slot in range(count):
-            job.vectors.append(_normalised(self._context.embedding(slot)))
+            vector = self._context.embedding(slot)
+            job.vectors.append(vector if self._ranks else _normalised(vector))
             self._context.forget(slot)
         return count
 

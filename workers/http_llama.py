@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import msgspec
 from aiohttp import web
 
 from workers.chat import open_chat
 from workers.errors import ApiError
 from workers.http_json import json_response
+from workers.llama_responses import parameters
 from workers.openai_requests import ChatRequest, decode
 from workers.sequence import Sequence
-from workers.settings import Sampling
 from workers.worker import Worker, in_thread
 
 
@@ -44,7 +42,7 @@ class LlamaRoutes:
             {
                 "default_generation_settings": {
                     "n_ctx": worker.engine.longest_sequence,
-                    "params": _params(worker.settings.sampling, worker.settings.predict),
+                    "params": parameters(worker.settings.sampling, worker.settings.predict),
                 },
                 "total_slots": len(worker.engine.slots),
                 "model_alias": worker.settings.name,
@@ -109,12 +107,6 @@ class LlamaRoutes:
             return list(data)
 
 
-def _params(sampling: Sampling, predict: int) -> dict[str, object]:
-    settings = asdict(sampling)
-    bias = [{"token": token, "bias": value} for token, value in settings["logit_bias"].items()]
-    return {**settings, "logit_bias": bias, "n_predict": predict, "max_tokens": predict}
-
-
 def _slot(number: int, context: int, sequence: Sequence | None) -> dict[str, object]:
     if sequence is None:
         return {"id": number, "id_task": -1, "n_ctx": context, "is_processing": False}
@@ -126,7 +118,7 @@ def _slot(number: int, context: int, sequence: Sequence | None) -> dict[str, obj
         "is_processing": True,
         "n_prompt_tokens": sequence.prompt_length,
         "n_cached_tokens": sequence.cached,
-        "params": _params(sequence.sampling, sequence.limit),
+        "params": parameters(sequence.sampling, sequence.limit),
         "next_token": [
             {
                 "has_next_token": remaining > 0,

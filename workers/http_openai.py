@@ -20,11 +20,11 @@ from workers.openai_requests import (
     CompletionRequest,
     EmbeddingRequest,
     Generation,
-    Texts,
     check,
     decode,
 )
 from workers.openai_responses import CompletionShape
+from workers.prompts import token_lists
 from workers.worker import Worker
 
 
@@ -57,7 +57,7 @@ class OpenAIRoutes:
         request = decode(await http.read(), CompletionRequest)
         check(request)
         worker = self._worker
-        texts = prompts = await self._tokens(request.prompt, "prompt")
+        texts = prompts = await token_lists(worker, request.prompt, "prompt")
         if request.suffix:
             prompts = [await infill_prompt(worker, tokens, request.suffix) for tokens in prompts]
         answers = Answers(
@@ -89,10 +89,12 @@ class OpenAIRoutes:
             raise ApiError(
                 400, "`encoding_format` must be float or base64.", param="encoding_format"
             )
+        if self._worker.engine.embedding_options.pooling == "rank":
+            raise ApiError(400, "This model ranks, and computes no embeddings.")
         width = self._worker.model.n_embd
         if request.dimensions not in (None, width):
             raise ApiError(400, f"This model's vectors have {width} numbers.", param="dimensions")
-        inputs = await self._tokens(request.input, "input")
+        inputs = await token_lists(self._worker, request.input, "input")
         vectors = await self._worker.embed(inputs)
         count = sum(map(len, inputs))
         as_text = request.encoding_format == "base64"
@@ -141,29 +143,6 @@ class OpenAIRoutes:
             for one in worker.adapters.all()
         ]
         return json_response({"object": "list", "data": [entry, *adapters]})
-
-    async def _tokens(self, texts: str | Texts, param: str) -> list[list[int]]:
-        """The prompts or inputs that a body names in one of four ways, as tokens."""
-        if isinstance(texts, str):
-            return [await self._worker.tokenize(texts)]
-        inputs: list[list[int]] = []
-        alone: list[int] = []
-        for item in texts:
-            if isinstance(item, str):
-                inputs.append(await self._worker.tokenize(item))
-            elif isinstance(item, int):
-                alone.append(item)
-            else:
-                inputs.append(item)
-        if alone:
-            inputs.append(alone)
-        limit = self._worker.model.n_vocab
-        for tokens in inputs:
-            if not all(0 <= token < limit for token in tokens):
-                raise ApiError(400, f"`{param}` has a token the model does not.", param=param)
-        if not inputs:
-            raise ApiError(400, f"`{param}` must not be empty.", param=param)
-        return inputs
 
 
 def _base64(vector: list[float]) -> str:

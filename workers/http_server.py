@@ -12,6 +12,7 @@ from aiohttp import web
 
 from workers.errors import ApiError
 from workers.http_adapters import AdapterRoutes
+from workers.http_completion import CompletionRoutes
 from workers.http_json import Handler, errors_as_json, json_response
 from workers.http_llama import LlamaRoutes
 from workers.http_openai import OpenAIRoutes
@@ -79,6 +80,7 @@ class Server:
             ("POST", "/tokenize"): llama.tokenize,
             ("POST", "/detokenize"): llama.detokenize,
             ("POST", "/apply-template"): llama.apply_template,
+            **CompletionRoutes(worker).table,
         }
 
     def stop(self, status: int) -> None:

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from workers.binding import LlamaLog, Model, build
+from workers.binding import LlamaLog, LoadError, Model, build
 from workers.binding_context import Context, ContextOptions
 from workers.conversations import Conversations
 from workers.cores import usable_cores
@@ -117,7 +117,9 @@ def _conversations(settings: Settings, root: str, engine: Engine) -> Conversatio
 def _for_embeddings(settings: Settings, options: ContextOptions, model: Model) -> ContextOptions:
     """One computation holds all there is: `--ubatch-size` tokens, as for llama-server."""
     own = model.meta(f"{model.meta('general.architecture')}.pooling_type")
-    pooling = {"1": "mean", "2": "cls", "3": "last"}.get(own or "", "mean")
+    pooling = {"1": "mean", "2": "cls", "3": "last", "4": "rank"}.get(own or "", "mean")
+    if settings.pooling == "rank" and pooling != "rank":
+        raise LoadError("this model can't rank: it has no head for it")  # llama.cpp would abort
     size = min(options.n_ubatch, model.n_ctx_train)
     return ContextOptions(
         n_ctx=size,

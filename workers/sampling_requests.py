@@ -20,10 +20,12 @@ AT_LEAST = {
     "dynatemp_range": 0, "xtc_probability": 0, "xtc_threshold": 0, "dry_multiplier": 0,
     "dry_penalty_last_n": -1, "mirostat": 0, "mirostat_tau": 0, "mirostat_eta": 0,
     "max_tokens": 0, "max_completion_tokens": 0, "n": 1, "logprobs": 0, "top_logprobs": 0,
+    "n_predict": -1, "n_probs": 0,
 }  # fmt: skip
 AT_MOST = {
     "top_p": 1, "min_p": 1, "typical_p": 1, "xtc_probability": 1, "mirostat": 2,
     "adaptive_target": 1, "adaptive_decay": 0.99, "n": 128, "logprobs": 20, "top_logprobs": 20,
+    "n_probs": 1000,
 }  # fmt: skip
 
 
