@@ -81,6 +81,7 @@ class Context:
             params.embeddings = True
             params.pooling_type = POOLING[options.pooling]
         self._log = log
+        self._threads = -1
         self.handle = api.llama_init_from_model(model.handle, params)
         if not self.handle:
             raise LoadError(log.reason("llama.cpp could not make a context"))
@@ -119,6 +120,12 @@ class Context:
         if api.llama_set_adapters_lora(self.handle, handles, count, scales) != 0:
             raise RuntimeError(self._log.reason("llama.cpp does not take the adapters"))
         self.adapters = names
+
+    def use_threads(self, count: int) -> None:
+        """Computes with so many, from the next step on."""
+        if count != self._threads:
+            self._threads = count
+            api.llama_set_n_threads(self.handle, count, count)
 
     def forget(self, seq_id: int) -> None:
         """Frees every cell of `seq_id`."""

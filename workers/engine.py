@@ -21,6 +21,7 @@ from workers.lane import Lane
 from workers.lifeline import Lifeline
 from workers.metrics import Counters
 from workers.sequence import End, Failed, Sequence
+from workers.thread_pace import ThreadPace
 
 T = TypeVar("T")
 
@@ -188,6 +189,9 @@ class Engine:
                 options = replace(self.options, n_seq_max=1, n_guesses=0)
                 self.lonely = Lane(
                     self.model, options, 1, self.shelf, self._log, self.counters, self._tell
+                )
+                self.lonely.threads = ThreadPace(
+                    options.threads, options.threads_batch, steady=True
                 )
         except LoadError as error:
             self._tell(sequence, "", Failed(f"There is no room to compute alone: {error}."))

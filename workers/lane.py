@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from workers import batcher
 from workers.adapter_shelf import AdapterShelf
+from workers.answer import take_token
 from workers.binding import LlamaLog, LoadError, Model, has_gpu
 from workers.binding_context import Batch, Context, ContextOptions
 from workers.binding_sampler import Sampler
@@ -16,8 +17,9 @@ from workers.conversations import Conversations
 from workers.fair_queue import MOST_PASSES, FairQueue
 from workers.metrics import Counters
 from workers.sampling import make_sampler
-from workers.sequence import End, Failed, Finished, Sequence, Timings
+from workers.sequence import End, Failed, Sequence
 from workers.speculation import Speculation
+from workers.thread_pace import ThreadPace
 from workers.turns import Turns
 
 CPU_CHUNK = 128
@@ -73,6 +75,7 @@ class Lane:
         self._tell = tell
         self._batch = Batch(options.n_batch)
         self._pace = batcher.PrefillPace(alone=_chunk_alone(options))
+        self.threads = ThreadPace(options.threads, options.threads_batch)
         self._greedy = Sampler()
         self._greedy.add("greedy")
         self.speculation: Speculation | None = None
@@ -126,8 +129,11 @@ class Lane:
         self._shelf.apply(self.context, adapters)
         step = self._plan([one for one in self.admitted if one.adapters == adapters])
         rows = self._fill(step, self._guesses(step))
+        size, threads = self._batch.size, self.threads.choose(self._batch.size)
+        self.context.use_threads(threads)
         began = time.perf_counter()
         code = self.context.decode(self._batch)
+        self.threads.observe(size, threads, time.perf_counter() - began)
         if code != 0:
             self._step_failed(code, [sequence for sequence, _ in step])
             return
@@ -143,9 +149,7 @@ class Lane:
         for sequence, guess, tokens in sampled:
             if guess:
                 self._judge(sequence, guess, len(tokens) - 1)
-            for token in tokens:
-                if sequence.slot >= 0:
-                    self._take_token(sequence, token, now)
+            self._take(sequence, tokens, now)
 
     def _plan(self, present: list[Sequence]) -> list[tuple[Sequence, int]]:
         """Who of those whose turn it is decodes how many tokens."""
@@ -291,49 +295,16 @@ class Lane:
         counters.batch_tokens.observe(self._batch.size)
         counters.prompt_tokens += prefill
 
-    def _take_token(self, sequence: Sequence, token: int, now: float) -> None:
-        """A sequence's new token: its text goes out, or the sequence comes to its end."""
-        if not sequence.first_token:
-            sequence.first_token = sequence.last_token = now
-            if sequence.limit == 0:
-                self._finish(sequence, "", "length", now)
+    def _take(self, sequence: Sequence, tokens: list[int], now: float) -> None:
+        """New tokens of a sequence: their text goes out, until it has come to its end."""
+        for token in tokens:
+            self.waiting.charge(sequence.tenant, generated=1)
+            text, end = take_token(sequence, token, self.model, self._counters, now)
+            if text or end is not None:
+                self._tell(sequence, text, end)
+            if end is not None:
+                self.leave(sequence)
                 return
-        else:
-            self._counters.between_tokens.observe(now - sequence.last_token)
-            sequence.last_token = now
-        sequence.tokens.append(token)
-        self._counters.predicted_tokens += 1
-        self.waiting.charge(sequence.tenant, generated=1)
-        piece = self.model.piece(token)
-        if piece is None:
-            self._finish(sequence, sequence.output.rest(), "stop", now)
-            return
-        text = sequence.output.push(piece)
-        if sequence.output.stopped:
-            self._finish(sequence, text, "stop", now)
-        elif sequence.generated >= sequence.limit:
-            self._finish(sequence, text + sequence.output.rest(), "length", now)
-        elif text:
-            if sequence.streaming:
-                self._tell(sequence, text, None)
-            else:
-                sequence.text.append(text)
-
-    def _finish(self, sequence: Sequence, text: str, reason: str, now: float) -> None:
-        timings = Timings(
-            prompt_tokens=sequence.prompt_length,
-            cached_tokens=sequence.reused,
-            prompt_seconds=sequence.first_token - sequence.started,
-            predicted_tokens=sequence.generated,
-            predicted_seconds=now - sequence.first_token,
-            guessed=sequence.draft.guessed,
-            right=sequence.draft.right,
-        )
-        self._counters.requests[reason] += 1
-        self._counters.finished(timings, sequence.arrived, sequence.first_token)
-        self._counters.longest = max(self._counters.longest, len(sequence.tokens))
-        self._tell(sequence, "".join(sequence.text) + text, Finished(reason, timings))
-        self.leave(sequence)
 
     def _send_back(self, sequence: Sequence) -> None:
         """Its cells are needed by older ones: it waits, and is computed again."""

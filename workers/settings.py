@@ -139,7 +139,7 @@ class Settings:
     0: what it was trained on."""
     parallel: int = 4
     threads: int = 0
-    """0: one for each physical core; a very small model gets one."""
+    """At most so many; 0: one for each physical core; a very small model gets one."""
     threads_batch: int = 0
     """0: as `threads`."""
     batch_size: int = 2048
