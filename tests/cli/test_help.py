@@ -65,7 +65,19 @@ def test_every_command_is_documented_and_no_other() -> None:
         "ps",
         "stats",
     }
-    readable |= {"run", "pull", "rm", "set", "logs", "unload", "load", "bench", "doctor", *GROUPS}
+    readable |= {
+        "run",
+        "pull",
+        "rm",
+        "set",
+        "logs",
+        "unload",
+        "load",
+        "bench",
+        "simulate",
+        "doctor",
+        *GROUPS,
+    }
     assert set(named) == readable
 
 

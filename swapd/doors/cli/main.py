@@ -11,6 +11,7 @@ import typer
 from swapd.doors.cli import daemon_commands as daemon
 from swapd.doors.cli import model_commands as model
 from swapd.doors.cli import service_commands as service
+from swapd.doors.cli import simulate_commands as simulation
 from swapd.doors.cli import talk_commands as talk
 from swapd.doors.cli.say import FailedError, command, complain
 
@@ -41,6 +42,7 @@ def build() -> typer.Typer:
     app.command("unload")(model.unload)
     app.command("logs")(daemon.logs)
     app.command("bench")(talk.bench)
+    app.command("simulate")(simulation.simulate)
     app.command("doctor")(daemon.doctor)
     app.add_typer(daemon.config(), name="config")
     for name, group in service.groups().items():
