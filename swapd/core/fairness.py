@@ -8,6 +8,8 @@ only for the moment in which its clients are known to come back.
 
 from __future__ import annotations
 
+import math
+
 from swapd.core.ledger import Ledger
 from swapd.core.queue import Rank
 from swapd.core.resident import Resident
@@ -35,6 +37,9 @@ def keeps_place_until(
     name = resident.spec.name
     swap = books.load_seconds(name) + books.load_seconds(rival.name)
     begun = max(resident.up_since, asked[0])
+    if books.rank(name) < asked:
+        # Older requests wait for it as well: they come first, but not for longer than the bound.
+        return begun + limits.max_wait if limits.max_wait else math.inf
     turn_ends = begun + min(TURN * swap, limits.max_wait)
     if resident.busy or name in books.queues:
         return turn_ends

@@ -41,6 +41,8 @@ class Record:
     failures: int = 0
     """Failed starts in a row."""
     cool_until: float = 0.0
+    put_out: float = -math.inf
+    """When its worker last went for a younger request, its turn being over."""
     reason: str = ""
     mean_request: float | None = None
     """Seconds from grant to end."""
@@ -190,6 +192,11 @@ class Ledger:
                 del self._of_model[name]
         self._resided(name)
 
+    def put_behind(self, model: str, wanted: str, now: float) -> None:
+        """The worker of a model is about to go for one that is wanted, whoever is older."""
+        if model in self.queues and self.rank(model) < self._wishes.get(wanted, NEVER):
+            self.record(model).put_out = now
+
     def measured(self, model: str, held: int) -> None:
         """A worker of this model was seen to hold so much: the most ever seen is its need."""
         record = self.record(model)
@@ -224,13 +231,18 @@ class Ledger:
         queue = self.queues.get(model)
         before, rank = self._ranks.get(model, NEVER), queue.head().rank if queue else NEVER
         self._ranks[model] = rank
-        wish = NEVER if model in self._serving else rank
+        wish = NEVER if model in self._serving or not queue else self._claim(model, rank)
         wished = self._wishes.get(model, NEVER)
         if wish != wished:
             self._wish(model, wished, wish)
         elif before != rank and self._ahead(before) != self._ahead(rank):
             # One that is served has become older, or younger, than one that waits for room.
             self.version += 1
+
+    def _claim(self, model: str, rank: Rank) -> Rank:
+        """Its rank among the wanted: behind those for whom it was put out."""
+        record = self.records.get(model)
+        return rank if record is None else max(rank, (record.put_out, 0))
 
     def _wish(self, model: str, before: Rank, now: Rank) -> None:
         if min(before, now) <= self.horizon:

@@ -148,7 +148,7 @@ def _split(
     may_go, kept = [], []
     for resident in leavable(books):
         name = resident.spec.name
-        if resident.worker in made.going or books.rank(name) < rank:
+        if resident.worker in made.going:
             continue
         if is_spared(spec.name, name, catalog.limits):
             continue

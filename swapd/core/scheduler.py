@@ -14,9 +14,10 @@ Its rules:
 
 Models that wait for room get it by the rank of their first request: by arrival, brought forward
 by priority. A worker whose room is wanted goes on serving for a turn (see `fairness`) and then
-yields. So a wait is bounded: for each model before it at most a turn, the time of the requests
-that are running at its end, one stop and one start; then within its queue (see `queue`) the
-requests of its own tenant before it, each with at most one of every other tenant's of like size.
+yields, and its model ranks behind those for whom it went. So a wait is bounded: for each model
+before it at most a turn, the time of the requests that are running at its end, one stop and one
+start; then within its queue (see `queue`) the requests of its own tenant before it, each with as
+many tokens of every other tenant, and once for the credit of each that comes back.
 """
 
 from __future__ import annotations
@@ -175,6 +176,7 @@ class Scheduler(Facts):
         for worker, wanted in made.going.items():
             resident = books.residents[worker]
             if resident.idle:
+                books.put_behind(resident.spec.name, wanted, now)
                 self._stop(resident, f"makes room for {wanted}", now)
         for spec, short in made.refused:
             retry_after = max(1.0, min(self._agenda.soonest() - now, COOL_DOWN_MOST))

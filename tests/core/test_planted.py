@@ -159,6 +159,8 @@ FAULTS: list[Fault] = [
      sharing.test_beside_a_pinned_member_the_others_are_refused),
     ("a turn never ends", fairness, "TURN", 1e9,
      talks.test_a_resident_model_is_served_for_a_turn_while_another_waits),
+    ("who is put out comes back at once", ledger_class, "put_behind", _nobody_else,
+     sharing.test_older_requests_for_one_model_keep_another_waiting_for_max_wait_at_most),
     ("nobody lingers", fairness, "LINGER_MOST", 0.0,
      talks.test_a_model_that_falls_idle_gives_its_place_up_unless_its_clients_are_quick),
     ("a plan outlives the turns", placement, "plan", _patient_plan,

@@ -251,3 +251,27 @@ def test_beside_a_pinned_member_the_others_are_refused() -> None:
     talk = Talk(Limits(groups=GROUPS), a=replace(A, pinned=True), b=B)
     talk >> ev.Arrived(0, 1, "a") >> ev.CameUp(1, 1) >> ev.Arrived(2, 2, "b")
     talk << "refuse:2:no_room"
+
+
+def test_older_requests_for_one_model_keep_another_waiting_for_max_wait_at_most() -> None:
+    talk = Talk(Limits(max_resident=1, max_wait=30), a=PATIENT, b=B)
+    for request in range(10):
+        talk >> ev.Arrived(0, request, "a", tenant="greedy")
+    talk >> ev.CameUp(1, 1) >> ev.Arrived(5, 50, "b", tenant="x") << "wake:35"
+    talk >> ev.Finished(20, 0) << "grant:1->1"
+    talk >> ev.Ticked(35) << ""
+    talk >> ev.Finished(36, 1) << "stop:1 wake:41"
+    # Then b is first, though older requests wait for a; and after its turn a comes back.
+    talk >> ev.Exited(37, 1) << "start:b=2 wake:137"
+    talk >> ev.CameUp(38, 2) >> ev.Finished(39, 50) << "stop:2 wake:44"
+    talk >> ev.Exited(40, 2) << "start:a=3 wake:140"
+
+
+def test_strictly_by_arrival_nobody_older_is_put_out() -> None:
+    talk = Talk(Limits(max_resident=1, max_wait=0), a=PATIENT, b=B)
+    for request in range(3):
+        talk >> ev.Arrived(0, request, "a")
+    talk >> ev.CameUp(1, 1) >> ev.Arrived(5, 50, "b") << ""
+    talk >> ev.Finished(2000, 0) << "grant:1->1"
+    talk >> ev.Finished(4000, 1) << "grant:2->1"
+    talk >> ev.Finished(6000, 2) << "stop:1 wake:6005"
