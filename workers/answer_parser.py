@@ -6,22 +6,11 @@ Pure, and indifferent to how the text is cut.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import Enum
 from typing import Any
 
-from workers.call_parser import (
-    Buffer,
-    Call,
-    CallReader,
-    Content,
-    JsonCall,
-    NamedCall,
-    Piece,
-    Reasoning,
-    State,
-    XmlCall,
-)
+from workers.answer_pieces import Buffer, Call, CallReader, Content, Piece, Reasoning, State
 
 THINK, END_THINK = "<think>", "</think>"
 END_CALL = "</tool_call>"
@@ -78,11 +67,8 @@ class AnswerParser:
         self._in_list = False
         """Between the brackets of Mistral's list."""
         self._step: Callable[[], bool] = self._reason if thinking else self._begin
-
-    @property
-    def idle(self) -> bool:
-        """Whether all that may come is content, as it is."""
-        return self._step == self._say and not self._markers and not self._blanks
+        self.idle = False
+        """All that may come is content, as it is."""
 
     def feed(self, text: str) -> list[Piece]:
         """More text; what is certain now."""
@@ -130,7 +116,7 @@ class AnswerParser:
                 return False
         self._step = self._say
         if self._dialect is Dialect.LLAMA and self._buffer.text.lstrip().startswith("{"):
-            self._start(JsonCall(self._schemas), undo="")
+            self._start(_json_call(self._schemas), undo="")
         return True
 
     def _reason(self) -> bool:
@@ -147,6 +133,7 @@ class AnswerParser:
         if not self._markers and not self._blanks and not self._drops_blanks:
             if self._buffer.text:
                 self._pieces.append(Content(self._buffer.take(len(self._buffer.text))))
+            self.idle = True
             return False
         text, found = self._until(self._markers)
         if text:
@@ -154,7 +141,7 @@ class AnswerParser:
         if not found:
             return False
         if found == "<function=":
-            self._start(XmlCall(self._schemas), undo="")
+            self._start(_tagged_call(self._schemas), undo="")
         else:
             self._undo = self._buffer.take(len(found))
             self._step = self._choose
@@ -167,15 +154,15 @@ class AnswerParser:
             return False
         undo = self._undo
         if self._dialect in {Dialect.HERMES, Dialect.TAGS} and stripped.startswith("<"):
-            self._start(XmlCall(self._schemas), undo)
+            self._start(_tagged_call(self._schemas), undo)
         elif stripped.startswith("[") and undo == "[TOOL_CALLS]":
             opened = self._buffer.take(len(self._buffer.text) - len(stripped) + 1)
             self._in_list = True
-            self._start(JsonCall(), undo + opened)
+            self._start(_json_call(), undo + opened)
         elif undo == "[TOOL_CALLS]" and not stripped.startswith("{"):
-            self._start(NamedCall(), undo)
+            self._start(_named_call(), undo)
         else:
-            self._start(JsonCall(), undo)
+            self._start(_json_call(), undo)
         return True
 
     def _start(self, reader: CallReader, undo: str) -> None:
@@ -216,18 +203,18 @@ class AnswerParser:
         if self._in_list:
             return self._after_listed()
         if self._dialect in {Dialect.HERMES, Dialect.TAGS}:
-            if END_CALL.startswith(buffer.text):
-                if buffer.final or buffer.text == END_CALL:
-                    buffer.take(len(buffer.text))
-                return False
             if buffer.text.startswith(END_CALL):
                 buffer.take(len(END_CALL))
+            elif END_CALL.startswith(buffer.text):
+                if buffer.final:
+                    buffer.take(len(buffer.text))
+                return False
         if self._dialect is Dialect.LLAMA:
             if buffer.text.startswith(";"):
                 buffer.take(1)
                 return True
             if buffer.text.startswith("{"):
-                self._start(JsonCall(self._schemas), undo="")
+                self._start(_json_call(self._schemas), undo="")
                 return True
         self._blanks, self._drops_blanks, self._step = "", True, self._say
         return True
@@ -235,7 +222,7 @@ class AnswerParser:
     def _after_listed(self) -> bool:
         mark = self._buffer.take(1)
         if mark == ",":
-            self._start(JsonCall(), undo=",")
+            self._start(_json_call(), undo=",")
         else:
             self._in_list, self._drops_blanks, self._step = False, True, self._say
             if mark != "]":
@@ -265,6 +252,27 @@ class AnswerParser:
         if told:
             self._drops_blanks = False
             self._pieces.append(kind(told))
+
+
+# Their expressions take milliseconds to compile, and few answers need them.
+
+
+def _json_call(names: Collection[str] | None = None) -> CallReader:
+    from workers.call_parser import JsonCall
+
+    return JsonCall(names)
+
+
+def _tagged_call(schemas: Mapping[str, Any]) -> CallReader:
+    from workers.call_parser import XmlCall
+
+    return XmlCall(schemas)
+
+
+def _named_call() -> CallReader:
+    from workers.call_parser import NamedCall
+
+    return NamedCall()
 
 
 def _overlap(text: str, marker: str) -> int:

@@ -16,9 +16,9 @@ from workers.worker import Worker
 MOST_ANSWERS = 256
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Part:
-    """News of one answer."""
+    """News of one answer. Not frozen, because that makes making one four times as slow."""
 
     index: int
     text: str

@@ -9,75 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from enum import Enum
-from typing import Any, Protocol
+from collections.abc import Collection, Mapping
+from typing import Any
 
-
-@dataclass(frozen=True)
-class Content:
-    """Text for the user."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Reasoning:
-    """Text between think tags."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Call:
-    """A call begins."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """More of the last call's arguments: JSON when put together."""
-
-    text: str
-
-
-Piece = Content | Reasoning | Call | Arguments
-Emit = Callable[[Piece], None]
-
-
-class Buffer:
-    """Text that came and is not understood yet."""
-
-    def __init__(self) -> None:
-        self.text = ""
-        self.final = False
-        """Nothing follows."""
-
-    def take(self, length: int) -> str:
-        """Removes and returns the beginning."""
-        taken, self.text = self.text[:length], self.text[length:]
-        return taken
-
-    def skip_blanks(self) -> None:
-        """Removes white space from the beginning."""
-        self.text = self.text.lstrip()
-
-
-class State(Enum):
-    """How far a reader is."""
-
-    MORE = "it needs more text"
-    DONE = "the call is over"
-    NONE = "this is no call"
-
-
-class CallReader(Protocol):
-    """Reads one call from the beginning of a buffer."""
-
-    def read(self, buffer: Buffer, emit: Emit) -> State:
-        """Takes what it understands out of `buffer`. NONE: nothing was taken."""
+from workers.answer_pieces import Arguments, Buffer, Call, Emit, State
 
 
 class JsonScan:

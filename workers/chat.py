@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from workers.answer_parser import END_THINK, THINK, AnswerParser
 from workers.binding_sampler import Grammar
 from workers.errors import ApiError
-from workers.json_keywords import SchemaError
 from workers.messages import check_messages
 from workers.openai_requests import ChatRequest
 from workers.template import TemplateError
-from workers.tool_grammar import tool_grammar
 from workers.tools import Tools, dialect_of, tools_of
 from workers.worker import Worker
 
@@ -65,6 +63,9 @@ def open_chat(worker: Worker, request: ChatRequest) -> Chat:
 
 
 def _forced(worker: Worker, tools: Tools, *, thinking: bool) -> Grammar:
+    from workers.json_keywords import SchemaError
+    from workers.tool_grammar import tool_grammar
+
     try:
         text = tool_grammar(tools, thinking=thinking)
     except SchemaError as error:

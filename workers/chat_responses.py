@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from workers.answer_parser import AnswerParser
+from workers.answer_pieces import Arguments, Call, Content, Piece, Reasoning
 from workers.answers import Part
-from workers.call_parser import Arguments, Call, Content, Piece, Reasoning
 from workers.openai_responses import Shape
 from workers.sequence import Timings
 from workers.token_log import Told, chat_logprobs

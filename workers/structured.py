@@ -8,12 +8,9 @@ from typing import Any
 
 import msgspec
 
-from workers import gbnf
 from workers.binding import LlamaLog, Model
 from workers.binding_sampler import Grammar
 from workers.errors import ApiError
-from workers.json_keywords import SchemaError
-from workers.json_schema import schema_grammar
 from workers.openai_requests import Generation
 
 KEPT = 16
@@ -64,6 +61,9 @@ class Grammars:
     def of_schema(self, schema: object, param: str, *, lenient: bool = False) -> Grammar:
         """What admits the values of a JSON schema, and nothing else. Raises ApiError 400."""
 
+        from workers.json_keywords import SchemaError
+        from workers.json_schema import schema_grammar
+
         def text() -> str:
             try:
                 return schema_grammar(schema, lenient=lenient)
@@ -80,6 +80,8 @@ class Grammars:
     def _kept(self, key: bytes, text: Callable[[], str], param: str) -> Grammar:
         grammar = self._compiled.get(key)
         if grammar is None:
+            from workers import gbnf
+
             source = text()
             try:
                 gbnf.check(source)

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from workers.answer_parser import MARKERS, AnswerParser, Dialect
-from workers.call_parser import Arguments, Call, Content, Piece
+from workers.answer_pieces import Arguments, Call, Content, Piece
 
 SCHEMAS: dict[str, Any] = {
     "add": {"properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}},
@@ -174,7 +174,7 @@ TEXTS = st.lists(PARTS, max_size=12).map("".join)
 
 
 @given(TEXTS, st.sampled_from([None, *Dialect]), st.lists(st.integers(0, 200)), st.booleans())
-@example('{"name": "add"', Dialect.LLAMA, [1], False)
+@example(f"{XML}</tool_call>", Dialect.HERMES, [], False)
 def test_the_cuts_do_not_matter(
     text: str, dialect: Dialect | None, places: list[int], thinking: bool
 ) -> None:
