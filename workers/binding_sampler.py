@@ -13,6 +13,7 @@ from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from workers.binding import LlamaLog, Model, api
@@ -22,6 +23,10 @@ NO_TOKEN = -1
 """What is drawn when nothing may follow and the model has no token to say so."""
 
 
+REMEMBERING = frozenset({"penalties", "dry", "mirostat", "mirostat_v2", "adaptive_p"})
+"""Samplers to which past tokens matter."""
+
+
 class Sampler:
     """A chain of llama.cpp samplers and the state of each. Belongs to one request."""
 
@@ -29,9 +34,12 @@ class Sampler:
         params = api.llama_sampler_chain_default_params()
         params.no_perf = True
         self._chain = api.llama_sampler_chain_init(params)
+        self._remembers = False
+        """Whether it makes a difference which tokens it is told of."""
 
     def add(self, kind: str, *arguments: Any) -> None:
         """Appends `llama_sampler_init_<kind>(*arguments)`."""
+        self._remembers = self._remembers or kind in REMEMBERING
         api.llama_sampler_chain_add(
             self._chain, getattr(api, f"llama_sampler_init_{kind}")(*arguments)
         )
@@ -126,9 +134,10 @@ class Candidates:
         self._data = (api.llama_token_data * n_vocab)()
         cells = memoryview(self._data).cast("B")
         fields = ctypes.sizeof(api.llama_token_data) // 4  # id, logit, p: 32 bits each
-        self._ids = cells.cast("i")[0::fields]
+        cells.cast("i")[0::fields] = memoryview(array("i", range(n_vocab)))
+        self._in_order = bytes(cells)
+        self._cells = cells
         self._logits = cells.cast("f")[1::fields]
-        self._in_order = memoryview(array("i", range(n_vocab)))
         self._array = api.llama_token_data_array(self._data, n_vocab, -1, False)
         self.reference = ctypes.byref(self._array)
 
@@ -138,7 +147,7 @@ class Candidates:
             api.llama_get_logits_ith(context.handle, row),
             ctypes.POINTER(ctypes.c_float * self._n_vocab),
         ).contents
-        self._ids[:] = self._in_order
+        self._cells[:] = self._in_order
         self._logits[:] = memoryview(logits).cast("B").cast("f")
         self._array.data = self._data
         self._array.size = self._n_vocab
@@ -216,7 +225,6 @@ class GuidedSampler(Sampler):
         self._model = model
         self._told = guide.told
         self._grammar = None if guide.grammar is None else guide.grammar.clone()
-        self._candidates = Candidates(model.n_vocab)
         self._character = codecs.getincrementaldecoder("utf-8")()
         wanted = guide.alternatives
         self._probabilities = None if wanted is None else Probabilities(model.n_vocab, wanted)
@@ -231,6 +239,11 @@ class GuidedSampler(Sampler):
             self._told.append((token, *self._probabilities.of(context, row, token)))
         return token
 
+    @cached_property
+    def _candidates(self) -> Candidates:
+        """Made when it is needed: for a large vocabulary that takes some milliseconds."""
+        return Candidates(self._model.n_vocab)
+
     def free(self) -> None:
         """As promised by Sampler."""
         super().free()
@@ -243,7 +256,8 @@ class GuidedSampler(Sampler):
             token = self._draw_again(context, row, grammar)
         if token is None:
             return self._model.eos if self._model.eos >= 0 else NO_TOKEN
-        self.accept(token)
+        if self._remembers:
+            self.accept(token)
         grammar.accept(token)
         piece = self._model.piece(token)
         if isinstance(piece, bytes):
@@ -253,6 +267,10 @@ class GuidedSampler(Sampler):
         return token
 
     def _draw(self, context: Context, row: int) -> int | None:
+        """Without the grammar. Of all ways to lay out the candidates llama.cpp's own is by far
+        the fastest, but it tells the chain of the token, whether it fits or not."""
+        if not self._remembers:
+            return super().sample(context, row)
         self._candidates.fill(context, row)
         self.apply(self._candidates)
         return self._candidates.chosen()
