@@ -18,6 +18,8 @@ from workers.cells import Cells
 SHORTEST_PREFIX = 16
 """Tokens from which reuse is worth it: decoding so few costs about what one does, and everything
 that begins with the same start-of-text token would share it."""
+WORTH_WAITING = 64
+"""Tokens that another is about to compute from which it is worth waiting for them."""
 GROWTH = 32
 """Cells kept free for each admitted sequence when another one is let in, so that one that was
 sent back does not come in again only to be sent back at the next step."""
@@ -117,6 +119,24 @@ class PrefixCache:
             if common > most and (self._memory.cuts or common == held.cached):
                 best, most = held, common
         return (best, most) if best is not None else (None, 0)
+
+    def is_being_read(self, wish: Running, running: Sequence[Running]) -> bool:
+        """Whether one of `running` is computing much of what `wish` begins with, right now.
+
+        Then `wish` had better wait and share it: two would take twice as long to read it.
+        """
+        if not (wish.reuses and self._memory.cuts):
+            return False
+        _, here = self.find(wish, running)
+        for held in running:
+            if held.adapters != wish.adapters or not held.reuses:
+                continue
+            most = min(len(held.tokens), len(wish.tokens) - 1)
+            if held.cached < most and most >= here + WORTH_WAITING:
+                common = common_prefix(held.tokens, wish.tokens, most)
+                if common >= max(here, held.cached) + WORTH_WAITING:
+                    return True
+        return False
 
     def claim(self, wish: Running, admitted: Sequence[Running], growing: int) -> bool:
         """Gives `wish` a sequence id and what it can reuse, if there is room beside `admitted`.

@@ -185,7 +185,10 @@ class Lane:
         chosen = None
         for sequence in self.waiting.in_order():
             try:
-                if self._ready(sequence) and self._claim(sequence, growing):
+                ready = self._ready(sequence)
+                if ready and self.cache.is_being_read(sequence, self.admitted):
+                    continue  # not passed over: it waits for what it will share
+                if ready and self._claim(sequence, growing):
                     chosen = sequence
                     break
             except LoadError as error:
@@ -261,6 +264,7 @@ class Lane:
             row = batch.add_run(run, cached, sequence.seq_id, wanted=wanted)
             if complete:
                 rows.append((sequence, row, []))
+                self._settled = False  # somebody may wait to share what is read now
         self._guessed = sum(map(len, guesses.values()))
         return rows
 

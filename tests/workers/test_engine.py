@@ -244,6 +244,23 @@ async def test_who_does_not_fit_holds_up_nobody_else(tiny_bench: Bench) -> None:
     await large.ended.wait()
 
 
+async def test_one_prompt_of_several_requests_is_read_once(bard_bench: Bench) -> None:
+    model, counters = bard_bench.model, bard_bench.engine.counters
+    text = "To be, or not to be, that is the question: whether it is nobler in the mind " * 20
+    prompt = model.tokenize(text, add_special=True, parse_special=True)
+    (alone,) = await bard_bench.generate([prompt], 10)
+    bard_bench.engine.lane.cache.give_up_all()
+    before = counters.prompt_tokens
+    together = await bard_bench.generate([[*prompt] for _ in range(8)], 10)
+    assert counters.prompt_tokens - before < len(prompt) + 8
+    assert sum(one == alone for one in together) >= 7
+    endings = [model.tokenize(f" {n} king", add_special=False, parse_special=True) for n in "abcd"]
+    before = counters.prompt_tokens
+    bard_bench.engine.lane.cache.give_up_all()
+    await bard_bench.generate([[*prompt, *ending] for ending in endings], 10)
+    assert counters.prompt_tokens - before < len(prompt) + 4 * 200
+
+
 async def test_requests_cancelled_at_random_leave_nothing_behind(bard_bench: Bench) -> None:
     """Nor do they change what others say: of those with one prompt, all that end say the same."""
     dice, engine = random.Random(3), bard_bench.engine
