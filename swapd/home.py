@@ -10,9 +10,10 @@ from pathlib import Path
 
 import platformdirs
 
-WORKER_COMMAND = (sys.executable, "-m", "workers.serve")
-"""What `${worker}` in a command means: our own worker, in the Python that runs swapd."""
-SPARE_COMMAND = (sys.executable, "-m", "workers.spare")
+WORKER_COMMAND = (sys.executable, "-I", "-m", "workers.serve")
+"""What `${worker}` in a command means: our own worker, in the Python that runs swapd. Isolated
+(`-I`): a file that happens to lie in the working directory is never imported."""
+SPARE_COMMAND = (sys.executable, "-I", "-m", "workers.spare")
 """A worker that waits to be told the rest of such a command."""
 
 

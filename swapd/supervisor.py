@@ -9,6 +9,7 @@ in the inbox.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ from swapd.words import events as ev
 from swapd.words import orders as od
 from swapd.words.catalog import Catalog
 from swapd.words.status import WorkerStatus
+
+ENDS_WITHIN = 1.0
+"""Seconds in which a worker whose connections broke is found to have ended, if it has."""
 
 
 class RefusedError(Exception):
@@ -54,6 +58,18 @@ class Lease:
     request: ev.RequestId
     worker: ev.WorkerId
     base_url: str
+    running: Running
+
+    async def fate(self) -> str:
+        """How the worker has ended, if it has or does so within a moment; else empty.
+
+        Its connections break before its end is known, by the time a thread takes to wake.
+        """
+        try:
+            await asyncio.wait_for(self.running.gone.wait(), ENDS_WITHIN)
+        except asyncio.TimeoutError:
+            return ""
+        return self.running.fate
 
 
 @dataclass(slots=True)
@@ -67,6 +83,8 @@ class Running:
     """When the worker was last heard to make progress, of the monotonic clock."""
     probe: asyncio.Task[None] | None = None
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+    fate: str = ""
+    """How it ended, once it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +130,7 @@ class Supervisor:
         self.closed = asyncio.Event()
         """Set when a shutdown has left nothing running."""
         self._closing = False
+        self._end_by = math.inf
 
     # -- what doors ask --------------------------------------------------------------------------
 
@@ -224,7 +243,8 @@ class Supervisor:
         self._closing = True
         if self._spare is not None:
             self._spare.dismiss()
-        self.post(ev.ClosingAsked(now(), now() + grace))
+        self._end_by = min(self._end_by, now() + grace)
+        self.post(ev.ClosingAsked(now(), self._end_by))
 
     async def end(self) -> None:
         """After `closed`: end what runs in the background."""
@@ -247,8 +267,12 @@ class Supervisor:
                 self._handle(self._inbox.popleft())
         finally:
             self._busy = False
-        if self._closing and self._core.at_rest:
+        if self._closing and (self._core.at_rest or self._is_overdue()):
             self.closed.set()
+
+    def _is_overdue(self) -> bool:
+        """Whether the time to end has come and only clients are left that do not read."""
+        return now() >= self._end_by and not self._workers and not self._waiting
 
     def _handle(self, event: ev.Event) -> None:
         orders = self._core.handle(event)
@@ -281,7 +305,7 @@ class Supervisor:
         future = self._waiting.pop(request)
         process = self._workers[worker].process
         assert process is not None, "only a ready worker gets grants"
-        lease = Lease(request, worker, process.base_url)
+        lease = Lease(request, worker, process.base_url, self._workers[worker])
         if future.cancelled():
             self.release(lease, answered=False)
         else:
@@ -359,5 +383,6 @@ class Supervisor:
             running.probe.cancel()
         if running.process is not None:
             self._log.info("%s: pid %d: %s", running.process.spec.name, running.process.pid, reason)
+        running.fate = reason
         running.gone.set()
         self.post(ev.Exited(now(), worker, reason))

@@ -256,6 +256,7 @@ class Daemon:
 
         def end(grace: float) -> None:
             self._log.info("asked to end: %s", f"within {grace:g} s" if grace else "at once")
+            self._lock.announce(endpoint_of(settings), self._logs.own_file, closing=True)
             supervisor.close(grace)
 
         for number in (signal.SIGTERM, signal.SIGINT):

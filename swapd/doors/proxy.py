@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 import msgspec
 from aiohttp import web
@@ -11,7 +13,7 @@ from swapd.doors import errors, wishes
 from swapd.doors.house import HOUSE, House
 from swapd.doors.naming import adapters_of
 from swapd.effects.upstream import WorkerFailedError, forward
-from swapd.supervisor import RefusedError, Wish
+from swapd.supervisor import Lease, RefusedError, Wish
 from swapd.words.catalog import ModelSpec
 
 STREAM_HEADERS = {"X-Accel-Buffering": "no"}
@@ -27,7 +29,7 @@ async def by_body(request: web.Request) -> web.StreamResponse:
     body = await request.read()
     try:
         named = wishes.decode(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return errors.response(400, f"the body is not a JSON object: {error}")
     except RecursionError:
         return errors.response(400, "the body is nested too deeply")
@@ -40,7 +42,7 @@ async def by_body(request: web.Request) -> web.StreamResponse:
     except ValueError as error:
         return errors.response(400, str(error), param="keep_alive")
     spec = house.find(named.model)
-    passing = Passing(spec, request.path_qs, _rewritten(spec, named.model, body), wish)
+    passing = Passing(spec, request.raw_path, _rewritten(spec, named.model, body), wish)
     return await _pass(house, request, passing)
 
 
@@ -50,19 +52,22 @@ async def by_path(request: web.Request) -> web.StreamResponse:
     Names may have slashes in them: the longest beginning that is a name is taken.
     """
     house = request.app[HOUSE]
-    words = request.match_info["rest"].split("/")
+    # As the client wrote it: what is encoded in the path stays so for the worker.
+    raw, question, query = request.raw_path.removeprefix("/upstream/").partition("?")
+    words = raw.split("/")
     for cut in range(len(words), 0, -1):
-        spec = house.supervisor.catalog.resolve("/".join(words[:cut]))
+        spec = house.supervisor.catalog.resolve(unquote("/".join(words[:cut])))
         if spec is not None:
             break
     else:
-        spec, cut = house.find(words[0]), 1
+        spec, cut = house.find(unquote(words[0])), 1
     path = "/".join(words[cut:])
-    query = f"?{request.query_string}" if request.query_string else ""
     needs_slot = path.rstrip("/") not in WITHOUT_SLOT
     wish = Wish(request.headers.get("X-Tenant-Id", "")[:256])
     body = await request.read()
-    return await _pass(house, request, Passing(spec, f"/{path}{query}", body, wish, needs_slot))
+    return await _pass(
+        house, request, Passing(spec, f"/{path}{question}{query}", body, wish, needs_slot)
+    )
 
 
 def _rewritten(spec: ModelSpec, asked: str, body: bytes) -> bytes:
@@ -97,26 +102,45 @@ class Passing:
     needs_slot: bool = True
 
 
+TRIES = 2
+"""How often a request is given to a worker that dies before the first byte of its answer."""
+
+
 async def _pass(house: House, request: web.Request, passing: Passing) -> web.StreamResponse:
-    """Wait for a slot of the model's worker, send the request there, stream the answer back."""
+    """Have a worker answer the request; if it dies before the first byte, another one."""
     name = passing.spec.name
-    try:
-        lease = await house.supervisor.admit(name, passing.needs_slot, passing.wish)
-    except RefusedError as error:
-        return errors.of_refusal(error.refusal)
+    for tried in range(1, TRIES + 1):
+        try:
+            lease = await house.supervisor.admit(name, passing.needs_slot, passing.wish)
+        except RefusedError as error:
+            return errors.of_refusal(error.refusal)
+        try:
+            return await _through(house, request, passing, lease)
+        except ConnectionResetError as error:
+            # The client has gone in the middle of its answer.
+            raise asyncio.CancelledError from error
+        except WorkerFailedError as error:
+            fate = await lease.fate()
+            house.logs.own.warning("%s: a request failed: %s", name, fate or error)
+            message = f"the worker of {name!r} failed: {fate or error}"
+            if error.begun is not None:
+                await _break_off(request, error.begun, message)
+                return error.begun
+            if not fate or tried == TRIES:
+                return errors.response(502, message, "upstream_error", "worker_failed")
+    raise AssertionError("the last try returns")
+
+
+async def _through(
+    house: House, request: web.Request, passing: Passing, lease: Lease
+) -> web.StreamResponse:
+    """Send the request to the worker, stream the answer back, give the slot back."""
     answered, tokens = False, 0
     try:
         url = lease.base_url + passing.path
         response, tokens = await forward(house.session, request, url, passing.body, STREAM_HEADERS)
         answered = True
         return response
-    except WorkerFailedError as error:
-        house.logs.own.warning("%s: a request failed: %s", name, error)
-        message = f"the worker of {name!r} failed: {error}"
-        if error.begun is None:
-            return errors.response(502, message, "upstream_error", "worker_failed")
-        await _break_off(request, error.begun, message)
-        return error.begun
     finally:
         house.supervisor.release(lease, answered, tokens)
 

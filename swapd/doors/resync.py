@@ -22,7 +22,7 @@ from swapd.effects.tasks import Tasks
 from swapd.effects.watch import FileWatch, FolderWatch
 from swapd.home import Home
 
-COMMAND = [sys.executable, "-m", "swapd.doors.sync_once"]
+COMMAND = [sys.executable, "-I", "-m", "swapd.doors.sync_once"]
 SOON = 0.2
 """Seconds from a change to the sync: changes come in company."""
 

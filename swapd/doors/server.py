@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from swapd.doors import admin, proxy
 from swapd.doors.errors import BODY_LIMIT, shaped
@@ -29,6 +30,8 @@ BY_BODY = (
 )
 """Paths whose JSON body names a model; whether its worker knows them is the worker's affair."""
 HEADER_BYTES = 16384
+SHUTDOWN = 1.0
+"""Seconds at the end for what is still in the connections; all that was asked has ended by then."""
 
 
 def application(house: House) -> web.Application:
@@ -89,7 +92,8 @@ async def serve(house: House, sock: socket.socket) -> web.AppRunner:
         application(house),
         handler_cancellation=True,
         access_log=None,
-        shutdown_timeout=5.0,
+        logger=house.logs.of_server(HttpProcessingError, ConnectionError),
+        shutdown_timeout=SHUTDOWN,
         max_field_size=HEADER_BYTES,
     )
     await runner.setup()

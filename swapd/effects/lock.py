@@ -19,6 +19,8 @@ class Holder(msgspec.Struct, frozen=True):
     """Start time of the process, so that a recycled pid is not mistaken for it."""
     endpoint: str
     log: str
+    closing: bool = False
+    """It finishes what it serves and takes nothing new."""
 
     def alive(self) -> psutil.Process | None:
         """The process, if it is still the one that wrote this."""
@@ -51,11 +53,11 @@ class HomeLock:
             raise HeldError(read_holder(state)) from None
         self._write(b"")
 
-    def announce(self, endpoint: str, log: Path) -> None:
-        """Write down who holds the lock and where it answers."""
+    def announce(self, endpoint: str, log: Path, closing: bool = False) -> None:
+        """Write down who holds the lock, where it answers, and whether it is about to end."""
         pid = os.getpid()
         born = psutil.Process(pid).create_time()
-        self._write(msgspec.json.encode(Holder(pid, born, endpoint, str(log))))
+        self._write(msgspec.json.encode(Holder(pid, born, endpoint, str(log), closing)))
 
     def _write(self, content: bytes) -> None:
         self._file.seek(0)
@@ -81,5 +83,5 @@ def read_holder(state: Path) -> Holder | None:
     """
     try:
         return msgspec.json.decode((state / "lock").read_bytes(), type=Holder)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
         return None

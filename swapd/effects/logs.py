@@ -29,6 +29,21 @@ def log_file(folder: Path, model: str = "") -> Path:
     return folder / (f"model-{name}.log" if model else "swapd.log")
 
 
+class ClientFaults(logging.Filter):
+    """Takes the traceback off what a client did wrong or broke off: it is no fault of ours."""
+
+    def __init__(self, faults: tuple[type[BaseException], ...]) -> None:
+        super().__init__()
+        self._faults = faults
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, self._faults):
+            record.msg, record.args = f"{record.getMessage()}: {error}".splitlines()[0], ()
+            record.exc_info, record.exc_text = None, None
+        return True
+
+
 class Logs:
     """All logs of one home. `folder` is made when it is missing."""
 
@@ -60,6 +75,14 @@ class Logs:
                 handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
             self._models[model] = log
         return self._models[model]
+
+    def of_server(self, *faults: type[BaseException]) -> logging.Logger:
+        """A logger for the HTTP server, into swapd's own log; `faults` are those of clients."""
+        log = logging.Logger("http", logging.INFO)
+        log.addFilter(ClientFaults(faults))
+        for handler in self.own.handlers:
+            log.addHandler(handler)
+        return log
 
     def last(self, model: str = "") -> list[str]:
         """The last lines of a model's log, or, without a name, of swapd's own."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
 
 HOP_BY_HOP = frozenset(
     {
@@ -92,11 +93,16 @@ async def forward(
     worker is closed unless its answer is complete, so that the worker stops working on it.
     """
     headers = end_to_end(request.headers)
-    for name in ("Host", "Content-Length", "Expect"):
+    # The body was unpacked on its way in, if it was packed.
+    for name in ("Host", "Content-Length", "Expect", "Content-Encoding"):
         headers.popall(name, None)
     try:
         answer = await session.request(
-            request.method, url, data=body or None, headers=headers, allow_redirects=False
+            request.method,
+            URL(url, encoded=True),
+            data=body or None,
+            headers=headers,
+            allow_redirects=False,
         )
     except FAILURES as error:
         raise WorkerFailedError(_told(error), None) from error

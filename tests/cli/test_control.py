@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import msgspec
 
 from tests.cli.user import User
@@ -187,3 +189,60 @@ def test_it_starts_quickly(user: User) -> None:
     """Once before: the first start may have to compile bytecode."""
     user.types("status")
     assert user.takes("status") < 0.3
+
+
+def test_two_stops_are_no_haste_and_a_start_waits_for_them(user: User, tmp_path: Path) -> None:
+    """A stream held open by a FIFO is finished although stop is said twice; then start starts."""
+    os.mkfifo(tmp_path / "words")
+    fake = f"{sys.executable} -m workers.fake --port ${{PORT}} --silent --name a"
+    user.custom.parent.mkdir(exist_ok=True)
+    user.config.write_text(
+        f"models:\n  a:\n    cmd: {fake} --word-gate {tmp_path / 'words'} --outlive-stdin\n"
+    )
+    user.types("start")
+    url = f"http://127.0.0.1:{user.port}"
+    with (
+        ThreadPoolExecutor(4) as pool,
+        httpx.stream(
+            "POST",
+            f"{url}/v1/chat/completions",
+            json={"model": "a", "stream": True, "messages": []},
+            trust_env=False,
+        ) as stream,
+        (tmp_path / "words").open("wb", buffering=0) as words,
+    ):
+        words.write(b".")
+        lines = stream.iter_lines()
+        next(lines)
+        stops = [pool.submit(user.types, "stop")]
+        eventually(lambda: httpx.get(f"{url}/health", trust_env=False).status_code == 503)
+        stops.append(pool.submit(user.types, "stop"))
+        started = pool.submit(user.types, "start")
+        # The second stop and the start have come to their wait when they say so.
+        eventually(lambda: "closing" in (user.home / "swapd/.swapd/lock").read_text())
+        words.close()
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert [stop.result().returncode for stop in stops] == [0, 0]
+        assert started.result().returncode == 0
+    assert user.types("status").returncode == 0
+
+
+def test_a_file_in_the_folder_is_not_taken_for_a_module(user: User) -> None:
+    for name in ("random.py", "re.py", "workers.py", "swapd.py"):
+        (user.home / name).write_text("raise SystemExit('not this one')\n")
+        (user.home / "swapd").mkdir(exist_ok=True)
+        (user.home / "swapd" / name).write_text("raise SystemExit('not this one')\n")
+    started = user.types("start")
+    assert started.returncode == 0, started.stderr
+    url = f"http://127.0.0.1:{user.port}/v1/completions"
+    for name in ("bard", "alice", "bard"):
+        answer = httpx.post(url, json={"model": name, "prompt": "A", "max_tokens": 2})
+        assert answer.status_code == 200, answer.text
+
+
+def test_a_home_that_is_a_file_is_one_sentence(user: User) -> None:
+    (user.home / "swapd").write_text("")
+    for words in (("start",), ("status",), ("sync",), ("serve",)):
+        told = user.types(*words)
+        assert told.returncode != 0
+        assert "Traceback" not in told.stderr

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.doors.conftest import fake
@@ -184,3 +185,19 @@ def test_what_llama_server_names_is_found_by_the_model_in_the_body(both: Swapd) 
     unknown = both.http.post("/v1/audio/speech", json={"model": "bard", "input": "x"})
     assert unknown.status_code == 404
     assert "message" in error_of(unknown)
+
+
+def test_what_is_no_http_is_no_traceback_in_the_log(both: Swapd) -> None:
+    for junk in (b"GARBAGE\r\n\r\n", b"GET / HTTP/1.1\r\nbad header\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", both.port)) as sock:
+            sock.sendall(junk)
+            assert b" 400 " in sock.recv(65536).splitlines()[0]
+    assert "Traceback" not in both.log()
+    assert "Traceback" not in (both.home / "output").read_text()
+
+
+def test_what_is_encoded_in_a_path_stays_so(home: Path) -> None:
+    with Swapd(home, config({"ls/a": fake("a")})) as swapd:
+        sent = "/upstream/ls%2Fa/p%3Fq%2F%25/x?k=%23v%20w"
+        told = swapd.http.get(httpx.URL(swapd.url, raw_path=sent.encode()))
+        assert told.json()["error"]["message"] == "no /p%3Fq%2F%25/x?k=%23v%20w"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import openai
 import pytest
 
@@ -245,3 +248,40 @@ def test_requests_that_wait_are_refused_when_their_model_fails(
         for one in asked:
             assert one.result().status_code == 503
             assert error_of(one.result())["message"].endswith("exit status 7: no luck")
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.002])
+def test_a_request_right_after_a_kill_is_served_by_another_worker(home: Path, delay: float) -> None:
+    """Its connection breaks before the worker's end is known: nobody need notice."""
+    with Swapd(home, config({"bard": demo("bard"), "a": fake("a")})) as swapd:
+        for name in ("bard", "a"):
+            assert said(swapd.ask(name))
+            pid = swapd.worker(name)["pid"]
+            os.kill(pid, signal.SIGKILL)
+            threading.Event().wait(delay)
+            assert said(swapd.ask(name))
+            assert swapd.worker(name)["pid"] != pid
+
+
+def test_a_client_that_does_not_read_does_not_hold_a_shutdown_up(home: Path) -> None:
+    models = {"a": fake("a", "--words 400000")}
+    with Swapd(home, config(models, drain_grace=0.5)) as swapd:
+        body = msgspec.json.encode(chat("a", stream=True, max_tokens=400_000))
+        with socket.create_connection(("127.0.0.1", swapd.port)) as sock:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}"
+            sock.sendall(head.encode() + b"\r\n\r\n" + body)
+            assert sock.recv(100)
+            eventually(lambda: swapd.worker("a")["busy"] == 1)
+            swapd.process.send_signal(signal.SIGTERM)
+            assert swapd.process.wait(timeout=10) == 0
+
+
+def test_clients_that_leave_are_no_traceback(home: Path) -> None:
+    with Swapd(home, config({"a": fake("a")})) as swapd:
+        body = chat("a", stream=True, max_tokens=20_000)
+        for _ in range(10):
+            with swapd.http.stream("POST", "/v1/chat/completions", json=body) as r:
+                next(r.iter_lines())
+        eventually(lambda: swapd.worker("a")["busy"] == 0)
+        assert "Traceback" not in swapd.log()
+        assert "Traceback" not in (home / "output").read_text()

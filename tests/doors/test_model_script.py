@@ -109,7 +109,7 @@ def test_once_installed_it_hands_over_also_through_a_link(checkout: Path) -> Non
             text=True,
             check=True,
         )
-        assert done.stdout == f"{checkout}|{checkout.parent}|-m swapd status --json\n"
+        assert done.stdout == f"{checkout}|{checkout.parent}|-I -m swapd status --json\n"
 
 
 def test_a_changed_project_is_installed_anew(checkout: Path) -> None:

@@ -20,7 +20,7 @@ from swapd.doors.cli.syncing import sync
 from swapd.effects.lock import Holder, read_holder, wait_until_free
 from swapd.home import Home, find_home
 
-DAEMON = [sys.executable, "-m", "swapd.doors.daemon"]
+DAEMON = [sys.executable, "-I", "-m", "swapd.doors.daemon"]
 
 
 def _daemon_arguments(host: str, port: int, config: Path | None) -> list[str]:
@@ -53,7 +53,11 @@ def serve(host: str, port: int, config: Path | None) -> int:
 def start(host: str, port: int, config: Path | None) -> int:
     """Start the daemon in the background; return when it answers or has failed."""
     home = find_home()
-    if (holder := running(home)) is not None:
+    if (holder := running(home)) is not None and holder.closing:
+        complain("it is shutting down; waiting for that before starting it anew")
+        wait_until_free(home.state)
+        holder = None
+    if holder is not None:
         print(_already(holder))
         return 0
     _prepare(home, config)
@@ -170,7 +174,11 @@ def _stopped(home: Home, now: bool) -> list[str] | None:
     if "--ready-fd" in arguments:
         at = arguments.index("--ready-fd")
         del arguments[at : at + 2]
-    process.send_signal(signal.SIGQUIT if now else signal.SIGTERM)
+    if now:
+        process.send_signal(signal.SIGQUIT)
+    elif holder is not None and not holder.closing:
+        # A second SIGTERM would mean "at once", which nobody has asked for.
+        process.send_signal(signal.SIGTERM)
     told = f"waiting for running requests to end; {command()} stop --now does not wait"
     reminder = threading.Timer(PATIENCE, print, [told])
     reminder.start()

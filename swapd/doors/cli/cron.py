@@ -21,7 +21,7 @@ def line_for(home: Home) -> str:
         "PATH": os.environ.get("PATH", os.defpath),
     }
     words = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
-    words += [shlex.quote(sys.executable), "-m", "swapd", "start"]
+    words += [shlex.quote(sys.executable), "-I", "-m", "swapd", "start"]
     # To cron, a bare % is the end of a line.
     called = " ".join(words).replace("%", "\\%")
     return f"0 * * * * {called} >/dev/null 2>&1 {MARK}"

@@ -61,5 +61,14 @@ def main() -> None:
         # Whoever read the output has seen enough, as `| head` does.
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:
+        complain(_about(error))
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _about(error: OSError) -> str:
+    """What the system said, and of which file."""
+    what = error.strerror or str(error)
+    return f"{error.filename}: {what}" if error.filename else what

@@ -170,12 +170,12 @@ class Connection:
         """Begin what one line asks for."""
         try:
             fields = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             await self._fail(None, "bad_request", f"the line is not a JSON object: {error}")
             return
         try:
             request = msgspec.json.decode(line, type=Request)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             await self._fail(_id_of(fields), "bad_request", f"the request is malformed: {error}")
             return
         if request.op == "cancel":
@@ -245,7 +245,7 @@ def _id_of(fields: Mapping[str, msgspec.Raw]) -> str | int | None:
     """The id of a request that is wrong otherwise, so that its error finds it."""
     try:
         name = msgspec.json.decode(fields.get("id", b"null"))
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     return name if isinstance(name, str | int) else None
 
