@@ -1,14 +1,18 @@
 """GBNF, llama.cpp's notation for grammars: written, and looked over before llama.cpp reads it.
 
 llama.cpp trusts whoever writes a grammar: a repetition that ends before it begins takes all
-memory, and deep nesting all of the stack. And it prints its reason for refusing one instead of
-returning it. So a client's grammar is checked here first. What the notation is, llama.cpp's
-`grammars/README.md` tells.
+memory, deep nesting all of the stack, a rule that begins with itself behind something empty all of
+the time, and tokens by number (`!<[5]>`) end the process. And it prints its reason for refusing a
+grammar instead of returning it. So a client's is checked here first. What the notation is,
+llama.cpp's `grammars/README.md` tells; tokens by number are left out.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+
+from workers.gbnf_shape import Item, Shape, endless
 
 LONGEST = 1_000_000
 """Characters of a grammar."""
@@ -22,7 +26,7 @@ _WORD = re.compile(
     r"""(?P<blank>(?:\s|\#[^\n]*)+)
     | (?P<rule>[A-Za-z0-9-]+[ \t]*::=)
     | (?P<name>[A-Za-z0-9-]+)
-    | (?P<item>"(?:[^"\\]|\\.)*" | \[(?:[^\]\\]|\\.)*\] | \. | !?<[^<>]+>)
+    | (?P<item>"(?:[^"\\]|\\.)*" | \[(?:[^\]\\]|\\.)*\] | \.)
     | (?P<repeat>[*+?] | \{[ \t]*\d+[ \t]*(?:,[ \t]*\d*[ \t]*)?\})
     | (?P<open>\() | (?P<close>\)) | (?P<or>\|)""",
     re.VERBOSE | re.DOTALL,
@@ -51,7 +55,7 @@ def check(text: str) -> None:
         raise GrammarError(f"The grammar has more than {LONGEST} characters.")
     if "\x00" in text:
         raise GrammarError("The grammar has a zero byte.")
-    defined: set[str] = set()
+    shape = Shape()
     used: dict[str, int] = {}
     opened: list[int] = []
     before, at = "", 0
@@ -63,20 +67,38 @@ def check(text: str) -> None:
         if kind != "blank":
             _check_place(text, at, kind, before, opened)
             before = kind
-        if kind == "rule":
-            defined.add(word[0].rstrip(":= \t"))
-        elif kind == "name":
+        if kind == "name":
             used.setdefault(word[0], at)
-        elif kind == "repeat":
-            _check_repeat(text, at, word[0])
         elif kind == "open":
             opened.append(at)
         elif kind == "close":
             opened.pop()
+        _note(shape, kind, text, at, word[0])
         at = word.end()
     if opened:
         raise _error(text, opened[-1], "the parenthesis is never closed")
-    _check_names(text, defined, used)
+    _check_names(text, shape.rules.keys(), used)
+    reason = endless(shape)
+    if reason is not None:
+        raise GrammarError(f"The grammar has no end: {reason}.")
+
+
+def _note(shape: Shape, kind: str, text: str, at: int, word: str) -> None:
+    """Adds a word to what is known of the grammar."""
+    if kind == "rule":
+        shape.rule(word.rstrip(":= \t"))
+    elif kind == "name":
+        shape.add(Item(name=word))
+    elif kind == "item":
+        shape.add(Item(empty=word == '""'))
+    elif kind == "open":
+        shape.open()
+    elif kind == "close":
+        shape.close()
+    elif kind == "or":
+        shape.alternative()
+    elif kind == "repeat":
+        shape.repeat(*_bounds(text, at, word))
 
 
 def _check_place(text: str, at: int, kind: str, before: str, opened: list[int]) -> None:
@@ -87,21 +109,29 @@ def _check_place(text: str, at: int, kind: str, before: str, opened: list[int]) 
         raise _error(text, opened[-1], "the parenthesis is never closed")
     if kind == "close" and not opened:
         raise _error(text, at, "nothing was opened that this closes")
-    if kind == "repeat" and before not in {"name", "item", "close", "repeat"}:
+    if kind == "item" and text.startswith(("[]", "[^]"), at):
+        raise _error(text, at, "the set of characters is empty")
+    if kind == "repeat" and before == "repeat":
+        raise _error(text, at, "a repetition is repeated, which has too many meanings")
+    if kind == "repeat" and before not in {"name", "item", "close"}:
         raise _error(text, at, "there is nothing to repeat")
     if kind == "open" and len(opened) >= DEEPEST:
         raise _error(text, at, f"more than {DEEPEST} parentheses are open")
 
 
-def _check_repeat(text: str, at: int, repeat: str) -> None:
+def _bounds(text: str, at: int, repeat: str) -> tuple[int, int | None]:
+    """How often at least, and at most; None: as often as may be."""
+    if repeat in "*+?":
+        return int(repeat == "+"), 1 if repeat == "?" else None
     bounds = [int(number) for number in re.findall(r"\d+", repeat)]
     if len(bounds) == 2 and bounds[1] < bounds[0]:
         raise _error(text, at, f"{repeat} ends before it begins")
     if any(bound > MOST_REPEATED for bound in bounds):
         raise _error(text, at, f"{repeat} is more than {MOST_REPEATED} times")
+    return bounds[0], None if "," in repeat and len(bounds) == 1 else bounds[-1]
 
 
-def _check_names(text: str, defined: set[str], used: dict[str, int]) -> None:
+def _check_names(text: str, defined: Collection[str], used: dict[str, int]) -> None:
     for name, at in used.items():
         if name not in defined:
             raise _error(text, at, f"there is no rule {name}")

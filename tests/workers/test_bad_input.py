@@ -79,7 +79,7 @@ TABLE: list[tuple[str, object, str, str | None]] = [
         "messages",
     ),
     (TEXT, {"prompt": "a", "grammar": 'root ::= "a" b'}, "there is no rule b", "grammar"),
-    (TEXT, {"prompt": "a", "grammar": "root ::= root"}, "left recursion", "grammar"),
+    (TEXT, {"prompt": "a", "grammar": "root ::= root"}, "begins with itself", "grammar"),
     (TEXT, {"prompt": "a", "grammar": 'root ::= "\\q"'}, "The grammar can't be used", "grammar"),
     (TEXT, {"prompt": "a", "json_schema": {"type": "x"}}, "no type 'x'", "json_schema"),
     (TEXT, {"prompt": "a", "json_schema": {}, "grammar": "x"}, "exclude", "json_schema"),

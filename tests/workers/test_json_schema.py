@@ -116,6 +116,13 @@ def derives(body: str, text: str) -> bool:
         ('root ::= "a" | * "b"', "there is nothing to repeat"),
         ('root ::= "a"{3,1}', "{3,1} ends before it begins"),
         ('root ::= "a"{5000}', "more than 2000 times"),
+        ('root ::= "a"+*', "a repetition is repeated"),
+        ("root ::= [^]", "the set of characters is empty"),
+        ("root ::= root", "rule root begins with itself"),
+        ('root ::= ("" | "a"?) x\nx ::= "b"? root', "begins with itself"),
+        ('root ::= ("a"?)*', "rule root repeats what may be empty"),
+        ('root ::= x{2}\nx ::= "a"* | "b"', "repeats what may be empty"),
+        ('root ::= !<[5]> "a"', "makes no sense there"),
         (f"root ::= {'(' * 200}", "more than 100 parentheses"),
         ('root ::= "\x00"', "zero byte"),
         ("#" * 1_000_001, "more than 1000000 characters"),
@@ -130,8 +137,8 @@ def test_grammars_that_llama_cpp_must_not_see(text: str, sentence: str) -> None:
 
 def test_a_grammar_of_all_notations_is_fine() -> None:
     gbnf.check(
-        'root ::= item+ (ws | "\\"" [^\\]\\n]* # a comment "{\n  | .)? {2,3} <[3]>\n'
-        "item ::= root? | ws{2} ws{1,}\r\n\nws ::=\n  [ \\t]"
+        'root ::= item+ (ws | "\\"" [^\\]\\n]* # a comment "{\n  | .) {2,3}\n'
+        "item ::= [b] root? | ws{2} ws{1,}\r\n\nws ::=\n  [ \\t]"
     )
 
 
