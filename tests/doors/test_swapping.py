@@ -170,7 +170,8 @@ def test_unloading_by_hand_lets_a_busy_worker_finish(
 
 
 def test_the_least_recently_used_goes(home: Path) -> None:
-    with Swapd(home, config({name: fake(name) for name in "abc"}, max_resident=2)) as swapd:
+    models = {name: fake(name) for name in "abc"}
+    with Swapd(home, config(models, max_resident=2, policy="lru")) as swapd:
         for name in "abac":
             swapd.ask(name)
         assert sorted(swapd.states()) == ["a", "c"]

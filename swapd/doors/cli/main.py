@@ -3,6 +3,7 @@ which are imported when they are needed: the command line starts quickly."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from swapd.doors.cli import service_commands as service
 from swapd.doors.cli import simulate_commands as simulation
 from swapd.doors.cli import talk_commands as talk
 from swapd.doors.cli.say import FailedError, command, complain
+
+
+READER_GONE = 141
+"""As a shell tells of a program that SIGPIPE ended."""
 
 
 def build() -> typer.Typer:
@@ -53,19 +58,33 @@ def build() -> typer.Typer:
 def main() -> None:
     """The entry of `swapd` and `python -m swapd`."""
     try:
+        _run()
+    finally:
+        _flush()
+
+
+def _run() -> None:
+    try:
         build()(prog_name=Path(command()).name)
     except FailedError as error:
         complain(str(error))
         sys.exit(error.status)
     except BrokenPipeError:
-        # Whoever read the output has seen enough, as `| head` does.
-        sys.stderr.close()
-        sys.exit(141)
+        sys.exit(READER_GONE)
     except OSError as error:
         complain(_about(error))
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _flush() -> None:
+    """Write what is left; whoever read the output may have seen enough, as `| head` has."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left would be tried again, and complained about, when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _about(error: OSError) -> str:
