@@ -16,7 +16,6 @@ from swapd.doors.cli import simulate_commands as simulation
 from swapd.doors.cli import talk_commands as talk
 from swapd.doors.cli.say import FailedError, command, complain
 
-
 READER_GONE = 141
 """As a shell tells of a program that SIGPIPE ended."""
 
