@@ -38,33 +38,33 @@ def shares(admitted: Sequence[L], batch: int, chunk: int) -> list[tuple[L, int]]
     """
     running = sum(1 for load in admitted if load.pending == 1)
     room = min(batch - running, chunk)
-    waiting = sorted({load.pending for load in admitted if load.pending > 1})
-    level = _level([load.pending for load in admitted if load.pending > 1], room, waiting)
+    level, extra = _level([load.pending for load in admitted if load.pending > 1], room)
     step = []
     for load in admitted:
         if load.pending == 1:
             step.append((load, 1))
             continue
-        share = min(load.pending, level, room)
+        share = min(load.pending, level)
+        if load.pending > level and extra:
+            share, extra = level + 1, extra - 1
         if share > 0:
             step.append((load, share))
-            room -= share
     return step
 
 
-def _level(pending: list[int], room: int, steps: list[int]) -> int:
+def _level(pending: list[int], room: int) -> tuple[int, int]:
     """The water level: everyone gets their pending tokens or this many, within `room`.
 
-    Rounded up, so the oldest may get one more than the youngest.
+    And how many of those above it get one more: what is left of the room, to the oldest.
     """
     left, level = len(pending), 0
-    for step in steps:
+    for step in sorted(set(pending)):
         if (step - level) * left > room:
             break
         room -= (step - level) * left
         level = step
         left = sum(1 for need in pending if need > level)
-    return level + (-(-room // left) if left else 0)
+    return (level + room // left, room % left) if left else (level, 0)
 
 
 class PrefillPace:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from workers import batcher
@@ -48,6 +48,7 @@ def test_a_step_keeps_its_budget_and_leaves_nobody_out(
     assert sum(prefill) == min(wanted, chunk, batch - len(running)), "nothing is left unused"
 
 
+@example([Work(20), Work(20), Work(19), Work(1)], 59, 58)
 @given(works(), st.integers(8, 400), st.integers(1, 400))
 def test_prefill_is_shared_evenly(admitted: list[Work], batch: int, chunk: int) -> None:
     step = dict(batcher.shares(admitted, batch, chunk))
