@@ -57,12 +57,15 @@ def phases(lines: list[str], asked: float, first: float) -> Phases:
     return {**dict(zip(PHASES, spans, strict=True)), "total": first * 1e3}
 
 
-async def through_swapd(daemon: Daemon, names: tuple[str, str], swaps: int) -> list[Phases]:
+async def through_swapd(
+    daemon: Daemon, names: tuple[str, str], swaps: int, pause: float
+) -> list[Phases]:
     """Swaps one after the other; then one more request to each warm worker is `warm`."""
     connection = await Connection.open(daemon.url)
     await ask(connection, names[0])
     found = []
     for number in range(swaps):
+        common.settle(pause)
         before = len(daemon.log().splitlines())
         name = names[(number + 1) % 2]
         asked, first = await ask(connection, name)
@@ -73,12 +76,15 @@ async def through_swapd(daemon: Daemon, names: tuple[str, str], swaps: int) -> l
     return found
 
 
-async def of_native(python: str, models: tuple[Path, Path], swaps: int) -> list[Phases]:
+async def of_native(
+    python: str, models: tuple[Path, Path], swaps: int, pause: float
+) -> list[Phases]:
     """The same with nothing between: end the old process, start the new one, ask it."""
     found = []
     old = Native(python, models[0], slots=1, context=1024, threads=common.THREADS)
     try:
         for number in range(swaps):
+            common.settle(pause)
             began = time.perf_counter()
             old.stop()
             gone = time.perf_counter()
@@ -111,17 +117,17 @@ def configuration(models: tuple[Path, Path]) -> dict[str, Any]:
 
 
 async def measure(
-    models: tuple[Path, Path], rounds: int, python: str | None
+    models: tuple[Path, Path], rounds: int, python: str | None, pause: float
 ) -> dict[str, list[Phases]]:
     """Two swaps a round and a side, the sides in turn."""
     seen: dict[str, list[Phases]] = {"swapd": []}
     with common.home() as home, Daemon(home, configuration(models)) as daemon:
         sides: list[tuple[str, Callable[[], Awaitable[list[Phases]]]]] = [
-            ("swapd", lambda: through_swapd(daemon, ("a", "b"), 2))
+            ("swapd", lambda: through_swapd(daemon, ("a", "b"), 2, pause))
         ]
         if python is not None:
             seen["native"] = []
-            sides.append(("native", lambda: of_native(python, models, 2)))
+            sides.append(("native", lambda: of_native(python, models, 2, pause)))
         for _ in range(rounds):
             for name, side in sides:
                 seen[name] += await side()
@@ -166,6 +172,13 @@ def main() -> None:
     parser.add_argument(
         "--sizes", type=int, nargs="*", default=[60], metavar="MB", help="default: 60"
     )
+    parser.add_argument(
+        "--pause",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="before each swap; swapd's spare worker needs some 0.2 to be warm again",
+    )
     given = parser.parse_args()
     models = pairs(given.sizes)
     conditions = common.Conditions()
@@ -174,7 +187,7 @@ def main() -> None:
     result = {}
     for title, pair in models.items():
         common.note(title)
-        seen = asyncio.run(measure(pair, given.rounds, python))
+        seen = asyncio.run(measure(pair, given.rounds, python, given.pause))
         result[title] = show(title, seen)
         if python is not None:
             both = (result[title]["swapd"]["total"], result[title]["native"]["total"])
