@@ -16,7 +16,7 @@ class Settings:
     """How long a shutdown lets running requests go on."""
     spare: bool | None = None
     """Whether a worker without a model is kept waiting, which makes swaps cheaper and costs some
-    45 MB; None: where there is memory enough."""
+    40 MB; None: where there is memory enough."""
     log_level: str = "info"
     include_aliases: bool = False
     """Whether aliases stand in the list of models too."""
