@@ -80,7 +80,7 @@ def test_memory_pressure_takes_idle_workers_and_spares_a_busy_one(
         "c": fake("c", f"--word-gate {words.path}"),
     }
     memory = {"threshold": 1, "interval": 0.3}
-    with Swapd(home, config(models, memory=memory)) as swapd:
+    with Swapd(home, config(models, memory=memory, policy="lru")) as swapd:
         with swapd.http.stream("POST", "/v1/chat/completions", json=chat("c", stream=True)) as r:
             words.let()
             lines = r.iter_lines()
