@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass, field
@@ -61,8 +62,12 @@ class Shape:
     nested: type[msgspec.Struct] | None
 
 
-def shapes(struct: type[msgspec.Struct]) -> dict[str, Shape]:
-    """The fields of a schema, by the names they have in the file."""
+@functools.cache
+def shapes(struct: type[msgspec.Struct]) -> MappingType[str, Shape]:
+    """The fields of a schema, by the names they have in the file.
+
+    Found out once: of 500 models it would take a third of a second.
+    """
     found = {}
     for info in msgspec.structs.fields(struct):
         description, extra = "", {}
@@ -79,7 +84,7 @@ def shapes(struct: type[msgspec.Struct]) -> dict[str, Shape]:
             macros=extra.get("macros", False),
             nested=nested if nested and issubclass(nested, msgspec.Struct) else None,
         )
-    return found
+    return MappingProxyType(found)
 
 
 def read(

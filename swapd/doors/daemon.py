@@ -34,6 +34,7 @@ from swapd.effects.clock import wall
 from swapd.effects.guardian import Guardian
 from swapd.effects.lock import HeldError, HomeLock
 from swapd.effects.logs import Logs
+from swapd.effects.notify import READY, STOPPING, Notify
 from swapd.effects.spawn import Place, Spare
 from swapd.effects.upstream import new_session
 from swapd.effects.watch import FileWatch
@@ -182,6 +183,7 @@ class Daemon:
         self._log = logs.own
         self._guardian = guardian
         self._lock = lock
+        self._notify = Notify(self._log)
 
     async def run(self, sock: socket.socket, tell: _Teller) -> None:
         """Serve on `sock` until a signal ends it and everything has drained."""
@@ -203,6 +205,7 @@ class Daemon:
         self._lock.announce(endpoint, self._logs.own_file)
         self._greet(endpoint, settings)
         tell({"endpoint": endpoint, "log": str(self._logs.own_file)})
+        self._notify(READY)
         supervisor.preload()
         supervisor.keep_spare()
         gc.freeze()  # What is loaded by now stays; the collector need not look at it again.
@@ -257,6 +260,7 @@ class Daemon:
         def end(grace: float) -> None:
             self._log.info("asked to end: %s", f"within {grace:g} s" if grace else "at once")
             self._lock.announce(endpoint_of(settings), self._logs.own_file, closing=True)
+            self._notify(STOPPING)
             supervisor.close(grace)
 
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -33,7 +33,9 @@ def tools(user: User) -> Path:
     folder, calls = user.home / "bin", user.home / "calls"
     folder.mkdir()
     table = user.home / "crontab"
-    for name in ("systemctl", "loginctl", "launchctl"):
+    ours = f"{shlex.quote(sys.executable)} {ROOT}/tests/cli/systemctl.py {user.home}"
+    (folder / "systemctl").write_text(f'#!/bin/sh\nexec {ours} "$@"\n')
+    for name in ("loginctl", "launchctl"):
         text = f'#!/bin/sh\necho {name} "$@" >> {calls}\n[ ! -e {user.home}/refuse-{name} ] || '
         text += "{ echo no bus >&2; exit 1; }\n"
         (folder / name).write_text(text)
@@ -70,12 +72,17 @@ def test_install_use_and_uninstall(user: User, tools: Path) -> None:
     assert user.fails("service", "status", status=3) == ""
     assert "is not installed" in user.fails("service", "start")
     assert "is not installed" in user.fails("service", "stop")
-    assert user.says("service", "install").splitlines()[0] == f"installed {_unit(user)}"
+    installed, runs, linger = user.says("service", "install").splitlines()
+    assert installed == f"installed {_unit(user)}"
+    assert re.fullmatch(rf"swapd runs at http://127.0.0.1:{user.port} \(pid \d+\)", runs)
+    assert "not logged in" in linger
     assert "Restart=on-failure" in _unit(user).read_text()
     user.says("service", "stop")
-    user.says("service", "start")
+    assert user.types("status").returncode == 3
+    assert user.says("service", "start").startswith("swapd runs at ")
     user.says("service", "status")
     assert user.says("service", "uninstall") == f"removed {_unit(user)}\n"
+    assert user.types("status").returncode == 3
     assert user.says("service", "uninstall") == "the service is not installed\n"
     assert not _unit(user).exists()
     assert tools.read_text().splitlines() == [
@@ -88,6 +95,42 @@ def test_install_use_and_uninstall(user: User, tools: Path) -> None:
         "systemctl --user disable --now swapd.service",
         "systemctl --user daemon-reload",
     ]
+
+
+@linux_only
+def test_a_restart_goes_through_the_manager_that_runs_it(user: User, tools: Path) -> None:
+    user.says("service", "install")
+    first = (user.home / "main-pid").read_text()
+    for words in ((), ("--now",)):
+        tools.write_text("")
+        told = user.says("restart", *words)
+        second = (user.home / "main-pid").read_text()
+        assert second != first
+        assert told == f"swapd runs at http://127.0.0.1:{user.port} (pid {second})\n"
+        assert "systemctl --user start swapd.service" in tools.read_text()
+        first = second
+    # One that it does not run is started as it was, and told so.
+    user.says("service", "stop")
+    tools.write_text("")
+    assert "service start would" in user.types("start").stderr
+    assert "swapd runs at" in user.says("restart")
+    assert "systemctl --user start" not in tools.read_text()
+    user.says("stop")
+
+
+def test_a_restart_does_not_take_a_foreground_away(user: User) -> None:
+    user.types("sync")
+    serving = subprocess.Popen(
+        [str(ROOT / "model"), "serve"], env=user.environ, stderr=subprocess.PIPE, text=True
+    )
+    assert serving.stderr is not None
+    assert "swapd serves 2 models" in serving.stderr.readline()
+    told = user.fails("restart")
+    assert re.match(r"swapd: swapd \(pid \d+\) runs in the foreground of .*: restart it", told)
+    assert serving.poll() is None
+    user.says("stop")
+    assert serving.wait(timeout=20) == 0
+    serving.stderr.close()
 
 
 @linux_only
@@ -132,7 +175,7 @@ def test_the_agent_is_a_property_list_that_says_the_same(tmp_path: Path) -> None
     home = Home(tmp_path / AWKWARD)
     agent = plistlib.loads(service.launchd(home).text.encode())
     assert agent["Label"] == "swapd"
-    assert agent["ProgramArguments"] == [sys.executable, "-m", "swapd", "serve"]
+    assert agent["ProgramArguments"] == [sys.executable, "-I", "-m", "swapd", "serve"]
     assert agent["EnvironmentVariables"]["SWAPD_HOME"] == str(home.folder)
     assert agent["RunAtLoad"] is True
     assert agent["KeepAlive"] == {"SuccessfulExit": False}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swapd.doors.cli.say import FailedError, command, complain
-from swapd.home import WORKER_COMMAND, Home, find_home
+from swapd.home import WORKER_COMMAND, Home, demo_folder, find_home
 
 if TYPE_CHECKING:
     from swapd.config.load import Loaded
@@ -70,6 +70,27 @@ def read(home: Home, file: Path) -> Loaded:
         return load(file, env, worker_command=WORKER_COMMAND, total_memory=memory.total())
     except ConfigError as error:
         raise FailedError(f"{file} can't be used:\n{error}") from error
+
+
+def effective(home: Home) -> Loaded:
+    """What swapd would serve with: config.yaml, or what a sync would make. Raises FailedError."""
+    if home.config.is_file():
+        return read(home, home.config)
+    from swapd.config.load import parse
+    from swapd.config.plan import look
+    from swapd.config.problems import ConfigError
+    from swapd.config.sync import made_of
+    from swapd.effects import clock, memory
+
+    total = memory.total()
+    try:
+        plan = look(home.folder, os.environ, demo_folder(), now=clock.wall(), total_memory=total)
+        text, _ = made_of(plan, total)
+        return parse(
+            text, home.config.name, plan.env, worker_command=WORKER_COMMAND, total_memory=total
+        )
+    except ConfigError as error:
+        raise FailedError(str(error)) from error
 
 
 def _customisation(home: Home) -> tuple[str, str]:

@@ -52,6 +52,8 @@ def serve(host: str, port: int, config: Path | None) -> int:
 
 def start(host: str, port: int, config: Path | None) -> int:
     """Start the daemon in the background; return when it answers or has failed."""
+    from swapd.doors.cli import service
+
     home = find_home()
     if (holder := running(home)) is not None and holder.closing:
         complain("it is shutting down; waiting for that before starting it anew")
@@ -61,6 +63,8 @@ def start(host: str, port: int, config: Path | None) -> int:
         print(_already(holder))
         return 0
     _prepare(home, config)
+    if service.is_installed(home):
+        complain(f"nobody starts this one again if it fails; {command()} service start would")
     return _started(home, _daemon_arguments(host, port, config))
 
 
@@ -156,12 +160,31 @@ def stop(now: bool) -> int:
 
 
 def restart(now: bool) -> int:
-    """Stop, then start with the arguments it ran with."""
+    """Stop, then start with the arguments it ran with, by the service manager if that runs it."""
+    from swapd.doors.cli import service
+
     home = find_home()
+    if (holder := running(home)) is not None:
+        if service.keeps(home, holder.pid):
+            _stopped(home, now)
+            return service.start(dry_run=False)
+        _require_background(holder)
     before = _stopped(home, now)
     if before is None or "--config" not in before:
         _prepare(home, None)
     return _started(home, before or [])
+
+
+def _require_background(holder: Holder) -> None:
+    """Raises FailedError where somebody else holds it in the foreground, who should restart it."""
+    process = holder.alive()
+    if process is not None and "--ready-fd" not in process.cmdline():
+        parent = process.parent()
+        whose = f" of {parent.name()} (pid {parent.pid})" if parent is not None else ""
+        raise FailedError(
+            f"swapd (pid {holder.pid}) runs in the foreground{whose}: restart it there,"
+            f" or end it with {command()} stop and then {command()} start"
+        )
 
 
 def _stopped(home: Home, now: bool) -> list[str] | None:

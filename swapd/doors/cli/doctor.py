@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from swapd.doors.cli.client import NoAnswerError, get, running
-from swapd.doors.cli.configuration import read
+from swapd.doors.cli.configuration import effective, read
 from swapd.doors.cli.library import models
 from swapd.doors.cli.say import FailedError, command, print_json, show_bytes, waiting
 from swapd.home import Home, find_home
@@ -174,7 +174,7 @@ def _daemon(home: Home) -> Iterator[Finding]:
         yield Finding(there, f"{home.socket} {'is there' if there else 'is missing; see its log'}")
         return
     try:
-        port = read(home, home.config).settings.port if home.config.is_file() else 5847
+        port = effective(home).settings.port
     except FailedError:
         # Told already.
         return

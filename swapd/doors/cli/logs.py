@@ -15,9 +15,11 @@ from swapd.home import find_home
 def logs(model: str, follow: bool, lines: int) -> int:
     """Print the last lines of swapd's log, or of a model's workers; go on if wanted."""
     home = find_home()
-    path = log_file(home.logs, find(models(home), model).name if model else "")
+    name = find(models(home), model).name if model else ""
+    path = log_file(home.logs, name)
     if not path.is_file() and not follow:
-        raise FailedError(f"there is no log yet: {path}")
+        said = f"no worker of {name} has said anything" if name else "there is no log"
+        raise FailedError(f"{said} yet: there is no {path}")
     if follow:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

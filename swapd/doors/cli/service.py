@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,9 @@ from swapd.doors.cli.say import FailedError, command, complain
 from swapd.home import Home, find_home, template_folder
 
 UNIT = "swapd.service"
+UP = 60.0
+"""Seconds in which a service answers; systemd waits by itself, launchd does not."""
+_PID = re.compile(r"(?:^MainPID=|^\s*pid = )([1-9]\d*)$", re.MULTILINE)
 Command = tuple[str, ...]
 
 
@@ -36,6 +41,8 @@ class Manager:
     start: Command
     stop: Command
     status: Command
+    pid: Command
+    """Answers with the main process, as `_PID` finds it."""
     linger: Command = ()
     """Lets services of a user run while he is not logged in."""
 
@@ -66,6 +73,7 @@ def systemd(home: Home, environ: Mapping[str, str]) -> Manager:
         start=(*tell, "start", UNIT),
         stop=(*tell, "stop", UNIT),
         status=(*tell, "--no-pager", "status", UNIT),
+        pid=(*tell, "show", "--property=MainPID", UNIT),
         linger=("loginctl", "enable-linger"),
     )
 
@@ -90,6 +98,7 @@ def launchd(home: Home) -> Manager:
         start=("launchctl", "kickstart", f"{domain}/swapd"),
         stop=("launchctl", "kill", "SIGTERM", f"{domain}/swapd"),
         status=("launchctl", "print", f"{domain}/swapd"),
+        pid=("launchctl", "print", f"{domain}/swapd"),
     )
 
 
@@ -120,13 +129,26 @@ def install(dry_run: bool) -> int:
             _run(words)
     except FailedError:
         if before is None:
-            manager.file.unlink()
+            _remove(manager, told=False)
         else:
             manager.file.write_bytes(before)
         raise
     print(f"installed {manager.file}")
+    _tell_where(home)
     _linger(manager)
     return 0
+
+
+def _tell_where(home: Home) -> None:
+    """Wait until the service answers, and say at which address. Raises FailedError."""
+    pause = threading.Event()
+    for _ in range(int(UP / 0.1)):
+        if (holder := running(home)) is not None:
+            print(f"swapd runs at {holder.endpoint} (pid {holder.pid})")
+            return
+        pause.wait(0.1)
+    message = f"the service does not answer after {UP:g} s"
+    raise FailedError(f"{message}: see {command()} service status and {home.logs / 'swapd.log'}")
 
 
 def _linger(manager: Manager) -> None:
@@ -152,16 +174,26 @@ def uninstall(dry_run: bool) -> int:
         print("the service is not installed")
         return 0
     _require(manager)
-    for words in manager.uninstall:
-        try:
-            _run(words)
-        except FailedError as error:
-            complain(str(error))
-    manager.file.unlink()
-    for words in manager.after:
-        _run(words)
+    _remove(manager, told=True)
     print(f"removed {manager.file}")
     return 0
+
+
+def _remove(manager: Manager, told: bool) -> None:
+    """End the service as far as it goes, and take its file away."""
+    for words in manager.uninstall:
+        _try(words, told)
+    manager.file.unlink()
+    for words in manager.after:
+        _try(words, told)
+
+
+def _try(words: Command, told: bool) -> None:
+    try:
+        _run(words)
+    except FailedError as error:
+        if told:
+            complain(str(error))
 
 
 def start(dry_run: bool) -> int:
@@ -176,8 +208,22 @@ def start(dry_run: bool) -> int:
         return 0
     _require_installed(manager)
     _run(manager.start)
-    print("the service was started")
+    _tell_where(home)
     return 0
+
+
+def is_installed(home: Home) -> bool:
+    """Whether there is a service for this user, of this home or another."""
+    return _manager(home).file.exists()
+
+
+def keeps(home: Home, pid: int) -> bool:
+    """Whether the service manager runs this process."""
+    manager = _manager(home)
+    if not manager.file.exists() or shutil.which(manager.pid[0]) is None:
+        return False
+    done = subprocess.run(manager.pid, capture_output=True, text=True, check=False)
+    return str(pid) in _PID.findall(done.stdout)
 
 
 def stop(dry_run: bool) -> int:
