@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Mapping as MappingType
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from swapd.config.commands import fill_in
 from swapd.config.custom import Custom
 from swapd.config.discover import Found
 from swapd.config.env import SyncSettings
+from swapd.config.facts import Facts
 from swapd.config.need import estimate, fitting_context
 from swapd.config.problems import Problem, did_you_mean
 from swapd.config.resolve import Spellings
 from swapd.config.schema import CustomModel
+from swapd.config.terms import Terms, terms_of
 from swapd.config.tree import Mapping, Scalar
 from swapd.config.units import parse_size, show_size
 
@@ -67,10 +69,18 @@ class Assembled:
 
 
 def assemble(
-    found: Iterable[Found], custom: Custom, settings: SyncSettings, total_memory: int, home: Path
+    found: Iterable[Found],
+    custom: Custom,
+    settings: SyncSettings,
+    total_memory: int,
+    home: Path,
+    size_of: Callable[[Path], int],
 ) -> Assembled:
-    """Put every model together. Relative paths of its author's are meant from `home`."""
-    work = _Work(custom, settings, _budget(custom, total_memory), home)
+    """Put every model together. Relative paths of its author's are meant from `home`.
+
+    `size_of` tells the size of a file, 0 if there is none.
+    """
+    work = _Work(custom, settings, _budget(custom, total_memory), home, size_of)
     work.find(tuple(found))
     for bare, model in work.by_bare.items():
         key = work.keys.get(bare, "")
@@ -89,6 +99,7 @@ class _Work:
     settings: SyncSettings
     budget: int
     home: Path
+    size_of: Callable[[Path], int]
     models: dict[str, Made] = field(default_factory=dict)
     warnings: list[Problem] = field(default_factory=list)
     by_bare: dict[str, Found] = field(default_factory=dict)
@@ -128,11 +139,16 @@ class _Work:
             entry = self._command(bare, key, model, wanted)
         else:
             assert model is not None
-            context = wanted.ctx_size or fitting_context(
-                model.facts, self.settings.ctx_size, self.budget
-            )
+            flags = self._flags(model, wanted)
+            parallel = ("--parallel", str(self.settings.parallel))
+            argv = (*parallel, *shlex.split(flags), *_words(wanted.sampler_args))
+            terms = terms_of(argv, own=True)
+            context = wanted.ctx_size or self._context(model.facts, terms)
             files = self._files(wanted)
-            entry = self._worker(name, key, model, wanted, context)
+            entry = self._worker(key, model, context, flags)
+            # A context among the author's own flags stands last, and counts.
+            told = terms if terms.context is not None else replace(terms, context=context)
+            entry |= self._need(f"models.{name}", self._estimate(model.facts, told))
         if key:
             for own, there in sorted(self.custom.section(key).entries.items()):
                 if own not in _OURS:
@@ -187,9 +203,7 @@ class _Work:
                         taken.add(alias)
                         made.entry["aliases"] = [*made.entry.get("aliases", ()), alias]
 
-    def _worker(
-        self, name: str, key: str, model: Found, wanted: CustomModel, context: int
-    ) -> dict[str, Any]:
+    def _worker(self, key: str, model: Found, context: int, flags: str) -> dict[str, Any]:
         """A model served by our own worker."""
         trained = model.facts.trained_context
         if trained and context > trained:
@@ -197,6 +211,13 @@ class _Work:
             self.warnings.append(self.custom.warn(key, message, "ctx_size"))
         words = ["--model", str(model.path), "--ctx-size", str(context)]
         words += ["--parallel", str(self.settings.parallel)]
+        sampler = self.custom.models[key].sampler_args.strip() if key else ""
+        parts = ("${worker}", shlex.join(words), flags, sampler)
+        return {"cmd": " ".join(part for part in parts if part)}
+
+    def _flags(self, model: Found, wanted: CustomModel) -> str:
+        """Our worker's flags for what stands beside the model."""
+        words: list[str] = []
         for path in model.adapters:
             words += ["--lora", str(path)]
         for adapter, file in wanted.adapters.items():
@@ -207,8 +228,18 @@ class _Work:
             words += ["--chat-template-file", str(self._path(wanted.chat_template_file))]
         if wanted.chat_template_kwargs:
             words += ["--chat-template-kwargs", json.dumps(wanted.chat_template_kwargs)]
-        cmd = f"${{worker}} {shlex.join(words)} {wanted.sampler_args.strip()}".rstrip()
-        return {"cmd": cmd, **self._need(f"models.{name}", estimate(model.facts, context))}
+        return shlex.join(words)
+
+    def _context(self, facts: Facts, terms: Terms) -> int:
+        """As much as fits, for a model about whose context nobody said anything."""
+        usual = self.settings.ctx_size
+        return fitting_context(
+            facts, usual, self.budget, lambda n: self._estimate(facts, replace(terms, context=n))
+        )
+
+    def _estimate(self, facts: Facts, terms: Terms) -> int:
+        besides = sum(self.size_of(self.home / path) for path in (*terms.besides, terms.draft))
+        return estimate(facts, terms) + besides
 
     def _command(
         self, bare: str, key: str, model: Found | None, wanted: CustomModel
@@ -233,8 +264,12 @@ class _Work:
                 filled = [word.replace(f"${{{macro}}}", str(path)) for word in filled]
         if model is None or not any("${MODEL_PATH}" in word for word in words):
             return {"cmd": filled}
-        context = fitting_context(model.facts, self.settings.ctx_size, self.budget)
-        return {"cmd": filled, **self._need(f"models.{bare}", estimate(model.facts, context))}
+        argv = _words(filled) if isinstance(filled, str) else tuple(filled)
+        terms = terms_of(argv, own=any("${worker}" in word for word in words))
+        if terms.context is None:
+            terms = replace(terms, context=self._context(model.facts, terms))
+        need = self._estimate(model.facts, terms)
+        return {"cmd": filled, **self._need(f"models.{bare}", need)}
 
     def _metadata(self, key: str, model: Found | None, wanted: CustomModel) -> dict[str, Any]:
         """What the list of models says beside: its author's words, its adapters, its projector."""
@@ -270,6 +305,14 @@ class _Work:
             self.warnings.append(Problem("config.yaml", 0, key, message))
             return {}
         return {"need": f"{mebibytes} MiB"}
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """A command line's words; none when it cannot be split, which the check of the file tells."""
+    try:
+        return tuple(shlex.split(text))
+    except ValueError:
+        return ()
 
 
 def _bare_name(made: Made) -> tuple[str, ...]:

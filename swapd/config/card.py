@@ -5,11 +5,11 @@ A head can hold a vocabulary of a quarter of a million words; a card is a dozen 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from swapd.config.facts import NOTHING, Facts, facts_of
 from swapd.config.metadata import Head
-from swapd.config.need import Facts, facts_of
 
 _POOLING = MappingProxyType({0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"})
 """llama.cpp's pooling types, by the number in `ARCH.pooling_type`."""
@@ -31,8 +31,9 @@ class Card:
     """Such as `Q4_K_M`; by `general.file_type`, else by the type that most numbers have."""
     context: int = 0
     """Tokens that it was trained for."""
-    kv_per_token: int = 0
     vocabulary: int = 0
+    needs: Facts = NOTHING
+    """What its need depends on, but for the size of its files."""
     tokenizer: str = ""
     template: bool = False
     """Whether it brings a chat template."""
@@ -41,7 +42,7 @@ class Card:
 
     def facts(self, size: int) -> Facts:
         """What the need of a model of `size` bytes depends on."""
-        return Facts(size, self.context, self.kv_per_token, self.vocabulary)
+        return replace(self.needs, size=size)
 
     @property
     def is_projector(self) -> bool:
@@ -61,8 +62,8 @@ def card_of(head: Head) -> Card:
         tensors=head.tensors,
         quantisation=_quantisation(head),
         context=facts.trained_context,
-        kv_per_token=facts.kv_per_token,
         vocabulary=facts.vocabulary,
+        needs=facts,
         tokenizer=head.text("tokenizer.ggml.model"),
         template="tokenizer.chat_template" in head.fields,
         pooling=_POOLING.get(pooling, "") if isinstance(pooling, int) else "",

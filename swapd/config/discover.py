@@ -14,9 +14,9 @@ from pathlib import Path, PurePath
 
 from swapd.config.card import Card
 from swapd.config.cards import Cards
+from swapd.config.facts import Facts
 from swapd.config.metadata import DamagedModelError
 from swapd.config.naming import Named, clean, distinct_names
-from swapd.config.need import Facts
 from swapd.config.offer import Looked, Offer, Passed, reason_of
 from swapd.config.sources import folders, hub, ollama
 from swapd.config.split import part_of, parts_of

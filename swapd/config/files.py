@@ -26,3 +26,11 @@ def replace_text(path: Path, text: str) -> None:
     except OSError:
         Path(beside).unlink(missing_ok=True)
         raise
+
+
+def size(path: Path) -> int:
+    """Bytes of a file; 0 when there is none to look at."""
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return 0

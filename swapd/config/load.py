@@ -1,6 +1,6 @@
 """config.yaml as a Catalog and Settings: text in, values out, every fault with its line.
 
-`parse` is pure. `load` reads the file and looks at the sizes of the models it names. Nothing here
+`parse` is pure. `load` reads the file and looks at the models it names. Nothing here
 imports numpy or gguf: the daemon's memory is held low.
 """
 
@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from swapd.config.estimated import estimated
 from swapd.config.groups import groups_of
 from swapd.config.problems import ConfigError, Problem
 from swapd.config.schema import Model, Server
-from swapd.config.specs import Ground, SpecBuilder, collect_macros, model_file
-from swapd.config.split import parts_of
+from swapd.config.specs import Ground, SpecBuilder, collect_macros
 from swapd.config.tree import Mapping, Scalar, parse_tree
 from swapd.config.typed import Report, read
 from swapd.config.units import parse_size, show_size
@@ -42,9 +42,9 @@ def load(
 
     `env` is the environment, `.env` included; `worker_command` is what `${worker}` stands for;
     `total_memory` is the machine's, in bytes, of which percentages are taken. A model without
-    `need` gets the size of its file, looked for beside the configuration when the path is
+    `need` gets an estimate by its file, looked for beside the configuration when the path is
     relative; one that alone exceeds the budget is held to reserve all of it, with a warning,
-    because a file's size is only an estimate of what its worker will hold.
+    because it is only an estimate of what its worker will hold.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -54,7 +54,7 @@ def load(
     except UnicodeDecodeError as error:
         raise ConfigError([Problem(path.name, 0, "", "is not text in UTF-8")]) from error
     loaded = parse(text, path.name, env, worker_command=worker_command, total_memory=total_memory)
-    return _with_file_sizes(loaded, path)
+    return _with_needs(loaded, path)
 
 
 def parse(
@@ -178,16 +178,15 @@ def _size(text: str, path: tuple[str, ...], report: Report, whole: int | None = 
         return 0
 
 
-def _with_file_sizes(loaded: Loaded, path: Path) -> Loaded:
+def _with_needs(loaded: Loaded, path: Path) -> Loaded:
     budget = loaded.catalog.limits.budget_bytes
     models: dict[str, ModelSpec] = {}
     warnings = list(loaded.warnings)
     for name, spec in loaded.catalog.models.items():
-        file = None if spec.need_bytes else model_file(spec)
-        need = spec.need_bytes or _file_size(file, path.parent)
+        need = spec.need_bytes or estimated(spec, path.parent)
         if budget and need > budget:
             message = (
-                f"its file has {show_size(need)}, more than memory.budget, "
+                f"needs about {show_size(need)}, more than memory.budget, "
                 f"{show_size(budget)}: it will run alone, if it runs"
             )
             warnings.append(Problem(path.name, 0, f"models.{name}", message))
@@ -195,14 +194,3 @@ def _with_file_sizes(loaded: Loaded, path: Path) -> Loaded:
         models[name] = replace(spec, need_bytes=need)
     catalog = replace(loaded.catalog, models=MappingProxyType(models))
     return replace(loaded, catalog=catalog, warnings=tuple(warnings))
-
-
-def _file_size(file: str | None, beside: Path) -> int:
-    """Bytes of a model's file, all its parts; 0 when there is none to look at."""
-    if file is None:
-        return 0
-    try:
-        return sum((beside / part).stat().st_size for part in parts_of(file))
-    except (OSError, ValueError):
-        # A name that is no file here may still mean something to the worker.
-        return 0

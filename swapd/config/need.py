@@ -2,62 +2,41 @@
 
 The estimate only has to hold until the worker has run once and was measured:
 
-    need = file + KV cache + process + compute
-    KV cache = context × Σ over layers (KV heads × (key length + value length)) × 2 bytes (f16)
-    process  = 96 MiB, what a worker holds before any weights
-    compute  = 512 × vocabulary × 4 bytes, the logits of one physical batch, the largest buffer
+    need    = files + KV cache + state + process + words + compute
+    KV      = cells × (numbers in keys × bytes of their type + the same of values), where layers
+              with a sliding window have cells for their window in each slot and one batch
+    process = 42 MiB for a worker of ours, 96 for another, before any weights
+    words   = vocabulary × 160 bytes, its tables and texts
+    compute = batch × (2 × hidden + 6 × width) × 4 bytes, the widest layer's numbers
+            + batch × cells × 2 bytes, who sees whom, where no slot sees more than the model was
+              trained for; without flash attention 4 bytes × heads more
+            + rows × vocabulary × 8 bytes of logits: a row for each slot, and eight for what stays
+              in the cache, for a worker of ours, half as much but for the whole batch for another
+
+The figures of the process, of words and of compute are fitted to the proportional set sizes of our
+workers on Linux; `python -m bench.memory` compares.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
-from swapd.config.metadata import Counted, Head
+from swapd.config.facts import Facts
+from swapd.config.terms import Terms
 
-PROCESS_BYTES = 96 * 2**20
+OWN_BYTES = 42 * 2**20
+FOREIGN_BYTES = 96 * 2**20
 LEAST_CONTEXT = 512
 """Tokens below which a context is not lowered: less is of no use."""
+_WORD = 160
 _STEP = 256
-_BATCH = 512
 _F16 = 2
 _F32 = 4
 _GIB = 2**30
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What of a model's metadata its need depends on."""
-
-    size: int
-    """Bytes of all its files."""
-    trained_context: int = 0
-    """Tokens it was trained for; 0: it does not say."""
-    kv_per_token: int = 0
-    """Bytes of KV cache for each token of context."""
-    vocabulary: int = 0
-
-
-def facts_of(head: Head, size: int) -> Facts:
-    """Take the facts out of a model's head; what is not there counts as nothing."""
-    own = head.architecture + "."
-    layers = head.number(own + "block_count")
-    heads = head.number(own + "attention.head_count")
-    width = head.number(own + "embedding_length") // heads if heads else 0
-    key = head.number(own + "attention.key_length", width)
-    value = head.number(own + "attention.value_length", width)
-    per_layer = head.fields.get(own + "attention.head_count_kv", heads)
-    if isinstance(per_layer, tuple):
-        kv_heads = sum(int(n) for n in per_layer)
-    else:
-        kv_heads = layers * (int(per_layer) if isinstance(per_layer, int) else heads)
-    tokens = head.fields.get("tokenizer.ggml.tokens")
-    vocabulary = tokens.length if isinstance(tokens, Counted) else head.number(own + "vocab_size")
-    return Facts(
-        size=size,
-        trained_context=head.number(own + "context_length"),
-        kv_per_token=kv_heads * (key + value) * _F16,
-        vocabulary=vocabulary,
-    )
+_DEFAULT_CONTEXT = 4096
+"""What our worker takes unless told, for each slot at most what the model was trained for."""
+_KEPT = 8
+"""Rows of logits that our worker has beside one for each slot."""
 
 
 def default_context(facts: Facts, usual: int) -> int:
@@ -74,21 +53,60 @@ def default_context(facts: Facts, usual: int) -> int:
     return min(context, facts.trained_context or context)
 
 
-def fitting_context(facts: Facts, usual: int, budget: int) -> int:
+def fitting_context(facts: Facts, usual: int, budget: int, need: Callable[[int], int]) -> int:
     """The default context, lowered in steps of 256 until the model fits the budget (0: no limit).
 
-    A model that does not even fit with the least context keeps the default: lowering it would not
-    help, and the machine may know better than the estimate.
+    `need` tells what it takes with so much context. A model that does not even fit with the least
+    context keeps the default: lowering it would not help, and the machine may know better than the
+    estimate.
     """
     context = default_context(facts, usual)
-    if not budget or estimate(facts, context) <= budget:
+    if not budget or need(context) <= budget:
         return context
-    spare = budget - estimate(facts, 0)
-    fits = spare // facts.kv_per_token // _STEP * _STEP if facts.kv_per_token else 0
-    return min(fits, context) if fits >= LEAST_CONTEXT else context
+    low, high = 0, -(-context // _STEP)
+    while low + 1 < high:
+        middle = (low + high) // 2
+        low, high = (middle, high) if need(middle * _STEP) <= budget else (low, middle)
+    return min(low * _STEP, context) if low * _STEP >= LEAST_CONTEXT else context
 
 
-def estimate(facts: Facts, context: int) -> int:
-    """Bytes that a worker with this context will hold, by the formula above."""
-    compute = _BATCH * facts.vocabulary * _F32
-    return facts.size + facts.kv_per_token * context + PROCESS_BYTES + compute
+def estimate(facts: Facts, terms: Terms) -> int:
+    """Bytes that a worker will hold which runs the model on these terms, by the formula above."""
+    process = OWN_BYTES if terms.own else FOREIGN_BYTES
+    words = facts.vocabulary * _WORD
+    state = facts.state * terms.slots
+    return facts.size + kv_bytes(facts, terms) + state + process + words + _compute(facts, terms)
+
+
+def kv_bytes(facts: Facts, terms: Terms) -> int:
+    """Bytes of the KV cache; llama.cpp writes to all of it at the start."""
+    cells = _cells(facts, terms)
+    near = min(cells, _padded(facts.window * terms.slots + terms.batch))
+    if terms.whole_windows:
+        near = cells
+    each = facts.keys * terms.key_bytes + facts.values * terms.value_bytes
+    each_near = facts.near_keys * terms.key_bytes + facts.near_values * terms.value_bytes
+    return int(cells * each + near * each_near)
+
+
+def _cells(facts: Facts, terms: Terms) -> int:
+    """Tokens that the cache holds, of all slots together."""
+    trained = facts.trained_context
+    if terms.context is None and terms.own:
+        return _padded(min(_DEFAULT_CONTEXT, trained * terms.slots or _DEFAULT_CONTEXT))
+    return _padded(terms.context or trained or _DEFAULT_CONTEXT)
+
+
+def _padded(cells: int) -> int:
+    return -(-cells // _STEP) * _STEP
+
+
+def _compute(facts: Facts, terms: Terms) -> int:
+    batch, cells = terms.batch, _cells(facts, terms)
+    if facts.trained_context:
+        cells = min(cells, facts.trained_context * terms.slots)
+    layer = batch * (2 * facts.hidden + 6 * facts.width) * _F32
+    seen = batch * cells * _F16 if facts.keys or facts.near_keys else 0
+    scores = 0 if terms.flash else batch * cells * facts.heads * _F32
+    rows = 2 * (terms.slots + _KEPT) if terms.own else batch
+    return layer + seen + scores + rows * facts.vocabulary * _F32

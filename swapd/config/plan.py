@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from swapd.config import cards, state
+from swapd.config import cards, files, state
 from swapd.config.assemble import Assembled, assemble
 from swapd.config.custom import FILE, Custom, parse_custom, read_custom
 from swapd.config.discover import Discovery, discover
@@ -73,5 +73,5 @@ def look(
     except OSError as error:
         # They are read again next time, that is all.
         logging.getLogger(__name__).debug("the heads that were read are not kept: %s", error)
-    assembled = assemble(discovery.found, custom, settings, total_memory, home)
+    assembled = assemble(discovery.found, custom, settings, total_memory, home, files.size)
     return Plan(home, env, settings, custom, discovery, assembled, remembered)

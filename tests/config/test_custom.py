@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from swapd.config.need import Facts, estimate, fitting_context
+from swapd.config.facts import Facts
+from swapd.config.need import estimate, fitting_context
 from swapd.config.problems import ConfigError
+from swapd.config.terms import Terms
 from swapd.words.catalog import ModelSpec
 from tests.config.ggufs import write_gguf
 from tests.config.made_up import Machine
@@ -163,18 +165,22 @@ def test_what_is_wrong_is_told_at_its_key(machine: Machine, text: str, sentence:
     ("gib", "context", "budget"),
     [
         (1, 8192, 80), (31, 4096, 80), (51, 2048, 80),
-        # 4 GiB left beside file, process and logits, at 1 MiB a token.
+        # 4 GiB left beside file and process, at 1 MiB a token.
         (31, 4096, 36), (31, 3840, 35), (51, 2048, 54), (51, 1792, 53),
         # Where not even the least context fits, lowering it is no use.
         (31, 4096, 31), (51, 2048, 16),
     ],
 )  # fmt: skip
 def test_the_context_is_lowered_to_what_fits(gib: int, context: int, budget: int) -> None:
-    facts = Facts(gib * GIB, 131072, kv_per_token=2**20, vocabulary=0)
-    found = fitting_context(facts, 8192, budget * GIB)
+    facts = Facts(gib * GIB, 131072, keys=2**18, values=2**18)
+
+    def need(context: int) -> int:
+        return estimate(facts, Terms(context))
+
+    found = fitting_context(facts, 8192, budget * GIB, need)
     assert found == context
     if context % 2048:
-        assert estimate(facts, found) <= budget * GIB < estimate(facts, found + 256)
+        assert need(found) <= budget * GIB < need(found + 256)
 
 
 @pytest.mark.parametrize("budget", ["0", "1 GiB", "80%"])
@@ -195,7 +201,7 @@ def test_only_its_author_raises_a_context(machine: Machine) -> None:
     write_gguf(machine.models / "wide/wide.gguf", context=131072, layers=2000)
     budget = "memory: {budget: 1 GiB}\n"
     lowered = said(machine, budget)["ls/wide"]
-    assert (lowered.context, lowered.need_bytes <= GIB) == (3584, True)
+    assert (lowered.context, lowered.need_bytes <= GIB) == (3840, True)
     (machine.home / "custom_models.yaml").write_text(budget + "models: {wide: {ctx_size: 8192}}")
     machine.sync()
     assert machine.load().catalog.models["ls/wide"].context == 8192

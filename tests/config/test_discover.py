@@ -9,9 +9,10 @@ import gguf
 import pytest
 
 from swapd.config.discover import Discovery, discover
+from swapd.config.facts import Facts, facts_of
 from swapd.config.metadata import DamagedModelError, read_head
 from swapd.config.naming import bare_name
-from swapd.config.need import PROCESS_BYTES, Facts, default_context, estimate, facts_of
+from swapd.config.need import default_context
 from swapd.config.stores import Stores
 from tests.config.ggufs import write_gguf
 
@@ -225,15 +226,6 @@ def test_the_head_agrees_with_ggufs_own_reader(tmp_path: Path) -> None:
     assert list(head.fields["llama.attention.head_count_kv"]) == [1, 2]  # type: ignore[arg-type]
     assert head.tensors == len(reader.tensors)
     assert facts_of(head, 1).vocabulary == 5000
-
-
-def test_the_need_follows_the_formula(tmp_path: Path) -> None:
-    path = write_gguf(tmp_path / "m.gguf", layers=3, kv_heads=2, tokens=100)
-    facts = facts_of(read_head(path), 1000)
-    assert facts == Facts(1000, 1024, kv_per_token=3 * 2 * (16 + 16) * 2, vocabulary=100)
-    assert estimate(facts, 10) == 1000 + 10 * 384 + PROCESS_BYTES + 512 * 100 * 4
-    uneven = write_gguf(tmp_path / "n.gguf", layers=3, kv_heads=[1, 0, 4])
-    assert facts_of(read_head(uneven), 0).kv_per_token == 5 * (16 + 16) * 2
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,8 @@ def test_every_key_has_its_meaning() -> None:
     said = meanings(EXAMPLE)
     assert said["host",] == "SWAPD_HOST beats it"
     assert said["models", "example", "need"] == (
-        "memory to reserve until it has been measured; 0: the size of the file that --model names"
+        "memory to reserve until it has been measured; 0: an estimate, by the file that --model"
+        " names and by flags that llama-server has too"
     )
     assert said["models", "example", "cmd"].startswith("The command that serves it, split as")
     for schema in (CONFIG_SCHEMA, CUSTOM_SCHEMA):

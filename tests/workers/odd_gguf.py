@@ -40,16 +40,16 @@ def write_recurrent_gguf(path: Path) -> Path:
     return _end(out, path)
 
 
-def write_sliding_gguf(path: Path, window: int = 64) -> Path:
+def write_sliding_gguf(path: Path, window: int = 64, layers: int = LAYERS) -> Path:
     """A Gemma 3: most layers see the last `window` tokens only."""
-    out, add = _begin(path, "gemma3")
+    out, add = _begin(path, "gemma3", layers)
     out.add_feed_forward_length(3 * WIDTH)
     out.add_head_count(2)
     out.add_head_count_kv(2)
     out.add_key_length(32)
     out.add_value_length(32)
     out.add_sliding_window(window)
-    for layer in range(LAYERS):
+    for layer in range(layers):
         block = f"blk.{layer}"
         for name in ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"):
             out.add_tensor(f"{block}.{name}.weight", np.ones(WIDTH, np.float32))
@@ -63,13 +63,13 @@ def write_sliding_gguf(path: Path, window: int = 64) -> Path:
     return _end(out, path)
 
 
-def _begin(path: Path, architecture: str) -> tuple[gguf.GGUFWriter, Add]:
+def _begin(path: Path, architecture: str, layers: int = LAYERS) -> tuple[gguf.GGUFWriter, Add]:
     rng = np.random.default_rng(1)
     out = gguf.GGUFWriter(path, architecture)
     out.add_name(path.stem)
     out.add_context_length(4096)
     out.add_embedding_length(WIDTH)
-    out.add_block_count(LAYERS)
+    out.add_block_count(layers)
     out.add_layer_norm_rms_eps(1e-5)
     out.add_vocab_size(VOCABULARY)
     add_vocabulary(out, VOCABULARY)

@@ -1,0 +1,81 @@
+"""What a command line says of the memory that its worker will take. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from types import MappingProxyType
+
+KV_BYTES = MappingProxyType(
+    {
+        "f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32,
+        "q4_1": 20 / 32, "q4_0": 18 / 32, "iq4_nl": 18 / 32,
+    }
+)  # fmt: skip
+"""Bytes of a number in a KV cache, by llama.cpp's name of the type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a worker of ours, or llama-server, is to run a model."""
+
+    context: int | None = None
+    """Tokens of all slots together; 0: what the model was trained for; None: it does not say."""
+    slots: int = 1
+    key_bytes: float = 2.0
+    value_bytes: float = 2.0
+    batch: int = 512
+    """Tokens computed at once."""
+    flash: bool = True
+    whole_windows: bool = False
+    """Whether layers with a sliding window keep all the same."""
+    own: bool = True
+    besides: tuple[str, ...] = ()
+    """Files that are loaded beside the model: adapters and a projector."""
+    draft: str = ""
+    """The file of a model that guesses ahead, with a cache of its own."""
+
+
+def terms_of(argv: tuple[str, ...], own: bool) -> Terms:
+    """Read the flags that count; one that makes no sense is the worker's to complain of."""
+    flags = _Flags(argv)
+    parallel = flags.number("-np", "--parallel")
+    return Terms(
+        context=flags.number("-c", "--ctx-size"),
+        slots=max(1, parallel if parallel is not None else 4 if own else 1),
+        key_bytes=KV_BYTES.get(flags.text("-ctk", "--cache-type-k"), 2.0),
+        value_bytes=KV_BYTES.get(flags.text("-ctv", "--cache-type-v"), 2.0),
+        batch=flags.number("-ub", "--ubatch-size") or 512,
+        flash=flags.text("-fa", "--flash-attn") not in ("off", "0", "false"),
+        whole_windows="--swa-full" in argv,
+        own=own,
+        besides=tuple(flags.files()),
+        draft=flags.text("-md", "--model-draft"),
+    )
+
+
+class _Flags:
+    """The flags of a command, each with the word after it, or after its `=`."""
+
+    def __init__(self, argv: tuple[str, ...]) -> None:
+        self._pairs = list(pairwise((*argv, "")))
+        self._pairs += [(flag, value) for flag, _, value in (w.partition("=") for w in argv)]
+
+    def all(self, *names: str) -> list[str]:
+        return [value for flag, value in self._pairs if flag in names and value]
+
+    def text(self, *names: str) -> str:
+        return next(reversed(self.all(*names)), "")
+
+    def number(self, *names: str) -> int | None:
+        text = self.text(*names)
+        return int(text) if text.isdigit() and len(text) < 10 else None
+
+    def files(self) -> list[str]:
+        """Adapters, each once though its flag may stand there twice, and the projector."""
+        found = [path for text in self.all("--lora") for path in text.split(",")]
+        for text in self.all("--lora-scaled"):
+            found += [one.rpartition(":")[0] or one for one in text.split(",")]
+        found += [text.partition("=")[2] for text in self.all("--adapter")]
+        found += self.all("--mmproj", "-mm")
+        return list(dict.fromkeys(path for path in found if path))
