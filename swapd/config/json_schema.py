@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from swapd.config.schema import CustomModel, Filters, Memory, Model, Server
+from swapd.config.schema import CustomModel, Filters, LimitsEntry, Memory, Model, Server
 from swapd.config.tree import Mapping, parse_tree
 from swapd.config.typed import shapes
 
@@ -103,11 +103,14 @@ def _schema(
     required: list[str],
 ) -> dict[str, Any]:
     _, parts = msgspec.json.schema_components(
-        [Server, model, Memory, Filters], ref_template="#/definitions/{name}"
+        [Server, model, Memory, LimitsEntry, Filters], ref_template="#/definitions/{name}"
     )
     kept = {
         "Memory": _section(Memory, parts["Memory"], said, ("memory",)),
         "Model": _section(model, parts[model.__name__], said, ("models", _EXAMPLE)),
+        "LimitsEntry": _section(
+            LimitsEntry, parts["LimitsEntry"], said, ("models", _EXAMPLE, "limits")
+        ),
         "Filters": _section(Filters, parts["Filters"], said, ("models", _EXAMPLE, "filters")),
     }
     top = _section(Server, parts["Server"], said, ())

@@ -152,6 +152,7 @@ def _settings(server: Server, report: Report, env: MappingType[str, str]) -> Set
         max_body_bytes=_size(server.max_body, ("max_body",), report),
         drain_grace=server.drain_grace,
         spare=server.spare,
+        pass_env=tuple(server.pass_env),
         log_level=server.log_level,
         include_aliases=server.include_aliases,
     )

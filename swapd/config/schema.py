@@ -64,6 +64,14 @@ class GroupEntry(Struct, frozen=True, kw_only=True):
     persistent: Flag = False
 
 
+class LimitsEntry(Struct, frozen=True, kw_only=True):
+    """`limits` of a model: what the kernel holds its worker to."""
+
+    memory: Size = "0"
+    files: Annotated[int, Meta(ge=0, le=2**20, description="a whole number, 0 to 1048576")] = 0
+    nice: Annotated[int, Meta(ge=0, le=19, description="a whole number, 0 to 19")] = 0
+
+
 class Model(Struct, frozen=True, kw_only=True):
     """One entry of `models`."""
 
@@ -72,6 +80,7 @@ class Model(Struct, frozen=True, kw_only=True):
     env: Annotated[list[str], Meta(description="a list of NAME=value")] = msgspec.field(
         default_factory=list
     )
+    limits: LimitsEntry = msgspec.field(default_factory=LimitsEntry)
     proxy: MacroText = ""
     check_endpoint: MacroText = msgspec.field(name="checkEndpoint", default="/health")
     ttl: Annotated[
@@ -122,6 +131,7 @@ class Server(Struct, frozen=True, kw_only=True):
     ] = "cost"
     groups: Section = msgspec.field(default_factory=dict)
     spare: Annotated[bool | None, Meta(description="true or false")] = None
+    pass_env: Names = msgspec.field(default_factory=list)
     ttl: Seconds = 0.0
     max_queue: Places = 64
     stop_grace: Seconds = 5.0

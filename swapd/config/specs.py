@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -15,7 +16,7 @@ from swapd.config.schema import Model, Server
 from swapd.config.tree import Mapping, Scalar, node_at
 from swapd.config.typed import Report
 from swapd.config.units import parse_size
-from swapd.words.catalog import ModelSpec
+from swapd.words.catalog import ModelSpec, WorkerLimits
 
 _FOREIGN_LIMIT = 10
 """Requests at once for a worker that doesn't say how many it takes; llama-swap's number."""
@@ -92,6 +93,7 @@ class SpecBuilder:
             argv=_completed(argv, self._name) if own else argv,
             stop_argv=self._command("cmdStop", model.cmd_stop, _PORT_PID),
             env=self._environment(),
+            limits=self._limits(),
             own=own,
             proxy=proxy,
             check_endpoint=self._check_endpoint(),
@@ -181,11 +183,22 @@ class SpecBuilder:
                 pairs.append((match[1], match[2]))
         return tuple(pairs)
 
+    def _limits(self) -> WorkerLimits:
+        given = self._model.limits
+        memory = self._size(("limits", "memory"), given.memory)
+        if sys.platform != "linux" and (memory or given.files):
+            path = (*self._path, "limits")
+            self._report.warn(path, "memory and files have an effect on Linux only")
+        return WorkerLimits(min(memory, 2**62), given.files, given.nice)
+
     def _need(self) -> int:
+        return self._size(("need",), self._model.need)
+
+    def _size(self, keys: tuple[str, ...], text: str) -> int:
         try:
-            return parse_size(self._model.need)
+            return parse_size(text)
         except ValueError as error:
-            self._problem("need", f"{error}, not {self._model.need}")
+            self._report.problem((*self._path, *keys), f"{error}, not {text}")
             return 0
 
     def _slots(self, argv: tuple[str, ...], own: bool) -> int:

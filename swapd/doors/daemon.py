@@ -31,10 +31,12 @@ from swapd.doors.server import PortTakenError, listen, serve
 from swapd.doors.socket.door import SocketDoor, open_socket
 from swapd.effects import memory
 from swapd.effects.clock import wall
+from swapd.effects.environment import for_workers
 from swapd.effects.guardian import Guardian
 from swapd.effects.lock import HeldError, HomeLock
 from swapd.effects.logs import Logs
 from swapd.effects.notify import READY, STOPPING, Notify
+from swapd.effects.register import Register, reap_left_overs
 from swapd.effects.spawn import Place, Spare
 from swapd.effects.upstream import new_session
 from swapd.effects.watch import FileWatch
@@ -155,7 +157,9 @@ def _run(options: Options, tell: _Teller) -> int:
         lock.retire()
         raise CannotServeError(str(error)) from error
     logs = Logs(options.home.logs, loaded.settings.log_level, options.ready_fd < 0)
-    guardian = Guardian(logs.own)
+    register = options.home.state / "workers.json"
+    reap_left_overs(register, logs.own)
+    guardian = Guardian(logs.own, Register(register, logs.own))
     try:
         daemon = Daemon(options, loaded, logs, guardian, lock)
         if sys.version_info >= (3, 11):
@@ -188,7 +192,8 @@ class Daemon:
     async def run(self, sock: socket.socket, tell: _Teller) -> None:
         """Serve on `sock` until a signal ends it and everything has drained."""
         settings = self._loaded.settings
-        place = Place(self._options.config.parent, self._guardian, dict(os.environ))
+        environ = for_workers(os.environ, settings.pass_env)
+        place = Place(self._options.config.parent, self._guardian, environ)
         session, metrics = new_session(), Metrics()
         spare = Spare(WORKER_COMMAND, SPARE_COMMAND, place) if wants_spare(settings) else None
         supervisor = Supervisor(

@@ -10,13 +10,15 @@ from typing import IO
 import msgspec
 import psutil
 
+from swapd.effects.identity import birth_of
+
 
 class Holder(msgspec.Struct, frozen=True):
     """Who holds a home, as written into its lock file."""
 
     pid: int
-    born: float
-    """Start time of the process, so that a recycled pid is not mistaken for it."""
+    born: str
+    """Tells the process from a later one with the same number: see `birth_of`."""
     endpoint: str
     log: str
     closing: bool = False
@@ -24,10 +26,10 @@ class Holder(msgspec.Struct, frozen=True):
 
     def alive(self) -> psutil.Process | None:
         """The process, if it is still the one that wrote this."""
+        if not self.born or birth_of(self.pid) != self.born:
+            return None
         try:
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.born) < 2.0
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+            return psutil.Process(self.pid)
         except psutil.NoSuchProcess:
             return None
 
@@ -56,8 +58,8 @@ class HomeLock:
     def announce(self, endpoint: str, log: Path, closing: bool = False) -> None:
         """Write down who holds the lock, where it answers, and whether it is about to end."""
         pid = os.getpid()
-        born = psutil.Process(pid).create_time()
-        self._write(msgspec.json.encode(Holder(pid, born, endpoint, str(log), closing)))
+        holder = Holder(pid, birth_of(pid), endpoint, str(log), closing)
+        self._write(msgspec.json.encode(holder))
 
     def _write(self, content: bytes) -> None:
         self._file.seek(0)

@@ -6,6 +6,9 @@ import socket
 
 import psutil
 
+CONTAINER_CLIENTS = frozenset({"docker", "com.docker.cli", "podman", "nerdctl", "container"})
+"""Programs whose containers answer on ports that others hold for them."""
+
 
 def free_port() -> int:
     """A TCP port of the loopback that nobody holds at this moment."""
@@ -24,21 +27,30 @@ def family(pid: int) -> list[psutil.Process]:
         return []
 
 
-def stranger_on(port: int, pid: int) -> int | None:
-    """The pid of a process that holds `port` and does not belong to `pid`'s family.
+def stranger_on(port: int, pid: int) -> str:
+    """Who listens on `port` and does not belong to `pid`'s family; empty when the family does.
 
-    None when the family holds it, or when nobody can be named: a port that a container's helper
-    holds for its child belongs to another user.
+    Where the family holds it but may not be looked at, or a container's helper holds it for its
+    child, only a process that can be named counts as a stranger.
     """
-    ours = family(pid)
-    for member in ours:
+    looked_at_all = True
+    names = set()
+    for member in family(pid):
         try:
+            names.add(member.name())
             for c in member.net_connections(kind="tcp"):
                 if c.status == psutil.CONN_LISTEN and c.laddr and c.laddr.port == port:
-                    return None
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
+                    return ""
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
-    return holder_of(port)
+        except psutil.AccessDenied:
+            looked_at_all = False
+    if names & CONTAINER_CLIENTS:
+        return ""
+    holder = holder_of(port)
+    if holder is not None:
+        return f"another process, pid {holder}"
+    return "a process that we may not look at" if looked_at_all else ""
 
 
 def holder_of(port: int) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import aiohttp
+from yarl import URL
 
 from swapd.effects.clock import pause
 from swapd.effects.ports import stranger_on
@@ -13,6 +14,7 @@ from swapd.effects.process import WorkerProcess
 FIRST_PAUSE = 0.005
 GROWTH = 1.5
 LONGEST_PAUSE = 0.25
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 ANSWER_WITHIN = aiohttp.ClientTimeout(total=5.0)
 
 
@@ -33,10 +35,10 @@ async def until_ready(process: WorkerProcess, session: aiohttp.ClientSession) ->
     while not await _answers(session, url):
         await pause(interval)
         interval = min(interval * GROWTH, LONGEST_PAUSE)
-    if "${PORT}" in process.spec.proxy:
+    if "${PORT}" in process.spec.proxy and URL(process.base_url).host in LOOPBACK:
         stranger = stranger_on(process.port, process.pid)
-        if stranger is not None:
-            raise StrangerError(f"port {process.port} is held by another process, pid {stranger}")
+        if stranger:
+            raise StrangerError(f"port {process.port} is held by {stranger}")
 
 
 async def _answers(session: aiohttp.ClientSession, url: str) -> bool:

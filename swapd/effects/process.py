@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import signal
-import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
 
+from swapd.effects.lines import LineReader
 from swapd.effects.ports import free_port
 from swapd.effects.spawn import Place, Spare, spawn
+from swapd.effects.stop_command import StopCommand
 from swapd.words.catalog import ModelSpec
 from swapd.words.events import WorkerId
 
-TAIL_LINES = 20
-READ_SIZE = 65536
+TAIL_LINES = 5
+"""Of what it printed last, this many lines tell why it ended."""
+TAIL_WIDTH = 300
 
 
 class Word(msgspec.Struct, frozen=True):
@@ -74,12 +74,13 @@ class WorkerProcess:
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._verdict = ""
         self._ended = False
+        self._stop_command: StopCommand | None = None
         taken = spare.take(spec, self.argv) if spare is not None else None
-        spawned = taken or spawn(self.argv, place, dict(spec.env), spec.own)
+        spawned = taken or spawn(self.argv, place, dict(spec.env), spec.own, spec.limits)
         self._process = spawned.process
         self.pid = self._process.pid
-        self._words = _LineReader(self._loop, spawned.words, self._heard)
-        self._lines = _LineReader(self._loop, spawned.lines, self._printed)
+        self._words = LineReader(self._loop, spawned.words, self._heard) if spec.own else None
+        self._lines = LineReader(self._loop, spawned.lines, self._printed)
         threading.Thread(target=self._wait, name=f"wait for {self.pid}", daemon=True).start()
 
     def _fill(self, text: str, pid: int = 0) -> str:
@@ -103,24 +104,26 @@ class WorkerProcess:
     def _printed(self, line: bytes) -> None:
         text = line.decode("utf-8", "replace").rstrip()
         if text:
-            self._tail.append(text)
+            self._tail.append(text[:TAIL_WIDTH])
             self._output.info("%s", text)
 
     # -- ending --------------------------------------------------------------------------------
 
     def stop(self) -> None:
         """Ask it to end, by the model's own stop command if it has one, else by SIGTERM."""
-        if self.spec.stop_argv:
-            argv = [self._fill(word, self.pid) for word in self.spec.stop_argv]
-            try:
-                command = subprocess.Popen(
-                    argv, stdin=subprocess.DEVNULL, cwd=self._place.home, start_new_session=True
-                )
-            except OSError as error:
-                self._output.warning("swapd: cmdStop can't be run: %s; sending SIGTERM", error)
-            else:
-                threading.Thread(target=command.wait, daemon=True).start()
-                return
+        if not self.spec.stop_argv:
+            self._signal(signal.SIGTERM)
+            return
+        argv = tuple(self._fill(word, self.pid) for word in self.spec.stop_argv)
+        try:
+            self._stop_command = StopCommand(
+                argv, self._place, self.spec, self._output, self._terminate
+            )
+        except OSError as error:
+            self._output.warning("swapd: cmdStop can't be run: %s; sending SIGTERM", error)
+            self._terminate()
+
+    def _terminate(self) -> None:
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
@@ -159,9 +162,12 @@ class WorkerProcess:
         self._ended = True
         self._process.wait()
         self._place.guardian.forget(self.pid)
+        if self._stop_command is not None:
+            self._stop_command.end()
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._words.finish()
+        if self._words is not None:
+            self._words.finish()
         self._lines.finish()
         self._listener.worker_exited(self.worker, self._reason())
 
@@ -176,55 +182,4 @@ class WorkerProcess:
             how = f"the worker was ended by {signal.Signals(-status).name}"
         else:
             how = f"the worker ended with exit status {status}"
-        return f"{how}: {self._tail[-1]}" if self._tail else how
-
-
-class _LineReader:
-    """Reads whole lines from a pipe on the event loop, without ever blocking it."""
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, fd: int, take: Callable[[bytes], None]
-    ) -> None:
-        os.set_blocking(fd, False)
-        self._loop = loop
-        self._fd = fd
-        self._take = take
-        self._rest = b""
-        self._open = True
-        loop.add_reader(fd, self._read)
-
-    def _read(self) -> bool:
-        """Take what there is; whether there may be more."""
-        try:
-            chunk = os.read(self._fd, READ_SIZE)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            chunk = b""
-        if not chunk:
-            self._close()
-            return False
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        for line in lines:
-            self._take(line)
-        if len(self._rest) > READ_SIZE:
-            self._take(self._rest)
-            self._rest = b""
-        return True
-
-    def finish(self) -> None:
-        """Take what is left, a line without its end included, and close."""
-        while self._open and self._read():
-            pass
-        self._close()
-        if self._rest:
-            self._take(self._rest)
-            self._rest = b""
-
-    def _close(self) -> None:
-        if self._open:
-            self._open = False
-            self._loop.remove_reader(self._fd)
-            os.close(self._fd)
+        return f"{how}: {' | '.join(self._tail)}" if self._tail else how

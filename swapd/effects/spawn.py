@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,11 @@ from pathlib import Path
 import msgspec
 
 from swapd.effects.guardian import Guardian
-from swapd.words.catalog import ModelSpec
+from swapd.effects.limits import limit
+from swapd.effects.register import MARK
+from swapd.words.catalog import ModelSpec, WorkerLimits
+
+NO_LIMITS = WorkerLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +27,7 @@ class Place:
     """Their working directory: relative paths of a configuration mean files in it."""
     guardian: Guardian
     environ: Mapping[str, str]
+    """What they get to see of our environment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +36,25 @@ class Spawned:
 
     process: subprocess.Popen[bytes]
     words: int
-    """Descriptor on which it speaks to us, if it is one of ours."""
+    """Descriptor on which it speaks to us, if it is one of ours; else -1."""
     lines: int
     """Descriptor of what it prints."""
 
 
-def spawn(argv: tuple[str, ...], place: Place, env: Mapping[str, str], own: bool) -> Spawned:
-    """Start `argv` in a session of its own. Raises OSError when it can't be run."""
-    word_out, word_in = os.pipe()
+def spawn(
+    argv: tuple[str, ...],
+    place: Place,
+    env: Mapping[str, str],
+    own: bool,
+    limits: WorkerLimits = NO_LIMITS,
+) -> Spawned:
+    """Start `argv` in a session of its own, with nothing of ours but its pipes.
+
+    Raises OSError when it can't be run, or not within its limits.
+    """
+    word_out, word_in = os.pipe() if own else (-1, -1)
     line_out, line_in = os.pipe()
-    environ = {**place.environ, **env}
-    environ.pop("SWAPD_READY_FD", None)
+    environ = {**place.environ, **env, MARK: place.guardian.mark}
     if own:
         environ["SWAPD_READY_FD"] = str(word_in)
     try:
@@ -55,14 +69,33 @@ def spawn(argv: tuple[str, ...], place: Place, env: Mapping[str, str], own: bool
             start_new_session=True,
         )
     except OSError:
-        os.close(word_out)
-        os.close(line_out)
+        _close(word_out, line_out)
         raise
     finally:
-        os.close(word_in)
-        os.close(line_in)
+        _close(word_in, line_in)
     place.guardian.watch(process.pid)
+    try:
+        limit(process.pid, limits)
+    except OSError:
+        _close(word_out, line_out)
+        _end(process, place)
+        raise
     return Spawned(process, word_out, line_out)
+
+
+def _close(*descriptors: int) -> None:
+    for descriptor in descriptors:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _end(process: subprocess.Popen[bytes], place: Place) -> None:
+    """Kill and reap one that is not to be."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    place.guardian.forget(process.pid)
+    assert process.stdin is not None
+    process.stdin.close()
 
 
 class Spare:
@@ -86,7 +119,8 @@ class Spare:
     def take(self, spec: ModelSpec, argv: tuple[str, ...]) -> Spawned | None:
         """The spare as the worker of this model; None when there is none that fits."""
         length = len(self._serve)
-        fits = spec.own and not spec.env and argv[:length] == self._serve
+        plain = not spec.env and spec.limits == NO_LIMITS
+        fits = spec.own and plain and argv[:length] == self._serve
         if self._waiting is None or not fits:
             return None
         if self._waiting.process.poll() is not None:

@@ -8,6 +8,18 @@ from types import MappingProxyType
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerLimits:
+    """What the kernel holds a worker's process to. 0: to nothing but what swapd itself is."""
+
+    memory: int = 0
+    """Bytes of memory of its own that it may write to; a model's mapped file is not counted."""
+    files: int = 0
+    """Files and connections that it may have open."""
+    nice: int = 0
+    """How much it lets other processes go first: 1 to 19."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """One model: the command that serves it and the terms on which it runs.
 
@@ -20,6 +32,7 @@ class ModelSpec:
     argv: tuple[str, ...]
     stop_argv: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
+    limits: WorkerLimits = WorkerLimits()
     own: bool = True
     """Speaks our worker's contract: reports its address on `SWAPD_READY_FD`."""
     proxy: str = ""

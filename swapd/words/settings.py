@@ -17,6 +17,8 @@ class Settings:
     spare: bool | None = None
     """Whether a worker without a model is kept waiting, which makes swaps cheaper and costs some
     40 MB; None: where there is memory enough."""
+    pass_env: tuple[str, ...] = ()
+    """Variables of swapd's environment that workers get beside the usual ones."""
     log_level: str = "info"
     include_aliases: bool = False
     """Whether aliases stand in the list of models too."""

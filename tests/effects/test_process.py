@@ -10,13 +10,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from swapd.effects.guardian import Guardian
 from swapd.effects.probe import StrangerError, until_ready
 from swapd.effects.process import Word, WorkerProcess
 from swapd.effects.spawn import Place
@@ -50,19 +49,13 @@ class Heard:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    guardian = Guardian(LOG)
-    yield Place(tmp_path, guardian, dict(os.environ))
-    guardian.dismiss()
-
-
-@pytest.fixture
 async def spawn(place: Place) -> AsyncIterator[Callable[..., tuple[WorkerProcess, Heard]]]:
     made: list[tuple[WorkerProcess, Heard]] = []
 
     def make(command: str, **fields: object) -> tuple[WorkerProcess, Heard]:
         heard = Heard()
-        spec = ModelSpec("m", tuple(command.split()), **fields)  # type: ignore[arg-type]
+        given = {"argv": tuple(command.split()), **fields}
+        spec = ModelSpec("m", **given)  # type: ignore[arg-type]
         made.append((WorkerProcess(1, spec, place, heard, LOG), heard))
         return made[-1]
 
@@ -107,6 +100,14 @@ async def test_a_signal_is_named_and_the_last_line_told(spawn: Spawn) -> None:
 
 def _descriptors() -> int:
     return len(list(Path("/dev/fd").iterdir()))
+
+
+async def test_the_last_lines_tell_why(spawn: Spawn) -> None:
+    script = "for i in 1 2 3 4 5 6 7; do echo line-$i >&2; done; exit 9"
+    _, heard = spawn("sh", argv=("sh", "-c", script), own=False)
+    assert await heard.end() == (
+        "the worker ended with exit status 9: line-3 | line-4 | line-5 | line-6 | line-7"
+    )
 
 
 async def test_a_command_that_cannot_be_run_raises(spawn: Spawn) -> None:
@@ -161,6 +162,31 @@ async def test_a_stop_command_is_used_where_there_is_one(spawn: Spawn, tmp_path:
     assert mark.exists()
 
 
+async def test_a_stop_command_that_hangs_ends_with_its_worker(spawn: Spawn, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    hangs = f"echo $$ > {mark}.new; mv {mark}.new {mark}; sleep 600"
+    process, heard = spawn(FAKE, stop_argv=("sh", "-c", hangs))
+    await heard.word()
+    process.stop()
+    eventually(mark.exists)
+    command = int(mark.read_text())
+    (child,) = eventually(lambda: _children(command))
+    assert alive(process.pid)
+    process.kill()  # As the core orders when the model's stop_grace is over.
+    await heard.end()
+    eventually(lambda: not alive(command) and not alive(child))
+
+
+@pytest.mark.parametrize("command", [("sh", "-c", "exit 3"), ("no-such-program",)])
+async def test_a_stop_command_that_fails_is_followed_by_sigterm(
+    spawn: Spawn, command: tuple[str, ...]
+) -> None:
+    process, heard = spawn(FAKE, stop_argv=command)
+    await heard.word()
+    process.stop()
+    assert await heard.end() == "the worker ended with exit status 0"
+
+
 async def test_a_foreign_worker_is_ready_when_it_answers(spawn: Spawn) -> None:
     process, _ = spawn(
         f"{FAKE} --port ${{PORT}} --silent --outlive-stdin",
@@ -198,9 +224,11 @@ def test_the_guardian_ends_what_it_watches_when_its_owner_is_gone(tmp_path: Path
     """The owner is a process of its own, killed; one group is watched, one no longer is."""
     script = tmp_path / "owner.py"
     script.write_text(
-        "import logging, subprocess, sys\n"
+        "import logging, pathlib, subprocess, sys\n"
         "from swapd.effects.guardian import Guardian\n"
-        "guardian = Guardian(logging.getLogger())\n"
+        "from swapd.effects.register import Register\n"
+        "log = logging.getLogger()\n"
+        f"guardian = Guardian(log, Register(pathlib.Path({str(tmp_path / 'r')!r}), log))\n"
         "pids = [subprocess.Popen(['sleep', '60'], start_new_session=True).pid for _ in '12']\n"
         "[guardian.watch(pid) for pid in pids]\n"
         "guardian.forget(pids[1])\n"

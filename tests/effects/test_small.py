@@ -65,7 +65,7 @@ def test_a_home_is_held_once_and_a_killed_holder_holds_nothing(tmp_path: Path) -
 
 
 def test_a_recycled_pid_is_not_taken_for_the_holder() -> None:
-    assert Holder(os.getpid(), born=1.0, endpoint="", log="").alive() is None
+    assert Holder(os.getpid(), born="x:1", endpoint="", log="").alive() is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"pid": "x"}', b"\xff"])

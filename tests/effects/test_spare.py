@@ -13,7 +13,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from swapd.effects.guardian import Guardian
 from swapd.effects.process import WorkerProcess
 from swapd.effects.spawn import Place, Spare
 from swapd.words.catalog import ModelSpec
@@ -26,13 +25,6 @@ SPARE = (sys.executable, "-m", "workers.spare")
 BARD = ModelSpec(
     "bard", (*SERVE, "--model", str(ROOT / "demo/bard.gguf"), "--port", "0", "--parallel", "3")
 )
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    guardian = Guardian(LOG)
-    yield Place(tmp_path, guardian, dict(os.environ))
-    guardian.dismiss()
 
 
 @pytest.fixture

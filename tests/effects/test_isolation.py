@@ -1,0 +1,155 @@
+"""What a worker gets of swapd: its pipes, a clean environment, and the limits it is held to."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from swapd.effects.environment import for_workers
+from swapd.effects.process import WorkerProcess
+from swapd.effects.register import MARK
+from swapd.effects.spawn import Place
+from swapd.words.catalog import ModelSpec, WorkerLimits
+from tests.doors.conftest import demo, fake
+from tests.effects.conftest import LOG
+from tests.effects.test_process import Heard
+from tests.swapd import Swapd, config, eventually, said
+
+SECRETS = {
+    "OPENAI_API_KEY": "sk-1",
+    "HF_TOKEN": "hf_1",
+    "LLAMA_API_KEY": "sk-2",
+    "AWS_SECRET_ACCESS_KEY": "s",
+    "DATABASE_URL": "postgres://me:password@db",
+    "SWAPD_HOME": "/home",
+}
+USEFUL = {
+    "PATH": "/bin",
+    "HOME": "/root",
+    "LC_ALL": "C",
+    "LLAMA_CACHE": "/cache",
+    "CUDA_VISIBLE_DEVICES": "1",
+    "ROCR_VISIBLE_DEVICES": "1",
+}
+
+
+def test_workers_see_the_usual_and_what_is_named_but_no_secrets() -> None:
+    own = {**SECRETS, **USEFUL, "MINE": "1", "MINE_TOO": "2", "MINE_KEY": "3"}
+    assert for_workers(own, ()) == USEFUL
+    assert for_workers(own, ("MINE_*", "HF_TOKEN")) == {
+        **USEFUL,
+        "MINE_TOO": "2",
+        "HF_TOKEN": "hf_1",
+    }
+    assert for_workers(own, ("*",)).keys() == own.keys() - {
+        *("OPENAI_API_KEY", "HF_TOKEN", "LLAMA_API_KEY", "AWS_SECRET_ACCESS_KEY", "MINE_KEY")
+    }
+
+
+def test_the_environment_of_real_workers_is_clean(tmp_path: Path) -> None:
+    """A foreign one, one of ours, and one that the spare has become."""
+    models = {
+        "foreign": fake("foreign", env=["OWN=1"]),
+        "ours": demo("alice", env=["OWN=1"]),
+        "spare": demo("bard"),
+    }
+    text = config(models, spare=True, pass_env=["PASSED"])
+    with Swapd(tmp_path, text, PASSED="2", CUDA_VISIBLE_DEVICES="0", **_without_home()) as swapd:
+        for name in models:
+            assert said(swapd.ask(name))
+            seen = psutil.Process(swapd.worker(name)["pid"]).environ()
+            assert not SECRETS.keys() & seen.keys()
+            assert len(seen[MARK]) == 32
+            assert seen["PASSED"] == "2"
+            assert seen["CUDA_VISIBLE_DEVICES"] == "0"
+            assert seen["PATH"] == os.environ["PATH"]
+            assert ("OWN" in seen) == (name != "spare")
+
+
+def _without_home() -> dict[str, str]:
+    return {name: value for name, value in SECRETS.items() if name != "SWAPD_HOME"}
+
+
+def _descriptors(pid: int) -> dict[int, str]:
+    return {int(fd.name): str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="descriptors are looked at in /proc")
+async def test_a_worker_has_its_pipes_and_nothing_else_of_ours(place: Place) -> None:
+    mine = os.open(place.home, os.O_RDONLY)
+    os.set_inheritable(mine, True)
+    heard = Heard()
+    spec = ModelSpec("m", ("sleep", "600"), own=False, proxy="http://127.0.0.1:${PORT}")
+    process = WorkerProcess(1, spec, place, heard, LOG)
+    try:
+        held = _descriptors(process.pid)
+        assert held.keys() == {0, 1, 2}
+        assert all(to.startswith("pipe:") for to in held.values())
+        assert os.getsid(process.pid) == process.pid
+    finally:
+        os.close(mine)
+        process.kill()
+        await heard.end()
+
+
+def _runs(place: Place, heard: Heard, script: str, limits: WorkerLimits) -> WorkerProcess:
+    argv = (sys.executable, "-c", script)
+    proxy = "http://127.0.0.1:${PORT}"
+    spec = ModelSpec("m", argv, own=False, proxy=proxy, limits=limits)
+    return WorkerProcess(1, spec, place, heard, LOG)
+
+
+async def test_limits_are_set_and_children_have_them_too(place: Place, tmp_path: Path) -> None:
+    heard = Heard()
+    limits = WorkerLimits(memory=300 * 2**20, files=99, nice=7)
+    script = "import subprocess,sys; sys.stdin.read(1); subprocess.run(['sleep', '600'])"
+    process = _runs(place, heard, script, limits)
+    try:
+        assert process._process.stdin is not None
+        process._process.stdin.write(b".")
+        process._process.stdin.flush()
+        (child,) = eventually(lambda: psutil.Process(process.pid).children())
+        assert child.nice() == 7
+        if sys.platform == "linux":
+            assert child.rlimit(resource.RLIMIT_NOFILE) == (99, 99)
+            assert child.rlimit(resource.RLIMIT_DATA) == (300 * 2**20,) * 2
+    finally:
+        process.kill()
+        await heard.end()
+
+
+LEAKS = """
+import mmap, sys
+with open("big", "wb") as file:
+    file.truncate(600 * 2**20)
+with open("big", "rb") as file:
+    seen = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+assert not any(seen[i] for i in range(0, len(seen), 2**20))
+print("the file was read", flush=True)
+kept = []
+while True:
+    kept.append(bytearray(2**20))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux only")
+async def test_a_leak_ends_at_the_limit_and_a_mapped_file_is_free(place: Place) -> None:
+    heard = Heard()
+    _runs(place, heard, LEAKS, WorkerLimits(memory=200 * 2**20))
+    reason = await heard.end()
+    assert "exit status 1" in reason
+    assert "the file was read" in reason
+    assert reason.endswith("MemoryError")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files are limited on Linux only")
+async def test_limits_that_cannot_be_set_fail_the_start_and_leave_nothing(place: Place) -> None:
+    before = {child.pid for child in psutil.Process().children()}
+    with pytest.raises(OSError, match="its limits can't be set: "):
+        _runs(place, Heard(), "input()", WorkerLimits(files=2**60))
+    assert {child.pid for child in psutil.Process().children()} == before
