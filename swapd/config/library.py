@@ -7,18 +7,30 @@ than a fifth of a second.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from swapd.config.assemble import Made
+from swapd.config.card import Card
+from swapd.config.cards import Cards
+from swapd.config.metadata import DamagedModelError
 from swapd.config.naming import bare_name
-from swapd.config.offer import Passed
-from swapd.config.plan import look
+from swapd.config.offer import Passed, reason_of
+from swapd.config.plan import keep, look
+from swapd.config.specs import model_file
+from swapd.config.split import parts_of
+from swapd.config.sync import names_in
 from swapd.config.units import parse_size
+from swapd.words.catalog import Catalog, ModelSpec
 
 CUSTOM = "custom_models.yaml"
 """The source of a model that no store holds."""
+WRITTEN = "config.yaml"
+"""The source of a model in a configuration that somebody wrote by hand."""
+CARDS = "written-cards.json"
+"""In the home's state: the heads of the files that such a configuration names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +78,8 @@ class Entry:
     """The command of its entry in config.yaml."""
     base: str = ""
     """The model whose file it is another use of, without prefix."""
+    served: bool = True
+    """Whether it stands in the configuration; a model that was just found does after a sync."""
 
 
 def library(
@@ -87,6 +101,51 @@ def library(
     return listed + [_broken(passed, prefix) for passed in plan.discovery.broken]
 
 
+def mark_served(entries: list[Entry], config: Path) -> list[Entry]:
+    """The models, those marked that a configuration, written by a sync, does not have."""
+    names = names_in(config)
+    return [replace(e, served=e.name in names and not e.broken) for e in entries]
+
+
+def written(catalog: Catalog, beside: Path, state: Path) -> list[Entry]:
+    """The models of a configuration that somebody wrote, by name, as far as it and the files tell.
+
+    Relative paths are meant from the folder `beside`; heads that were read are kept in `state`.
+    """
+    cards = Cards(state / CARDS)
+    listed = [_written(spec, beside, cards) for _, spec in sorted(catalog.models.items())]
+    keep(cards)
+    return listed
+
+
+def _written(spec: ModelSpec, beside: Path, cards: Cards) -> Entry:
+    named = model_file(spec)
+    entry = Entry(
+        spec.name,
+        aliases=spec.aliases,
+        source=WRITTEN,
+        path=beside / named if named else None,
+        need=spec.need_bytes,
+        context=spec.context,
+        title=spec.title,
+        command=shlex.join(spec.argv),
+    )
+    if entry.path is None:
+        return entry
+    try:
+        files = [(Path(part), Path(part).stat()) for part in parts_of(str(entry.path))]
+        read = [cards.card(path, status) for path, status in files]
+    except (DamagedModelError, OSError) as error:
+        if not spec.own:
+            # Another server may mean something else by it, such as a name of the hub's.
+            return replace(entry, path=None)
+        why = reason_of(entry.path, error) if isinstance(error, OSError) else str(error)
+        return replace(entry, broken=why)
+    card = replace(read[0], parameters=sum(part.parameters for part in read))
+    told = replace(_with_card(entry, card), size=sum(status.st_size for _, status in files))
+    return replace(told, title=spec.title or card.title)
+
+
 def _entry(made: Made) -> Entry:
     entry = made.entry
     command = entry["cmd"] if isinstance(entry["cmd"], str) else " ".join(entry["cmd"])
@@ -106,12 +165,20 @@ def _entry(made: Made) -> Entry:
         return listed
     found, card = made.found, made.found.card
     return replace(
-        listed,
+        _with_card(listed, card),
         source=found.source,
         path=found.path,
         elsewhere=found.elsewhere,
         known_as=found.known_as,
         size=found.facts.size,
+        base="" if made.bare == found.bare else found.bare,
+    )
+
+
+def _with_card(entry: Entry, card: Card) -> Entry:
+    """What the file says of itself."""
+    return replace(
+        entry,
         trained_context=card.context,
         architecture=card.architecture,
         parameters=card.parameters,
@@ -120,7 +187,6 @@ def _entry(made: Made) -> Entry:
         template=card.template,
         pooling=card.pooling,
         title=card.title,
-        base="" if made.bare == found.bare else found.bare,
     )
 
 

@@ -68,10 +68,15 @@ def look(
         names=remembered,
         bridge=own_links(home),
     )
+    keep(kept)
+    assembled = assemble(discovery.found, custom, settings, total_memory, home, files.size)
+    return Plan(home, env, settings, custom, discovery, assembled, remembered)
+
+
+def keep(heads: cards.Cards) -> None:
+    """Keep the heads that were read, where that is possible."""
     try:
-        kept.keep()
+        heads.keep()
     except OSError as error:
         # They are read again next time, that is all.
         logging.getLogger(__name__).debug("the heads that were read are not kept: %s", error)
-    assembled = assemble(discovery.found, custom, settings, total_memory, home, files.size)
-    return Plan(home, env, settings, custom, discovery, assembled, remembered)

@@ -95,6 +95,14 @@ def sync(
     )
 
 
+def names_in(config: Path) -> frozenset[str]:
+    """The names of the models in a configuration that a sync wrote; none where there is none."""
+    try:
+        return frozenset(_models(_sections(_old_text(config) or "")))
+    except ConfigError:
+        return frozenset()
+
+
 def made_of(plan: Plan, total_memory: int) -> tuple[str, tuple[Problem, ...]]:
     """The text of config.yaml and what its author should know; ConfigError if it would not load."""
     text = generate(plan.assembled, plan.custom, plan.settings)

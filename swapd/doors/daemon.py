@@ -207,7 +207,7 @@ class Daemon:
         resync = self._resync()
         self._handle_signals(supervisor, settings)
         endpoint = endpoint_of(settings)
-        self._lock.announce(endpoint, self._logs.own_file)
+        self._announce(settings)
         self._greet(endpoint, settings)
         tell({"endpoint": endpoint, "log": str(self._logs.own_file)})
         self._notify(READY)
@@ -240,6 +240,10 @@ class Daemon:
             self._log.error("models are not looked for: %s", error)
             return None
 
+    def _announce(self, settings: Settings, closing: bool = False) -> None:
+        log, config = self._logs.own_file, self._options.config
+        self._lock.announce(endpoint_of(settings), log, config, closing)
+
     async def _end(self, runner: web.AppRunner, supervisor: Supervisor) -> None:
         await runner.cleanup()
         await supervisor.end()
@@ -264,7 +268,7 @@ class Daemon:
 
         def end(grace: float) -> None:
             self._log.info("asked to end: %s", f"within {grace:g} s" if grace else "at once")
-            self._lock.announce(endpoint_of(settings), self._logs.own_file, closing=True)
+            self._announce(settings, closing=True)
             self._notify(STOPPING)
             supervisor.close(grace)
 

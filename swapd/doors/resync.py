@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from swapd.config.env import read_env, sync_settings
-from swapd.config.header import MARK
+from swapd.config.header import is_generated
 from swapd.config.stores import folders_to_watch
 from swapd.effects.clock import Alarm, now
 from swapd.effects.logs import Logs
@@ -109,15 +109,6 @@ class Resync:
         for watch in self._watches:
             watch.close()
         await self._tasks.end()
-
-
-def is_generated(config: Path) -> bool:
-    """Whether sync wrote this configuration, and so may write it again."""
-    try:
-        with config.open(encoding="utf-8") as file:
-            return file.readline().startswith(MARK.splitlines()[0])
-    except (OSError, UnicodeDecodeError):
-        return False
 
 
 def resync_of(home: Home, config: Path, logs: Logs) -> Resync | None:

@@ -21,6 +21,8 @@ class Holder(msgspec.Struct, frozen=True):
     """Tells the process from a later one with the same number: see `birth_of`."""
     endpoint: str
     log: str
+    config: str = ""
+    """The configuration that it serves."""
     closing: bool = False
     """It finishes what it serves and takes nothing new."""
 
@@ -55,10 +57,10 @@ class HomeLock:
             raise HeldError(read_holder(state)) from None
         self._write(b"")
 
-    def announce(self, endpoint: str, log: Path, closing: bool = False) -> None:
+    def announce(self, endpoint: str, log: Path, config: Path, closing: bool = False) -> None:
         """Write down who holds the lock, where it answers, and whether it is about to end."""
         pid = os.getpid()
-        holder = Holder(pid, birth_of(pid), endpoint, str(log), closing)
+        holder = Holder(pid, birth_of(pid), endpoint, str(log), str(config), closing)
         self._write(msgspec.json.encode(holder))
 
     def _write(self, content: bytes) -> None:

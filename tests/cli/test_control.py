@@ -77,14 +77,11 @@ def test_a_start_that_fails_shows_the_log_and_leaves_nothing(user: User) -> None
 
 def test_a_start_with_a_broken_configuration_says_what_and_where(user: User) -> None:
     user.types("sync")
-    config = user.home / "swapd/config.yaml"
-    config.write_text(config.read_text() + "maxresident: 1\n")
-    failed = user.types("start")
-    assert failed.returncode == 1
-    line = len(config.read_text().splitlines())
-    assert (
-        f"config.yaml:{line}: maxresident: unknown key; did you mean max_resident?" in failed.stderr
-    )
+    _, _, rest = user.config.read_text().partition("\n")
+    user.config.write_text(f"# mine\n{rest}maxresident: 1\n")
+    told = user.fails("start")
+    line = len(user.config.read_text().splitlines())
+    assert f"config.yaml:{line}: maxresident: unknown key; did you mean max_resident?" in told
 
 
 def test_sync_says_what_changed_and_then_that_nothing_did(user: User) -> None:

@@ -43,6 +43,61 @@ def test_list_counts_and_filters(user: User) -> None:
     assert told["state"] == "unloaded"
 
 
+def test_what_is_not_served_yet_is_marked(user: User) -> None:
+    user.environ["MIN_MODEL_AGE_SECONDS"] = "0"
+    user.says("sync")
+    shutil.copy(ROOT / "demo/bard.gguf", user.home / "models/late.gguf")
+    told = user.says("list").splitlines()
+    assert [line for line in told if line.endswith("not served yet")] == [told[3]]
+    assert "late" in told[3]
+    assert told[-1].startswith("those not served yet are after ") and told[-1].endswith(" sync")
+    assert "not served yet: run" in user.says("show", "late.gguf")
+    states = {m["name"]: m["state"] for m in msgspec.json.decode(user.says("list", "--json"))}
+    assert sorted(states.values()) == ["not served yet", "unloaded", "unloaded"]
+    started = user.says("start")  # Which syncs before.
+    assert re.search("^added .*late", started, re.MULTILINE)
+    assert "not served" not in user.says("list")
+    user.custom.write_text("ttl: soon\n")
+    user.says("stop")
+    again = user.types("start")
+    assert again.returncode == 0
+    assert "custom_models.yaml:1: ttl: must be seconds" in again.stderr
+
+
+def test_the_models_are_those_of_the_configuration_in_use(user: User) -> None:
+    mine = user.home / "mine.yaml"
+    own = {"cmd": f"${{worker}} --model {ROOT}/demo/bard.gguf --ctx-size 512", "need": "1 GiB"}
+    mine.write_text(
+        config(
+            {
+                "mine": own,
+                "gone": {"cmd": "${worker} --model gone.gguf"},
+                "theirs": {"cmd": "x --model org/name --port ${PORT}"},
+            }
+        )
+    )
+    user.says("start", "--config", str(mine))
+    lines = user.says("list").splitlines()
+    assert [line.split() for line in lines[1:3]] == [
+        ["mine", "3", "MiB", "Q8_0", "512", "config.yaml"],
+        ["theirs", "config.yaml"],
+    ]
+    assert lines[3:] == [
+        f"✗ {user.home}/gone.gguf cannot be read: No such file or directory",
+        "2 models",
+    ]
+    assert "there is no model bard; there are: mine, theirs" in user.fails("show", "bard")
+    assert re.search("^architecture +llama$", user.says("show", "mine"), re.MULTILINE)
+    user.says("load", "mine")
+    assert re.search("^mine .* ready$", user.says("list"), re.MULTILINE)
+    assert user.says("config", "path") == f"{mine}\n"
+    assert user.says("config", "show") == mine.read_text()
+    assert user.says("config") == f"✓ {mine}: 3 models\n"
+    assert f"✓ {mine} can be used" in user.types("doctor").stdout
+    user.says("stop")
+    assert "bard" in user.says("list")
+
+
 def test_list_sees_what_changed(user: User) -> None:
     assert "2 models" in user.says("list")
     user.config.write_text(config({"one": {"cmd": "x --port ${PORT}"}}))

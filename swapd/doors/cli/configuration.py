@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from swapd.doors.cli.library import in_use
 from swapd.doors.cli.say import FailedError, command, complain
 from swapd.home import WORKER_COMMAND, Home, demo_folder, find_home
 
@@ -14,26 +15,28 @@ if TYPE_CHECKING:
 
 
 def path() -> int:
-    """Print where config.yaml is, for scripts."""
-    print(find_home().config)
+    """Print where the configuration in use is, for scripts."""
+    print(in_use(find_home()))
     return 0
 
 
 def show() -> int:
-    """Print config.yaml as it is."""
-    print(_text(find_home().config), end="")
+    """Print the configuration in use as it is."""
+    print(_text(in_use(find_home())), end="")
     return 0
 
 
 def check(file: Path | None) -> int:
     """Say of each file whether it can be used, and what is wrong with it where; 1 if anything is.
 
-    Without a file, config.yaml and custom_models.yaml.
+    Without a file, the configuration in use, and custom_models.yaml if that is config.yaml.
     """
     home = find_home()
     if file is not None:
         return _told([_configuration(home, file)])
-    return _told([_configuration(home, home.config), _customisation(home)])
+    used = in_use(home)
+    told = [_configuration(home, used)]
+    return _told([*told, _customisation(home)] if used == home.config else told)
 
 
 def _told(verdicts: list[tuple[str, str]]) -> int:
@@ -73,9 +76,9 @@ def read(home: Home, file: Path) -> Loaded:
 
 
 def effective(home: Home) -> Loaded:
-    """What swapd would serve with: config.yaml, or what a sync would make. Raises FailedError."""
-    if home.config.is_file():
-        return read(home, home.config)
+    """What swapd serves with or would: its file, or what a sync makes. Raises FailedError."""
+    if (file := in_use(home)).is_file():
+        return read(home, file)
     from swapd.config.load import parse
     from swapd.config.plan import look
     from swapd.config.problems import ConfigError

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from swapd.config.header import is_generated
 from swapd.doors.cli.client import NoAnswerError, get, running
 from swapd.doors.cli.say import PATIENCE, FailedError, command, complain
 from swapd.doors.cli.syncing import sync
@@ -35,12 +36,22 @@ def _daemon_arguments(host: str, port: int, config: Path | None) -> list[str]:
 
 
 def _prepare(home: Home, config: Path | None, say: Callable[[str], None] = print) -> None:
-    """See to it that there is a configuration; raises FailedError when there can't be one."""
-    if config is None:
-        if not home.config.is_file():
-            sync(force=False, say=say)
-    elif not config.is_file():
-        raise FailedError(f"there is no configuration {config}")
+    """Bring the configuration up to date where it is a sync's; raises FailedError if there is none.
+
+    What changed is said; where a sync can't be done, what it wrote before is good enough.
+    """
+    if config is not None:
+        if not config.is_file():
+            raise FailedError(f"there is no configuration {config}")
+    elif not home.config.is_file():
+        sync(force=False, say=say)
+    elif is_generated(home.config):
+        lines: list[str] = []
+        try:
+            if sync(force=False, say=lines.append).written:
+                say("\n".join(lines))
+        except FailedError as error:
+            complain(str(error))
 
 
 def serve(host: str, port: int, config: Path | None) -> int:

@@ -14,7 +14,7 @@ import msgspec
 
 from swapd.doors.cli.client import NoAnswerError, get, running
 from swapd.doors.cli.configuration import effective, read
-from swapd.doors.cli.library import models
+from swapd.doors.cli.library import in_use, models
 from swapd.doors.cli.say import FailedError, command, print_json, show_bytes, waiting
 from swapd.home import Home, find_home
 
@@ -79,15 +79,16 @@ def _home(home: Home) -> Iterator[Finding]:
     free = shutil.disk_usage(folder).free
     told = f"{show_bytes(free) or 'nothing'} free on the disk of {home.folder}"
     yield Finding(free >= LEAST_FREE, told if free >= LEAST_FREE else f"only {told}")
-    if not home.config.is_file():
-        yield Finding(True, f"{home.config} is not there yet; {command()} sync or start makes it")
+    config = in_use(home)
+    if not config.is_file():
+        yield Finding(True, f"{config} is not there yet; {command()} sync or start makes it")
         return
     try:
-        loaded = read(home, home.config)
+        loaded = read(home, config)
     except FailedError as error:
         yield Finding(False, str(error))
         return
-    yield Finding(True, f"{home.config} can be used")
+    yield Finding(True, f"{config} can be used")
     for warning in loaded.warnings:
         yield Finding(False, str(warning))
 

@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from swapd.doors.cli.client import running
 from swapd.doors.cli.say import FailedError
 from swapd.home import Home, demo_folder
 
 if TYPE_CHECKING:
     from swapd.config.library import Entry
-    from swapd.words.catalog import Catalog, ModelSpec
+    from swapd.words.catalog import Catalog
 
-WRITTEN = "config.yaml"
-"""The source of a model in a configuration that somebody wrote by hand."""
+
+def in_use(home: Home) -> Path:
+    """The configuration that counts: that of the swapd that runs, else the home's own."""
+    holder = running(home)
+    return Path(holder.config) if holder is not None and holder.config else home.config
 
 
 def models(home: Home) -> list[Entry]:
     """All models by name, then what should be a model and can't be used.
 
-    Those that a sync finds; or, where the configuration is not a sync's, those that stand in it.
-    Raises FailedError when neither can be read.
+    Those that a sync finds; or, where the configuration in use is not a sync's, those that stand in
+    it. Raises FailedError when neither can be read.
     """
-    from swapd.config.header import MARK
-    from swapd.config.library import library
+    from swapd.config.header import is_generated
+    from swapd.config.library import library, mark_served, written
     from swapd.config.problems import ConfigError
     from swapd.effects import clock, memory
 
-    if home.config.is_file():
-        with home.config.open("rb") as file:
-            if not file.read(len(MARK)).startswith(MARK.encode()):
-                return [_entry(spec) for _, spec in sorted(catalog(home).models.items())]
+    config = in_use(home)
+    if config.is_file() and not is_generated(config):
+        return written(catalog(home), config.parent, home.state)
     try:
-        return library(
+        entries = library(
             home.folder,
             os.environ,
             demo_folder(),
@@ -41,13 +45,14 @@ def models(home: Home) -> list[Entry]:
         )
     except ConfigError as error:
         raise FailedError(f"the models can't be listed:\n{error}") from error
+    return mark_served(entries, config) if config.is_file() else entries
 
 
 def catalog(home: Home) -> Catalog:
-    """What config.yaml says, as swapd reads it. Raises FailedError when it can't be used."""
+    """What the configuration in use says. Raises FailedError when it can't be used."""
     from swapd.doors.cli.configuration import read
 
-    return read(home, home.config).catalog
+    return read(home, in_use(home)).catalog
 
 
 def find(entries: list[Entry], name: str) -> Entry:
@@ -78,26 +83,4 @@ def _unknown(name: str, usable: dict[str, Entry]) -> str:
     more = f" and {len(usable) - 12} more" if len(usable) > 12 else ""
     return f"there is no model {name}" + (
         near or f"; there are: {', '.join(list(usable)[:12])}{more}"
-    )
-
-
-def _entry(spec: ModelSpec) -> Entry:
-    """A model of a configuration written by hand, as far as it tells."""
-    import shlex
-    from pathlib import Path
-
-    from swapd.config.library import Entry
-    from swapd.config.specs import model_file
-
-    file = model_file(spec)
-    return Entry(
-        spec.name,
-        aliases=spec.aliases,
-        source=WRITTEN,
-        path=Path(file) if file else None,
-        size=spec.need_bytes if file else 0,
-        need=spec.need_bytes,
-        context=spec.context,
-        title=spec.title,
-        command=shlex.join(spec.argv),
     )

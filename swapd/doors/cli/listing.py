@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from swapd.doors.cli.client import NoAnswerError, get, running
-from swapd.doors.cli.library import catalog, find, models
+from swapd.doors.cli.library import catalog, find, in_use, models
 from swapd.doors.cli.say import FailedError, command, print_json, show_bytes, show_time, table
 from swapd.home import Home, find_home
 
 if TYPE_CHECKING:
     from swapd.config.library import Entry
     from swapd.words.catalog import ModelSpec
+
+
+UNSERVED = "not served yet"
 
 
 def list_models(wanted: str, as_json: bool) -> int:
@@ -34,7 +37,7 @@ def list_models(wanted: str, as_json: bool) -> int:
             e.quantisation,
             f"{e.context:,}" if e.context else "",
             e.source,
-            states.get(e.name, ""),
+            states.get(e.name, "" if e.served else UNSERVED),
         ]
         for e in usable
     ]
@@ -46,6 +49,8 @@ def list_models(wanted: str, as_json: bool) -> int:
     total = sum(not e.broken for e in entries)
     count = f"{total} model{'' if total == 1 else 's'}"
     print(f"{len(usable)} of {count} match {wanted!r}" if wanted else count)
+    if not all(e.served for e in usable):
+        print(f"those not served yet are after {command()} sync")
     return 0
 
 
@@ -54,7 +59,9 @@ def _matches(entry: Entry, wanted: str) -> bool:
 
 
 def _state(entry: Entry, states: dict[str, str]) -> str:
-    return "broken" if entry.broken else states.get(entry.name, "unloaded")
+    if entry.broken:
+        return "broken"
+    return states.get(entry.name, "unloaded" if entry.served else UNSERVED)
 
 
 def _plain(entry: Entry) -> dict[str, Any]:
@@ -79,7 +86,7 @@ def show(name: str, as_json: bool) -> int:
     """Everything that is known of one model."""
     home = find_home()
     entry = find(models(home), name)
-    spec = catalog(home).models.get(entry.name) if home.config.is_file() else None
+    spec = catalog(home).models.get(entry.name) if in_use(home).is_file() else None
     worker = next((w for w in _workers(home) if w["model"] == entry.name), None)
     argv = shlex.join(spec.argv) if spec else entry.command
     if as_json:
@@ -89,10 +96,8 @@ def show(name: str, as_json: bool) -> int:
     lines = {**_about(entry), **(_terms(spec) if spec else {}), "command": argv}
     if worker:
         lines["state"] = f"{worker['state']}, pid {worker['pid']}"
-    elif spec:
-        lines["state"] = "not loaded"
     else:
-        lines["state"] = f"not served yet: run {command()} sync"
+        lines["state"] = "not loaded" if entry.served else f"{UNSERVED}: run {command()} sync"
     width = max(len(key) for key, value in lines.items() if value)
     for key, value in lines.items():
         if value:

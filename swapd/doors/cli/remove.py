@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swapd.doors.cli.client import NoAnswerError, named, post, running
-from swapd.doors.cli.library import WRITTEN, find, models
+from swapd.doors.cli.library import find, models
 from swapd.doors.cli.say import FailedError, confirm, show_bytes, waiting
 from swapd.doors.cli.syncing import sync
 from swapd.home import Home, find_home
@@ -49,8 +49,10 @@ def _must_be_free(entry: Entry, entries: list[Entry]) -> None:
     """Raises FailedError for what is not a file of its own, or is needed by another model."""
     if entry.source == "demo":
         raise FailedError(f"{entry.name} comes with swapd and is not removed")
-    if entry.base or entry.path is None or entry.source in (WRITTEN, "custom_models.yaml"):
-        file = WRITTEN if entry.source == WRITTEN else "custom_models.yaml"
+    from swapd.config.library import CUSTOM, WRITTEN
+
+    if entry.base or entry.path is None or entry.source in (WRITTEN, CUSTOM):
+        file = WRITTEN if entry.source == WRITTEN else CUSTOM
         raise FailedError(f"{entry.name} is no file of its own: take it out of {file}")
     real = entry.path.resolve()
     others = [
