@@ -18,11 +18,14 @@ def take_token(
         sequence.first_token = sequence.last_token = now
         if sequence.limit == 0:
             return "", _end(sequence, "length", counters, now)
-    else:
+    elif not sequence.unplayed:
         counters.between_tokens.observe(now - sequence.last_token)
         sequence.last_token = now
-    sequence.tokens.append(token)
-    counters.predicted_tokens += 1
+    if sequence.unplayed:
+        sequence.unplayed -= 1
+    else:
+        sequence.tokens.append(token)
+        counters.predicted_tokens += 1
     piece = model.piece(token)
     if piece is None:
         return _all(sequence, sequence.output.rest()), _end(sequence, "stop", counters, now)
@@ -45,7 +48,7 @@ def _all(sequence: Sequence, text: str) -> str:
 def _end(sequence: Sequence, reason: str, counters: Counters, now: float) -> Finished:
     timings = Timings(
         prompt_tokens=sequence.prompt_length,
-        cached_tokens=sequence.reused,
+        cached_tokens=min(sequence.reused, sequence.prompt_length),
         prompt_seconds=sequence.first_token - sequence.started,
         predicted_tokens=sequence.generated,
         predicted_seconds=now - sequence.first_token,

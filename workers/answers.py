@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from workers.binding_sampler import Grammar, Guide
 from workers.errors import ApiError
 from workers.openai_requests import Generation
+from workers.resuming import Call, lost
 from workers.sequence import Failed, Finished, Sequence, Timings
 from workers.stream import Stream
 from workers.token_log import TokenLog, Told
@@ -23,6 +24,8 @@ class Part:
     index: int
     text: str
     end: Finished | None
+    generated: int
+    """Tokens drawn for the answer up to this."""
     told: list[Told]
     """The tokens of `text`, if that was asked for."""
 
@@ -39,10 +42,10 @@ class Answers:
         worker: Worker,
         request: Generation,
         prompts: list[list[int]],
+        call: Call,
         *,
         streaming: bool,
         grammar: Grammar | None = None,
-        tenant: str = "",
         tell: int | None = None,
     ) -> None:
         """Checks all of it; raises ApiError. Nothing begins before `start`.
@@ -57,20 +60,23 @@ class Answers:
         self._n = request.n or 1
         if self._n * len(prompts) > MOST_ANSWERS:
             raise ApiError(400, f"More than {MOST_ANSWERS} answers were asked for.", param="n")
+        if any(place >= self._n * len(prompts) for place in call.past or ()):
+            raise lost("it has fewer parts than were sent")
         for tokens in prompts:
             for number in range(self._n):
                 told: deque[tuple[int, float, list[tuple[int, float]]]] = deque()
                 guide = None if grammar is None and tell is None else Guide(grammar, tell, told)
                 if self._logs is not None:
                     self._logs.append(TokenLog(worker.model, told))
-                sink = self._stream.sink(len(self._sequences))
+                place = len(self._sequences)
                 sequence = worker.begin(
                     request,
                     tokens if number == 0 else [*tokens],
                     streaming=streaming or (number == 0 and self._n > 1),
-                    sink=sink,
+                    sink=self._stream.sink(place),
                     guide=guide,
-                    tenant=tenant,
+                    call=call,
+                    resumed=call.tokens(place),
                 )
                 if number and sequence.sampling.seed >= 0:
                     seed = sequence.sampling.seed + number
@@ -98,6 +104,12 @@ class Answers:
         """An answer's sequence, to look at: a moment's view until it has ended."""
         return self._sequences[index]
 
+    def drawn(self, index: int, first: int, end: int) -> list[int]:
+        """The tokens of an answer from its `first` to before its `end`."""
+        sequence = self._sequences[index]
+        begin = sequence.prompt_length
+        return sequence.tokens[begin + first : begin + end]
+
     def without_end(self, tokens: list[int]) -> list[int]:
         """`tokens` but one that ends a text."""
         ends = tokens and self._worker.model.piece(tokens[-1]) is None
@@ -116,7 +128,7 @@ class Answers:
     async def next(self) -> list[Part]:
         """Waits for news. Raises ApiError if one of them failed: that is the end of all."""
         parts = []
-        for index, text, end in await self._stream.next():
+        for index, text, end, generated in await self._stream.next():
             if isinstance(end, Failed):
                 kind = "server_error" if end.status >= 500 else "invalid_request_error"
                 raise ApiError(end.status, end.message, kind)
@@ -125,19 +137,21 @@ class Answers:
             told = [] if self._logs is None else self._logs[index].take(text)
             if end is not None:
                 self._ends[index] = end
-            parts.append(Part(index, text, end, told))
+            parts.append(Part(index, text, end, generated, told))
         return parts
 
     async def whole(self) -> list[Part]:
         """Waits for all of them; one part each."""
         texts: list[list[str]] = [[] for _ in self._sequences]
         told: list[list[Told]] = [[] for _ in self._sequences]
+        counts = [0] * len(self._sequences)
         while not self.ended:
             for part in await self.next():
                 texts[part.index].append(part.text)
                 told[part.index] += part.told
+                counts[part.index] = part.generated
         return [
-            Part(index, "".join(text), self._ends[index], told[index])
+            Part(index, "".join(text), self._ends[index], counts[index], told[index])
             for index, text in enumerate(texts)
         ]
 

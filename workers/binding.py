@@ -23,7 +23,6 @@ from llama_cpp import llama_cpp  # noqa: E402  after the package was put in plac
 
 api = llama_cpp
 
-ANY_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: llama.cpp draws one
 _WARNING, _ERROR, _CONTINUED = 3, 4, 5  # enum ggml_log_level
 
 

@@ -231,7 +231,9 @@ class Batch:
         self.size = self.raw.n_tokens = row + 1
         return row
 
-    def add_run(self, tokens: Sequence[int], position: int, slot: int, *, wanted: str) -> int:
+    def add_run(
+        self, tokens: Sequence[int], position: int, slot: int, *, wanted: str = "none"
+    ) -> int:
         """Rows for `tokens` from `position` on; logits `wanted`: "none", "last" or "all".
 
         Returns the index of the last one.

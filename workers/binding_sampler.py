@@ -79,6 +79,15 @@ class Sampler:
         token: int = api.llama_sampler_sample(self._chain, context.handle, row)
         return token
 
+    def replay(self, context: Context, row: int, token: int, candidates: Candidates) -> None:
+        """As `sample`, where `token` is what was drawn; `candidates` is for it to work on."""
+        if not self._remembers:
+            api.llama_sampler_sample(self._chain, context.handle, row)
+            return
+        candidates.fill(context, row)
+        self.apply(candidates)
+        self.accept(token)
+
     def free(self) -> None:
         """Frees the chain; it must not be used afterwards."""
         api.llama_sampler_free(self._chain)
@@ -250,12 +259,33 @@ class GuidedSampler(Sampler):
         if self._probabilities is not None:
             self._probabilities.free()
 
+    def replay(self, context: Context, row: int, token: int, candidates: Candidates) -> None:
+        """As promised by Sampler; the grammar, if any, must admit `token`."""
+        if self._grammar is None:
+            super().replay(context, row, token, candidates)
+        else:
+            self._choose(context, row, self._grammar)
+            if self._model.piece(token) is not None:
+                self._note(token, self._grammar)
+        if self._probabilities is not None and token != NO_TOKEN:
+            self._told.append((token, *self._probabilities.of(context, row, token)))
+
     def _sample_guided(self, context: Context, row: int, grammar: Grammar) -> int:
+        token = self._choose(context, row, grammar)
+        if token is None:
+            return self._model.eos if self._model.eos >= 0 else NO_TOKEN
+        self._note(token, grammar)
+        return token
+
+    def _choose(self, context: Context, row: int, grammar: Grammar) -> int | None:
+        """What follows; None: nothing can."""
         token = self._draw(context, row)
         if token is None or not (grammar.admits(token) and self._is_text(token)):
             token = self._draw_again(context, row, grammar)
-        if token is None:
-            return self._model.eos if self._model.eos >= 0 else NO_TOKEN
+        return token
+
+    def _note(self, token: int, grammar: Grammar) -> None:
+        """`token` is what follows."""
         if self._remembers:
             self.accept(token)
         grammar.accept(token)
@@ -264,7 +294,6 @@ class GuidedSampler(Sampler):
             self._character.decode(piece)
         elif piece:
             self._character.reset()
-        return token
 
     def _draw(self, context: Context, row: int) -> int | None:
         """Without the grammar. Of all ways to lay out the candidates llama.cpp's own is by far

@@ -85,6 +85,8 @@ class Running(Protocol):
     """How many of `tokens` are in the cache, from the first on."""
     reuses: bool
     """Whether it may begin with what others computed, and be kept for others."""
+    unplayed: int
+    """So many tokens before the last are decoded for their logits too."""
 
 
 class PrefixCache:
@@ -101,7 +103,7 @@ class PrefixCache:
     def find(self, wish: Running, running: Sequence[Running]) -> tuple[Held | None, int]:
         """Whose beginning `wish` can reuse, and how many tokens; (None, 0) if it is not worth it.
 
-        The last token is left out: it is decoded anew, to get its logits. Of equals a kept one is
+        What is decoded for its logits is left out: the last token. Of equals a kept one is
         preferred, and of these the latest.
         """
         best: Held | None = None
@@ -112,10 +114,11 @@ class PrefixCache:
         candidates.extend(reversed(self.kept))
         if self._memory.cuts:
             candidates.extend(running)
+        limit = len(wish.tokens) - 1 - wish.unplayed
         for held in candidates:
             if held.adapters != wish.adapters or held.cached <= most:
                 continue
-            common = common_prefix(held.tokens, wish.tokens, min(held.cached, len(wish.tokens) - 1))
+            common = common_prefix(held.tokens, wish.tokens, min(held.cached, limit))
             if common > most and (self._memory.cuts or common == held.cached):
                 best, most = held, common
         return (best, most) if best is not None else (None, 0)
@@ -131,7 +134,7 @@ class PrefixCache:
         for held in running:
             if held.adapters != wish.adapters or not held.reuses:
                 continue
-            most = min(len(held.tokens), len(wish.tokens) - 1)
+            most = min(len(held.tokens), len(wish.tokens) - 1 - wish.unplayed)
             if held.cached < most and most >= here + WORTH_WAITING:
                 common = common_prefix(held.tokens, wish.tokens, most)
                 if common >= max(here, held.cached) + WORTH_WAITING:

@@ -9,6 +9,7 @@ from workers.answer_parser import AnswerParser
 from workers.answer_pieces import Arguments, Call, Content, Piece, Reasoning
 from workers.answers import Part
 from workers.openai_responses import Shape
+from workers.resuming import Birth
 from workers.sequence import Timings
 from workers.token_log import Told, chat_logprobs
 from workers.tools import new_call_id
@@ -20,10 +21,15 @@ class ChatShape(Shape):
     prefix, whole, part = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def __init__(
-        self, model: str, parsers: Sequence[AnswerParser], *, with_usage: bool = False
+        self,
+        model: str,
+        parsers: Sequence[AnswerParser],
+        birth: Birth,
+        *,
+        with_usage: bool = False,
     ) -> None:
         """`parsers`: one for each answer."""
-        super().__init__(model, len(parsers), with_usage=with_usage)
+        super().__init__(model, len(parsers), birth, with_usage=with_usage)
         self._parsers = parsers
         self._calls = [0] * len(parsers)
         self._told: list[list[Told]] = [[] for _ in parsers]

@@ -42,7 +42,7 @@ class Conversations:
         for saved in self._saved():
             if saved.adapters != wish.adapters:
                 continue
-            limit = min(len(saved.tokens), len(wish.tokens) - 1)
+            limit = min(len(saved.tokens), len(wish.tokens) - 1 - wish.unplayed)
             common = common_prefix(saved.tokens, wish.tokens, limit)
             if common > most and (self._context.cuts or common == len(saved.tokens)):
                 best, most = saved, common

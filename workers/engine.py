@@ -77,7 +77,7 @@ class Engine:
         self._embeddings: list[EmbeddingJob] = []
         self._embedder: Embedder | None = None
         self._inbox: SimpleQueue[Message] = SimpleQueue()
-        self._outbox: list[tuple[Sequence, str, End | None]] = []
+        self._outbox: list[tuple[Sequence, str, End | None, int]] = []
         self._loop: AbstractEventLoop | None = None
         self._on_broken: Callable[[], None] = lambda: None
         self._lifeline = lifeline
@@ -162,7 +162,7 @@ class Engine:
             else:
                 self._take(left)
         for sequence in [one for lane in self._lanes for one in (*lane.admitted, *lane.waiting)]:
-            self._outbox.append((sequence, "", Failed(message)))
+            self._tell(sequence, "", Failed(message))
         for job in self._embeddings:
             self._call(job.done, RuntimeError(message))
         self._post()
@@ -221,7 +221,7 @@ class Engine:
             self._call(job.done, job.vectors)
 
     def _tell(self, sequence: Sequence, text: str, end: End | None) -> None:
-        self._outbox.append((sequence, text, end))
+        self._outbox.append((sequence, text, end, sequence.generated))
 
     def _post(self) -> None:
         """Hands all new text to the loop's thread in one call."""
@@ -235,6 +235,6 @@ class Engine:
         self._loop.call_soon_threadsafe(function, argument)
 
 
-def _deliver(outbox: list[tuple[Sequence, str, End | None]]) -> None:
-    for sequence, text, end in outbox:
-        sequence.sink.deliver(text, end)
+def _deliver(outbox: list[tuple[Sequence, str, End | None, int]]) -> None:
+    for sequence, text, end, generated in outbox:
+        sequence.sink.deliver(text, end, generated)

@@ -9,13 +9,14 @@ from aiohttp import web
 
 from workers.answers import Answers
 from workers.errors import ApiError, exceeds_context
-from workers.http_json import Handler, json_response
-from workers.http_stream import respond, tenant_of
+from workers.http_json import json_response
+from workers.http_stream import read_call, respond
 from workers.infill import infill_prompt
 from workers.llama_responses import LlamaShape
 from workers.openai_requests import Generation, check, decode
 from workers.prompts import token_lists
 from workers.ranking import ranking_prompt
+from workers.resuming import Call
 from workers.worker import Worker
 
 
@@ -73,27 +74,17 @@ class CompletionRoutes:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
 
-    @property
-    def table(self) -> dict[tuple[str, str], Handler]:
-        """Method and path of each."""
-        ranks = ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking")
-        return {
-            ("POST", "/completion"): self.complete,
-            ("POST", "/completions"): self.complete,
-            ("POST", "/infill"): self.infill,
-            **{("POST", path): self.rerank for path in ranks},
-        }
-
     async def complete(self, http: web.Request) -> web.StreamResponse:
         """POST /completion."""
-        request = decode(await http.read(), Completion)
-        return await self._answer(
-            http, request, await token_lists(self._worker, request.prompt, "prompt")
-        )
+        call = await read_call(http)
+        request = decode(call.body, Completion)
+        prompts = await token_lists(self._worker, request.prompt, "prompt")
+        return await self._answer(http, call, request, prompts)
 
     async def infill(self, http: web.Request) -> web.StreamResponse:
         """POST /infill."""
-        request = decode(await http.read(), Infill)
+        call = await read_call(http)
+        request = decode(call.body, Infill)
         worker = self._worker
         prefix, begun = [
             await worker.tokenize(text, add_special=False, parse_special=False)
@@ -101,10 +92,10 @@ class CompletionRoutes:
         ]
         files = [(extra.filename, extra.text) for extra in request.input_extra]
         prompt = await infill_prompt(worker, prefix, request.input_suffix, begun=begun, files=files)
-        return await self._answer(http, request, [prompt])
+        return await self._answer(http, call, request, [prompt])
 
     async def _answer(
-        self, http: web.Request, request: LlamaGeneration, prompts: list[list[int]]
+        self, http: web.Request, call: Call, request: LlamaGeneration, prompts: list[list[int]]
     ) -> web.StreamResponse:
         check(request)
         worker, streaming = self._worker, bool(request.stream)
@@ -112,9 +103,9 @@ class CompletionRoutes:
             worker,
             request,
             prompts,
+            call,
             streaming=streaming,
             grammar=worker.grammars.wished(request),
-            tenant=tenant_of(http),
             tell=request.n_probs or None,
         )
         texts = [
@@ -124,7 +115,7 @@ class CompletionRoutes:
         ]
         name = request.model or worker.settings.name
         shape = LlamaShape(name, answers, texts, tokens=request.return_tokens)
-        return await respond(http, answers, shape, streaming=streaming)
+        return await respond(http, call, answers, shape, streaming=streaming)
 
     async def rerank(self, http: web.Request) -> web.Response:
         """POST /rerank."""

@@ -13,7 +13,7 @@ from workers.chat_responses import ChatShape
 from workers.echo import echoes
 from workers.errors import ApiError
 from workers.http_json import json_response
-from workers.http_stream import respond, tenant_of
+from workers.http_stream import read_call, respond
 from workers.infill import infill_prompt
 from workers.openai_requests import (
     ChatRequest,
@@ -36,25 +36,28 @@ class OpenAIRoutes:
 
     async def chat(self, http: web.Request) -> web.StreamResponse:
         """POST /v1/chat/completions."""
-        request = decode(await http.read(), ChatRequest)
+        call = await read_call(http)
+        request = decode(call.body, ChatRequest)
         check(request)
         chat = open_chat(self._worker, request)
         answers = Answers(
             self._worker,
             request,
             [await self._worker.tokenize_rendered(chat.prompt)],
+            call,
             streaming=bool(request.stream),
             grammar=chat.grammar,
-            tenant=tenant_of(http),
             tell=request.alternatives,
         )
         parsers = [chat.parser() for _ in range(answers.count)]
-        shape = ChatShape(self._name(request), parsers, with_usage=request.wants_usage)
-        return await respond(http, answers, shape, streaming=bool(request.stream))
+        name = self._name(request)
+        shape = ChatShape(name, parsers, call.birth, with_usage=request.wants_usage)
+        return await respond(http, call, answers, shape, streaming=bool(request.stream))
 
     async def complete(self, http: web.Request) -> web.StreamResponse:
         """POST /v1/completions."""
-        request = decode(await http.read(), CompletionRequest)
+        call = await read_call(http)
+        request = decode(call.body, CompletionRequest)
         check(request)
         worker = self._worker
         texts = prompts = await token_lists(worker, request.prompt, "prompt")
@@ -64,9 +67,9 @@ class OpenAIRoutes:
             worker,
             request,
             prompts,
+            call,
             streaming=bool(request.stream),
             grammar=worker.grammars.wished(request),
-            tenant=tenant_of(http),
             tell=request.logprobs,
         )
         echo = None
@@ -75,9 +78,13 @@ class OpenAIRoutes:
                 raise ApiError(400, "A prompt can't be scored with an adapter.", param="echo")
             echo = await echoes(worker, texts, request.logprobs, request.n or 1)
         shape = CompletionShape(
-            self._name(request), answers.count, with_usage=request.wants_usage, echo=echo
+            self._name(request),
+            answers.count,
+            call.birth,
+            with_usage=request.wants_usage,
+            echo=echo,
         )
-        return await respond(http, answers, shape, streaming=bool(request.stream))
+        return await respond(http, call, answers, shape, streaming=bool(request.stream))
 
     def _name(self, request: Generation) -> str:
         return request.model or self._worker.settings.name

@@ -20,6 +20,7 @@ from workers.http_slots import SlotRoutes
 from workers.worker import Worker
 
 LARGEST_BODY = 64 * 1024 * 1024
+RANKING = ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking")
 LOADING = {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}
 
 
@@ -64,9 +65,17 @@ class Server:
         """From now on there is a model."""
         openai, llama = OpenAIRoutes(worker), LlamaRoutes(worker)
         adapters = AdapterRoutes(worker)
+        completion = CompletionRoutes(worker)
+        generates = {
+            "/v1/chat/completions": openai.chat,
+            "/v1/completions": openai.complete,
+            "/completion": completion.complete,
+            "/completions": completion.complete,
+            "/infill": completion.infill,
+        }
         self._routes = {
-            ("POST", "/v1/chat/completions"): openai.chat,
-            ("POST", "/v1/completions"): openai.complete,
+            **{("POST", path): handler for path, handler in generates.items()},
+            **{("POST", f"/resume{path}"): handler for path, handler in generates.items()},
             ("POST", "/v1/embeddings"): openai.embed,
             ("GET", "/v1/models"): openai.models,
             ("GET", "/props"): llama.props,
@@ -80,7 +89,7 @@ class Server:
             ("POST", "/tokenize"): llama.tokenize,
             ("POST", "/detokenize"): llama.detokenize,
             ("POST", "/apply-template"): llama.apply_template,
-            **CompletionRoutes(worker).table,
+            **{("POST", path): completion.rerank for path in RANKING},
         }
 
     def stop(self, status: int) -> None:

@@ -8,8 +8,10 @@ from aiohttp import web
 
 from workers.answers import Answers, Part
 from workers.errors import ApiError
+from workers.event_ids import EventIds, Writer
 from workers.http_json import json_response
 from workers.openai_responses import error_event
+from workers.resuming import Call, call_of
 from workers.sequence import Timings
 
 STREAM_HEADERS = {
@@ -19,53 +21,49 @@ STREAM_HEADERS = {
 }
 
 
-class Writer(Protocol):
+class Shape(Writer, Protocol):
     """What an endpoint's answers look like."""
 
     def response(self, parts: list[Part], timings: Timings) -> object:
         """The body that is not streamed: a part for each answer."""
 
-    def opening(self) -> bytes:
-        """What a stream begins with."""
 
-    def news(self, part: Part) -> bytes:
-        """What is written of a part."""
-
-    def closing(self, timings: Timings) -> bytes:
-        """What a stream ends with."""
-
-
-def tenant_of(http: web.Request) -> str:
-    """Who asks, as far as fairness goes; empty if the headers don't tell."""
-    return http.headers.get("X-Tenant-Id", "")
+async def read_call(http: web.Request) -> Call:
+    """Reads the request whole. Raises ApiError 400."""
+    return call_of(http.path, http.headers, await http.read())
 
 
 async def respond(
-    http: web.Request, answers: Answers, writer: Writer, *, streaming: bool
+    http: web.Request, call: Call, answers: Answers, shape: Shape, *, streaming: bool
 ) -> web.StreamResponse:
     """Answers whole or as a stream. A client that goes ends it."""
+    if call.past is not None and not streaming:
+        raise ApiError(400, "Only a stream can be gone on with.", param="stream")
     answers.start()
     try:
         if not streaming:
             parts = await answers.whole()
-            return json_response(writer.response(parts, answers.timings))
-        parts = await answers.next()  # what fails before it has an answer fails with a status
+            return json_response(shape.response(parts, answers.timings))
+        writer = EventIds(shape, answers, call) if call.resumable else shape
         response = web.StreamResponse(headers=STREAM_HEADERS)
-        await response.prepare(http)
         written = writer.opening()
-        while True:
-            written += b"".join(map(writer.news, parts))
-            if answers.ended:
-                written += writer.closing(answers.timings)
-                break
-            if written:
-                await response.write(written)
-                written = b""
+        while not answers.ended:
             try:
                 parts = await answers.next()
+                written += b"".join(map(writer.news, parts))
+                written += writer.closing(answers.timings) if answers.ended else b""
             except ApiError as error:
+                if not response.prepared:
+                    raise  # what fails before it has an answer fails with a status
                 written = error_event(str(error))
                 break
+            if written and not answers.ended:
+                if not response.prepared:
+                    await response.prepare(http)
+                await response.write(written)
+                written = b""
+        if not response.prepared:
+            await response.prepare(http)
         await response.write(written)
         await response.write_eof()
         return response

@@ -16,6 +16,7 @@ from workers.cache import Adapters, PrefixCache
 from workers.conversations import Conversations
 from workers.fair_queue import MOST_PASSES, FairQueue
 from workers.metrics import Counters
+from workers.replay import Replay, Replayer
 from workers.sampling import make_sampler
 from workers.sequence import End, Failed, Sequence
 from workers.speculation import Speculation
@@ -82,6 +83,9 @@ class Lane:
         """Who guesses ahead; None: nobody."""
         self._guessed = 0
         """Tokens in the step that were guessed."""
+        self._replayer = Replayer(model, self.context, options.n_seq_max)
+        self._replays: list[Replay] = []
+        """What the step has of answers that were begun elsewhere."""
         self._failures = 0
         self._cramped = False
         """llama.cpp had no room in spite of the count: nobody comes in until someone leaves."""
@@ -141,6 +145,7 @@ class Lane:
         sampled = [
             (sequence, guess, self._sample(sequence, row, guess)) for sequence, row, guess in rows
         ]
+        sampled += [(one.sequence, [], self._replayer.play(one)) for one in self._replays]
         seconds = time.perf_counter() - began
         self._count(step, seconds)
         now = time.monotonic()
@@ -154,7 +159,8 @@ class Lane:
     def _plan(self, present: list[Sequence]) -> list[tuple[Sequence, int]]:
         """Who of those whose turn it is decodes how many tokens."""
         running = sum(1 for sequence in self.admitted if sequence.pending == 1)
-        return batcher.shares(present, self._n_batch, self._pace.chunk(running, self._n_batch))
+        step = batcher.shares(present, self._n_batch, self._pace.chunk(running, self._n_batch))
+        return self._replayer.bounded(step)
 
     def _admit(self) -> None:
         """Sends back whom the cells don't suffice for, then lets in those whose turn it is."""
@@ -229,10 +235,15 @@ class Lane:
         sequence.reused = sequence.cached
         self._counters.reused_tokens += sequence.cached
         self.waiting.charge(sequence.tenant, prefill=sequence.pending)
+        prompt, known = sequence.tokens, sequence.resumed
+        if known:
+            prompt = prompt[: sequence.prompt_length]
         if sequence.guide is not None or not sequence.sampling.greedy:
             sequence.sampler = make_sampler(
-                sequence.sampling, self.model, self.context.n_ctx, sequence.tokens, sequence.guide
+                sequence.sampling, self.model, self.context.n_ctx, prompt, sequence.guide
             )
+        elif known:
+            self._take(sequence, list(known), sequence.started)  # there is nobody to be told
 
     def _guesses(self, step: list[tuple[Sequence, int]]) -> Guesses:
         """What is guessed to follow the running ones, where there is room to try it."""
@@ -249,6 +260,7 @@ class Lane:
         batch = self._batch
         batch.clear()
         rows: list[Row] = []
+        self._replays = []
         for sequence, count in step:
             cached = sequence.cached
             if count == 1 and sequence.pending == 1:
@@ -257,6 +269,11 @@ class Lane:
                 if guess:
                     batch.add_run(guess, cached + 1, sequence.seq_id, wanted="all")
                 rows.append((sequence, row, guess))
+                continue
+            if sequence.unplayed:
+                replay = self._replayer.fill(batch, sequence, count)
+                self._replays += [replay] if replay is not None else []
+                self._settled = False
                 continue
             run = sequence.tokens[cached : cached + count]
             complete = count == sequence.pending
@@ -302,7 +319,7 @@ class Lane:
     def _take(self, sequence: Sequence, tokens: list[int], now: float) -> None:
         """New tokens of a sequence: their text goes out, until it has come to its end."""
         for token in tokens:
-            self.waiting.charge(sequence.tenant, generated=1)
+            self.waiting.charge(sequence.tenant, generated=0 if sequence.unplayed else 1)
             text, end = take_token(sequence, token, self.model, self._counters, now)
             if text or end is not None:
                 self._tell(sequence, text, end)

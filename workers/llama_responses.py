@@ -9,7 +9,7 @@ import msgspec
 
 from workers.answers import Answers, Part
 from workers.openai_responses import llama_timings
-from workers.sequence import Finished, Sequence, Timings
+from workers.sequence import Finished, Timings
 from workers.settings import Sampling
 from workers.token_log import llama_probabilities
 
@@ -52,10 +52,10 @@ class LlamaShape:
             body: dict[str, object] = {
                 "index": part.index,
                 "content": part.text,
-                "tokens": self._new_tokens(part.index, sequence),
+                "tokens": self._new_tokens(part),
                 "stop": False,
                 "id_slot": sequence.slot,
-                "tokens_predicted": sequence.generated,
+                "tokens_predicted": part.generated,
                 "tokens_evaluated": sequence.prompt_length,
             }
             written = _event({**body, **_probabilities(part)})
@@ -71,7 +71,7 @@ class LlamaShape:
         sequence, end = self._answers.sequence(part.index), part.end
         if end is None:
             raise RuntimeError("an answer that was waited for has no end")
-        tokens = self._new_tokens(part.index, sequence) if streamed or self._tokens else []
+        tokens = self._new_tokens(part) if streamed or self._tokens else []
         word = sequence.output.stop_word
         final = {
             "index": part.index,
@@ -93,11 +93,11 @@ class LlamaShape:
         }
         return final if streamed else {**final, **_probabilities(part)}
 
-    def _new_tokens(self, index: int, sequence: Sequence) -> list[int]:
+    def _new_tokens(self, part: Part) -> list[int]:
         """Those that have not been told yet; not the one that ended the text."""
-        first = sequence.prompt_length + self._told[index]
-        tokens = self._answers.without_end(sequence.tokens[first:])
-        self._told[index] += len(tokens)
+        drawn = self._answers.drawn(part.index, self._told[part.index], part.generated)
+        tokens = self._answers.without_end(drawn)
+        self._told[part.index] += len(tokens)
         return tokens
 
 

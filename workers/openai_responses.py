@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import msgspec
 
 from workers.answers import Part
+from workers.resuming import Birth
 from workers.sequence import Finished, Timings
 from workers.token_log import Told, text_logprobs
 
@@ -68,11 +67,11 @@ class Shape:
     whole: str
     part: str
 
-    def __init__(self, model: str, count: int, *, with_usage: bool = False) -> None:
+    def __init__(self, model: str, count: int, birth: Birth, *, with_usage: bool = False) -> None:
         """For so many answers; `with_usage`: a stream ends with a chunk that tells it."""
         self._head: dict[str, object] = {
-            "id": f"{self.prefix}-{os.urandom(16).hex()}",
-            "created": int(time.time()),
+            "id": f"{self.prefix}-{birth.name}",
+            "created": birth.created,
             "model": model,
         }
         self._count = count
@@ -143,12 +142,13 @@ class CompletionShape(Shape):
         self,
         model: str,
         count: int,
+        birth: Birth,
         *,
         with_usage: bool = False,
         echo: Sequence[Echo] | None = None,
     ) -> None:
         """`echo`: for each answer, the prompt that comes before it."""
-        super().__init__(model, count, with_usage=with_usage)
+        super().__init__(model, count, birth, with_usage=with_usage)
         self._echo = echo
 
     def opening(self) -> bytes:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from workers.binding import ANY_SEED, Model
+from workers.binding import Model
 from workers.binding_sampler import Guide, GuidedSampler, Sampler
-from workers.settings import Sampling
+from workers.settings import ANY_SEED, Sampling
 
 MIROSTAT_TOKENS = 100
 """The number of likeliest tokens that version 1 estimates by, as llama-server has it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -54,8 +55,11 @@ End = Finished | Failed
 class Sink(Protocol):
     """Where a sequence's text goes. Called on the event loop's thread, never on the engine's."""
 
-    def deliver(self, text: str, end: End | None) -> None:
-        """More text (maybe none), and the end if this is it. Nothing comes after an end."""
+    def deliver(self, text: str, end: End | None, generated: int) -> None:
+        """More text (maybe none), and the end if this is it. Nothing comes after an end.
+
+        `generated`: how many tokens were generated when this was certain.
+        """
 
 
 @dataclass(eq=False)
@@ -99,7 +103,12 @@ class Sequence:
     reuses: bool = True
     """Whether it may begin with what others computed, and be kept for others."""
 
+    resumed: Tokens[int] = ()
+    """What another process has generated of it already, by this prompt and these wishes."""
+
     prompt_length: int = field(init=False)
+    unplayed: int = field(init=False)
+    """Of `resumed`, the tokens that its sampler and its output have not been told of yet."""
     passed: int = 0
     """How often another came in before it because it did not fit."""
     slot: int = -1
@@ -127,6 +136,9 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)
+        if self.resumed:
+            self.tokens = [*self.tokens, *self.resumed]
+        self.unplayed = len(self.resumed)
 
     @property
     def length(self) -> int:
@@ -140,5 +152,5 @@ class Sequence:
 
     @property
     def generated(self) -> int:
-        """Tokens generated so far."""
-        return len(self.tokens) - self.prompt_length
+        """Tokens generated so far, by whomever."""
+        return len(self.tokens) - self.prompt_length - self.unplayed

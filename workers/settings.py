@@ -24,6 +24,10 @@ _ALSO: Mapping[str, str] = {
 }  # fmt: skip
 
 
+ANY_SEED = 0xFFFFFFFF
+"""LLAMA_DEFAULT_SEED: llama.cpp draws one."""
+
+
 class SamplerNameError(ValueError):
     """There is no such sampler; the message is one sentence that names the nearest."""
 
@@ -109,6 +113,11 @@ class Sampling:
             "infill": True,
             "adaptive_p": False,  # it draws, and so comes last
         }[name]
+
+    @property
+    def seeded(self) -> bool:
+        """Whether the seed is one: -1 and what looks like it to llama.cpp are not."""
+        return self.seed >= 0 and self.seed & ANY_SEED != ANY_SEED
 
     def looks_back(self, context: int) -> int:
         """How many past tokens matter; `context` is what -1 means."""

@@ -6,8 +6,9 @@ import asyncio
 
 from workers.sequence import End
 
-News = tuple[int, str, "End | None"]
-"""Which of a request's answers, more text of it, and its end if it has come."""
+News = tuple[int, str, "End | None", int]
+"""Which of a request's answers, more text of it, its end if it has come, and how many tokens had
+been generated."""
 
 
 class Stream:
@@ -46,6 +47,6 @@ class StreamSink:
         self._stream = stream
         self._index = index
 
-    def deliver(self, text: str, end: End | None) -> None:
+    def deliver(self, text: str, end: End | None, generated: int) -> None:
         """As `Sink` promises."""
-        self._stream.arrive((self._index, text, end))
+        self._stream.arrive((self._index, text, end, generated))

@@ -19,6 +19,7 @@ from workers.embedding import EmbeddingJob
 from workers.engine import Engine, Task
 from workers.errors import ApiError, exceeds_context
 from workers.openai_requests import Generation
+from workers.resuming import Call, check_resumed
 from workers.sampling_requests import sampling_of
 from workers.sequence import Sequence, Sink
 from workers.settings import Settings
@@ -81,11 +82,13 @@ class Worker:
         streaming: bool,
         sink: Sink,
         guide: Guide | None,
-        tenant: str = "",
+        call: Call,
+        resumed: list[int],
     ) -> Sequence:
         """An answer to a checked request, for the engine. Raises ApiError if there can be none.
 
-        Without a `tenant`, the request's `user` is taken for one.
+        Without a tenant in the headers, the request's `user` is taken for one. `resumed` is what
+        another worker has drawn of it.
         """
         engine = self.engine
         if not engine.lane.context.generates:
@@ -104,6 +107,10 @@ class Worker:
         lonely = self.settings.deterministic or bool(request.deterministic)
         if lonely:
             sampling = replace(sampling, temperature=0.0)
+        if call.seed is not None and not sampling.seeded:
+            sampling = replace(sampling, seed=call.seed)
+        limit = room if limit is None else min(limit, room)
+        check_resumed(resumed, limit, self.model, None if guide is None else guide.grammar)
         lora = None if request.lora is None else [(a.id, float(a.scale)) for a in request.lora]
         wanted = self.adapters.wanted(request.model, lora)
         if len(wanted) > self.settings.max_loras:
@@ -113,17 +120,18 @@ class Worker:
         return Sequence(
             number=next(self._numbers),
             tokens=tokens,
-            limit=room if limit is None else min(limit, room),
+            limit=limit,
             sampling=sampling,
             output=TextOutput(request.stops),
             sink=sink,
             streaming=streaming,
             arrived=time.monotonic(),
-            tenant=tenant or request.user or "",
+            tenant=call.tenant or request.user or "",
             wanted=wanted,
             reuses=request.cache_prompt is not False and not lonely,
             lonely=lonely,
             guide=guide,
+            resumed=resumed,
         )
 
     async def on_engine(self, work: Callable[[], T]) -> T:

@@ -20,6 +20,7 @@ class Wish:
     tokens: list[int]
     adapters: Adapters = ()
     reuses: bool = True
+    unplayed: int = 0
     seq_id: int = -1
     cached: int = 0
 

@@ -34,13 +34,16 @@ class Reader:
 
     def __init__(self) -> None:
         self.text = ""
+        self.generated = 0
         self.end: End | None = None
         self.ended = asyncio.Event()
         self.begun = asyncio.Event()
 
-    def deliver(self, text: str, end: End | None) -> None:
+    def deliver(self, text: str, end: End | None, generated: int) -> None:
         """As `Sink` promises."""
         assert self.end is None, "something came after the end"
+        assert generated >= self.generated
+        self.generated = generated
         self.text += text
         self.begun.set()
         if end is not None:
@@ -206,8 +209,8 @@ async def test_a_tenant_that_floods_does_not_bury_another(tiny_bench: Bench) -> 
             super().__init__()
             self.tenant = tenant
 
-        def deliver(self, text: str, end: End | None) -> None:
-            super().deliver(text, end)
+        def deliver(self, text: str, end: End | None, generated: int) -> None:
+            super().deliver(text, end, generated)
             if end is not None:
                 ended.append(self.tenant)
 
