@@ -31,6 +31,17 @@ def test_a_pipe_is_asked_and_the_answer_is_all_there_is(served: User) -> None:
     assert both != served.says("run", "bard", "Who goes there?", *free)
 
 
+def test_without_a_socket_it_is_asked_over_http(user: User) -> None:
+    user.says("start")
+    asked = ("run", "bard", "Who goes there?", *GREEDY)
+    answer = user.says(*asked)
+    (user.home / "swapd/.swapd/swapd.sock").unlink()
+    again = user.types(*asked)
+    assert again.stdout == answer
+    assert "instead\n" in again.stderr
+    assert "there is no model 'brad'" in user.fails("run", "brad", "Hello")
+
+
 def test_settings_reach_the_model(served: User) -> None:
     once = served.says("run", "bard", "Speak", "--seed", "1", "--max-tokens", "9")
     assert served.says("run", "bard", "Speak", "--seed", "1", "--max-tokens", "9") == once
@@ -100,22 +111,31 @@ def gate(tmp_path: Path) -> Iterator[Callable[[str], Gate]]:
         one.close()
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_chat(user: User, gate: Callable[[str], Gate]) -> None:
+@pytest.mark.parametrize("over", ["the socket", "HTTP"])
+def test_ctrl_c_stops_the_answer_and_not_the_chat(
+    user: User, gate: Callable[[str], Gate], over: str
+) -> None:
     """With a model whose next word never comes."""
     words = gate("words")
     models = {"slow": fake("slow", f"--words 9 --word-gate {words.path}")}
     user.config.parent.mkdir()
     user.config.write_text(config(models))
+    user.says("start")
+    if over == "HTTP":
+        (user.home / "swapd/.swapd/swapd.sock").unlink()
     with user.at_terminal("run", "slow") as chat:
+        if over == "HTTP":
+            chat.expect(rf"can't be opened: .*; asking http://127.0.0.1:{user.port} instead")
         chat.expect("slow is ready")
         chat.expect(PROMPT)
         chat.sendline("Speak")
         words.let(2)
-        chat.expect("slow-1|1")
+        chat.expect(r"slow-1\|1")
         chat.sendintr()
         chat.expect(PROMPT)
         words.open_for_good()
         chat.sendline("Again")
+        chat.expect(r"slow-1\|8")
         chat.expect(PROMPT)
         chat.sendline("/bye")
         chat.wait()

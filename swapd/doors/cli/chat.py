@@ -7,13 +7,13 @@ import signal
 import stat
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 
 from swapd.doors.cli.control import ensure_running
-from swapd.doors.cli.line import Line
 from swapd.doors.cli.prompt import history, read_message
 from swapd.doors.cli.say import FailedError, complain, waiting
+from swapd.doors.cli.ways import RefusedAnswerError, StoppedError, Way, way_to
 from swapd.home import find_home
 
 HELP = '''/bye    end, as Ctrl-D does
@@ -34,16 +34,14 @@ def run(name: str, prompt: str, system: str, settings: Mapping[str, object]) -> 
     if not asked and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise FailedError("there is nothing to ask: give a prompt, or send one through a pipe")
     ensure_running(home)
-    with Line(home) as line:
-        talk = Conversation(line, name, system, settings)
+    with way_to(home) as way:
+        talk = Conversation(way, name, system, settings)
         if asked:
             talk.answer(asked)
             return 0
         with waiting(f"loading {name}"):
-            loaded = line.ask(id=0, op="load", model=name)
-        if "error" in loaded:
-            raise FailedError(loaded["error"]["message"])
-        print(f"{loaded['model']} is ready; /? for help")
+            loaded = way.load(name)
+        print(f"{loaded} is ready; /? for help")
         with history(home.state / "history"):
             _converse(talk)
     return 0
@@ -81,26 +79,21 @@ def _converse(talk: Conversation) -> None:
 def _answered(talk: Conversation, text: str) -> None:
     """Print the answer; what goes wrong with it does not end the chat."""
     try:
-        with talk.stoppable():
+        with suppress(StoppedError), talk.stoppable():
             talk.answer(text)
     except RefusedAnswerError as error:
         complain(str(error))
 
 
-class RefusedAnswerError(FailedError):
-    """The model gave no answer, or half of one; the connection is well."""
-
-
 class Conversation:
     """What was said so far, and the way to the model."""
 
-    def __init__(self, line: Line, name: str, system: str, settings: Mapping[str, object]) -> None:
-        self._line = line
+    def __init__(self, way: Way, name: str, system: str, settings: Mapping[str, object]) -> None:
+        self._way = way
         self._name = name
         self._settings = settings
         self._opening: list[Message] = [_message("system", system)] if system else []
         self._said: list[Message] = []
-        self._id = 0
 
     def forget(self) -> None:
         """Begin anew."""
@@ -108,34 +101,23 @@ class Conversation:
 
     def answer(self, text: str) -> None:
         """Ask, and print the answer as it comes. Raises RefusedAnswerError."""
-        self._id += 1
         question = _message("user", text)
         messages = [*self._opening, *self._said, question]
-        self._line.say(id=self._id, model=self._name, messages=messages, **self._settings)
-        said = self._print()
+        said = self._print({"model": self._name, "messages": messages, **self._settings})
         if said:
             self._said += [question, _message("assistant", said)]
 
-    def _print(self) -> str:
+    def _print(self, request: Mapping[str, object]) -> str:
         pieces: list[str] = []
-        with ExitStack() as sign:
+        with suppress(StoppedError), ExitStack() as end:
+            end.callback(_end_line, pieces)
+            sign = end.enter_context(ExitStack())
             sign.enter_context(waiting(f"waiting for {self._name}"))
-            while True:
-                heard = self._line.hear()
-                if heard.get("id") != self._id:
-                    continue  # A cancel that came too late is told so.
+            for piece in self._way.ask(request):
                 sign.close()
-                if "token" in heard:
-                    pieces.append(heard["token"])
-                    _write(heard["token"])
-                elif "delta" in heard:
-                    _write_thought(heard["delta"].get("reasoning_content", ""))
-                else:
-                    break
-        if pieces and not pieces[-1].endswith("\n"):
-            _write("\n")
-        if "error" in heard:
-            raise RefusedAnswerError(heard["error"]["message"])
+                pieces.append(piece.text)
+                _write(piece.text)
+                _write_thought(piece.thought)
         return "".join(pieces)
 
     @contextmanager
@@ -144,7 +126,7 @@ class Conversation:
 
         def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
             signal.signal(signal.SIGINT, before)
-            self._line.say(id=self._id, op="cancel")
+            self._way.stop()
 
         before = signal.signal(signal.SIGINT, stop)
         try:
@@ -155,6 +137,12 @@ class Conversation:
 
 def _message(role: str, content: str) -> Message:
     return {"role": role, "content": content}
+
+
+def _end_line(pieces: list[str]) -> None:
+    said = "".join(pieces)
+    if said and not said.endswith("\n"):
+        _write("\n")
 
 
 def _write(text: str) -> None:
