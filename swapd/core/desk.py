@@ -14,6 +14,7 @@ from swapd.core.policy import POLICIES, Policy
 from swapd.core.queue import Waiting
 from swapd.core.refusals import Verdict
 from swapd.core.resident import Resident
+from swapd.core.suspects import Suspects
 from swapd.words import events as ev
 from swapd.words.catalog import Catalog, Limits, ModelSpec
 from swapd.words.orders import Grant, Kill, Order, Refuse, Start, Stop, TakeSample
@@ -29,6 +30,7 @@ class Desk:
         self._books = Ledger()
         self._orders: list[Order] = []
         self._agenda = Agenda()
+        self._suspects = Suspects()
         self._plan = Plan(version=-1)
         self._look_at_all = False
         self._wake: float | None = None
@@ -46,8 +48,17 @@ class Desk:
             self._refuse(request, verdict)
 
     def _give(self, waiting: Waiting, resident: Resident, now: float) -> None:
+        if waiting.needs_slot and not resident.busy:
+            resident.sign, resident.alone = now, waiting.alone
+            self._watch(resident, now)
         self._books.grant(waiting, resident, now)
         self._orders.append(Grant(waiting.request, resident.worker))
+
+    def _watch(self, resident: Resident, now: float) -> None:
+        """See to it that somebody looks whether it makes progress, twice within the time-out."""
+        limit = resident.spec.hang_timeout
+        if limit and resident.look_at == math.inf:
+            resident.look_at = min(now + limit / 2, resident.sign + limit)
 
     def _start(self, spec: ModelSpec, now: float) -> None:
         resident = self._books.admit(spec, now)
@@ -64,7 +75,7 @@ class Desk:
     def _kill(self, resident: Resident, because: str) -> None:
         self._books.step(resident, Step.KILL)
         resident.deadline = None
-        self._orders.append(Kill(resident.worker, because))
+        self._orders.append(Kill(resident.worker, because, bool(resident.hung)))
 
     def _sample_soon(self, now: float) -> None:
         limits = self._limits
@@ -104,4 +115,5 @@ class Desk:
         """When the pass must look at this worker though nothing has happened."""
         if resident.state is State.KILLED:
             return math.inf
-        return self._lasts_until(resident) if resident.deadline is None else resident.deadline
+        due = self._lasts_until(resident) if resident.deadline is None else resident.deadline
+        return min(due, resident.look_at)

@@ -8,7 +8,7 @@ from typing import Any
 
 from swapd.core.desk import PRESSURE, Desk
 from swapd.core.ledger import mean
-from swapd.core.lifecycle import State, Step
+from swapd.core.lifecycle import WORKING, State, Step
 from swapd.core.queue import Waiting
 from swapd.core.refusals import CLOSING, Verdict, too_many
 from swapd.words import events as ev
@@ -18,6 +18,8 @@ from swapd.words.orders import Why
 COOL_DOWN = 1.0
 """Seconds that a model rests after a failed start; doubled with each one more in a row."""
 COOL_DOWN_MOST = 60.0
+ACCIDENTS = 2
+"""How many workers in a row may end without having answered anything."""
 
 
 class Facts(Desk):
@@ -29,8 +31,10 @@ class Facts(Desk):
             ev.Arrived: self._arrived,
             ev.Left: self._left,
             ev.Finished: self._finished,
+            ev.Returned: self._returned,
             ev.CameUp: self._came_up,
             ev.Exited: self._exited,
+            ev.Looked: self._looked,
             ev.Sampled: self._sampled,
             ev.Reloaded: self._reloaded,
             ev.UnloadAsked: self._unload_asked,
@@ -53,7 +57,10 @@ class Facts(Desk):
             event.tenant,
             event.priority + spec.priority,
             event.keep_alive,
+            event.fingerprint,
         )
+        if event.fingerprint and (poison := self._suspects.arrived(waiting, event.now)):
+            return self._refuse(event.request, poison)
         ready = books.serving(spec.name)
         if not event.needs_slot and ready is not None and ready.state is State.READY:
             return self._give(waiting, ready, event.now)
@@ -80,6 +87,7 @@ class Facts(Desk):
         # What was answered without a word on tokens stays counted as estimated.
         known = event.tokens or not event.answered
         granted, had_slot = self._books.give_back(event.request, event.tokens if known else None)
+        self._suspects.finished(granted.waiting, event.fingerprint, event.answered, event.now)
         resident = self._books.residents.get(granted.worker)
         if resident is None:
             return
@@ -94,6 +102,14 @@ class Facts(Desk):
             record.mean_request = mean(record.mean_request, event.now - granted.since)
             if not self._books.in_flight(granted.model):
                 record.quiet_since = event.now
+
+    def _returned(self, event: ev.Returned) -> None:
+        granted, _ = self._books.give_back(event.request, 0.0)
+        verdict = self._suspects.returned(granted.waiting, event.fingerprint, event.now)
+        if verdict is not None:
+            self._refuse(event.request, verdict)
+        else:
+            self._books.enqueue(granted.model, granted.waiting)
 
     def _came_up(self, event: ev.CameUp) -> None:
         resident = self._books.residents[event.worker]
@@ -110,20 +126,38 @@ class Facts(Desk):
         resident = self._books.residents[event.worker]
         failed_start = resident.state is State.STARTING or resident.late
         failed_serving = resident.state is State.READY and not resident.served
+        if resident.hung or resident.state in WORKING:
+            served = [self._books.granted[request].waiting for request in resident.busy]
+            # What one request is the cause of says nothing of the model.
+            failed_serving &= not self._suspects.worker_ended(served, resident.hung or event.reason)
         self._books.step(resident, Step.EXITED)
         self._agenda.set(event.worker, math.inf)
         if self._closing is None and (failed_start or failed_serving):
             record = self._books.record(resident.spec.name)
             record.failures += 1
             record.reason = resident.late or event.reason
-            # One that came up and then died at once may have met with an accident: once.
-            if failed_start or record.failures > 1:
+            # One that came up and then died may have met with an accident, or with a request
+            # that ends two workers before it is found out.
+            if failed_start or record.failures > ACCIDENTS:
                 rest = COOL_DOWN * 2.0 ** (record.failures - 1)
                 record.cool_until = event.now + min(rest, COOL_DOWN_MOST)
         if not self._books.residents:
             self._sample_at = math.inf
         elif resident.because == PRESSURE:
             self._sample_soon(event.now)
+
+    def _looked(self, event: ev.Looked) -> None:
+        resident = self._books.residents.get(event.worker)
+        if resident is None or not resident.busy or resident.state not in WORKING:
+            return
+        limit = resident.spec.hang_timeout
+        resident.sign = max(resident.sign, event.sign)
+        if limit and event.now >= resident.sign + limit:
+            resident.hung = f"the worker hung: {limit:g} s without progress"
+            self._kill(resident, resident.hung)
+        else:
+            self._watch(resident, event.now)
+            self._books.touched.add(resident.spec.name)
 
     def _sampled(self, event: ev.Sampled) -> None:
         self._look_at_all = True
@@ -142,6 +176,9 @@ class Facts(Desk):
             new = event.catalog.models.get(resident.spec.name)
             if new is not None and resident.spec.same_process(new):
                 resident.spec = new
+                if resident.busy:
+                    resident.sign = event.now
+                    self._watch(resident, event.now)
             elif resident.state is State.READY:
                 self._books.step(resident, Step.DRAIN)
                 resident.because = "its configuration changed"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from swapd.core.demand import Demand, Forecast
 from swapd.core.lifecycle import LEAVING, SERVING, Step
-from swapd.core.queue import Queue, Rank, Waiting
+from swapd.core.queue import Queue, Rank, Waiting, put
 from swapd.core.resident import Resident
 from swapd.core.room import Room
 from swapd.words.catalog import ModelSpec
@@ -67,6 +67,8 @@ class Granted:
     priority: int
     tokens: float
     """Counted for its tenant so far."""
+    waiting: Waiting
+    """As it waited; if its worker ends, it does so again."""
 
 
 def mean(before: float | None, value: float) -> float:
@@ -81,7 +83,7 @@ class Ledger:
         self.residents: dict[WorkerId, Resident] = {}
         self.queues: dict[str, Queue] = {}
         self.waiting: dict[RequestId, tuple[str, Waiting]] = {}
-        self.of_tenant: dict[str, dict[RequestId, None]] = {}
+        self.of_tenant: dict[str, dict[RequestId, Waiting]] = {}
         self.granted: dict[RequestId, Granted] = {}
         self.records: dict[str, Record] = {}
         self.forecast = Forecast()
@@ -113,7 +115,7 @@ class Ledger:
             queue = self.queues[model] = Queue()
         queue.add(waiting)
         self.waiting[waiting.request] = (model, waiting)
-        self.of_tenant.setdefault(waiting.tenant, {})[waiting.request] = None
+        put(self.of_tenant.setdefault(waiting.tenant, {}), waiting)
         self._rank(model)
 
     def next_place(self) -> int:
@@ -152,7 +154,7 @@ class Ledger:
             self.queues[model].grant(waiting, tokens)
             self.dequeue(waiting.request)
         self.granted[waiting.request] = Granted(
-            resident.worker, model, now, waiting.tenant, waiting.priority, tokens
+            resident.worker, model, now, waiting.tenant, waiting.priority, tokens, waiting
         )
 
     def give_back(self, request: RequestId, tokens: float | None) -> tuple[Granted, bool]:

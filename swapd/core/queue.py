@@ -36,11 +36,28 @@ class Waiting:
     tenant: str = ""
     priority: int = 0
     keep_alive: float | None = None
+    fingerprint: str = ""
+    falls: int = 0
+    """Workers that ended under it."""
     rank: Rank = field(init=False)
 
     def __post_init__(self) -> None:
         self.priority = max(-MOST, min(self.priority, MOST))
         self.rank = (self.since - STEP * self.priority, self.place)
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is to be served by a worker that serves nothing else (see `suspects`)."""
+        return self.falls > 1 and self.needs_slot
+
+
+def put(line: dict[RequestId, Waiting], waiting: Waiting) -> None:
+    """Put a request into a line: at its end, or where it was if it comes back."""
+    last = next(reversed(line.values()), None)
+    line[waiting.request] = waiting
+    if last is not None and waiting.place < last.place:
+        for later in [w for w in line.values() if w.place > waiting.place]:
+            line[later.request] = line.pop(later.request)
 
 
 class Level:
@@ -56,12 +73,12 @@ class Level:
         """What the tenant that was granted last had been served before."""
 
     def add(self, waiting: Waiting) -> None:
-        self.waiting[waiting.request] = waiting
+        put(self.waiting, waiting)
         line = self.lines.get(waiting.tenant)
         if line is None:
             line = self.lines[waiting.tenant] = {}
             self._lift(waiting.tenant)
-        line[waiting.request] = waiting
+        put(line, waiting)
 
     def _lift(self, tenant: str) -> None:
         served = self._served
@@ -119,7 +136,7 @@ class Queue:
         return iter(self._waiting)
 
     def add(self, waiting: Waiting) -> None:
-        self._waiting[waiting.request] = waiting
+        put(self._waiting, waiting)
         self.guests += not waiting.needs_slot
         level = self._levels.get(waiting.priority)
         if level is None:

@@ -52,7 +52,7 @@ def too_many(
         message = f"{total} requests wait already, which is the limit"
         verdict = Verdict(Why.OVERLOADED, message, retry_after)
         greedy = max(books.of_tenant.values(), key=len)
-        newest = books.waiting[next(reversed(greedy))][1]
+        newest = next(reversed(greedy.values()))
         return verdict, newest if mine + 2 <= len(greedy) else None
     return None
 

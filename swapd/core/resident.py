@@ -21,16 +21,24 @@ class Resident:
     """When it is killed: if it has not come up by then, or not gone."""
     state: State = State.STARTING
     told_slots: int = 0
+    alone: bool = False
+    """What it serves, if anything, is to be served alone."""
     busy: set[RequestId] = field(default_factory=set)
     served: int = 0
     up_since: float = 0.0
     last_used: float = 0.0
     keep_alive: float | None = None
     """What the last request that said so wants instead of the model's time to live."""
+    sign: float = 0.0
+    """When it was last known to make progress, or got something to do."""
+    look_at: float = math.inf
+    """When somebody is to look whether it makes progress."""
     because: str = ""
     """Why it was asked to go."""
     late: str = ""
     """Says that it was killed because it did not come up in time."""
+    hung: str = ""
+    """Says that it was killed because it made no progress."""
 
     def step(self, step: Step) -> None:
         self.state = advance(self.state, step)
@@ -46,7 +54,9 @@ class Resident:
 
     @property
     def free_slots(self) -> int:
-        return self.slots - len(self.busy) if self.state is State.READY else 0
+        if self.state is not State.READY or (self.alone and self.busy):
+            return 0
+        return self.slots - len(self.busy)
 
     def lasts(self, heeds_time: bool) -> float:
         """Seconds of idleness after which it goes; infinite: it stays.

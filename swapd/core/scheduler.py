@@ -27,7 +27,7 @@ from collections.abc import Iterable
 
 from swapd.core.desk import PRESSURE
 from swapd.core.facts import COOL_DOWN_MOST, Facts
-from swapd.core.lifecycle import State
+from swapd.core.lifecycle import WORKING, State
 from swapd.core.placement import plan
 from swapd.core.queue import Waiting
 from swapd.core.refusals import CLOSING, Verdict, cannot_start, no_room
@@ -35,8 +35,11 @@ from swapd.core.resident import Resident
 from swapd.core.room import missing
 from swapd.words import events as ev
 from swapd.words.catalog import Catalog
-from swapd.words.orders import Order, WakeAt, Why
+from swapd.words.orders import Look, Order, WakeAt, Why
 from swapd.words.status import WorkerStatus
+
+LATE = 1.0
+"""Seconds by which a look comes late when it is swapd itself that stood still."""
 
 
 class Scheduler(Facts):
@@ -54,6 +57,11 @@ class Scheduler(Facts):
     @property
     def catalog(self) -> Catalog:
         return self._catalog
+
+    @property
+    def is_wary(self) -> bool:
+        """Whether to tell the fingerprints of requests that arrive."""
+        return bool(self._suspects)
 
     @property
     def at_rest(self) -> bool:
@@ -206,6 +214,8 @@ class Scheduler(Facts):
         if queue is None or not (free or queue.guests):
             return None
         waiting = queue.next()
+        if waiting.alone and resident.busy:
+            return None
         return waiting if free or not waiting.needs_slot else None
 
     def _keep_deadlines(self, models: set[str], now: float) -> None:
@@ -215,6 +225,8 @@ class Scheduler(Facts):
 
     def _keep_deadline(self, resident: Resident, now: float) -> None:
         spec = resident.spec
+        if now >= resident.look_at:
+            self._look(resident, now)
         if resident.state is State.KILLED:
             return
         if self._closing is not None and now >= self._closing:
@@ -226,6 +238,18 @@ class Scheduler(Facts):
             self._kill(resident, resident.late)
         else:
             self._kill(resident, f"it did not end within {spec.stop_grace:g} s")
+
+    def _look(self, resident: Resident, now: float) -> None:
+        """Have somebody look whether a worker that has something to do does it."""
+        late, resident.look_at = now > resident.look_at + LATE, math.inf
+        if not resident.busy or resident.state not in WORKING:
+            return
+        if late:
+            # Then swapd itself stood still, perhaps with the whole machine.
+            resident.sign = now
+            self._watch(resident, now)
+        else:
+            self._orders.append(Look(resident.worker))
 
     def _wish_to_wake(self, now: float) -> None:
         soonest = self._agenda.soonest()

@@ -20,6 +20,8 @@ STATUS = {
     Why.TOO_LARGE: (503, "unavailable_error", "model_too_large"),
     Why.NO_ROOM: (503, "unavailable_error", "no_room"),
     Why.CLOSING: (503, "unavailable_error", "shutting_down"),
+    Why.WORKER_FAILED: (502, "upstream_error", "worker_failed"),
+    Why.POISON: (500, "poison_error", "request_ends_its_worker"),
 }
 """For each refusal: HTTP status, OpenAI's `type` and `code`."""
 

@@ -42,6 +42,10 @@ class ModelSpec:
     start_timeout: float = 120.0
     stop_grace: float = 5.0
     """From SIGTERM to SIGKILL."""
+    hang_timeout: float = 0.0
+    """Without progress for so long while it has requests, a worker is taken for hung; 0: never."""
+    must_answer: bool = False
+    """Whether a foreign worker that is busy and silent must answer at its check endpoint."""
     need_bytes: int = 0
     """Memory to reserve before a first run has been measured; 0: unknown."""
     slots: int = 1
@@ -81,6 +85,8 @@ class ModelSpec:
                 stop_argv=other.stop_argv,
                 start_timeout=other.start_timeout,
                 stop_grace=other.stop_grace,
+                hang_timeout=other.hang_timeout,
+                must_answer=other.must_answer,
                 need_bytes=other.need_bytes,
                 slots=other.slots,
                 max_queue=other.max_queue,

@@ -28,6 +28,8 @@ class Arrived:
     """Who asks, for sharing fairly."""
     priority: int = 0
     """Higher goes first, within bounds of time."""
+    fingerprint: str = ""
+    """By what it is known when it comes again; told only while `Scheduler.is_wary`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,17 @@ class Finished:
     """Whether the worker answered it; False when the worker failed or the client went."""
     tokens: int = 0
     """Read and written for it; 0: not known."""
+    fingerprint: str = ""
+    """Told when its worker ended under it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The worker of a granted request has ended under it; another one is to serve it."""
+
+    now: float
+    request: RequestId
+    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +80,15 @@ class Exited:
     now: float
     worker: WorkerId
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """The answer to `Look`: when the worker was last known to make progress."""
+
+    now: float
+    worker: WorkerId
+    sign: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +135,10 @@ Event: TypeAlias = (
     Arrived
     | Left
     | Finished
+    | Returned
     | CameUp
     | Exited
+    | Looked
     | Sampled
     | Reloaded
     | UnloadAsked

@@ -21,6 +21,8 @@ class Why(Enum):
     TOO_LARGE = "too_large"
     NO_ROOM = "no_room"
     CLOSING = "closing"
+    WORKER_FAILED = "worker_failed"
+    POISON = "poison"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class Kill:
 
     worker: WorkerId
     because: str
+    hung: bool = False
+    """It is to go because it made no progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +75,17 @@ class TakeSample:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """Find out when this worker, which has requests, last made progress: report it as Looked."""
+
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
 class WakeAt:
     """Send Ticked at this time. Replaces the wish before; None: no wish."""
 
     when: float | None
 
 
-Order: TypeAlias = Start | Stop | Kill | Grant | Refuse | TakeSample | WakeAt
+Order: TypeAlias = Start | Stop | Kill | Grant | Refuse | TakeSample | Look | WakeAt

@@ -15,6 +15,7 @@ def catalog(
     ttl: float = 0.0,
     max_queue: int = 64,
     pinned: Collection[str] = (),
+    hang_timeout: float = 0.0,
 ) -> Catalog:
     """A catalog of models that need so many bytes each."""
     models = {
@@ -27,6 +28,7 @@ def catalog(
             max_queue=max_queue,
             pinned=name in pinned,
             start_timeout=30.0,
+            hang_timeout=hang_timeout,
         )
         for name, need in needs.items()
     }

@@ -12,6 +12,7 @@ from swapd.core.scheduler import Scheduler
 from swapd.words.catalog import Catalog, Group, Limits
 from tests.core.catalogs import altered, catalog
 from tests.core.machine import Machine
+from tests.core.process import Process
 
 Deed: TypeAlias = tuple[str, int, float]
 """What to do, which of those it can be done to (modulo their number), and a number for it."""
@@ -33,8 +34,8 @@ PRIORITIES = (0, 0, 0, 1, -1)
 KEEP_ALIVE = (None, None, 0.0, 3.0, -1.0)
 
 worlds = st.builds(
-    lambda needs, limits, slots, ttl, max_queue, pinned: catalog(
-        dict(zip(NAMES, needs, strict=True)), limits, slots, ttl, max_queue, pinned
+    lambda needs, limits, slots, ttl, max_queue, pinned, hang: catalog(
+        dict(zip(NAMES, needs, strict=True)), limits, slots, ttl, max_queue, pinned, hang
     ),
     st.lists(st.integers(0, 6), min_size=4, max_size=4),
     st.builds(
@@ -53,6 +54,7 @@ worlds = st.builds(
     st.sampled_from([0.0, 2.0, 20.0]),
     st.sampled_from([1, 4, 64]),
     st.sampled_from(["", "", "a", "ab"]),
+    st.sampled_from([0.0, 4.0, 15.0]),
 )
 
 deeds = st.tuples(
@@ -65,7 +67,19 @@ deeds = st.tuples(
         + ["exit"] * 2
         + ["advance"] * 2
         + ["sample"] * 2
-        + ["press", "leave", "guest", "crash", "deafen", "reload", "limit", "unload", "fail"]
+        + [
+            "press",
+            "leave",
+            "guest",
+            "crash",
+            "deafen",
+            "stick",
+            "again",
+            "reload",
+            "limit",
+            "unload",
+            "fail",
+        ]
         + ["close"]
     ),
     st.integers(0, 11),
@@ -89,7 +103,7 @@ def follow(
 
 def _do(m: Machine, deed: Deed) -> None:
     what, which, number = deed
-    if what in ("up", "fail", "exit", "crash", "deafen"):
+    if what in ("up", "fail", "exit", "crash", "again", "deafen", "stick"):
         _do_to_a_worker(m, what, which)
     elif what in ("leave", "finish"):
         requests = sorted(m.open if what == "leave" else m.granted)
@@ -116,8 +130,16 @@ def _do_to_a_worker(m: Machine, what: str, which: int) -> None:
         m.come_up(worker)
     elif what == "deafen":
         m.processes[worker].deaf = True
+    elif what == "stick":
+        _stick(m, m.processes[worker])
     else:
-        m.exit(worker)
+        m.exit(worker, again=what == "again")
+
+
+def _stick(m: Machine, process: Process) -> None:
+    """Without a time-out nobody would ever find it out."""
+    if process.ready and process.stuck is None and m.spec(process).hang_timeout:
+        process.stuck, process.deaf = m.now, True
 
 
 def _reload(m: Machine, name: str, which: int, number: float) -> None:

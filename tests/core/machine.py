@@ -13,7 +13,9 @@ from swapd.core.desk import PRESSURE
 from swapd.core.scheduler import Scheduler
 from swapd.words import events as ev
 from swapd.words import orders as od
-from swapd.words.catalog import Catalog, Group, Limits, ModelSpec
+from swapd.words.catalog import Catalog, Limits, ModelSpec
+from tests.core import accidents, must_part
+from tests.core.process import Process
 
 LOAD_MOST = 8.0
 """Seconds within which a simulated worker comes up or fails."""
@@ -24,28 +26,6 @@ SERVE_MOST = 10.0
 
 class BreachError(AssertionError):
     """A property of the core does not hold in this history."""
-
-
-@dataclass
-class Process:
-    """A pretend worker: what it was started for, and what it has been told."""
-
-    worker: int
-    spec: ModelSpec
-    born: float
-    groups: tuple[Group, ...]
-    """As they were when it was started."""
-    started_at: int
-    """The how-manieth start it was."""
-    ready: bool = False
-    told: float | None = None
-    killed: bool = False
-    deaf: bool = False
-    dead: bool = False
-    """Has ended, though the scheduler has not been told yet."""
-    serving: set[int] = field(default_factory=set)
-    keep_alive: float | None = None
-    because: str = ""
 
 
 @dataclass
@@ -66,6 +46,15 @@ class Machine:
     patience: dict[int, float] = field(default_factory=dict)
     """Until when each may wait: at most a turn, its time, a stop and a start for each before it."""
     ended: dict[int, str] = field(default_factory=dict)
+    falls: dict[int, int] = field(default_factory=dict)
+    """Workers that each request has lost."""
+    fell: dict[str, float] = field(default_factory=dict)
+    """When a worker last ended under each fingerprint."""
+    poison: dict[str, float] = field(default_factory=dict)
+    """Until when each may be refused as poison."""
+    looks: set[int] = field(default_factory=set)
+    """Workers at which the machine is to look."""
+    terms_since: float = 0.0
     wake: float | None = None
     sample_wanted: bool = False
     closing: float | None = None
@@ -77,6 +66,11 @@ class Machine:
     @property
     def limits(self) -> Limits:
         return self.scheduler.catalog.limits
+
+    @property
+    def turn(self) -> float:
+        """What each that is before it costs a request at most, without what is loaded."""
+        return 30.0 + SERVE_MOST + STOP_MOST + self.limits.max_wait
 
     def breach(self, what: str) -> BreachError:
         return BreachError("\n".join([*self.history, f"!! {what}", repr(self.scheduler)]))
@@ -100,7 +94,8 @@ class Machine:
             not pressed_now or isinstance(event, ev.Sampled), "pressure acted on without a sample"
         )
         self._check()
-        self._check_groups()
+        must_part.check(self)
+        accidents.check_hung(self)
         return orders
 
     def _carry_out(self, order: od.Order) -> None:
@@ -109,16 +104,19 @@ class Machine:
                 self._start(worker, spec)
             case od.Stop(worker, because):
                 self._stop(self.processes[worker], because)
-            case od.Kill(worker, _):
-                self._kill(self.processes[worker])
+            case od.Kill(worker, _, hung):
+                self._kill(self.processes[worker], hung)
             case od.Grant(request, worker):
                 self._grant(request, worker)
-            case od.Refuse(request):
+            case od.Refuse(request, why):
+                accidents.check_refusal(self, request, why)
                 self.require(request in self.open, f"request {request} refused after its end")
                 self.require(request not in self.granted, f"request {request} refused after grant")
                 self.end(request, "refused")
             case od.TakeSample():
                 self.sample_wanted = True
+            case od.Look(worker):
+                self.looks.add(worker)
             case od.WakeAt(when):
                 self.require(when is None or when > self.now, f"a wish to wake in the past: {when}")
                 self.wake = when
@@ -181,7 +179,11 @@ class Machine:
             (status,) = [s for s in self.scheduler.status() if s.worker == process.worker]
             self.require(status.idle_since is None, "a worker that is stopped counts as idle")
 
-    def _kill(self, process: Process) -> None:
+    def _kill(self, process: Process, hung: bool) -> None:
+        if hung:
+            accidents.check_kill(self, process)
+            process.killed = process.killed_as_hung = True
+            return
         closing = self.closing is not None and self.now >= self.closing
         late = process.told is not None and self.now >= process.told + process.spec.stop_grace
         slow = not process.ready and self.now >= process.born + process.spec.start_timeout
@@ -205,7 +207,10 @@ class Machine:
         )
         if request in self.kept:
             process.keep_alive = self.kept[request]
+        accidents.check_grant(self, request, process)
         slots = self.spec(process).slots
+        if request not in self.guests and not process.serving - self.guests:
+            process.busy_since = self.now
         process.serving.add(request)
         self.granted[request] = (worker, self.now)
         slotted = process.serving - self.guests
@@ -234,29 +239,14 @@ class Machine:
                 continue
             self.require(self.now <= self.patience[request], f"request {request} waits too long")
             live = [p for p in self.processes.values() if p.spec.name == model]
-            alone = len(wanted) == 1
+            # Who has lost two workers waits until it can have one for itself.
+            alone = len(wanted) == 1 and not accidents.may_want_to_be_alone(self, request, model)
             for p in live:
                 usable = p.ready and p.told is None and not p.killed and not self._drains(p)
                 free = len(p.serving - self.guests) < self.spec(p).slots
                 self.require(
                     not (alone and usable and free), f"request {request} waits beside a free slot"
                 )
-
-    def _check_groups(self) -> None:
-        """Nobody was started beside one that it must not be with."""
-        for newer in self.processes.values():
-            for older in self.processes.values():
-                apart = newer.started_at > older.started_at and self._must_part(newer, older)
-                self.require(not apart, f"{newer.spec.name} was started beside {older.spec.name}")
-
-    def _must_part(self, newer: Process, older: Process) -> bool:
-        new, old = newer.spec.name, older.spec.name
-        mine = next((g for g in newer.groups if new in g.members), None)
-        if mine is None or new == old or older.spec.pinned or newer.groups != self.limits.groups:
-            return False
-        if old in mine.members:
-            return mine.swap
-        return mine.exclusive and not any(g.persistent and old in g.members for g in newer.groups)
 
     # -- what a script may do --------------------------------------------------------------------
 
@@ -270,7 +260,7 @@ class Machine:
     ) -> int:
         self.requests += 1
         request = self.requests
-        turn = 30.0 + SERVE_MOST + STOP_MOST + self.limits.max_wait
+        turn = self.turn
         spec = self.scheduler.catalog.models.get(model)
         rank = priority + (spec.priority if spec else 0)
         self.lines[request] = (model, tenant, rank)
@@ -284,7 +274,10 @@ class Machine:
         self.patience[request] = self.now + (len(self.open) + 1) * turn + 30.0
         if not needs_slot:
             self.guests.add(request)
-        self.tell(ev.Arrived(self.now, request, model, needs_slot, keep_alive, tenant, priority))
+        known = accidents.fingerprint(request) if self.scheduler.is_wary else ""
+        self.tell(
+            ev.Arrived(self.now, request, model, needs_slot, keep_alive, tenant, priority, known)
+        )
         return request
 
     def leave(self, request: int) -> None:
@@ -303,22 +296,25 @@ class Machine:
         self.processes[worker].ready = True
         self.tell(ev.CameUp(self.now, worker))
 
-    def exit(self, worker: int, reason: str = "exit status 1") -> None:
-        """The process is gone; half of what it served fails before its exit is noticed."""
+    def exit(self, worker: int, reason: str = "exit status 1", again: bool = False) -> None:
+        """The process is gone; half of what it served fails before its exit is noticed, or all
+        of it comes again afterwards."""
         process = self.processes[worker]
         process.dead = True
-        for request in sorted(process.serving)[::2]:
+        for request in [] if again else sorted(process.serving)[::2]:
             self.finish(request, answered=False)
         self.processes.pop(worker)
+        accidents.note_end(self, process)
         self.tell(ev.Exited(self.now, worker, reason))
         for request in sorted(process.serving):
-            self.finish(request, answered=False)
+            accidents.lose(self, request, again)
 
     def sample(self, percent: float, held: dict[int, int] | None = None) -> None:
         self.sample_wanted = False
         self.tell(ev.Sampled(self.now, percent, held or {}))
 
     def reload(self, catalog: Catalog) -> None:
+        self.terms_since = self.now
         self.tell(ev.Reloaded(self.now, catalog))
 
     def unload(self, model: str | None) -> None:
@@ -343,7 +339,13 @@ class Machine:
                 due.append((p.told + STOP_MOST, "exit", p.worker))
             elif not p.ready and not p.deaf:
                 due.append((p.born + LOAD_MOST, "up", p.worker))
-        due += [(since + SERVE_MOST, "finish", r) for r, (_, since) in self.granted.items()]
+        stuck = {p.worker for p in self.processes.values() if p.stuck is not None}
+        due += [
+            (since + SERVE_MOST, "finish", r)
+            for r, (worker, since) in self.granted.items()
+            if worker not in stuck or r in self.guests
+        ]
+        due += [(self.now, "look", worker) for worker in self.looks]
         if self.sample_wanted:
             due.append((self.now, "sample", 0))
         if self.wake is not None:
@@ -361,7 +363,9 @@ class Machine:
             self.now = max(self.now, when)
             match what:
                 case "exit":
-                    self.exit(whom, "killed")
+                    self.exit(whom, "killed", again=bool(whom % 2))
+                case "look":
+                    accidents.look(self, whom)
                 case "up":
                     self.come_up(whom)
                 case "finish":

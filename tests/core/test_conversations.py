@@ -40,8 +40,8 @@ def _short(order: od.Order) -> str:
             return f"grant:{request}->{worker}"
         case od.Refuse(request, why):
             return f"refuse:{request}:{why.value}"
-        case od.TakeSample():
-            return "sample"
+        case od.TakeSample() | od.Look():
+            return "sample" if isinstance(order, od.TakeSample) else f"look:{order.worker}"
         case od.WakeAt(when):
             return "wake:never" if when is None else f"wake:{when:g}"
 
@@ -217,13 +217,14 @@ def test_failed_starts_cool_down_and_the_rest_grows() -> None:
     )
 
 
-def test_a_crash_after_coming_up_rests_the_model_from_the_second_time_on() -> None:
+def test_a_crash_after_coming_up_rests_the_model_from_the_third_time_on() -> None:
     talk = Talk(a=A)
-    talk >> ev.Arrived(0, 1, "a") >> ev.CameUp(1, 1) >> ev.Exited(2, 1, "boom")
-    talk >> ev.Finished(2, 1, answered=False)
-    talk >> ev.Arrived(3, 2, "a") << "start:a=2 wake:103"
-    talk >> ev.CameUp(4, 2) >> ev.Exited(5, 2, "boom") >> ev.Finished(5, 2, answered=False)
-    talk >> ev.Arrived(6, 3, "a") << "refuse:3:start_failed"
+    for request in (1, 2, 3):
+        now = 10 * request
+        talk >> ev.Arrived(now, request, "a") << f"start:a={request} wake:{now + 100}"
+        talk >> ev.CameUp(now + 1, request) >> ev.Exited(now + 2, request, "boom")
+        talk >> ev.Finished(now + 2, request, answered=False)
+    talk >> ev.Arrived(33, 4, "a") << "refuse:4:start_failed"
 
 
 def test_a_worker_that_does_not_come_up_in_time_is_killed_and_that_is_the_reason() -> None:

@@ -19,12 +19,14 @@ from swapd.core.policy import POLICIES, Policy
 from swapd.core.resident import Resident
 from swapd.core.scheduler import Scheduler
 from swapd.core.store import Store
+from swapd.core.suspects import Suspects
 from swapd.words import events as ev
 from swapd.words.orders import Why
 from tests.core import test_conversations as talks
 from tests.core import test_properties as properties
 from tests.core import test_sharing as sharing
 from tests.core import test_store as files
+from tests.core import test_suspects as lost
 from tests.core.histories import follow, histories, worlds
 
 Test = Callable[[], object]
@@ -69,6 +71,17 @@ def _failures_count_as_served(self: Facts, event: ev.Finished) -> None:
     _finished(self, ev.Finished(event.now, event.request, True, event.tokens))
 
 
+def _at_the_end(line: dict[int, Any], waiting: Any) -> None:
+    line[waiting.request] = waiting
+
+
+def _all_guilty(self: Suspects, served: Any, reason: str) -> bool:
+    for waiting in served:
+        _worker_ended(self, [waiting], reason)
+    return bool(served)
+
+
+_worker_ended = Suspects.worker_ended
 _decide, _finished, _lasts = Store.decide, Facts._finished, Resident.lasts
 _plan, _place = placement.plan, Scheduler._place
 
@@ -178,6 +191,14 @@ FAULTS: list[Fault] = [
      files.test_a_file_is_there_only_when_its_transfer_has_succeeded),
     ("a failed transfer keeps its room", Store, "failed", _nobody_else,
      files.test_a_file_is_there_only_when_its_transfer_has_succeeded),
+    ("who comes back stands at the end", queues, "put", _at_the_end,
+     lost.test_who_loses_a_worker_is_served_again_before_those_who_came_later),
+    ("fingerprints are forgotten", Suspects, "arrived", _nobody_else,
+     lost.test_a_poisonous_one_is_found_and_those_beside_it_are_served),
+    ("company is no excuse", Suspects, "worker_ended", _all_guilty,
+     lost.test_a_poisonous_one_is_found_and_those_beside_it_are_served),
+    ("an accident is remembered for ever", Suspects, "finished", _nobody_else,
+     lost.test_one_accident_makes_nobody_a_suspect),
 ]  # fmt: skip
 
 

@@ -1,0 +1,108 @@
+"""Requests under whom workers end: who is served again, who alone, and who no more.
+
+When a worker ends by itself, any of the requests that it was serving may be the cause, or none.
+They are served again; those under whom a second one ends are served alone, one after the other. A
+request under whom a worker ends that served nothing else, and not for the first time, is poison:
+it is refused, and so is for a while whatever has its fingerprint. Innocents beside it lose two
+workers at most, and one accident convicts nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from swapd.core.queue import Waiting
+from swapd.core.refusals import Verdict
+from swapd.words.events import RequestId
+from swapd.words.orders import Why
+
+TRIES = 3
+"""Workers that a request may lose."""
+POISON_FOR = 600.0
+"""Seconds for which what happened is remembered, and poison refused."""
+MOST = 1024
+"""Fingerprints remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fall:
+    """The end of a worker, as one of its requests met it."""
+
+    reason: str
+    guilty: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """What is known of a fingerprint."""
+
+    falls: int
+    until: float
+    reason: str = ""
+    """How its last worker ended, if it is poison."""
+
+
+class Suspects:
+    """What is remembered of requests whose workers ended."""
+
+    def __init__(self) -> None:
+        self._falls: dict[RequestId, Fall] = {}
+        self._known: dict[str, Suspicion] = {}
+        """Oldest first."""
+
+    def __bool__(self) -> bool:
+        """Whether a fingerprint of any request would tell anything."""
+        return bool(self._known)
+
+    def worker_ended(self, served: Collection[Waiting], reason: str) -> bool:
+        """A worker that served these has ended by itself; whether one of them is the cause."""
+        guilty = len(served) == 1 and all(waiting.falls for waiting in served)
+        for waiting in served:
+            self._falls[waiting.request] = Fall(reason, guilty)
+        return guilty
+
+    def arrived(self, waiting: Waiting, now: float) -> Verdict | None:
+        """A request is here whose fingerprint may be known; the verdict on it if it is poison."""
+        while self._known and (oldest := next(iter(self._known))):
+            if self._known[oldest].until > now and len(self._known) <= MOST:
+                break
+            del self._known[oldest]
+        known = self._known.get(waiting.fingerprint)
+        if known is None:
+            return None
+        waiting.falls = min(known.falls, TRIES - 1)
+        return _poison(known.reason) if known.reason else None
+
+    def returned(self, waiting: Waiting, fingerprint: str, now: float) -> Verdict | None:
+        """A request has lost its worker; the verdict on it if it is not to be served again."""
+        fall = self._falls.pop(waiting.request, None)
+        waiting.fingerprint = fingerprint
+        waiting.falls += 1
+        reason = fall.reason if fall else "its connection broke"
+        known = self._known.pop(fingerprint, None)
+        falls = max(waiting.falls, known.falls if known else 0)
+        why = reason if fall and fall.guilty else known.reason if known else ""
+        if fall:
+            self._known[fingerprint] = Suspicion(falls, now + POISON_FOR, why)
+        if fall and fall.guilty:
+            return _poison(reason)
+        if waiting.falls >= TRIES:
+            return Verdict(Why.WORKER_FAILED, f"{TRIES} workers ended under it: {reason}")
+        return None
+
+    def finished(self, waiting: Waiting, fingerprint: str, answered: bool, now: float) -> None:
+        """A request is over: answered, or its worker ended (then with its fingerprint)."""
+        if answered:
+            self._known.pop(waiting.fingerprint, None)
+        elif fingerprint and waiting.request in self._falls:
+            self.returned(waiting, fingerprint, now)
+        self._falls.pop(waiting.request, None)
+
+
+def _poison(reason: str) -> Verdict:
+    return Verdict(
+        Why.POISON,
+        f"this request ended its worker twice and is refused for {POISON_FOR / 60:g} minutes:"
+        f" {reason}",
+    )

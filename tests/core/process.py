@@ -1,0 +1,34 @@
+"""A pretend worker of the simulated machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from swapd.words.catalog import Group, ModelSpec
+
+
+@dataclass
+class Process:
+    """A pretend worker: what it was started for, and what it has been told."""
+
+    worker: int
+    spec: ModelSpec
+    born: float
+    groups: tuple[Group, ...]
+    """As they were when it was started."""
+    started_at: int
+    """The how-manieth start it was."""
+    ready: bool = False
+    told: float | None = None
+    killed: bool = False
+    killed_as_hung: bool = False
+    deaf: bool = False
+    dead: bool = False
+    """Has ended, though the scheduler has not been told yet."""
+    stuck: float | None = None
+    """Since when it makes no progress, if it has something to do; None: it does."""
+    serving: set[int] = field(default_factory=set)
+    busy_since: float = 0.0
+    """When it got something to do, having had nothing that takes a slot."""
+    keep_alive: float | None = None
+    because: str = ""
