@@ -7,6 +7,7 @@ import shutil
 import subprocess
 
 import msgspec
+import pexpect  # type: ignore[import-untyped]
 import pytest
 
 from tests.cli.user import User
@@ -197,19 +198,37 @@ def test_an_early_end_of_the_reader_is_no_error(served: User) -> None:
     assert done.stderr == ""
 
 
-def test_a_shell_completes_commands_and_names(served: User) -> None:
-    def completed(*words: str) -> list[str]:
-        environ = {
-            **served.environ,
-            "_MODEL_COMPLETE": "complete_bash",
-            "COMP_WORDS": " ".join(("./model", *words)),
-            "COMP_CWORD": str(len(words)),
-        }
-        done = subprocess.run(
-            [str(ROOT / "model")], env=environ, capture_output=True, text=True, check=True
-        )
-        return done.stdout.split()
-
-    assert completed("show", "b") == ["bard"]
-    assert completed("sho") == ["show"]
-    assert "alice" in completed("run", "")
+@pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash")
+def test_bash_completes_commands_and_names_also_behind_a_colon(user: User) -> None:
+    user.environ["MIN_MODEL_AGE_SECONDS"] = "0"
+    for quant in ("Q4_K_M", "Q8_0"):
+        user.home.joinpath("models/pub/Eye").mkdir(parents=True, exist_ok=True)
+        write_gguf(user.home / f"models/pub/Eye/Eye-{quant}.gguf", tokens=len(quant))
+    # What is shown is for the shell that asks.
+    asked = ["bash", "-c", f"{ROOT}/model --show-completion; :"]
+    shown = subprocess.run(asked, env=user.environ, capture_output=True, text=True, check=True)
+    (user.home / "rc").write_text(f"PS1='$ '\nbind 'set bell-style none'\n{shown.stdout}")
+    shell = pexpect.spawn(
+        "bash",
+        ["--noprofile", "--rcfile", str(user.home / "rc"), "-i"],
+        env={**user.environ, "TERM": "dumb", "PATH": f"{ROOT}:{user.environ['PATH']}"},
+        encoding="utf-8",
+        timeout=20,
+        dimensions=(30, 200),
+    )
+    shell.delaybeforesend = None
+    try:
+        for typed, made in {
+            "model sho": "model show ",
+            "model show b": "model show bard ",
+            "model show ls/e": "model show ls/eye:q",
+            "model show ls/eye:": "model show ls/eye:q",
+            "model show ls/eye:q4": "model show ls/eye:q4_k_m ",
+            "model run eye:q8": "model run eye:q8_0 ",
+        }.items():
+            shell.expect_exact("$ ")
+            shell.send(typed + "\t")
+            shell.expect_exact(made)
+            shell.sendintr()
+    finally:
+        shell.close(force=True)

@@ -14,6 +14,7 @@ from swapd.doors.cli import model_commands as model
 from swapd.doors.cli import service_commands as service
 from swapd.doors.cli import simulate_commands as simulation
 from swapd.doors.cli import talk_commands as talk
+from swapd.doors.cli.completion import for_bash, is_bash_asking
 from swapd.doors.cli.say import FailedError, command, complain
 
 READER_GONE = 141
@@ -63,8 +64,12 @@ def main() -> None:
 
 
 def _run() -> None:
+    program = Path(command()).name
     try:
-        build()(prog_name=Path(command()).name)
+        if is_bash_asking(program, os.environ):
+            for_bash(lambda: build()(prog_name=program))
+        else:
+            build()(prog_name=program)
     except FailedError as error:
         complain(str(error))
         sys.exit(error.status)
