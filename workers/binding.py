@@ -12,12 +12,14 @@ import sys
 
 from workers.lean import skip_package_init
 
-# llama.cpp's threads meet at barriers some hundred times a step. OpenMP's default is to spin there,
-# which is a little faster on an idle machine and sixty times slower as soon as another process
-# wants a core: two workers on two cores made 70 tokens/s each so, and 4,100 each waiting asleep.
-# Read by the OpenMP runtime once, when it is loaded; whoever has set it themselves keeps it.
-if "GOMP_SPINCOUNT" not in os.environ:
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# llama.cpp's threads meet at barriers some hundred times a step. Asleep there, they cost a model of
+# 60 MB half of its tokens a second on a machine of its own; spinning without end, they come to a
+# stand as soon as another process wants a core. So they spin for some 50 µs and then sleep, and
+# `thread_pace` uses fewer of them where others compute. (GNU's OpenMP counts turns, LLVM's
+# milliseconds.) Read by the runtime once, when it is loaded; whoever has set it keeps it.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    os.environ.setdefault("KMP_BLOCKTIME", "1")
 skip_package_init("llama_cpp")
 from llama_cpp import llama_cpp  # noqa: E402  after the package was put in place
 
