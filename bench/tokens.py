@@ -29,7 +29,7 @@ CONTEXT = 8192
 OURS, NATIVE = "worker", "native"
 WORDS = "Who goes there? A friend of the king, and what news from the north, good my lord?"
 SAMPLING = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "ignore_eos": True}
-COUNTERS = ("step_seconds", "llama_seconds", "n_decode")
+COUNTERS = ("step_seconds", "llama_seconds", "loop_seconds", "n_decode")
 Figures = dict[str, float]
 
 
@@ -92,7 +92,9 @@ async def run(side: Started, url: str, streams: int, count: int, seed: int) -> F
     if own:
         spent = {name: now - before[name] for name, now in (await counters(url)).items()}
         figures["step_ms"] = 1e3 * spent["step_seconds"] / spent["n_decode"]
-        figures["python_share"] = 1 - spent["llama_seconds"] / spent["step_seconds"]
+        outside = 1 - spent["llama_seconds"] / spent["step_seconds"]
+        figures["outside_llama"] = outside
+        figures["python_share"] = outside + spent["loop_seconds"] / spent["step_seconds"]
     return figures
 
 
@@ -133,7 +135,8 @@ def show(title: str, result: dict[str, dict[str, Figures]]) -> dict[str, Figures
         "worst_gap_ms": "worst gap ms",
         "cpu_ms_per_token": "CPU ms/token",
         "step_ms": "step ms",
-        "python_share": "Python's share",
+        "outside_llama": "outside llama",
+        "python_share": "+ event loop",
     }
     rows: list[list[object]] = []
     ratios: dict[str, Figures] = {}

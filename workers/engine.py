@@ -79,6 +79,8 @@ class Engine:
         self._inbox: SimpleQueue[Message] = SimpleQueue()
         self._outbox: list[tuple[Sequence, str, End | None, int]] = []
         self._loop: AbstractEventLoop | None = None
+        self.loop_began = 0.0
+        """CPU seconds that the loop's thread had used before the first request."""
         self._on_broken: Callable[[], None] = lambda: None
         self._lifeline = lifeline
         self._log = log
@@ -110,8 +112,10 @@ class Engine:
         return [self.lane] if self.lonely is None else [self.lane, self.lonely]
 
     def attach(self, loop: AbstractEventLoop, on_broken: Callable[[], None]) -> None:
-        """Names the loop whose thread sinks are called on. Before the first request."""
+        """Names the loop whose thread, which is this one, sinks are called on. Before the first
+        request."""
         self._loop = loop
+        self.loop_began = time.thread_time()
         self._on_broken = on_broken
 
     def submit(self, sequence: Sequence) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 from aiohttp import web
 
@@ -93,7 +95,8 @@ class LlamaRoutes:
         """GET /metrics. The first one imports prometheus_client, beside the loop."""
         from workers.metrics import render
 
-        text = await in_thread(lambda: render(self._worker.engine))
+        loop_seconds = time.thread_time()
+        text = await in_thread(lambda: render(self._worker.engine, loop_seconds))
         return web.Response(
             body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )

@@ -137,17 +137,21 @@ class Lane:
         self.context.use_threads(threads)
         began = time.perf_counter()
         code = self.context.decode(self._batch)
-        self.threads.observe(size, threads, time.perf_counter() - began)
+        spent = time.perf_counter() - began
+        self.threads.observe(size, threads, spent)
         if code != 0:
             self._step_failed(code, [sequence for sequence, _ in step])
             return
         self._failures = 0
-        sampled = [
-            (sequence, guess, self._sample(sequence, row, guess)) for sequence, row, guess in rows
-        ]
+        sampled = []
+        for sequence, row, guess in rows:
+            before = time.perf_counter()
+            sampled.append((sequence, guess, self._sample(sequence, row, guess)))
+            if sequence.guide is None:  # what follows a grammar is half Python's
+                spent += time.perf_counter() - before
         sampled += [(one.sequence, [], self._replayer.play(one)) for one in self._replays]
-        seconds = time.perf_counter() - began
-        self._count(step, seconds)
+        self._counters.llama_seconds += spent
+        self._count(step, time.perf_counter() - began)
         now = time.monotonic()
         for sequence, count in step:
             self.cache.extend(sequence, count)
@@ -311,7 +315,6 @@ class Lane:
         self._pace.observe(running, prefill, seconds)
         counters = self._counters
         counters.steps += 1
-        counters.llama_seconds += seconds
         counters.busy_slots += len(step)
         counters.batch_tokens.observe(self._batch.size)
         counters.prompt_tokens += prefill

@@ -51,7 +51,8 @@ class Counters:
     step_seconds: float = 0.0
     """Time in steps, all of it."""
     llama_seconds: float = 0.0
-    """The part of it inside llama.cpp: decoding and sampling. The rest is Python."""
+    """The part of it in calls of llama.cpp, decoding and sampling; with what the engine waited for
+    the interpreter's lock at the end of each, because the event loop had it."""
     busy_slots: int = 0
     """Sequences in a step, summed over steps."""
     prompt_tokens: int = 0
@@ -89,17 +90,20 @@ class Counters:
         self.predicted_seconds += timings.predicted_seconds
         self.first_token.observe(first_token - arrived)
 
-    @property
-    def python_share(self) -> float:
-        """The part of the step time spent outside llama.cpp, 0 to 1."""
-        return 1 - self.llama_seconds / self.step_seconds if self.step_seconds else 0.0
+    def python_share(self, loop_seconds: float) -> float:
+        """What Python takes for each second of steps, at most: what the engine spends outside of
+        llama.cpp, and all that the event loop does, though most of that is beside a step."""
+        python = self.step_seconds - self.llama_seconds + loop_seconds
+        return python / self.step_seconds if self.step_seconds else 0.0
 
 
 class EngineCollector:
     """Tells prometheus_client the counters under llama-server's names, and some of our own."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, loop_seconds: float) -> None:
+        """`loop_seconds`: CPU time of the event loop's thread so far."""
         self._engine = engine
+        self._loop_seconds = loop_seconds - engine.loop_began
 
     def collect(self) -> Iterator[Metric]:
         """One family each, as prometheus_client's registries ask for them."""
@@ -110,6 +114,7 @@ class EngineCollector:
         )
 
         engine, count = self._engine, self._engine.counters
+        share = count.python_share(self._loop_seconds)
         for name, text, value in (
             ("prompt_tokens", "Prompt tokens processed.", count.prompt_tokens),
             ("prompt_tokens_reused", "Prompt tokens found in the cache.", count.reused_tokens),
@@ -122,6 +127,7 @@ class EngineCollector:
             ("n_decode", "Steps: calls of llama_decode.", count.steps),
             ("step_seconds", "Seconds in steps.", count.step_seconds),
             ("llama_seconds", "Seconds of them inside llama.cpp.", count.llama_seconds),
+            ("loop_seconds", "CPU seconds of the event loop.", self._loop_seconds),
             ("adapter_changes", "Changes of adapters between steps.", count.adapter_changes),
             ("sequences_sent_back", "Sequences computed again for want of cells.", count.sent_back),
         ):
@@ -136,7 +142,7 @@ class EngineCollector:
             ("n_tokens_max", "Tokens of the longest sequence so far.", count.longest),
             ("n_busy_slots_per_decode", "Sequences in a step, on average.",
              _rate(count.busy_slots, count.steps)),
-            ("python_share", "Part of the step time spent outside llama.cpp.", count.python_share),
+            ("python_share", "What Python takes of the step time, at most.", share),
         ):  # fmt: skip
             yield GaugeMetricFamily(f"llamacpp:{name}", text, gauge)
         ended = CounterMetricFamily(
@@ -163,10 +169,10 @@ def _rate(amount: float, seconds: float) -> float:
     return amount / seconds if seconds else 0.0
 
 
-def render(engine: Engine) -> bytes:
+def render(engine: Engine, loop_seconds: float) -> bytes:
     """Prometheus' text format."""
     from prometheus_client import CollectorRegistry, generate_latest
 
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(EngineCollector(engine))
+    registry.register(EngineCollector(engine, loop_seconds))
     return generate_latest(registry)

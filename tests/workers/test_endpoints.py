@@ -97,7 +97,9 @@ def test_metrics_have_llama_servers_names_and_count(bard: WorkerProcess) -> None
     ends = {end: bard.metric(f'requests_total{{end="{end}"}}') for end in ("length", "failed")}
     assert ends["length"] > 0
     assert ends["failed"] == 0
-    assert 0 < bard.metric("python_share") < 1
+    assert 0 < bard.metric("llama_seconds_total") < bard.metric("step_seconds_total")
+    assert bard.metric("loop_seconds_total") > 0
+    assert bard.metric("python_share") > 0
 
 
 def test_embeddings_of_tokens_equal_those_of_text(bard: WorkerProcess) -> None:

@@ -1,0 +1,40 @@
+"""Two busy workers on one machine don't bring each other to a stand."""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.workers.conftest import Start
+from tests.workers.process import WorkerProcess
+
+ROUNDS, ANSWER = 6, 200
+FAIR_SHARE = 0.2
+"""Of what the same work takes with a thread each; spinning without end makes less than 0.02."""
+
+
+def tokens_a_second(workers: list[WorkerProcess]) -> float:
+    """What all of them make together, each with an answer after the other."""
+    wish = {"prompt": "Who goes there?", "max_tokens": ANSWER, "ignore_eos": True}
+
+    def work(worker: WorkerProcess) -> None:
+        for _ in range(ROUNDS):
+            worker.text(**wish)
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(len(workers)) as pool:
+        list(pool.map(work, workers))
+    return len(workers) * ROUNDS * ANSWER / (time.perf_counter() - began)
+
+
+def test_more_threads_than_cores_are_no_catastrophe(bard_gguf: Path, start: Start) -> None:
+    cores = str(max(2, os.cpu_count() or 1))
+    modest = [start(bard_gguf, "--threads", "1") for _ in range(2)]
+    greedy = [start(bard_gguf, "--threads", cores) for _ in range(2)]
+    rates = {"modest": 0.0, "greedy": 0.0}
+    for _ in range(2):  # whatever else the machine does, it does to both
+        rates["modest"] += tokens_a_second(modest)
+        rates["greedy"] += tokens_a_second(greedy)
+    assert rates["greedy"] > FAIR_SHARE * rates["modest"], rates
