@@ -6,7 +6,6 @@ used are told with the reason; none of them stops the rest.
 
 from __future__ import annotations
 
-import re
 import stat
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,13 +17,12 @@ from swapd.config.facts import Facts
 from swapd.config.metadata import DamagedModelError
 from swapd.config.naming import Named, clean, distinct_names
 from swapd.config.offer import Looked, Offer, Passed, reason_of
+from swapd.config.projectors import is_projector_name, owner_of, rank, suiting
 from swapd.config.sources import folders, hub, ollama
 from swapd.config.split import part_of, parts_of
 from swapd.config.stores import Stores
 
 DEMO = "demo"
-_PROJECTORS = ("F16", "BF16", "Q8_0", "F32")
-"""The best of several projectors that differ in precision alone is the first of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +129,9 @@ class _Projector:
     source: str
 
     @property
-    def name(self) -> str:
-        """The model's name within the file's, if there is one: `eye` in `mmproj-eye-f16.gguf`."""
-        stem = re.sub(r"mmproj|model", "", self.path.stem.lower())
-        return re.sub(r"[-_.](?:b?f16|f32|q8_0)$", "", stem).strip("-_.")
+    def owner(self) -> str:
+        """The model's name within the file's, if there is one."""
+        return owner_of(self.path.stem)
 
 
 class _Look:
@@ -175,18 +172,14 @@ class _Look:
         """
         for folder, projectors in self._projectors.items():
             models = [model for model in self.models if model.offers[0].path.parent == folder]
-            stems = [model.offers[0].path.stem.lower() for model in models]
+            stems = [model.offers[0].path.stem for model in models]
             owners: dict[Path, list[str]] = {projector.path: [] for projector in projectors}
             for model, stem in zip(models, stems, strict=True):
-                named = [one for one in projectors if one.name and stem.startswith(one.name)]
-                common = [
-                    one for one in projectors if not any(s.startswith(one.name) for s in stems)
-                ]
-                common += [one for one in projectors if not one.name]
-                for projector in named or common:
+                suits = suiting(stem, ((one.owner, one) for one in projectors), stems)
+                for projector in suits:
                     owners[projector.path].append(model.offers[0].path.name)
-                if model.projector is None and (named or common):
-                    model.projector = min(named or common, key=_preference).path
+                if model.projector is None and suits:
+                    model.projector = min(suits, key=_preference).path
             for projector in projectors:
                 whose = ", ".join(owners[projector.path]) or "another model"
                 reason = f"is a projector, part of {whose}"
@@ -215,7 +208,7 @@ class _Look:
             raise _PassedOverError(f"changed {age:.0f} s ago and may still be being copied")
         self._seen[identity] = None
         cards = [self._cards.card(file, one) for file, one in zip(files, status, strict=True)]
-        if "mmproj" in path.stem.lower() or cards[0].is_projector:
+        if is_projector_name(path.stem) or cards[0].is_projector:
             if offer.source == ollama.NAME:
                 # All of Ollama's files lie in one folder, which says nothing.
                 raise _PassedOverError("is a projector, part of another model")
@@ -276,9 +269,7 @@ def _no_model(card: Card) -> str:
 
 
 def _preference(projector: _Projector) -> tuple[int, str]:
-    kind = projector.card.quantisation
-    rank = _PROJECTORS.index(kind) if kind in _PROJECTORS else len(_PROJECTORS)
-    return rank, projector.path.name
+    return rank(projector.card.quantisation), projector.path.name
 
 
 def _writable(path: str) -> bool:

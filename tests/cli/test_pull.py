@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from tests.cli.hub import Hub, parts, running_hub
 from tests.cli.user import User
+from tests.config.ggufs import write_gguf
 from tests.swapd import ROOT, eventually
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*forkpty:DeprecationWarning")
@@ -60,7 +62,7 @@ def test_a_model_of_the_hub_is_pulled_served_and_removed(user: User, hub: Hub) -
 def test_several_quantisations_are_listed_and_one_is_chosen(user: User, hub: Hub) -> None:
     hub.add("pub/Many", "many-Q8_0.gguf", BARD)
     hub.add("pub/Many", "many-Q4_K_M.gguf", ALICE)
-    hub.add("pub/Many", "mmproj-many-F16.gguf", b"GGUF")
+    hub.add("pub/Many", "many.imatrix.gguf", b"GGUF")
     told = user.fails("pull", "hf:pub/Many")
     assert "pub/Many has several; say which, such as hf:pub/Many:Q4_K_M" in told
     assert [line.split()[1] for line in told.splitlines()[2:]] == ["Q4_K_M", "Q8_0"]
@@ -75,6 +77,22 @@ def test_several_quantisations_are_listed_and_one_is_chosen(user: User, hub: Hub
         asked.expect("fetched")
         asked.wait()
     assert _place(user, "pub", "Many", "many-Q4_K_M.gguf").read_bytes() == ALICE
+
+
+def test_a_projector_comes_with_its_model(user: User, hub: Hub) -> None:
+    clip = write_gguf(user.home / "clip.gguf", arch="clip", tokenizer=False).read_bytes()
+    hub.add("pub/Eyes", "eye-Q8_0.gguf", BARD)
+    hub.add("pub/Eyes", "ear-Q8_0.gguf", ALICE)
+    for name in ("mmproj-eye-f32", "mmproj-eye-f16", "mmproj-ear-f16"):
+        hub.add("pub/Eyes", f"{name}.gguf", clip + name.encode())
+    told = user.says("pull", "hf:pub/Eyes:eye-Q8_0")
+    assert "with    mmproj-eye-f16.gguf, the projector that belongs to it (" in told
+    names = sorted(p.name for p in _place(user, "pub", "Eyes").iterdir())
+    assert names == ["eye-Q8_0.gguf", "mmproj-eye-f16.gguf"]
+    name = told.splitlines()[-1].split()[-1]
+    assert re.search(r"^projector .*/mmproj-eye-f16.gguf$", user.says("show", name), re.MULTILINE)
+    user.says("rm", name, "--yes")
+    assert list(_place(user).iterdir()) == []
 
 
 def test_a_broken_connection_is_taken_up_where_it_broke(user: User, hub: Hub) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from swapd.config.problems import nearest
+from swapd.config.projectors import is_projector_name, owner_of, rank, suiting
 from swapd.config.split import part_of
 from swapd.doors.cli.fetch import Wanted
 from swapd.doors.cli.say import FailedError, show_bytes, table, waiting
@@ -37,18 +38,36 @@ class Quantisation:
 
 
 def files_of(asked: str, models_dir: Path, env: Mapping[str, str]) -> list[Wanted]:
-    """The files that `owner/repo[:quant]` means. Asks at a terminal where several could be meant.
+    """The files that `owner/repo[:quant]` means, with the projector of that model if it has one.
 
-    Raises FailedError.
+    Asks at a terminal where several models could be meant. Raises FailedError.
     """
     repo, _, label = asked.partition(":")
     if not _REPO.fullmatch(repo):
         raise FailedError(f"{asked} is no model of the hub: it must be hf:owner/repo[:quant]")
     folder = models_dir / repo
-    found = _quantisations(repo, folder, env)
+    files = _offered(repo, folder, env)
+    projectors = [file for file in files if is_projector_name(file.target.stem)]
+    found = _quantisations([file for file in files if file not in projectors])
     if not found:
-        raise FailedError(f"{repo} has no GGUF files")
-    return list(_chosen(repo, label, found).files)
+        raise FailedError(f"{repo} has no GGUF files of models")
+    chosen = _chosen(repo, label, found)
+    projector = _projector(chosen, found, projectors)
+    if projector is None:
+        return list(chosen.files)
+    size = show_bytes(projector.size)
+    print(f"with    {projector.target.name}, the projector that belongs to it ({size})")
+    return [*chosen.files, projector]
+
+
+def _projector(
+    chosen: Quantisation, found: list[Quantisation], projectors: list[Wanted]
+) -> Wanted | None:
+    """The best of those that belong to the model, as sync will choose it."""
+    named = [(owner_of(file.target.stem), file) for file in projectors]
+    others = [one.files[0].target.stem for one in found]
+    suits = suiting(chosen.files[0].target.stem, named, others)
+    return min(suits, key=lambda file: (rank(_quant(file.target.stem)), file.target), default=None)
 
 
 def _chosen(repo: str, label: str, found: list[Quantisation]) -> Quantisation:
@@ -74,25 +93,36 @@ def _chosen(repo: str, label: str, found: list[Quantisation]) -> Quantisation:
     return _chosen(repo, answer, found)
 
 
-def _quantisations(repo: str, folder: Path, env: Mapping[str, str]) -> list[Quantisation]:
-    """All that the repository offers, smallest first."""
+def _quant(stem: str) -> str:
+    """The quantisation that a name bears; empty for none."""
+    return str((_QUANT.findall(stem) or [""])[-1])
+
+
+def _offered(repo: str, folder: Path, env: Mapping[str, str]) -> list[Wanted]:
+    """The repository's GGUF files but for the tables that only quantising needs."""
     # The library reads its settings when it is imported; .env counts for it too.
     os.environ.update({k: v for k, v in env.items() if k.startswith("HF_")})
     with waiting(f"asking the hub for {repo}"):
         sha, siblings, headers, address = _repository(repo)
-    bases: dict[str, list[Wanted]] = {}
+    found = []
     for name, size, sha256 in siblings:
         file = PurePosixPath(name)
-        if file.suffix.lower() != ".gguf" or "mmproj" in file.stem.lower() or file.name[0] == ".":
-            continue
-        part = part_of(file.name)
-        url = f"{address}/{repo}/resolve/{sha}/{_quoted(name)}"
-        wanted = Wanted(url, folder / file.name, size, sha256, headers)
-        bases.setdefault(part.base if part else file.stem, []).append(wanted)
-    labels = [(_QUANT.findall(base) or [base])[-1] for base in bases]
+        if file.suffix.lower() == ".gguf" and file.name[0] != "." and "imatrix" not in name.lower():
+            url = f"{address}/{repo}/resolve/{sha}/{_quoted(name)}"
+            found.append(Wanted(url, folder / file.name, size, sha256, headers))
+    return found
+
+
+def _quantisations(files: list[Wanted]) -> list[Quantisation]:
+    """The models in them, smallest first."""
+    bases: dict[str, list[Wanted]] = {}
+    for file in files:
+        part = part_of(file.target.name)
+        bases.setdefault(part.base if part else file.target.stem, []).append(file)
+    labels = [_quant(base) or base for base in bases]
     named = [
-        Quantisation(label if labels.count(label) == 1 else base, tuple(files))
-        for label, (base, files) in zip(labels, bases.items(), strict=True)
+        Quantisation(label if labels.count(label) == 1 else base, tuple(parts))
+        for label, (base, parts) in zip(labels, bases.items(), strict=True)
     ]
     return sorted(named, key=lambda one: (one.size, one.label))
 
