@@ -46,16 +46,18 @@ class EventIds:
 
     def news(self, part: Part) -> bytes:
         """As Writer promises."""
-        events = self._writer.news(part).split(_END)
-        if len(events) == 1:
+        written = self._writer.news(part)
+        if not written:
             return b""
         place = part.index
         drawn = self._answers.drawn(place, self._told[place], part.generated)
         self._told[place] = part.generated
-        written = self._event(place, ",".join(map(str, drawn)) or NOTHING, events[0])
-        for event in events[1:-1]:
-            written += self._event(place, NOTHING, event)
-        return written
+        line = ",".join(map(str, drawn)) or NOTHING
+        if not (place or self._sent[place] or self._head or written.count(_END) > 1):
+            return b"id: %s\n%s" % (line.encode(), written)  # nearly all are so
+        events = written.split(_END)[:-1]
+        lines = [line, *[NOTHING] * (len(events) - 1)]
+        return b"".join(map(self._event, [place] * len(events), lines, events))
 
     def closing(self, timings: Timings) -> bytes:
         """As Writer promises. Raises ApiError if there was less to be left out than was sent."""

@@ -83,7 +83,7 @@ class Lane:
         """Who guesses ahead; None: nobody."""
         self._guessed = 0
         """Tokens in the step that were guessed."""
-        self._replayer = Replayer(model, self.context, options.n_seq_max)
+        self.replayer = Replayer(model, self.context, options.n_seq_max)
         self._replays: list[Replay] = []
         """What the step has of answers that were begun elsewhere."""
         self._failures = 0
@@ -149,7 +149,7 @@ class Lane:
             sampled.append((sequence, guess, self._sample(sequence, row, guess)))
             if sequence.guide is None:  # what follows a grammar is half Python's
                 spent += time.perf_counter() - before
-        sampled += [(one.sequence, [], self._replayer.play(one)) for one in self._replays]
+        sampled += [(one.sequence, [], self.replayer.play(one)) for one in self._replays]
         self._counters.llama_seconds += spent
         self._count(step, time.perf_counter() - began)
         now = time.monotonic()
@@ -164,7 +164,7 @@ class Lane:
         """Who of those whose turn it is decodes how many tokens."""
         running = sum(1 for sequence in self.admitted if sequence.pending == 1)
         step = batcher.shares(present, self._n_batch, self._pace.chunk(running, self._n_batch))
-        return self._replayer.bounded(step)
+        return self.replayer.bounded(step)
 
     def _admit(self) -> None:
         """Sends back whom the cells don't suffice for, then lets in those whose turn it is."""
@@ -275,7 +275,7 @@ class Lane:
                 rows.append((sequence, row, guess))
                 continue
             if sequence.unplayed:
-                replay = self._replayer.fill(batch, sequence, count)
+                replay = self.replayer.fill(batch, sequence, count)
                 self._replays += [replay] if replay is not None else []
                 self._settled = False
                 continue

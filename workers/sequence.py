@@ -106,6 +106,9 @@ class Sequence:
     resumed: Tokens[int] = ()
     """What another process has generated of it already, by this prompt and these wishes."""
 
+    read_again: float = 0.0
+    """Since when it has been read; 0: it has not yet."""
+
     prompt_length: int = field(init=False)
     unplayed: int = field(init=False)
     """Of `resumed`, the tokens that its sampler and its output have not been told of yet."""

@@ -56,9 +56,10 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         variables: Mapping[str, Any],
         *,
+        at: float,
         add_generation_prompt: bool = True,
     ) -> str:
-        """The prompt for `messages`. Raises TemplateError."""
+        """The prompt for `messages`, written at that time. Raises TemplateError."""
         from jinja2 import TemplateError as JinjaError
 
         with self._lock:
@@ -68,6 +69,7 @@ class ChatTemplate:
                     {
                         **self._variables,
                         "messages": messages,
+                        "strftime_now": datetime.fromtimestamp(at).strftime,
                         "add_generation_prompt": add_generation_prompt,
                         **variables,
                     }
@@ -87,13 +89,9 @@ def _compile(source: str) -> Template:
     def tojson(value: Any, indent: int | None = None, **_: Any) -> str:
         return json.dumps(value, ensure_ascii=False, indent=indent)
 
-    def strftime_now(pattern: str) -> str:
-        return datetime.now().strftime(pattern)
-
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
     )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = strftime_now
     return environment.from_string(source)

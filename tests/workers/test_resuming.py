@@ -6,12 +6,19 @@ import json
 import random
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.workers.process import WorkerProcess
+from tests.workers.conftest import Start
+from tests.workers.odd_gguf import write_recurrent_gguf, write_sliding_gguf
+from tests.workers.process import ROOT, WorkerProcess
+from tests.workers.random_gguf import write_random_gguf
+from tests.workers.test_tools import MESSAGES, TEMPLATES, TOOLS
+from workers.answer_parser import Dialect
+from workers.gbnf import literal
 
 ASIDE = re.compile(
     r'"timings":\{[^}]*\}|"cached_tokens":\d+|"id_slot":-?\d+|"tokens_cached":\d+|"id":"[0-9a-f]{9}"'
@@ -29,12 +36,12 @@ Pair = tuple[WorkerProcess, WorkerProcess]
 def pair(bard_gguf: Path) -> Iterator[Pair]:
     """Two processes with the same model and the same flags.
 
-    With flash attention, because then a row is computed alike whether it comes alone or with less
-    than 63 others.
+    With flash attention, because then it makes no difference which cells of the cache are used.
     """
     flags = ("--parallel", "8", "--ctx-size", "8192", "--alias", "bard", "--flash-attn", "on")
-    workers = (WorkerProcess(bard_gguf, *flags), WorkerProcess(bard_gguf, *flags))
-    yield workers
+    adapter = ("--adapter", f"alice={ROOT / 'demo' / 'alice-lora.gguf'}")
+    workers = tuple(WorkerProcess(bard_gguf, *flags, *adapter) for _ in range(2))
+    yield workers[0], workers[1]
     for worker in workers:
         worker.kill()
 
@@ -112,6 +119,7 @@ def made_up(rng: random.Random) -> tuple[str, dict[str, Any]]:
         {"deterministic": True},
         {"cache_prompt": False},
         {"ignore_eos": True},
+        {"model": "bard:alice"},
         {"logprobs": True, "top_logprobs": 2} if "chat" in path else {"logprobs": 3, "echo": True},
     ]
     for wish in rng.sample(wishes, rng.randrange(4)):
@@ -143,6 +151,93 @@ def test_the_rest_can_be_cut_again(pair: Pair) -> None:
     first = whole[:10]
     second = rest_of(pair[1], "/v1/completions", body, first)[:10]
     assert first + second + rest_of(pair[0], "/v1/completions", body, first + second) == whole
+
+
+@pytest.mark.parametrize("flags", [(), ("--spec-lookup",)], ids=["plain", "guessing"])
+def test_characters_of_several_tokens_and_guesses(
+    start: Start, tiny_gguf: Path, flags: tuple[str, ...]
+) -> None:
+    flags = ("--parallel", "2", "--ctx-size", "4096", "--flash-attn", "on", *flags)
+    one, other = start(tiny_gguf, *flags), start(tiny_gguf, *flags)
+    body: dict[str, Any] = {"prompt": "Grüße, 世界!", "stream": True, "max_tokens": 90}
+    wishes: list[dict[str, Any]] = [
+        {"temperature": 0},
+        {"temperature": 2.0, "top_k": 0, "seed": 3, "stop": ["\n\n", "abc"]},
+        {"temperature": 1.0, "seed": 8, "grammar": "root ::= ([α-ω] | [一-龥] | [a-c] | [a-c])+"},
+    ]
+    for wish in wishes:
+        whole = events(one, "/v1/completions", body | wish)
+        for cut in range(1, len(whole), max(len(whole) // 12, 1)):
+            rest = rest_of(other, "/v1/completions", body | wish, whole[:cut])
+            assert rest == whole[cut:], (wish, cut)
+
+
+@pytest.mark.parametrize("write", [write_recurrent_gguf, write_sliding_gguf])
+def test_memories_that_can_t_be_cut(start: Start, tmp_path: Path, write: Any) -> None:
+    path = write(tmp_path / "odd.gguf")
+    flags = ("--parallel", "2", "--ctx-size", "512")
+    one, other = start(path, *flags), start(path, *flags)
+    body: dict[str, Any] = {"prompt": "a b c d e f", "stream": True, "max_tokens": 40}
+    for wish in ({"temperature": 0}, {"temperature": 0.9, "seed": 4, "repeat_penalty": 1.2}):
+        whole = events(one, "/v1/completions", body | wish)
+        for cut in (1, len(whole) // 2, len(whole) - 2):
+            rest = rest_of(other, "/v1/completions", body | wish, whole[:cut])
+            assert rest == whole[cut:], (wish, cut)
+
+
+def test_calls_and_thoughts(start: Start, tmp_path: Path) -> None:
+    model = write_random_gguf(
+        tmp_path / "tools.gguf",
+        context=8192,
+        control=("<tool_call>", "</tool_call>", "<think>", "</think>"),
+        chat_template=TEMPLATES[Dialect.HERMES] + MESSAGES,
+    )
+    flags = ("--ctx-size", "4096", "--flash-attn", "on")
+    one, other = start(model, *flags), start(model, *flags)
+    said = (
+        "<think>\nIs it <tool_call>?\n</think>\n\nI look. <tool_call>\n"
+        '{"name": "weather", "arguments": {"city": "Köln", "days": 3}}\n</tool_call>\n<tool_call>\n'
+        '{"name": "stop", "arguments": {}}\n</tool_call>'
+    )
+    body = {
+        "messages": [{"role": "user", "content": "How is the weather?"}],
+        "tools": TOOLS,
+        "stream": True,
+        "grammar": f"root ::= {literal(said)}",
+        "logprobs": True,
+        "temperature": 0,
+        "cache_prompt": False,  # else it is read in other pieces from the second time on
+    }
+    whole = events(one, "/v1/chat/completions", body)
+    assert len(whole) > 30
+    for cut in range(1, len(whole) + 1, 3):
+        rest = rest_of(other, "/v1/chat/completions", body, whole[:cut])
+        assert rest == whole[cut:], cut
+
+
+def test_many_are_gone_on_with_at_once_where_there_is_no_room(
+    start: Start, tiny_gguf: Path
+) -> None:
+    flags = ("--ctx-size", "600", "--flash-attn", "on", "--parallel")
+    one, other = start(tiny_gguf, *flags, "1"), start(tiny_gguf, *flags, "4")
+    bodies = [
+        {"prompt": f"Number {number}", "stream": True, "max_tokens": 250, "seed": number, **wish}
+        for number in range(3)
+        for wish in ({"temperature": 0}, {"temperature": 1.0, "repeat_penalty": 1.1})
+    ]
+    begun = [events(one, "/v1/completions", {**body, "ignore_eos": True}) for body in bodies]
+
+    def go_on(number: int) -> list[Event]:
+        body = {**bodies[number], "ignore_eos": True}
+        return rest_of(other, "/v1/completions", body, begun[number][: 20 * number + 90])
+
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        rests = list(pool.map(go_on, range(len(bodies))))
+    for number, rest in enumerate(rests):
+        assert rest[-1] == (".", "[DONE]")
+        lines = [line for line, _ in begun[number][: 20 * number + 90] + rest[:-1]]
+        tokens = [token for line in lines for token in re.findall(r"-?\d+", line.split(";")[-1])]
+        assert len(tokens) == 250
 
 
 def test_nothing_sent_is_a_stream_from_the_beginning(pair: Pair) -> None:
