@@ -1,7 +1,7 @@
 """Small facts that swapd keeps for itself: JSON files in the home's `.swapd`, each replaced whole.
 
 All of them can be lost. A file that is not there, that cannot be read or that holds anything but
-what was written counts as nothing kept.
+what was written counts as nothing kept; one that is damaged is set aside for people.
 """
 
 from __future__ import annotations
@@ -20,14 +20,22 @@ _T = TypeVar("_T")
 
 
 def read_state(path: Path, kind: type[_T]) -> _T | None:
-    """What was kept, or None."""
+    """What was kept, or None. A damaged file is renamed to `<name>.damaged`, with a warning."""
+    log = logging.getLogger(__name__)
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        logging.getLogger(__name__).debug("%s is not used: %s", path, error)
-        return None
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        damaged = path.with_name(path.name + ".damaged")
+        log.warning("%s is damaged (%s): it is now %s, and is made anew", path, error, damaged)
+        try:
+            path.replace(damaged)
+        except OSError as failure:
+            log.warning("%s can't be renamed: %s", path, failure.strerror)
+    except OSError as error:
+        log.debug("%s is not used: %s", path, error)
+    return None
 
 
 def write_state(path: Path, value: object) -> None:

@@ -38,6 +38,7 @@ from swapd.effects.logs import Logs
 from swapd.effects.notify import READY, STOPPING, Notify
 from swapd.effects.register import Register, reap_left_overs
 from swapd.effects.spawn import Place, Spare
+from swapd.effects.standard import hold_standard_descriptors
 from swapd.effects.upstream import new_session
 from swapd.effects.watch import FileWatch
 from swapd.home import SPARE_COMMAND, WORKER_COMMAND, Home, find_home
@@ -111,6 +112,7 @@ def is_loopback(host: str) -> bool:
 
 def main(argv: list[str] | None = None) -> int:
     """Serve until told to end; the exit status."""
+    hold_standard_descriptors()
     options = parse(sys.argv[1:] if argv is None else argv)
     tell = _Teller(options.ready_fd)
     try:
@@ -241,8 +243,13 @@ class Daemon:
             return None
 
     def _announce(self, settings: Settings, closing: bool = False) -> None:
+        """Tell `status` and `stop` of us; serving does not depend on it."""
         log, config = self._logs.own_file, self._options.config
-        self._lock.announce(endpoint_of(settings), log, config, closing)
+        try:
+            self._lock.announce(endpoint_of(settings), log, config, closing)
+        except OSError as error:
+            told = "status and stop will not find this swapd: its lock file can't be written: %s"
+            self._log.error(told, error.strerror)
 
     async def _end(self, runner: web.AppRunner, supervisor: Supervisor) -> None:
         await runner.cleanup()

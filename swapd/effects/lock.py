@@ -5,12 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 from pathlib import Path
-from typing import IO
 
 import msgspec
 import psutil
 
 from swapd.effects.identity import birth_of
+
+LENGTH = 4096
+"""Bytes that the lock's text is padded to."""
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -49,29 +51,33 @@ class HomeLock:
 
     def __init__(self, state: Path) -> None:
         state.mkdir(parents=True, exist_ok=True)
-        self._file: IO[str] = (state / "lock").open("a+", encoding="utf-8")
+        self._fd = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._file.close()
+            os.close(self._fd)
             raise HeldError(read_holder(state)) from None
-        self._write(b"")
+        try:
+            self._write(b"")
+        except OSError:
+            os.ftruncate(self._fd, 0)
 
     def announce(self, endpoint: str, log: Path, config: Path, closing: bool = False) -> None:
-        """Write down who holds the lock, where it answers, and whether it is about to end."""
+        """Write down who holds the lock, where it answers, and whether it is about to end.
+
+        Raises OSError where a disk is so full that not even a new file's first block fits.
+        """
         pid = os.getpid()
         holder = Holder(pid, birth_of(pid), endpoint, str(log), str(config), closing)
         self._write(msgspec.json.encode(holder))
 
     def _write(self, content: bytes) -> None:
-        self._file.seek(0)
-        self._file.truncate()
-        self._file.write(content.decode())
-        self._file.flush()
+        """In place and always as long, for a block that the file has needs no room on the disk."""
+        os.pwrite(self._fd, content.ljust(LENGTH - 1) + b"\n", 0)
 
     def retire(self) -> None:
         """Nobody is served any more. The lock itself goes with the process, as its last sign."""
-        self._write(b"")
+        os.ftruncate(self._fd, 0)
 
 
 def wait_until_free(state: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import deque
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
-FILE_BYTES = 5 * 2**20
-FILES_KEPT = 2
+from swapd.effects.log_file import LogFile
+
 LINES_KEPT = 200
+LINE_LENGTH = 2000
+"""Characters of a line that are kept in memory; the file has all of it."""
+NAME_LENGTH = 50
+"""Characters of a model's name in its file's, four bytes at most each."""
 
 
 class Tail(logging.Handler):
@@ -20,13 +24,20 @@ class Tail(logging.Handler):
         self.lines: deque[str] = deque(maxlen=LINES_KEPT)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(self.format(record))
+        self.lines.append(self.format(record)[:LINE_LENGTH])
 
 
 def log_file(folder: Path, model: str = "") -> Path:
-    """Where in the folder of logs a model's is, or, without a name, swapd's own."""
-    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in model)
-    return folder / (f"model-{name}.log" if model else "swapd.log")
+    """Where in the folder of logs a model's is, or, without a name, swapd's own.
+
+    No two models share one: a name that can't be a file's is told from others by a sum of it.
+    """
+    if not model:
+        return folder / "swapd.log"
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in model)[:NAME_LENGTH]
+    if name != model:
+        name += f"~{hashlib.sha256(model.encode('utf-8', 'replace')).hexdigest()[:8]}"
+    return folder / f"model-{name}.log"
 
 
 class ClientFaults(logging.Filter):
@@ -96,13 +107,7 @@ class Logs:
                 handler.close()
 
     def _file(self, model: str) -> logging.Handler:
-        return RotatingFileHandler(
-            log_file(self.folder, model),
-            maxBytes=FILE_BYTES,
-            backupCount=FILES_KEPT,
-            encoding="utf-8",
-            delay=True,
-        )
+        return LogFile(log_file(self.folder, model))
 
     def _tail(self, model: str) -> Tail:
         tail = Tail()

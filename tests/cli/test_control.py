@@ -129,6 +129,25 @@ def test_a_configuration_of_ones_own_is_used_where_it_lies(user: User) -> None:
     assert missing.stderr == "swapd: there is no configuration none.yaml\n"
 
 
+def test_it_starts_with_all_standard_descriptors_closed(user: User) -> None:
+    command = f"exec {ROOT}/model start <&- >&- 2>&-"
+    done = subprocess.run(["sh", "-c", command], env=user.environ, timeout=60, check=False)
+    assert done.returncode == 0
+    assert msgspec.json.decode(user.says("status", "--json"))["running"] is True
+    asked = {"model": "bard", "prompt": "A", "max_tokens": 2}
+    url = f"http://127.0.0.1:{user.port}/v1/completions"
+    assert httpx.post(url, json=asked, trust_env=False).status_code == 200
+    user.says("stop")
+    user.types("sync")
+    for words in ("serve", "status"):
+        alone = ["sh", "-c", f"exec {sys.executable} -m swapd {words} <&- >&- 2>&-"]
+        with subprocess.Popen(alone, env=user.environ) as process:
+            if words == "serve":
+                eventually(lambda: user.types("status").returncode == 0)
+                process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=20) == (0 if words == "serve" else 3)
+
+
 def test_in_the_foreground_ctrl_c_ends_it(user: User) -> None:
     user.types("sync")
     serving = subprocess.Popen(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.swapd import ROOT
+from tests.swapd import ROOT, eventually
 
-TOOLS = ("sh", "dirname", "readlink", "cksum", "cat", "tail", "sleep", "env", "kill")
+TOOLS = (
+    *("sh", "dirname", "readlink", "cksum", "cat", "tail", "sleep", "env", "kill"),
+    *("mkdir", "cp", "chmod"),
+)
 
 
 @pytest.fixture
@@ -27,10 +32,10 @@ def checkout(tmp_path: Path) -> Path:
 def _tools(folder: Path, **scripts: str) -> str:
     """A PATH on which there are a few tools and these scripts, and nothing else."""
     tools = folder.parent / "bin"
-    tools.mkdir()
+    tools.mkdir(exist_ok=True)
     for name in TOOLS:
         found = shutil.which(name)
-        if found:
+        if found and not (tools / name).is_symlink():
             (tools / name).symlink_to(found)
     for name, text in scripts.items():
         (tools / name).write_text(f"#!/bin/sh\n{text}\n")
@@ -94,6 +99,71 @@ def _stand_in(checkout: Path) -> None:
         check=True,
     )
     (checkout / ".venv/.installed").write_bytes(summed.stdout)
+
+
+def test_before_it_is_installed_nothing_runs_and_nothing_is_compiled(checkout: Path) -> None:
+    path = _tools(checkout)
+    told = {
+        ("status",): (3, "✗ swapd is not running\n"),
+        ("status", "--json"): (3, '{"running":false}\n'),
+        ("stop",): (0, "swapd is not running\n"),
+        ("stop", "--now"): (0, "swapd is not running\n"),
+    }
+    for words, (status, output) in told.items():
+        done = _call(checkout, path, *words)
+        assert (done.returncode, done.stdout, done.stderr) == (status, output, "")
+    assert not (checkout / ".venv").exists()
+
+
+def test_an_older_installation_does_for_stop_and_status(checkout: Path) -> None:
+    _stand_in(checkout)
+    (checkout / ".venv/.installed").write_text("of another pyproject.toml")
+    for word in ("stop", "status"):
+        assert f"-m swapd {word}" in _call(checkout, _tools(checkout), word).stdout
+
+
+UV = """
+echo "$*" >>"$HERE/calls"
+case $1 in
+  venv) read -r go <"$HERE/gate"; mkdir -p "$HERE/.venv/bin" ;;
+  pip) cp "$HERE/stand-in" "$HERE/.venv/bin/python"; chmod +x "$HERE/.venv/bin/python" ;;
+esac
+"""
+
+
+def _start(checkout: Path, path: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [str(checkout / "model"), "start"],
+        env={"PATH": path, "HOME": str(checkout.parent), "HERE": str(checkout)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_of_two_first_starts_one_installs_and_one_waits(checkout: Path, killed: bool) -> None:
+    """The first stands still at a FIFO; it goes on, or it is killed there with its installer."""
+    os.mkfifo(checkout / "gate")
+    (checkout / "stand-in").write_text('#!/bin/sh\necho "started: $*"\n')
+    path = _tools(checkout, python3=PYTHON, uv=UV, **{"c++": "exit 0"})
+    first = _start(checkout, path)
+    calls = checkout / "calls"
+    eventually(calls.exists)
+    second = _start(checkout, path)
+    assert second.stderr is not None
+    assert "another call is installing; waiting" in second.stderr.readline()
+    if killed:
+        os.killpg(first.pid, signal.SIGKILL)
+        eventually(lambda: calls.read_text().count("venv --allow") == 2)
+    with (checkout / "gate").open("w") as gate:
+        gate.write("go\n")
+    ends = [process.communicate(timeout=60) for process in (first, second)]
+    assert ends[1][0] == "started: -I -m swapd start\n"
+    assert second.returncode == 0
+    assert (first.returncode == 0) != killed
+    assert calls.read_text().count("pip install") == 1
 
 
 def test_once_installed_it_hands_over_also_through_a_link(checkout: Path) -> None:

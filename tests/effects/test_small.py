@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from swapd.effects import logs, memory
+from swapd.effects import log_file, logs, memory
 from swapd.effects.lock import HeldError, Holder, HomeLock, read_holder
 from swapd.effects.ports import free_port, holder_of
 from swapd.effects.tasks import Tasks
 from swapd.effects.upstream import HOP_BY_HOP, end_to_end
 from swapd.effects.watch import FileWatch
+from tests.disk import fill, small_disk
 
 HOLD = (
     "import sys, pathlib\n"
@@ -120,7 +122,7 @@ def test_a_process_that_is_gone_holds_nothing() -> None:
 def test_logs_keep_their_last_lines_and_a_bound_on_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs, "FILE_BYTES", 2000)
+    monkeypatch.setattr(log_file, "FILE_BYTES", 2000)
     both = logs.Logs(tmp_path, "info", foreground=False)
     for i in range(500):
         both.own.info("line %d", i)
@@ -130,9 +132,61 @@ def test_logs_keep_their_last_lines_and_a_bound_on_the_disk(
     assert both.last("nobody") == []
     both.close()
     sizes = {f.name: f.stat().st_size for f in tmp_path.iterdir()}
-    assert {"swapd.log", "swapd.log.1", "model-ls-a-model.log"} <= sizes.keys()
+    name = logs.log_file(tmp_path, "ls/a model").name
+    assert {"swapd.log", "swapd.log.1", "swapd.log.2", name, f"{name}.1"} <= sizes.keys()
     assert len(sizes) == 6
     assert max(sizes.values()) <= 2000
+
+
+def test_no_two_models_share_a_log(tmp_path: Path) -> None:
+    names = ["x/y", "x-y", "x y", "x.y", "é" * 200, "é" * 201, "", "..", "/", "a\0b", "\udcff"]
+    files = [logs.log_file(tmp_path, name) for name in names]
+    assert len(set(files)) == len(names)
+    assert all(file.parent == tmp_path for file in files)
+    assert all(len(os.fsencode(file.name)) < 250 for file in files)
+    assert files[1].name == "model-x-y.log"
+
+
+def test_a_full_disk_costs_lines_and_says_how_many(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 64) as disk:
+        both = logs.Logs(disk, "info", foreground=False)
+        both.own.info("before")
+        filling = fill(disk)
+        for i in range(1000):
+            both.own.info("line %d", i)
+        assert both.last()[-1].endswith("line 999")
+        filling.unlink()
+        both.own.info("after")
+        both.close()
+        lines = both.own_file.read_text().splitlines()
+    assert lines[0].endswith("before")
+    assert lines[-1].endswith("after")
+    missing = re.fullmatch(r"(\d+) lines are missing here: No space left on device", lines[-2])
+    assert missing
+    assert 800 < int(missing[1]) < 1000
+
+
+def test_a_log_whose_folder_goes_away_costs_lines_only(tmp_path: Path) -> None:
+    both = logs.Logs(tmp_path / "logs", "info", foreground=False)
+    (tmp_path / "logs").rmdir()
+    both.own.info("nowhere to write it")
+    (tmp_path / "logs").mkdir()
+    both.own.info("here")
+    both.close()
+    assert "1 lines are missing here: No such file" in both.own_file.read_text()
+
+
+def test_a_lock_tells_on_a_full_disk_that_it_is_about_to_go(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 64) as disk:
+        lock = HomeLock(disk)
+        lock.announce("http://127.0.0.1:1", Path("x.log"), Path("c"))
+        fill(disk)
+        lock.announce("http://127.0.0.1:1", Path("x.log"), Path("c"), closing=True)
+        holder = read_holder(disk)
+        assert holder is not None
+        assert holder.closing
+        lock.retire()
+        assert read_holder(disk) is None
 
 
 async def test_a_failed_task_is_heard(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import http.server
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.doors.conftest import fake
-from tests.swapd import Swapd, config, error_of, said
+from tests.disk import fill, small_disk
+from tests.doors.conftest import demo, fake
+from tests.swapd import Swapd, alive, config, error_of, said
 
 
 class _Answers(http.server.BaseHTTPRequestHandler):
@@ -54,3 +56,39 @@ def test_an_answer_counts_only_if_the_worker_holds_its_port(home: Path) -> None:
             assert message.endswith(f"is held by another process, pid {os.getpid()}")
             assert said(swapd.ask("a"))
         assert swapd.states() == {"a": "ready"}
+
+
+def test_a_disk_at_its_end_stops_logging_and_not_serving(home: Path) -> None:
+    """swapd's folder is a small disk: filled while it runs, full when it starts, and freed."""
+    with small_disk(home / ".swapd", 256) as disk:
+        chatty = fake("a")
+        chatty["cmd"] = f"sh -c 'seq 3000; exec \"$@\"' -- {chatty['cmd']}"
+        models = {"bard": demo("bard"), "a": chatty}
+        with Swapd(home, config(models)) as swapd:
+            filling = fill(disk)
+            for name in models:
+                assert said(swapd.ask(name))
+            filling.unlink()
+            swapd.http.post("/unload")
+            assert said(swapd.ask("a"))
+            printed = (disk / "logs/model-a.log").read_text()
+            assert "lines are missing here: No space left on device" in printed
+            assert "workers.json can't be written" in swapd.http.get("/logs").text
+            pids = [w["pid"] for w in swapd.running()]
+            fill(disk)
+            swapd.process.send_signal(signal.SIGTERM)
+            assert swapd.process.wait(timeout=20) == 0
+            assert not any(alive(pid) for pid in pids)
+        with Swapd(home, config(models)) as swapd:
+            assert said(swapd.ask("a"))
+
+
+def test_a_start_goes_on_with_damaged_state(home: Path) -> None:
+    state = home / ".swapd"
+    state.mkdir()
+    for name in ("workers.json", "lock"):
+        (state / name).write_bytes(b'{"mark": "x", "wor\x00\xff')
+    with Swapd(home, config({"a": fake("a")})) as swapd:
+        assert said(swapd.ask("a"))
+        assert "workers.json is damaged" in swapd.log()
+        assert (state / "workers.json.damaged").exists()

@@ -16,6 +16,7 @@ from swapd.doors.cli import simulate_commands as simulation
 from swapd.doors.cli import talk_commands as talk
 from swapd.doors.cli.completion import for_bash, is_bash_asking
 from swapd.doors.cli.say import FailedError, command, complain
+from swapd.effects.standard import hold_standard_descriptors
 
 READER_GONE = 141
 """As a shell tells of a program that SIGPIPE ended."""
@@ -57,6 +58,7 @@ def build() -> typer.Typer:
 
 def main() -> None:
     """The entry of `swapd` and `python -m swapd`."""
+    hold_standard_descriptors()
     try:
         _run()
     finally:
