@@ -98,11 +98,16 @@ def _named_path(text: str) -> tuple[str, str]:
 
 
 def _paths(text: str) -> tuple[tuple[str, float], ...]:
+    """Files between commas; but a file that is there may have commas in its name."""
+    if Path(text).exists():
+        return ((text, 1.0),)
     return tuple((path, 1.0) for path in text.split(","))
 
 
 def _scaled_paths(text: str) -> tuple[tuple[str, float], ...]:
-    pairs = [one.rpartition(":") for one in text.split(",")]
+    """The same, each with its scale behind a colon."""
+    whole = Path(text.rpartition(":")[0]).is_file()
+    pairs = [one.rpartition(":") for one in ([text] if whole else text.split(","))]
     if not all(path for path, _, _ in pairs):
         raise ValueError("must be PATH:SCALE")
     return tuple((path, float(scale)) for path, _, scale in pairs)

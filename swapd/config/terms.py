@@ -73,7 +73,8 @@ class _Flags:
 
     def files(self) -> list[str]:
         """Adapters, each once though its flag may stand there twice, and the projector."""
-        found = [path for text in self.all("--lora") for path in text.split(",")]
+        # Between commas; but a comma may also belong to a name.
+        found = [path for text in self.all("--lora") for path in (text, *text.split(","))]
         for text in self.all("--lora-scaled"):
             found += [one.rpartition(":")[0] or one for one in text.split(",")]
         found += [text.partition("=")[2] for text in self.all("--adapter")]

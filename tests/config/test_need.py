@@ -98,7 +98,7 @@ def test_compressed_keys_hold_the_values_too() -> None:
         ("-np 1 -ub 1024 -fa off --swa-full", Terms(batch=1024, flash=False, whole_windows=True)),
         ("-np 1 --flash-attn on", Terms()),
         ("-np 1 --lora a.gguf,b.gguf --adapter x=c.gguf --lora-scaled d:0.5 --mmproj e -md f",
-         Terms(besides=("a.gguf", "b.gguf", "d", "c.gguf", "e"), draft="f")),
+         Terms(besides=("a.gguf,b.gguf", "a.gguf", "b.gguf", "d", "c.gguf", "e"), draft="f")),
         ("-c much -np few -ctk odd", Terms(slots=4)),
     ],
 )  # fmt: skip
@@ -116,6 +116,9 @@ def test_what_stands_beside_the_model_counts(tmp_path: Path) -> None:
     alone = estimated(spec("-m", str(ALICE), "-c", "512"), tmp_path)
     adapted = estimated(spec("-m", str(ALICE), "-c", "512", "--lora", str(LORA)), tmp_path)
     assert adapted - alone == LORA.stat().st_size
+    odd = tmp_path / "a, b.gguf"
+    odd.symlink_to(LORA)
+    assert estimated(spec("-m", str(ALICE), "-c", "512", "--lora", str(odd)), tmp_path) == adapted
     guessing = estimated(spec("-m", str(BARD), "-c", "512", "-md", str(ALICE)), tmp_path)
     assert guessing > estimated(spec("-m", str(BARD), "-c", "512"), tmp_path) + MIB
 

@@ -72,6 +72,16 @@ def test_adapters_are_listed(worker: WorkerProcess) -> None:
     ]
 
 
+def test_a_comma_in_a_name_is_no_separator(
+    start: Start, bard_gguf: Path, tmp_path: Path, worker: WorkerProcess
+) -> None:
+    odd = tmp_path / "a, b:c.gguf"
+    odd.symlink_to(ALICE)
+    plain = worker.text(**BODY, lora=[{"id": 0, "scale": 1.0}])
+    for flag in (("--lora", str(odd)), ("--lora-scaled", f"{odd}:1.0")):
+        assert start(bard_gguf, *FLAGS, *flag).text(**BODY) == plain
+
+
 def test_unknown_and_foreign_adapters(worker: WorkerProcess, start: Start, tiny_gguf: Path) -> None:
     status, answer = worker.ask("/v1/completions", {**BODY, "model": "bard:bob"})
     assert (status, answer["error"]["param"]) == (404, "model")
