@@ -58,6 +58,12 @@ def demo_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "demo"
 
 
+def schema_address(name: str) -> str:
+    """Where editors find the schema of a configuration file; empty where it is not shipped."""
+    file = template_folder() / "docs" / f"{name}.schema.json"
+    return file.as_uri() if file.is_file() else ""
+
+
 def template_folder() -> Path:
     """Where `launchd/` and `systemd/` lie: inside the installed package, else beside it."""
     package = Path(__file__).resolve().parent

@@ -211,7 +211,7 @@ class _Editor:
                 last = int(section.start_mark.index) + 1
             inner = _nested_flow(rest, value)[1:-1]
             return self._spliced(last, last, f", {inner}" if section.value else inner)
-        lines = self._block(rest, value, section.value[0][0].start_mark.column)
+        lines = self._block(rest, value, self._indent(section.value[0][0]))
         return _line_after(self._text, self._line_end(last), lines, self._newline)
 
     def _remove(self, pair: _Pair) -> str:
@@ -261,10 +261,17 @@ class _Editor:
             return start + len(self._text[start:end].rstrip())
         return end
 
+    def _indent(self, key: yaml.Node) -> int:
+        """The column at which the keys of its section begin, the `?` before one counted."""
+        at = int(key.start_mark.index)
+        before = self._text[self._line_start(at) : at]
+        return before.index("?") if before.strip() == "?" else int(key.start_mark.column)
+
     def _colon(self, pair: _Pair) -> int:
         """Right behind the colon of a pair."""
         end = int(pair.key.end_mark.index)
-        colon = re.compile(r"[ \t]*:").match(self._text, end)
+        # Behind `? key` it stands on a line of its own.
+        colon = re.compile(r"(?:[ \t]*(?:#[^\r\n]*)?[\r\n]+)*[ \t]*:").match(self._text, end)
         if colon is None:
             raise _by_hand((pair.key.value,))
         return colon.end()

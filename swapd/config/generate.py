@@ -7,15 +7,18 @@ from typing import Any
 from swapd.config.assemble import BUDGET, Assembled
 from swapd.config.custom import Custom
 from swapd.config.env import SyncSettings
-from swapd.config.header import HEADER
+from swapd.config.header import header
 from swapd.config.tree import Mapping
 from swapd.config.write import write_yaml
 
 
-def generate(assembled: Assembled, custom: Custom, settings: SyncSettings) -> str:
-    """The configuration of these models. The same input gives the same text."""
+def generate(assembled: Assembled, custom: Custom, settings: SyncSettings, schema: str = "") -> str:
+    """The configuration of these models. The same input gives the same text.
+
+    `schema` is where editors find the schema of it, if there is one.
+    """
     models = {made.name: made.entry for made in assembled.models}
-    return HEADER + write_yaml({**_top(custom, settings), "models": models})
+    return header(schema) + write_yaml({**_top(custom, settings), "models": models})
 
 
 def _top(custom: Custom, settings: SyncSettings) -> dict[str, Any]:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 MARK = "# Written by swapd sync"
-HEADER = f"{MARK}; edit custom_models.yaml instead: what is changed here gets lost.\n"
+
+
+def header(schema: str = "") -> str:
+    """The comment on top; with the address of a schema, editors know what may stand below."""
+    said = f"{MARK}; edit custom_models.yaml instead: what is changed here gets lost.\n"
+    return said + (f"# yaml-language-server: $schema={schema}\n" if schema else "")
 
 
 def is_generated(config: Path) -> bool:

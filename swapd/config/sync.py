@@ -54,11 +54,13 @@ def sync(
     now: float,
     total_memory: int,
     force: bool = False,
+    schema: str = "",
 ) -> SyncReport:
     """Bring `home/config.yaml` up to date; raises ConfigError and leaves it as it is otherwise.
 
     `now` is the time of day in seconds since the epoch, `total_memory` the machine's in bytes. A
-    config.yaml that a sync did not write is overwritten only with `force`. What is written has been
+    config.yaml that a sync did not write is overwritten only with `force`. Editors find its schema
+    at the address `schema`. What is written has been
     read back first, so a sync never leaves a configuration that does not load.
     """
     path = home / CONFIG
@@ -67,7 +69,7 @@ def sync(
         message = "was not written by sync; move it away, or use --force to overwrite it"
         raise ConfigError([Problem(CONFIG, 0, "", message)])
     plan = look(home, environ, demo_dir, now=now, total_memory=total_memory)
-    text, warnings = made_of(plan, total_memory)
+    text, warnings = made_of(plan, total_memory, schema)
     warnings = (*warnings, *plan.settings.stores.problems, *_missing(plan.assembled, plan.custom))
     before, after = _sections(old or ""), _sections(text)
     written = old != text
@@ -103,9 +105,9 @@ def names_in(config: Path) -> frozenset[str]:
         return frozenset()
 
 
-def made_of(plan: Plan, total_memory: int) -> tuple[str, tuple[Problem, ...]]:
+def made_of(plan: Plan, total_memory: int, schema: str = "") -> tuple[str, tuple[Problem, ...]]:
     """The text of config.yaml and what its author should know; ConfigError if it would not load."""
-    text = generate(plan.assembled, plan.custom, plan.settings)
+    text = generate(plan.assembled, plan.custom, plan.settings, schema)
     return text, _checked(text, plan.assembled, plan.custom, plan.env, total_memory)
 
 

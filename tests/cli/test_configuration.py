@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
 from tests.cli.user import User
+from tests.swapd import ROOT
 
 CUSTOM = """\
 # mine
@@ -95,6 +98,18 @@ def test_config_says_where_what_and_whether(user: User) -> None:
     )
     mine.write_text(mine.read_text().replace("tll", "ttl"))
     assert user.says("config", "check", "mine.yaml") == "✓ mine.yaml: 1 model\n"
+
+
+def test_editors_find_the_schema_of_what_sync_writes(user: User) -> None:
+    user.says("sync")
+    first, second = user.config.read_text().splitlines()[:2]
+    assert first.startswith("# Written by swapd sync")
+    address = second.removeprefix("# yaml-language-server: $schema=")
+    schema = msgspec.json.decode(Path(unquote(urlsplit(address).path)).read_bytes())
+    assert schema["title"] == "swapd: config.yaml"
+    for name in ("custom_models.yaml", "config.example.yaml"):
+        told = (ROOT / name).read_text().splitlines()[0]
+        assert (ROOT / told.removeprefix("# yaml-language-server: $schema=")).is_file()
 
 
 def test_the_doctor_finds_nothing_and_then_everything(user: User) -> None:

@@ -122,6 +122,11 @@ def test_one_place_goes(model: str, key: str, old: str, new: str) -> None:
         ("models:\n  m:\n    <<: {ttl: 2}\n", "models:\n  m:\n    <<: {ttl: 2}\n    ttl: 1\n"),
         ("models:\n  m:\n    ttl: |\n      5\n\n# c", "models:\n  m:\n    ttl: 1\n\n# c"),
         ("models:\n  m:\n    ttl: &x 5\n", "models:\n  m:\n    ttl: 1\n"),
+        ("models:\n  ? a\n  : ttl: 5\n", "models:\n  ? a\n  : ttl: 5\n  m:\n    ttl: 1\n"),
+        (
+            "models:\n  m:\n    ? ttl # c\n    # d\n    : 5 # e\n",
+            "models:\n  m:\n    ? ttl # c\n    # d\n    : 1 # e\n",
+        ),
     ],
 )
 def test_the_first_setting_makes_what_it_needs(text: str, made: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from swapd.doors.cli.say import FailedError, complain, waiting
-from swapd.home import demo_folder, find_home
+from swapd.home import demo_folder, find_home, schema_address
 
 if TYPE_CHECKING:
     from swapd.config.sync import SyncReport
@@ -33,6 +33,7 @@ def sync(force: bool, say: Callable[[str], None] = print) -> SyncReport:
                 now=clock.wall(),
                 total_memory=memory.total(),
                 force=force,
+                schema=schema_address("config"),
             )
     except ConfigError as error:
         raise FailedError(f"nothing was changed:\n{error}") from error
