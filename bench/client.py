@@ -130,7 +130,7 @@ class Connection(asyncio.Protocol):
         method = "POST" if body else "GET"
         began = time.perf_counter()
         self._transport.write(
-            f"{method} {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+            f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n".encode()
             + body
         )

@@ -40,6 +40,10 @@ class Home:
         return self.state / "swapd.sock"
 
     @property
+    def http_socket(self) -> Path:
+        return self.state / "http.sock"
+
+    @property
     def logs(self) -> Path:
         return self.state / "logs"
 

@@ -1,4 +1,5 @@
-"""custom_models.yaml edited in place: one value changes, every other line stays as it was. Pure.
+"""custom_models.yaml, or any YAML text, edited in place: one value changes, every other line stays
+as it was. Pure.
 
 The text is changed at the marks that PyYAML gives its nodes. What comes out is parsed again and
 compared with what was meant, so a layout that this module does not understand is refused and never
@@ -34,11 +35,15 @@ def set_value(text: str, model: str, key: str, value: object) -> str:
     `key` may name a key within a section: `adapters.alice`. `value` is made of what YAML has.
     Raises EditError, and ConfigError for a text that is not YAML.
     """
-    path = _path(model, key)
-    meant = _values(text)
-    _put(meant, path, value)
-    changed = _Editor(text).set(path, value)
-    return _proved(changed, meant, path)
+    return put(text, _path(model, key), value)
+
+
+def put(text: str, path: Sequence[str], value: object, file: str = FILE) -> str:
+    """The text with the value at the end of a path of keys. Raises as `set_value` does."""
+    meant = _values(text, file)
+    _put(meant, path, value, file)
+    changed = _Editor(text, file).set(path, value)
+    return _proved(changed, meant, path, file)
 
 
 def unset(text: str, model: str, key: str) -> str:
@@ -46,32 +51,39 @@ def unset(text: str, model: str, key: str) -> str:
 
     Raises EditError where there is no such key, and ConfigError for a text that is not YAML.
     """
-    path = _path(model, key)
-    meant = _values(text)
+    return take(text, _path(model, key), f"{key} for {model}")
+
+
+def take(text: str, path: Sequence[str], called: str, file: str = FILE) -> str:
+    """The text without what stands at the end of a path, which people call `called`.
+
+    Raises as `unset` does.
+    """
+    meant = _values(text, file)
     if not _take(meant, path):
-        raise EditError(f"{FILE} says nothing of {key} for {model}")
-    changed = _Editor(text).unset(path)
-    return _proved(changed, meant, path)
+        raise EditError(f"{file} says nothing of {called}")
+    changed = _Editor(text, file).unset(path)
+    return _proved(changed, meant, path, file)
 
 
 def _path(model: str, key: str) -> tuple[str, ...]:
     return ("models", model, *key.split(".", 1))
 
 
-def _values(text: str) -> dict[str, Any]:
-    tree, _ = parse_tree(text, FILE)
+def _values(text: str, file: str) -> dict[str, Any]:
+    tree, _ = parse_tree(text, file)
     values = typed(tree)
     assert isinstance(values, dict)
     return values
 
 
-def _put(values: dict[str, Any], path: Sequence[str], value: object) -> None:
+def _put(values: dict[str, Any], path: Sequence[str], value: object, file: str) -> None:
     for step in path[:-1]:
         inner = values.get(step)
         if inner is None:
             inner = values[step] = {}
         if not isinstance(inner, dict):
-            raise EditError(f"{step} in {FILE} is no section")
+            raise EditError(f"{step} in {file} is no section")
         values = inner
     values[path[-1]] = value
 
@@ -89,18 +101,18 @@ def _take(values: dict[str, Any], path: Sequence[str]) -> bool:
     return True
 
 
-def _proved(text: str, meant: dict[str, Any], path: Sequence[str]) -> str:
+def _proved(text: str, meant: dict[str, Any], path: Sequence[str], file: str) -> str:
     try:
-        found: object = _values(text)
+        found: object = _values(text, file)
     except ConfigError as error:
-        raise _by_hand(path) from error
+        raise _by_hand(path, file) from error
     if found != meant:
-        raise _by_hand(path)
+        raise _by_hand(path, file)
     return text
 
 
-def _by_hand(path: Sequence[str]) -> EditError:
-    return EditError(f"{'.'.join(path)} is laid out in a way that only you can edit: open {FILE}")
+def _by_hand(path: Sequence[str], file: str) -> EditError:
+    return EditError(f"{'.'.join(path)} is laid out in a way that only you can edit: open {file}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +138,9 @@ class _Pair:
 class _Editor:
     """One text and its nodes."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, file: str) -> None:
         self._text = text
+        self._file = file
         # Its marks count characters of the text; libyaml's may count bytes.
         self._top = yaml.compose(text, Loader=yaml.SafeLoader)
         end = _END.search(text)
@@ -148,14 +161,14 @@ class _Editor:
                 return self._replace(pairs[-1], _nested_flow(rest, value))
             return self._fill(pairs[-1], rest, value)
         if not isinstance(section, yaml.MappingNode):
-            raise _by_hand(path)
+            raise _by_hand(path, self._file)
         return self._add(section, rest, value)
 
     def unset(self, path: Sequence[str]) -> str:
         pairs = self._pairs(path)
         if len(pairs) < len(path):
             # It is there, but merged in from elsewhere.
-            raise _by_hand(path)
+            raise _by_hand(path, self._file)
         while len(pairs) > 2 and len(pairs[-1].section.value) == 1:
             pairs.pop()
         if len(pairs[-1].section.value) == 1:
@@ -175,7 +188,7 @@ class _Editor:
             pair = found[0]
             if pair.value.start_mark.index < pair.key.end_mark.index:
                 # An alias: its value stands elsewhere, and is others' too.
-                raise _by_hand(path)
+                raise _by_hand(path, self._file)
             pairs.append(pair)
             node = pair.value
         return pairs
@@ -273,7 +286,7 @@ class _Editor:
         # Behind `? key` it stands on a line of its own.
         colon = re.compile(r"(?:[ \t]*(?:#[^\r\n]*)?[\r\n]+)*[ \t]*:").match(self._text, end)
         if colon is None:
-            raise _by_hand((pair.key.value,))
+            raise _by_hand((pair.key.value,), self._file)
         return colon.end()
 
     def _line_end(self, position: int) -> int:

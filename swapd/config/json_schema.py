@@ -15,7 +15,16 @@ from typing import Any
 
 import msgspec
 
-from swapd.config.schema import CustomModel, Filters, LimitsEntry, Memory, Model, Server
+from swapd.config.schema import (
+    Cors,
+    CustomModel,
+    Filters,
+    LimitsEntry,
+    Memory,
+    Model,
+    Server,
+    TlsFiles,
+)
 from swapd.config.tree import Mapping, parse_tree
 from swapd.config.typed import shapes
 
@@ -103,10 +112,13 @@ def _schema(
     required: list[str],
 ) -> dict[str, Any]:
     _, parts = msgspec.json.schema_components(
-        [Server, model, Memory, LimitsEntry, Filters], ref_template="#/definitions/{name}"
+        [Server, model, Memory, LimitsEntry, Filters, Cors, TlsFiles],
+        ref_template="#/definitions/{name}",
     )
     kept = {
         "Memory": _section(Memory, parts["Memory"], said, ("memory",)),
+        "Cors": _section(Cors, parts["Cors"], said, ("cors",)),
+        "TlsFiles": _section(TlsFiles, parts["TlsFiles"], said, ("tls",)),
         "Model": _section(model, parts[model.__name__], said, ("models", _EXAMPLE)),
         "LimitsEntry": _section(
             LimitsEntry, parts["LimitsEntry"], said, ("models", _EXAMPLE, "limits")

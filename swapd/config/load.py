@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from swapd.config.access import access_of, tls_of
 from swapd.config.estimated import estimated
 from swapd.config.groups import groups_of
 from swapd.config.problems import ConfigError, Problem
@@ -75,7 +76,9 @@ def parse(
     models = _models(tree, ground, report)
     _check_names(models, report)
     limits = replace(_limits(server, report, total_memory), groups=groups_of(report, models, env))
-    settings = _settings(server, report, env)
+    settings = replace(
+        _settings(server, report, env), access=access_of(report, server, models.values(), env)
+    )
     if server.ttl and server.global_ttl:
         report.problem(("globalTTL",), "means the same as ttl; give one of them")
     for spec in models.values():
@@ -155,6 +158,7 @@ def _settings(server: Server, report: Report, env: MappingType[str, str]) -> Set
         pass_env=tuple(server.pass_env),
         log_level=server.log_level,
         include_aliases=server.include_aliases,
+        tls=tls_of(report, server),
     )
 
 

@@ -3,7 +3,8 @@
 Field names are ours, `name=` is how the key is spelled in the file. `Meta(description=…)` says
 what a value has to be, in the words of an error message. `extra={"inert": …}` marks a key of
 llama-swap's that is accepted and does nothing yet, with what to say about it; `extra={"macros":
-True}` marks text in which `${…}` stands for a macro.
+True}` marks text in which `${…}` stands for a macro; `extra={"secret": True}` keeps a value out of
+error messages.
 """
 
 from __future__ import annotations
@@ -72,6 +73,32 @@ class LimitsEntry(Struct, frozen=True, kw_only=True):
     nice: Annotated[int, Meta(ge=0, le=19, description="a whole number, 0 to 19")] = 0
 
 
+class KeyEntry(Struct, frozen=True, kw_only=True):
+    """One entry of `keys`: what whoever holds the key may do."""
+
+    hash: Annotated[
+        str, Meta(description="sha256: and 64 hexadecimal digits", extra={"secret": True})
+    ] = ""
+    models: Names = msgspec.field(default_factory=lambda: ["*"])
+    admin: Flag = False
+    rate: Count = 0
+
+
+class Cors(Struct, frozen=True, kw_only=True):
+    """`cors`: pages of which other origins may read from swapd."""
+
+    allowed_origins: Annotated[list[str], Meta(description="a list of origins")] = msgspec.field(
+        default_factory=list
+    )
+
+
+class TlsFiles(Struct, frozen=True, kw_only=True):
+    """`tls`: the files that HTTPS needs, both or none."""
+
+    cert: FilePath = ""
+    key: FilePath = ""
+
+
 class Model(Struct, frozen=True, kw_only=True):
     """One entry of `models`."""
 
@@ -118,6 +145,15 @@ class Server(Struct, frozen=True, kw_only=True):
 
     host: Annotated[str, Meta(min_length=1, description="an address to listen on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=1, le=65535, description="a port, 1 to 65535")] = 5847
+    keys: Annotated[dict[str, Any], Meta(description="a section", extra={"secret": True})] = (
+        msgspec.field(default_factory=dict)
+    )
+    api_keys: Annotated[list[str], Meta(description="a list of keys", extra={"secret": True})] = (
+        msgspec.field(name="apiKeys", default_factory=list)
+    )
+    allowed_hosts: Names = msgspec.field(default_factory=list)
+    cors: Cors = msgspec.field(default_factory=Cors)
+    tls: TlsFiles = msgspec.field(default_factory=TlsFiles)
     max_body: Size = "32 MiB"
     drain_grace: Seconds = 30.0
     max_resident: Count = 0
@@ -158,9 +194,6 @@ class Server(Struct, frozen=True, kw_only=True):
     hooks: Annotated[Any, Meta(extra={"inert": "models are loaded when they are asked for"})] = None
     profiles: Annotated[Any, Meta(extra={"inert": "models keep their names"})] = None
     peers: Annotated[Any, Meta(extra={"inert": "their models are not served"})] = None
-    api_keys: Annotated[
-        Any, Meta(extra={"inert": "whoever reaches the port is served without a key"})
-    ] = msgspec.field(name="apiKeys", default=None)
     send_loading_state: Annotated[
         Any, Meta(extra={"inert": "a client waits without being told"})
     ] = msgspec.field(name="sendLoadingState", default=None)

@@ -59,6 +59,7 @@ class Shape:
     wants: str
     inert: str
     macros: bool
+    secret: bool
     nested: type[msgspec.Struct] | None
 
 
@@ -82,6 +83,7 @@ def shapes(struct: type[msgspec.Struct]) -> MappingType[str, Shape]:
             wants=description,
             inert=extra.get("inert", ""),
             macros=extra.get("macros", False),
+            secret=extra.get("secret", False),
             nested=nested if nested and issubclass(nested, msgspec.Struct) else None,
         )
     return MappingProxyType(found)
@@ -174,7 +176,8 @@ def _leaf(
                 culprit = culprit.items[step]
         # What stands in our lists is text, all of it.
         wants = "text" if steps else shape.wants
-        report.problem((*path, *steps), f"must be {wants}, not {_shown(culprit)}")
+        shown = "" if shape.secret else f", not {_shown(culprit)}"
+        report.problem((*path, *steps), f"must be {wants}{shown}")
 
 
 def _convert(node: Node, kind: Any) -> Any:

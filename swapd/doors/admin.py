@@ -9,8 +9,11 @@ import msgspec
 from aiohttp import web
 
 from swapd.doors import errors
+from swapd.doors.guard import GUARD
 from swapd.doors.house import HOUSE, House
+from swapd.doors.keys import OPENED, Grant, grant_of
 from swapd.doors.naming import adapters_of
+from swapd.doors.secrets import without_secrets
 from swapd.effects.clock import wall
 from swapd.supervisor import RefusedError, Sight
 from swapd.words.catalog import ModelSpec
@@ -27,7 +30,7 @@ async def models(request: web.Request) -> web.Response:
     house = request.app[HOUSE]
     states = {s.status.model: s.status.state for s in house.supervisor.sights()}
     data = []
-    for spec in house.listed():
+    for spec in house.listed(grant_of(request)):
         data.append(_card(house, spec, spec.name, states))
         for adapter in adapters_of(spec):
             card = _card(house, spec, f"{spec.name}:{adapter}", states)
@@ -60,15 +63,29 @@ async def one_model(request: web.Request) -> web.Response:
     """`/v1/models/<name>`: one entry of the list."""
     house = request.app[HOUSE]
     name = request.match_info["name"]
-    spec = house.find(name)
+    spec = house.find(name, grant_of(request))
     states = {s.status.model: s.status.state for s in house.supervisor.sights()}
     return _json(_card(house, spec, name, states))
 
 
 async def running(request: web.Request) -> web.Response:
-    """`GET /running`: every worker alive, in llama-swap's shape with more beside it."""
-    house = request.app[HOUSE]
-    return _json({"running": [_worker(house, sight) for sight in house.supervisor.sights()]})
+    """`GET /running`: every worker alive, in llama-swap's shape with more beside it.
+
+    Who has a key sees the workers of its models; their commands and addresses are for admins.
+    """
+    house, grant = request.app[HOUSE], grant_of(request)
+    seen = [sight for sight in house.supervisor.sights() if _visible(house, sight, grant)]
+    shown = [_worker(house, sight) for sight in seen]
+    if grant is not None and not grant.key.admin:
+        shown = [{**worker, "cmd": "", "proxy": ""} for worker in shown]
+    return _json({"running": shown})
+
+
+def _visible(house: House, sight: Sight, grant: Grant | None) -> bool:
+    if grant is None or grant.all_models:
+        return True
+    spec = house.supervisor.catalog.models.get(sight.status.model)
+    return spec is not None and grant.opens(spec)
 
 
 def _worker(house: House, sight: Sight) -> dict[str, Any]:
@@ -78,7 +95,7 @@ def _worker(house: House, sight: Sight) -> dict[str, Any]:
     return {
         "model": status.model,
         "state": status.state,
-        "cmd": shlex.join(sight.argv),
+        "cmd": shlex.join(without_secrets(sight.argv)),
         "proxy": sight.base_url,
         "ttl": spec.ttl if spec else 0,
         "name": spec.title if spec else "",
@@ -124,6 +141,10 @@ async def health(request: web.Request) -> web.Response:
         return errors.response(
             503, "swapd is shutting down", "unavailable_error", "shutting_down", retry_after=5
         )
+    guard = request.app.get(GUARD)
+    if guard is not None and guard.needs_keys and OPENED not in request:
+        # Without a key one learns that swapd is well, and no more.
+        return _json({"status": "ok"})
     uptime = round(wall() - house.started, 1)
     return _json({"status": "ok", "loaded": loaded, "uptime_seconds": uptime})
 

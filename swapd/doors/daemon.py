@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import ipaddress
 import logging
 import os
 import signal
@@ -19,16 +18,15 @@ from pathlib import Path
 
 import msgspec
 import uvloop
-from aiohttp import web
 
 from swapd.config.env import read_env
 from swapd.config.load import Loaded, load
 from swapd.config.problems import ConfigError
+from swapd.doors.front import Front, PortTakenError, listen
 from swapd.doors.house import House
 from swapd.doors.metrics import Metrics
+from swapd.doors.origins import risks
 from swapd.doors.resync import Resync, resync_of
-from swapd.doors.server import PortTakenError, listen, serve
-from swapd.doors.socket.door import SocketDoor, open_socket
 from swapd.effects import memory
 from swapd.effects.clock import wall
 from swapd.effects.environment import for_workers
@@ -100,14 +98,6 @@ def wants_spare(settings: Settings) -> bool:
     """Whether to keep a spare worker: as configured, else where its memory is not missed."""
     enough = memory.total() >= SPARE_FROM_BYTES
     return enough if settings.spare is None else settings.spare
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -203,15 +193,16 @@ class Daemon:
         )
         metrics.watch(supervisor)
         house = House(supervisor, session, metrics, self._logs, settings, wall())
-        runner = await serve(house, sock)
-        door = await self._open_socket(house)
-        watch = FileWatch([self._options.config], lambda: self._reload(supervisor))
+        front = Front(house, self._options.home, sock)
+        await front.open()
+        watch = FileWatch([self._options.config], lambda: self._reload(supervisor, front))
         resync = self._resync()
-        self._handle_signals(supervisor, settings)
+        self._handle_signals(supervisor, front, settings)
         endpoint = endpoint_of(settings)
-        self._announce(settings)
+        self._announce(settings, front)
         self._greet(endpoint, settings)
-        tell({"endpoint": endpoint, "log": str(self._logs.own_file)})
+        told = {"endpoint": endpoint, "log": str(self._logs.own_file)}
+        tell({**told, "risks": risks(settings)})
         self._notify(READY)
         supervisor.preload()
         supervisor.keep_spare()
@@ -220,19 +211,10 @@ class Daemon:
         watch.close()
         if resync is not None:
             await resync.close()
-        if door is not None:
-            await door.close()
-        await self._end(runner, supervisor)
+        await front.close()
+        await supervisor.end()
         await session.close()
         self._log.info("swapd has ended")
-
-    async def _open_socket(self, house: House) -> SocketDoor | None:
-        """The socket beside the HTTP server; without it swapd serves all the same."""
-        try:
-            return await open_socket(house, self._options.home.socket)
-        except OSError as error:
-            self._log.error("%s is not served: %s", self._options.home.socket, error.strerror)
-            return None
 
     def _resync(self) -> Resync | None:
         """What keeps the configuration in step; without it swapd serves what it has."""
@@ -242,32 +224,24 @@ class Daemon:
             self._log.error("models are not looked for: %s", error)
             return None
 
-    def _announce(self, settings: Settings, closing: bool = False) -> None:
+    def _announce(self, settings: Settings, front: Front, closing: bool = False) -> None:
         """Tell `status` and `stop` of us; serving does not depend on it."""
         log, config = self._logs.own_file, self._options.config
         try:
-            self._lock.announce(endpoint_of(settings), log, config, closing)
+            self._lock.announce(endpoint_of(settings), log, config, front.socket, closing)
         except OSError as error:
             told = "status and stop will not find this swapd: its lock file can't be written: %s"
             self._log.error(told, error.strerror)
-
-    async def _end(self, runner: web.AppRunner, supervisor: Supervisor) -> None:
-        await runner.cleanup()
-        await supervisor.end()
 
     def _greet(self, endpoint: str, settings: Settings) -> None:
         count = len(self._loaded.catalog.models)
         self._log.info("swapd serves %d models at %s", count, endpoint)
         for warning in self._loaded.warnings:
             self._log.warning("%s", warning)
-        if not is_loopback(settings.host):
-            self._log.warning(
-                "listening on %s: everybody who reaches this address may use the models,"
-                " read the logs and unload; there is no key",
-                settings.host,
-            )
+        for risk in risks(settings):
+            self._log.warning("%s", risk)
 
-    def _handle_signals(self, supervisor: Supervisor, settings: Settings) -> None:
+    def _handle_signals(self, supervisor: Supervisor, front: Front, settings: Settings) -> None:
         loop = asyncio.get_running_loop()
 
         def close() -> None:
@@ -275,16 +249,16 @@ class Daemon:
 
         def end(grace: float) -> None:
             self._log.info("asked to end: %s", f"within {grace:g} s" if grace else "at once")
-            self._announce(settings, closing=True)
+            self._announce(settings, front, closing=True)
             self._notify(STOPPING)
             supervisor.close(grace)
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, close)
         loop.add_signal_handler(signal.SIGQUIT, end, 0.0)
-        loop.add_signal_handler(signal.SIGHUP, self._reload, supervisor)
+        loop.add_signal_handler(signal.SIGHUP, self._reload, supervisor, front)
 
-    def _reload(self, supervisor: Supervisor) -> None:
+    def _reload(self, supervisor: Supervisor, front: Front) -> None:
         """Read the configuration again; a broken one is told and changes nothing."""
         try:
             loaded = configure(self._options)
@@ -293,8 +267,9 @@ class Daemon:
             return
         for warning in loaded.warnings:
             self._log.warning("%s", warning)
-        if loaded.settings != self._loaded.settings:
+        if replace(loaded.settings, access=self._loaded.settings.access) != self._loaded.settings:
             self._log.warning("a changed host, port or server setting needs a restart of swapd")
+        front.change(loaded.settings)
         supervisor.reload(loaded.catalog)
 
 

@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from swapd.doors.keys import NotAllowedError
 from swapd.doors.naming import NoModelError
 from swapd.words.orders import Refuse, Why
 
@@ -57,6 +58,12 @@ def of_refusal(refusal: Refuse) -> web.Response:
     return response(status, refusal.message, kind, code, param, refusal.retry_after)
 
 
+def too_large(limit: int) -> web.Response:
+    """A body over the limit."""
+    message = f"the body is larger than the limit of {limit:,} bytes"
+    return response(413, message, code="too_large")
+
+
 def last_event(message: str) -> bytes:
     """The event that ends a stream of server-sent events which broke off."""
     return b"data: " + body(message, "upstream_error", "worker_failed") + b"\n\n"
@@ -69,11 +76,10 @@ async def shaped(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except NoModelError as error:
         return response(404, str(error), code="model_not_found", param="model")
+    except NotAllowedError as error:
+        return response(403, str(error), "permission_error", "model_not_allowed", "model")
     except web.HTTPRequestEntityTooLarge:
-        limit = request.app[BODY_LIMIT]
-        return response(
-            413, f"the body is larger than the limit of {limit:,} bytes", code="too_large"
-        )
+        return too_large(request.app[BODY_LIMIT])
     except web.HTTPNotFound:
         return response(
             404, f"there is nothing at {request.method} {request.path}", code="not_found"

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import aiohttp
 from aiohttp import web
 
+from swapd.doors.keys import Grant
 from swapd.doors.metrics import Metrics
-from swapd.doors.naming import Names
+from swapd.doors.naming import Names, NoModelError
 from swapd.effects.logs import Logs
 from swapd.supervisor import Supervisor
 from swapd.words.catalog import ModelSpec
@@ -28,16 +29,29 @@ class House:
     """Seconds since 1970."""
     _names: Names | None = None
 
-    def find(self, name: str) -> ModelSpec:
-        """The model that a client means by `name`. Raises NoModelError."""
+    def find(self, name: str, grant: Grant | None = None) -> ModelSpec:
+        """The model that a client means by `name`.
+
+        Raises NoModelError, and NotAllowedError when the client's key is not good for it.
+        """
         catalog = self.supervisor.catalog
         if self._names is None or self._names.catalog is not catalog:
             self._names = Names(catalog)
-        return self._names.find(name)
+        if grant is None or grant.all_models:
+            return self._names.find(name)
+        try:
+            spec = self._names.find(name)
+        except NoModelError:
+            raise NoModelError(grant.names(catalog).unknown(name)) from None
+        grant.require(spec, name)
+        return spec
 
-    def listed(self) -> list[ModelSpec]:
+    def listed(self, grant: Grant | None = None) -> list[ModelSpec]:
         """The models that are shown to clients, by name."""
-        models = self.supervisor.catalog.models.values()
+        catalog = self.supervisor.catalog
+        if grant is not None and not grant.all_models:
+            catalog = grant.names(catalog).catalog
+        models = catalog.models.values()
         return sorted((m for m in models if not m.unlisted), key=lambda m: m.name)
 
 

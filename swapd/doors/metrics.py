@@ -45,6 +45,9 @@ class Metrics:
             buckets=WAIT_BUCKETS,
             registry=reg,
         )
+        self._turned_away = Counter(
+            "swapd_turned_away", "Requests not let in, by reason", ["reason"], registry=reg
+        )
         self._started: dict[ev.WorkerId, tuple[str, float]] = {}
         self._arrived: dict[ev.RequestId, tuple[str, float]] = {}
         self._granted: dict[ev.RequestId, str] = {}
@@ -68,6 +71,10 @@ class Metrics:
                 self._started.pop(worker, None)
         for order in orders:
             self._observe_order(order, event.now)
+
+    def turned_away(self, reason: str) -> None:
+        """The guard has not let a request in."""
+        self._turned_away.labels(reason).inc()
 
     def _observe_order(self, order: od.Order, now: float) -> None:
         match order:

@@ -30,7 +30,7 @@ class Names:
         found = self._index().find(name)
         if isinstance(found, str):
             return self.catalog.models[found]
-        raise NoModelError(str(found) if isinstance(found, Ambiguous) else self._unknown(name))
+        raise NoModelError(str(found) if isinstance(found, Ambiguous) else self.unknown(name))
 
     def _with_adapter(self, name: str) -> ModelSpec | None:
         base, _, adapter = name.rpartition(":")
@@ -43,7 +43,7 @@ class Names:
             self._spellings = Spellings(names)
         return self._spellings
 
-    def _unknown(self, name: str) -> str:
+    def unknown(self, name: str) -> str:
         """There is no such model; the nearest name, and those that there are."""
         names = sorted(m.name for m in self.catalog.models.values() if not m.unlisted)
         if not names:

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from swapd.doors import errors, wishes
 from swapd.doors.house import HOUSE, House
+from swapd.doors.keys import OPENED, NotAllowedError, grant_of
 from swapd.doors.naming import adapters_of
 from swapd.effects.upstream import WorkerFailedError, forward
 from swapd.supervisor import Lease, RefusedError, Wish
@@ -21,6 +22,28 @@ STREAM_HEADERS = {"X-Accel-Buffering": "no"}
 
 WITHOUT_SLOT = frozenset({"health", "slots", "props", "metrics", "v1/models", "models"})
 """What a worker answers beside its slots, as llama-server names it."""
+
+BY_BODY = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/rerank",
+    "/v1/audio/speech",
+    "/v1/images/generations",
+    "/completion",
+    "/infill",
+    "/rerank",
+    "/tokenize",
+    "/detokenize",
+    "/apply-template",
+)
+"""Paths whose JSON body names a model; whether its worker knows them is the worker's affair."""
+
+WITH_ANY_KEY = frozenset({path[1:] for path in BY_BODY} | {"health", "v1/models", "models"})
+"""Paths of a worker for whoever may use its model. By others its slots, adapters and settings are
+seen or changed, which are everybody's."""
 
 
 async def by_body(request: web.Request) -> web.StreamResponse:
@@ -41,7 +64,7 @@ async def by_body(request: web.Request) -> web.StreamResponse:
         wish = wishes.of(request, named)
     except ValueError as error:
         return errors.response(400, str(error), param="keep_alive")
-    spec = house.find(named.model)
+    spec = house.find(named.model, grant_of(request))
     passing = Passing(spec, request.raw_path, _rewritten(spec, named.model, body), wish)
     return await _pass(house, request, passing)
 
@@ -60,8 +83,12 @@ async def by_path(request: web.Request) -> web.StreamResponse:
         if spec is not None:
             break
     else:
-        spec, cut = house.find(unquote(words[0])), 1
+        spec, cut = house.find(unquote(words[0]), grant_of(request)), 1
     path = "/".join(words[cut:])
+    if (grant := grant_of(request)) is not None:
+        grant.require(spec, spec.name)
+        if not grant.key.admin and path not in WITH_ANY_KEY:
+            raise NotAllowedError(f"the key {grant.key.name!r} is not good for /{path} of a worker")
     needs_slot = path.rstrip("/") not in WITHOUT_SLOT
     wish = Wish(request.headers.get("X-Tenant-Id", "")[:256])
     body = await request.read()
@@ -138,7 +165,15 @@ async def _through(
     answered, tokens = False, 0
     try:
         url = lease.base_url + passing.path
-        response, tokens = await forward(house.session, request, url, passing.body, STREAM_HEADERS)
+        opened = request.get(OPENED)
+        response, tokens = await forward(
+            house.session,
+            request,
+            url,
+            passing.body,
+            STREAM_HEADERS,
+            opened.header if opened is not None else "",
+        )
         answered = True
         return response
     finally:

@@ -27,6 +27,8 @@ class Holder(msgspec.Struct, frozen=True):
     """The configuration that it serves."""
     closing: bool = False
     """It finishes what it serves and takes nothing new."""
+    socket: str = ""
+    """Where it answers HTTP without asking for a key; empty where it does not."""
 
     def alive(self) -> psutil.Process | None:
         """The process, if it is still the one that wrote this."""
@@ -62,13 +64,15 @@ class HomeLock:
         except OSError:
             os.ftruncate(self._fd, 0)
 
-    def announce(self, endpoint: str, log: Path, config: Path, closing: bool = False) -> None:
+    def announce(
+        self, endpoint: str, log: Path, config: Path, socket: Path | None, closing: bool = False
+    ) -> None:
         """Write down who holds the lock, where it answers, and whether it is about to end.
 
         Raises OSError where a disk is so full that not even a new file's first block fits.
         """
-        pid = os.getpid()
-        holder = Holder(pid, birth_of(pid), endpoint, str(log), str(config), closing)
+        pid, inner = os.getpid(), str(socket or "")
+        holder = Holder(pid, birth_of(pid), endpoint, str(log), str(config), closing, inner)
         self._write(msgspec.json.encode(holder))
 
     def _write(self, content: bytes) -> None:

@@ -85,16 +85,18 @@ async def forward(
     url: str,
     body: bytes,
     added: Mapping[str, str],
+    withheld: str = "",
 ) -> Answer:
     """Send `request` with `body` to `url` and stream the answer to the client as it comes.
 
-    `added` are headers that the answer gets on top. Raises WorkerFailedError when the worker
+    `added` are headers that the answer gets on top; `withheld` is one of the request that is no
+    business of the worker's. Raises WorkerFailedError when the worker
     fails, ConnectionResetError when the client has gone. However it ends, the connection to the
     worker is closed unless its answer is complete, so that the worker stops working on it.
     """
     headers = end_to_end(request.headers)
     # The body was unpacked on its way in, if it was packed.
-    for name in ("Host", "Content-Length", "Expect", "Content-Encoding"):
+    for name in ("Host", "Content-Length", "Expect", "Content-Encoding", withheld):
         headers.popall(name, None)
     try:
         answer = await session.request(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from swapd.words.access import Access, Tls
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +24,5 @@ class Settings:
     log_level: str = "info"
     include_aliases: bool = False
     """Whether aliases stand in the list of models too."""
+    access: Access = field(default_factory=Access)
+    tls: Tls = field(default_factory=Tls)

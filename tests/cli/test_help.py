@@ -14,7 +14,7 @@ from tests.swapd import ROOT
 PAGE = (ROOT / "docs/cli.md").read_text()
 HEADINGS = re.findall(r"^### `(.*)`$", PAGE, re.MULTILINE)
 HIDDEN = {"ls": "list", "chat": "run"}
-GROUPS = ("service", "cron", "config")
+GROUPS = ("service", "cron", "config", "key")
 
 
 def _command(heading: str) -> str:

@@ -11,7 +11,16 @@ import pytest
 
 from swapd.config.custom import parse_custom
 from swapd.config.env import sync_settings
-from swapd.config.schema import CustomModel, Filters, LimitsEntry, Memory, Model, Server
+from swapd.config.schema import (
+    Cors,
+    CustomModel,
+    Filters,
+    LimitsEntry,
+    Memory,
+    Model,
+    Server,
+    TlsFiles,
+)
 from swapd.config.stores import find_stores
 from swapd.config.tree import Mapping, node_at, parse_tree
 from swapd.config.typed import Report, shapes
@@ -23,6 +32,8 @@ EXAMPLE = (ROOT / "config.example.yaml").read_text(encoding="utf-8")
 SECTIONS: list[tuple[type[msgspec.Struct], tuple[str, ...], set[str]]] = [
     (Server, (), {"models"}),
     (Memory, ("memory",), set()),
+    (Cors, ("cors",), set()),
+    (TlsFiles, ("tls",), set()),
     (Model, ("models", "example"), set()),
     (LimitsEntry, ("models", "example", "limits"), set()),
     (Filters, ("models", "example", "filters"), set()),

@@ -218,7 +218,6 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 WARNED = [
-    ("apiKeys: [a]\n" + BARD, "config.yaml:1: apiKeys: has no effect yet: "),
     ("startPort: 5800\n" + BARD, "config.yaml:1: startPort: has no effect yet: "),
     (BARD + "    timeouts: {connect: 3}", "config.yaml:4: models.bard.timeouts: has no effect yet"),
     (

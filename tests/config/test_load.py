@@ -83,7 +83,7 @@ def test_grace(top: str, own: str, grace: float) -> None:
 
 
 def test_a_file_from_llama_swap_loads() -> None:
-    loaded = read(LLAMA_SWAP, {"HOME": "/home/me", "KEY": "k"})
+    loaded = read(LLAMA_SWAP, {"HOME": "/home/me", "KEY": "k", "SWAP_KEY": "s"})
     models = loaded.catalog.models
     assert list(models) == ["big", "docker", "hidden", "on", "123"]
     big = models["big"]
@@ -112,7 +112,7 @@ def test_a_file_from_llama_swap_loads() -> None:
     assert loaded.settings.include_aliases is True
     told = {w.key for w in loaded.warnings if "has no effect yet" in w.message}
     assert told == {
-        "startPort", "sendLoadingState", "apiKeys", "hooks", "peers", "captureBuffer",
+        "startPort", "sendLoadingState", "hooks", "peers", "captureBuffer",
         "metricsMaxInMemory", "logToStdout", "logTimeFormat", "models.big.sendLoadingState",
         "models.big.filters.setParams", "models.big.filters.setParamsByID", "models.big.timeouts",
     }  # fmt: skip
@@ -137,7 +137,7 @@ macros:
   "ctx_args": "--ctx-size ${default_ctx}"
   "dir": "${env.HOME}/models"
 apiKeys:
-  - "${env.NOT_SET_AND_NOT_LOOKED_AT}"
+  - "${env.SWAP_KEY}"
 x-docker: &docker
   checkEndpoint: none
   ttl: -1

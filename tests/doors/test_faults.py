@@ -268,8 +268,8 @@ def test_a_client_that_does_not_read_does_not_hold_a_shutdown_up(home: Path) -> 
     with Swapd(home, config(models, drain_grace=0.5)) as swapd:
         body = msgspec.json.encode(chat("a", stream=True, max_tokens=400_000))
         with socket.create_connection(("127.0.0.1", swapd.port)) as sock:
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}"
-            sock.sendall(head.encode() + b"\r\n\r\n" + body)
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: {len(body)}"
+            sock.sendall(head.encode() + b"\r\nHost: localhost\r\n\r\n" + body)
             assert sock.recv(100)
             eventually(lambda: swapd.worker("a")["busy"] == 1)
             swapd.process.send_signal(signal.SIGTERM)

@@ -28,7 +28,7 @@ HOLD = (
     "import sys, pathlib\n"
     "from swapd.effects.lock import HomeLock\n"
     "lock = HomeLock(pathlib.Path(sys.argv[1]))\n"
-    "lock.announce('http://127.0.0.1:1', pathlib.Path('x.log'), pathlib.Path('c'))\n"
+    "lock.announce('http://127.0.0.1:1', pathlib.Path('x.log'), pathlib.Path('c'), None)\n"
     "print(flush=True)\n"
     "sys.stdin.read()\n"
 )

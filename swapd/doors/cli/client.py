@@ -1,15 +1,17 @@
-"""Asks a running swapd over HTTP."""
+"""Asks a running swapd over HTTP, by the socket in its home, where no key is needed."""
 
 from __future__ import annotations
 
 import http.client
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import msgspec
 
+from swapd.doors.cli.line import connected
 from swapd.doors.cli.say import NOT_RUNNING, FailedError
 from swapd.effects.lock import Holder, read_holder
 from swapd.home import Home
@@ -75,8 +77,7 @@ def _answer(
     holder: Holder, method: str, path: str, body: bytes | None, timeout: float | None
 ) -> Iterator[http.client.HTTPResponse]:
     """An answer of status 200. Goes to the machine itself: proxies in the environment are not."""
-    at = urlsplit(holder.endpoint)
-    connection = http.client.HTTPConnection(at.hostname or "", at.port, timeout=timeout)
+    connection = _Connection(holder, timeout)
     try:
         connection.request(method, path, body, {"Content-Type": "application/json"})
         answer = connection.getresponse()
@@ -88,6 +89,21 @@ def _answer(
         raise NoAnswerError(f"{holder.endpoint} does not answer: {error}") from error
     finally:
         connection.close()
+
+
+class _Connection(http.client.HTTPConnection):
+    """A connection by the socket, or, where that could not be made, to the endpoint."""
+
+    def __init__(self, holder: Holder, timeout: float | None) -> None:
+        at = urlsplit(holder.endpoint)
+        super().__init__(at.hostname or "", at.port, timeout=timeout)
+        self._socket = holder.socket
+
+    def connect(self) -> None:
+        if self._socket:
+            self.sock = connected(Path(self._socket), self.timeout)
+        else:
+            super().connect()
 
 
 def _message(body: bytes) -> str:

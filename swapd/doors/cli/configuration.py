@@ -11,6 +11,10 @@ from swapd.doors.cli.say import FailedError, command, complain
 from swapd.home import WORKER_COMMAND, Home, demo_folder, find_home
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import yaml
+
     from swapd.config.load import Loaded
 
 
@@ -21,9 +25,39 @@ def path() -> int:
 
 
 def show() -> int:
-    """Print the configuration in use as it is."""
-    print(_text(in_use(find_home())), end="")
+    """Print the configuration in use as it is, but for keys that stand in it in plain text."""
+    file = in_use(find_home())
+    print(without_keys(_text(file), file), end="")
     return 0
+
+
+def without_keys(text: str, file: Path) -> str:
+    """The text with `***` for each of `apiKeys`. Raises FailedError where they can't be found."""
+    import yaml
+
+    try:
+        top = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        if "apiKeys" in text:
+            message = f"{file} is not shown: it has API keys, but is no YAML; config check says why"
+            raise FailedError(message) from error
+        return text
+    pairs = top.value if isinstance(top, yaml.MappingNode) else []
+    spans = [span for key, value in pairs if key.value == "apiKeys" for span in _scalars(value)]
+    for start, end in sorted(set(spans), reverse=True):
+        text = f"{text[:start]}'***'{text[end:]}"
+    return text
+
+
+def _scalars(node: yaml.Node) -> Iterator[tuple[int, int]]:
+    """Where the values below a node stand; those of the environment are no secrets here."""
+    if isinstance(node.value, str):
+        if "${env." not in node.value:
+            yield node.start_mark.index, node.end_mark.index
+        return
+    for inner in node.value:
+        for one in inner if isinstance(inner, tuple) else (inner,):
+            yield from _scalars(one)
 
 
 def check(file: Path | None) -> int:

@@ -99,6 +99,8 @@ def _started(home: Home, arguments: list[str]) -> int:
         raise _failure(home)
     if "endpoint" in word:
         _introduce(holder)
+        for risk in word["risks"]:
+            complain(risk)
     else:
         # Somebody else's start won the race for the lock.
         print(_already(holder))

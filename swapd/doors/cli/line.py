@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,7 +17,12 @@ class Line:
     """A connection; to be closed. Raises FailedError when there is nobody, or nobody any more."""
 
     def __init__(self, home: Home) -> None:
-        self._sock = _connected(home)
+        try:
+            self._sock = connected(home.socket)
+        except OSError as error:
+            log = home.logs / "swapd.log"
+            message = f"{home.socket} can't be opened: {error.strerror}; see {log}"
+            raise FailedError(message) from error
         self._heard = self._sock.makefile("rb")
 
     def __enter__(self) -> Line:
@@ -50,17 +56,20 @@ class Line:
         return self.hear()
 
 
-def _connected(home: Home) -> socket.socket:
-    """Connected from beside the socket's file: an address may have some 100 bytes, a path more."""
+def connected(path: Path, timeout: float | None = None) -> socket.socket:
+    """Connected from beside the socket's file: an address may have some 100 bytes, a path more.
+
+    Raises OSError.
+    """
     sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(timeout)
     here = os.open(".", os.O_RDONLY)
     try:
-        os.chdir(home.socket.parent)
-        sock.connect(home.socket.name)
-    except OSError as error:
+        os.chdir(path.parent)
+        sock.connect(path.name)
+    except OSError:
         sock.close()
-        message = f"{home.socket} can't be opened: {error.strerror}; see {home.logs / 'swapd.log'}"
-        raise FailedError(message) from error
+        raise
     finally:
         os.fchdir(here)
         os.close(here)

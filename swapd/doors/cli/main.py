@@ -10,6 +10,7 @@ from pathlib import Path
 import typer
 
 from swapd.doors.cli import daemon_commands as daemon
+from swapd.doors.cli import key_commands as keys
 from swapd.doors.cli import model_commands as model
 from swapd.doors.cli import service_commands as service
 from swapd.doors.cli import simulate_commands as simulation
@@ -51,6 +52,7 @@ def build() -> typer.Typer:
     app.command("simulate")(simulation.simulate)
     app.command("doctor")(daemon.doctor)
     app.add_typer(daemon.config(), name="config")
+    app.add_typer(keys.key(), name="key")
     for name, group in service.groups().items():
         app.add_typer(group, name=name)
     return app

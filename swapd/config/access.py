@@ -1,0 +1,124 @@
+"""Who may come in: `keys`, `apiKeys`, `allowed_hosts`, `cors`, `tls` of a configuration. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection
+from collections.abc import Mapping as MappingType
+from fnmatch import fnmatchcase
+
+from swapd.config.problems import Path, did_you_mean
+from swapd.config.schema import KeyEntry, Server
+from swapd.config.tree import Mapping, Scalar, node_at
+from swapd.config.typed import Report, read
+from swapd.words.access import Access, ApiKey, Tls
+from swapd.words.catalog import ModelSpec
+
+HASH = re.compile(r"sha256:([0-9a-fA-F]{64})")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_HOST = re.compile(r"\*|(?:\*\.)?[a-z0-9](?:[a-z0-9_.-]*[a-z0-9])?")
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+")
+
+
+def hash_of(key: str) -> str:
+    """A key as the configuration holds it."""
+    return f"sha256:{digest_of(key.encode('utf-8', 'surrogateescape')).hex()}"
+
+
+def digest_of(key: bytes) -> bytes:
+    """SHA-256 of a key. A fast sum is the right one: a key is 256 random bits, not a password, so
+    there is nothing to be gained by guessing."""
+    return hashlib.sha256(key).digest()
+
+
+def access_of(
+    report: Report, server: Server, models: Collection[ModelSpec], env: MappingType[str, str]
+) -> Access:
+    """The terms on which requests are let in; what is wrong with them goes into the report."""
+    keys = [*_named(report, models, env), *_plain(report, server)]
+    owners: dict[bytes, str] = {}
+    for key in keys:
+        if owners.setdefault(key.digest, key.name) != key.name:
+            report.problem(("keys",), f"{owners[key.digest]} and {key.name} are the same key")
+    hosts = [_host(report, i, host) for i, host in enumerate(server.allowed_hosts)]
+    origins = [_origin(report, i, o) for i, o in enumerate(server.cors.allowed_origins)]
+    return Access(tuple(keys), tuple(hosts), tuple(origins))
+
+
+def tls_of(report: Report, server: Server) -> Tls:
+    """The files for HTTPS: both or none."""
+    tls = server.tls
+    if bool(tls.cert) != bool(tls.key):
+        missing = "key" if tls.cert else "cert"
+        report.problem(("tls", missing), "is missing: HTTPS needs a certificate and its key")
+    return Tls(tls.cert, tls.key)
+
+
+def _named(
+    report: Report, models: Collection[ModelSpec], env: MappingType[str, str]
+) -> list[ApiKey]:
+    section = node_at(report.tree, ("keys",))
+    if section is None or (isinstance(section, Scalar) and section.value is None):
+        return []
+    if not isinstance(section, Mapping):
+        report.problem(("keys",), "must be a section with a key's name as each key")
+        return []
+    found = []
+    for name, entry in section.entries.items():
+        path = ("keys", name)
+        if not NAME.fullmatch(name):
+            report.problem(path, "a key's name is of A-Z a-z 0-9 _ . -, 64 at most")
+        elif not isinstance(entry.node, Mapping):
+            # Whatever stands there may be a key in plain text: it is not shown.
+            report.problem(path, "must be a section with hash; key add NAME makes one")
+        else:
+            key = read(KeyEntry, entry.node, path, report, env)
+            match = HASH.fullmatch(key.hash)
+            if match is None:
+                told = "must be sha256: and 64 hexadecimal digits; key add NAME makes one"
+                report.problem((*path, "hash"), told)
+                continue
+            _check_patterns(report, (*path, "models"), key.models, models)
+            digest = bytes.fromhex(match[1])
+            found.append(ApiKey(name, digest, tuple(key.models), key.admin, key.rate))
+    return found
+
+
+def _check_patterns(
+    report: Report, path: Path, patterns: list[str], models: Collection[ModelSpec]
+) -> None:
+    """A name that means no model opens nothing, which its author should know."""
+    names = [name for spec in models for name in (spec.name, *spec.aliases)]
+    for i, pattern in enumerate(patterns):
+        if not any(fnmatchcase(name, pattern) for name in names) and pattern != "*":
+            near = did_you_mean(pattern, names)
+            report.warn((*path, i), f"there is no model {pattern} now{near}")
+
+
+def _plain(report: Report, server: Server) -> list[ApiKey]:
+    """llama-swap's `apiKeys`, each of which opens everything, as it does there."""
+    found = []
+    for i, key in enumerate(server.api_keys):
+        if not key.strip() or key != key.strip():
+            report.problem(("apiKeys", i), "must be a key, without spaces around it")
+        else:
+            digest = digest_of(key.encode("utf-8", "surrogateescape"))
+            found.append(ApiKey(f"apiKeys[{i}]", digest, admin=True))
+    return found
+
+
+def _host(report: Report, i: int, host: str) -> str:
+    if not _HOST.fullmatch(host.lower()):
+        message = f"must be a host's name without a port, such as swapd.example.org, not {host}"
+        report.problem(("allowed_hosts", i), message)
+    return host.lower()
+
+
+def _origin(report: Report, i: int, origin: str) -> str:
+    if not _ORIGIN.fullmatch(origin.lower()):
+        message = (
+            f"must be an origin such as https://chat.example.org, without a path, not {origin}"
+        )
+        report.problem(("cors", "allowed_origins", i), message)
+    return origin.lower()

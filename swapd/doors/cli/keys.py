@@ -1,0 +1,155 @@
+"""API keys: made, listed, taken out. A key is shown once; what is kept is its sum."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from swapd.doors.cli.configuration import read
+from swapd.doors.cli.say import FailedError, command, complain, print_json, table
+from swapd.doors.cli.syncing import sync
+from swapd.home import demo_folder, find_home
+
+PREFIX = "sk-swapd-"
+RANDOM_BYTES = 32
+
+
+def add(name: str, models: list[str], admin: bool, rate: int, config: Path | None) -> int:
+    """Make a key, write its sum into the configuration, print the key. Raises FailedError."""
+    from swapd.config.access import NAME, hash_of
+    from swapd.config.edit import put
+
+    if not NAME.fullmatch(name):
+        raise FailedError(f"{name!r} can't be a key's name: it is of A-Z a-z 0-9 _ . -", 2)
+    place = _Place(config)
+    if any(known == name for known in place.names()):
+        raise FailedError(f"there is a key {name} already; {command()} key rm {name} takes it out")
+    key = PREFIX + secrets.token_urlsafe(RANDOM_BYTES)
+    entry: dict[str, object] = {"hash": hash_of(key)}
+    if names := [part for text in models for part in text.split(",") if part]:
+        entry["models"] = names
+    if admin:
+        entry["admin"] = True
+    if rate:
+        entry["rate"] = rate
+    first = not place.names()
+    place.write(put(place.text, ("keys", name), entry, place.file.name))
+    print(key)
+    complain(f"{place.file} has its SHA-256 sum; the key itself is shown this once")
+    if first:
+        complain("as long as there is a key, every HTTP request but GET /health needs one")
+    return 0
+
+
+def rm(name: str, config: Path | None) -> int:
+    """Take a key out. Raises FailedError."""
+    from swapd.config.edit import EditError, take
+
+    place = _Place(config)
+    try:
+        place.write(take(place.text, ("keys", name), f"a key {name}", place.file.name))
+    except EditError as error:
+        raise FailedError(f"nothing was changed: {error}") from error
+    print(f"{name} opens nothing any more")
+    if not place.names():
+        complain("that was the last key: whoever reaches the address is served now")
+    return 0
+
+
+def list_keys(config: Path | None, as_json: bool) -> int:
+    """What each key is good for."""
+    home = find_home()
+    keys = read(home, config or home.config).settings.access.keys
+    if as_json:
+        told = [
+            {"name": k.name, "models": k.models, "admin": k.admin, "rate": k.rate} for k in keys
+        ]
+        print_json({"keys": told})
+    elif not keys:
+        print("there are no keys: whoever reaches the address is served")
+    else:
+        rows = [
+            [
+                key.name,
+                "all" if key.admin or "*" in key.models else ", ".join(key.models) or "none",
+                "yes" if key.admin else "",
+                str(key.rate or ""),
+            ]
+            for key in keys
+        ]
+        print("\n".join(table(["KEY", "MODELS", "ADMIN", ">PER MINUTE"], rows)))
+    return 0
+
+
+class _Place:
+    """The file that keys are written into: the one that sync makes the configuration of, or a
+    configuration that somebody wrote by hand."""
+
+    def __init__(self, config: Path | None) -> None:
+        from swapd.config.header import MARK
+
+        self._home = find_home()
+        self._home.folder.mkdir(parents=True, exist_ok=True)
+        self._by_hand = config is not None
+        self.file = config.absolute() if config is not None else self._home.custom
+        if config is None and self._home.config.is_file():
+            with self._home.config.open("rb") as file:
+                if not file.read(len(MARK)).startswith(MARK.encode()):
+                    self._by_hand, self.file = True, self._home.config
+        self.text = self._read()
+
+    def _read(self) -> str:
+        try:
+            return self.file.read_bytes().decode("utf-8")
+        except FileNotFoundError:
+            if self._by_hand:
+                raise
+            return ""
+        except UnicodeDecodeError as error:
+            raise FailedError(f"{self.file} is not text in UTF-8") from error
+
+    def names(self) -> list[str]:
+        """The keys that the file has."""
+        from swapd.config.problems import ConfigError
+        from swapd.config.tree import Mapping, node_at, parse_tree
+
+        try:
+            tree, _ = parse_tree(self.text, self.file.name)
+        except ConfigError as error:
+            raise FailedError(f"nothing was changed:\n{error}") from error
+        section = node_at(tree, ("keys",))
+        return list(section.entries) if isinstance(section, Mapping) else []
+
+    def write(self, text: str) -> None:
+        """Replace the file's text, if the configuration can be used with it; then sync."""
+        from swapd.config.files import replace_text
+        from swapd.config.problems import ConfigError
+
+        try:
+            self._check(text)
+        except ConfigError as error:
+            raise FailedError(f"nothing was changed:\n{error}") from error
+        replace_text(self.file, text)
+        self.text = text
+        if not self._by_hand:
+            sync(force=False, say=lambda _: None)
+
+    def _check(self, text: str) -> None:
+        from swapd.config.env import read_env
+        from swapd.config.load import parse
+        from swapd.config.plan import look
+        from swapd.config.sync import made_of
+        from swapd.effects import clock, memory
+        from swapd.home import WORKER_COMMAND
+
+        total = memory.total()
+        if self._by_hand:
+            env = read_env(self._home.folder, os.environ)
+            parse(text, self.file.name, env, worker_command=WORKER_COMMAND, total_memory=total)
+        else:
+            folder, when = self._home.folder, clock.wall()
+            plan = look(
+                folder, os.environ, demo_folder(), now=when, total_memory=total, custom_text=text
+            )
+            made_of(plan, total)

@@ -1,0 +1,57 @@
+"""`./model key`: keys made, listed, used and taken out; and the commands go on without one."""
+
+from __future__ import annotations
+
+import httpx
+import msgspec
+
+from tests.cli.user import User
+from tests.swapd import eventually
+
+
+def test_keys_are_made_used_and_taken_out(user: User) -> None:
+    added = user.types("key", "add", "laptop", "--models", "bard", "--rate", "100")
+    assert added.returncode == 0, added.stderr
+    key = added.stdout.strip()
+    assert key.startswith("sk-swapd-")
+    assert "every HTTP request but GET /health needs one" in added.stderr
+    assert "there is a key laptop already" in user.fails("key", "add", "laptop")
+    assert "can't be a key's name" in user.fails("key", "add", "my laptop", status=2)
+    assert key not in user.custom.read_text() + user.config.read_text()
+    listed = msgspec.json.decode(user.says("key", "list", "--json"))["keys"]
+    assert listed == [{"name": "laptop", "models": ["bard"], "admin": False, "rate": 100}]
+    assert user.says("key", "list").splitlines()[1].split() == ["laptop", "bard", "100"]
+
+    user.says("start")
+    models = f"http://127.0.0.1:{user.port}/v1/models"
+    shown = {"Authorization": f"Bearer {key}"}
+    assert httpx.get(models, trust_env=False).status_code == 401
+    told = httpx.get(models, headers=shown, trust_env=False).json()
+    assert [m["id"] for m in told["data"]] == ["bard"]
+    # The commands need no key: they come by the socket.
+    assert "2 models" in user.says("status")
+    assert "bard" in user.says("load", "bard")
+    assert "bard" in user.says("ps")
+    assert user.says("run", "bard", "Who goes there?", "--max-tokens", "3")
+    user.says("key", "rm", "laptop")
+    eventually(lambda: httpx.get(models, trust_env=False).status_code == 200)
+    assert "says nothing of a key laptop" in user.fails("key", "rm", "laptop")
+    assert "there are no keys" in user.says("key", "list")
+
+
+def test_a_configuration_of_ones_own_is_edited_where_it_is(user: User) -> None:
+    user.config.parent.mkdir(parents=True)
+    user.config.write_text("# mine\napiKeys: [plain-5ecret]  # old\nmodels: {}\n")
+    user.says("key", "add", "ops", "--admin")
+    text = user.config.read_text()
+    assert text.startswith(
+        "# mine\napiKeys: [plain-5ecret]  # old\nmodels: {}\nkeys:\n  ops: {hash:"
+    )
+    assert not user.custom.exists()
+    rows = [line.split() for line in user.says("key", "list").splitlines()[1:]]
+    assert rows == [["ops", "all", "yes"], ["apiKeys[0]", "all", "yes"]]
+    shown = user.says("config", "show")
+    assert "5ecret" not in shown
+    assert shown == text.replace("plain-5ecret", "'***'")
+    user.config.write_text("apiKeys: [plain-5ecret\n")
+    assert "5ecret" not in user.fails("config", "show")
