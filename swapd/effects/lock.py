@@ -65,7 +65,12 @@ class HomeLock:
             os.ftruncate(self._fd, 0)
 
     def announce(
-        self, endpoint: str, log: Path, config: Path, socket: Path | None, closing: bool = False
+        self,
+        endpoint: str,
+        log: Path,
+        config: Path,
+        socket: Path | None = None,
+        closing: bool = False,
     ) -> None:
         """Write down who holds the lock, where it answers, and whether it is about to end.
 
