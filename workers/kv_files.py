@@ -163,7 +163,7 @@ class KvFiles:
 
         Raises OSError.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # conversations are private
         part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
         try:
             size = save(part)

@@ -28,6 +28,9 @@ from swapd.config.units import parse_size, show_size
 
 BUDGET = "80%"
 """What all workers together may take of a machine nobody said anything about."""
+KEPT = ".swapd/kv"
+"""Where our workers leave what their caches hold when they go, seen from the home, in which they
+run."""
 _WORKERS_KEYS = (
     "sampler_args",
     "ctx_size",
@@ -210,7 +213,7 @@ class _Work:
             message = f"{context} is more than the {trained} tokens that the model was trained for"
             self.warnings.append(self.custom.warn(key, message, "ctx_size"))
         words = ["--model", str(model.path), "--ctx-size", str(context)]
-        words += ["--parallel", str(self.settings.parallel)]
+        words += ["--parallel", str(self.settings.parallel), "--slot-save-path", KEPT]
         sampler = self.custom.models[key].sampler_args.strip() if key else ""
         parts = ("${worker}", shlex.join(words), flags, sampler)
         return {"cmd": " ".join(part for part in parts if part)}

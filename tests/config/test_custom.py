@@ -67,6 +67,7 @@ models:
     home = machine.home
     assert spec.argv[3:-6] == (
         "--model", str(machine.models / "m/m-7b.gguf"), "--ctx-size", "700", "--parallel", "1",
+        "--slot-save-path", ".swapd/kv",
         "--adapter", f"alice={home}/a lora.gguf", "--adapter", f"bob={home}/../b.gguf",
         "--jinja", "--chat-template-file", f"{home}/t.jinja",
         "--chat-template-kwargs", json.dumps({"enable_thinking": False, "name": "it's"}),

@@ -40,7 +40,8 @@ def test_the_demo_models_are_told_in_full(machine: Machine) -> None:
     parameters = sum(int(tensor.n_elements) for tensor in gguf.GGUFReader(BARD).tensors)
     assert (entry.parameters, entry.vocabulary, entry.title) == (parameters, 3072, "swapd bard")
     assert (entry.template, entry.pooling, entry.broken) == (True, "", "")
-    assert entry.command == f"${{worker}} --model {BARD} --ctx-size 1024 --parallel 1"
+    flags = "--ctx-size 1024 --parallel 1 --slot-save-path .swapd/kv"
+    assert entry.command == f"${{worker}} --model {BARD} {flags}"
     assert 42 * 2**20 < entry.need < 60 * 2**20
 
 

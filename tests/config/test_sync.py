@@ -60,7 +60,7 @@ def test_what_is_found_is_what_loads(home: Home) -> None:
     assert loaded.warnings == ()
     bard, gemma = loaded.catalog.models.values()
     model = str(home.models / "gemma/gemma-1b.gguf")
-    flags = ("--ctx-size", "8192", "--parallel", "1")
+    flags = ("--ctx-size", "8192", "--parallel", "1", "--slot-save-path", ".swapd/kv")
     added = ("--alias", gemma.name, "--host", "127.0.0.1", "--port", "0")
     assert gemma.argv == (*WORKER, "--model", model, *flags, *added)
     assert (gemma.own, gemma.context, gemma.slots, gemma.ttl) == (True, 8192, 1, 1800)

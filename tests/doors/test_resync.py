@@ -68,6 +68,23 @@ def test_custom_models_are_applied_and_a_broken_file_changes_nothing(
     assert synced.worker("bard")["ttl"] == 77
 
 
+def test_a_conversation_outlives_the_swap_of_its_model(synced: Swapd, home: Path) -> None:
+    (home / "custom_models.yaml").write_text("max_resident: 1\n")
+    eventually(lambda: "configuration reloaded" in synced.log(), within=20)
+    story = [{"role": "user", "content": "Tell of the king who lost his crown at sea. " * 6}]
+    told = {}
+    for model in ("bard", "alice", "bard"):
+        answer = synced.ask(model, messages=story).json()
+        assert [worker["model"] for worker in synced.running()] == [model]
+        told.setdefault(model, []).append(answer)
+    first, again = told["bard"]
+    assert first["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    reused = again["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert reused == first["usage"]["prompt_tokens"] - 1
+    kept = [path for path in (home / ".swapd/kv").iterdir() if path.is_dir()]
+    assert {path.stat().st_mode & 0o077 for path in kept} == {0}
+
+
 def test_a_configuration_of_ones_own_is_left_alone(home: Path) -> None:
     config = "models: {}\n"
     with Swapd(home, config) as swapd:
