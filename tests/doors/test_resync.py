@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,7 +73,7 @@ def test_a_conversation_outlives_the_swap_of_its_model(synced: Swapd, home: Path
     (home / "custom_models.yaml").write_text("max_resident: 1\n")
     eventually(lambda: "configuration reloaded" in synced.log(), within=20)
     story = [{"role": "user", "content": "Tell of the king who lost his crown at sea. " * 6}]
-    told = {}
+    told: dict[str, list[dict[str, Any]]] = {}
     for model in ("bard", "alice", "bard"):
         answer = synced.ask(model, messages=story).json()
         assert [worker["model"] for worker in synced.running()] == [model]
