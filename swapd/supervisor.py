@@ -197,8 +197,12 @@ class Supervisor:
         After a request and not when a spare is taken: then the worker it has become needs the
         processor more than the next spare does.
         """
-        if self._spare is not None and not self._closing:
+        if self._spare is None or self._closing:
+            return
+        try:
             self._spare.prepare()
+        except OSError as error:
+            self._log.warning("there is no spare worker: %s", error.strerror)
 
     async def load(self, model: str) -> None:
         """Wait until this model's worker is ready. Raises RefusedError when it does not get so."""
