@@ -20,6 +20,7 @@ from swapd.config.diff import diff
 from swapd.core.scheduler import Scheduler
 from swapd.effects import memory
 from swapd.effects.clock import Alarm, now, wall
+from swapd.effects.learned import Learnings
 from swapd.effects.logs import Logs
 from swapd.effects.probe import StrangerError, until_ready
 from swapd.effects.process import Word, WorkerProcess
@@ -79,6 +80,8 @@ class Running:
     process: WorkerProcess | None
     started: float
     """Seconds since 1970."""
+    identity: str
+    """Under which what is learned of it is kept."""
     beat: float | None = None
     """When the worker was last heard to make progress, of the monotonic clock."""
     probe: asyncio.Task[None] | None = None
@@ -111,9 +114,11 @@ class Supervisor:
         logs: Logs,
         session: aiohttp.ClientSession,
         observe: Callable[[ev.Event, list[od.Order]], None],
+        learnings: Learnings,
         spare: Spare | None = None,
     ) -> None:
-        self._core = Scheduler(catalog)
+        self._core = Scheduler(catalog, learnings.recall(catalog))
+        self._learnings = learnings
         self._place = place
         self._logs = logs
         self._log = logs.own
@@ -240,7 +245,7 @@ class Supervisor:
         """Take a new configuration; what it did not change keeps running."""
         changes = diff(self.catalog, catalog)
         self._log.info("configuration reloaded: %s", changes)
-        self.post(ev.Reloaded(now(), catalog))
+        self.post(ev.Reloaded(now(), catalog, self._learnings.recall(catalog)))
 
     def close(self, grace: float) -> None:
         """Begin to end: running requests may go on for `grace` seconds; then `closed` is set."""
@@ -254,6 +259,7 @@ class Supervisor:
         """After `closed`: end what runs in the background."""
         self._alarm.set(None)
         await self._tasks.end()
+        self._learnings.close()
 
     # -- the inbox ---------------------------------------------------------------------------------
 
@@ -300,6 +306,11 @@ class Supervisor:
                 self._kill(worker, because)
             case od.TakeSample():
                 self._tasks.run(self._sample(), "memory sample")
+            case od.LookAtFree():
+                self.post(ev.FreeSeen(now(), memory.free()))
+            case od.Remember(worker, learned):
+                if worker in self._workers:
+                    self._learnings.note(self._workers[worker].identity, learned)
             case od.WakeAt(when):
                 self._alarm.set(when)
 
@@ -318,7 +329,8 @@ class Supervisor:
     def _start(self, order: od.Start) -> None:
         spec, worker = order.spec, order.worker
         output = self._logs.of(spec.name)
-        running = self._workers[worker] = Running(None, wall())
+        identity = self._learnings.identity(spec)
+        running = self._workers[worker] = Running(None, wall(), identity)
         try:
             running.process = WorkerProcess(worker, spec, self._place, self, output, self._spare)
         except OSError as error:
@@ -352,7 +364,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         seen = await loop.run_in_executor(None, memory.sample, list(pids))
         held = {pids[pid]: held for pid, held in seen.held.items()}
-        self.post(ev.Sampled(now(), seen.used_percent, held))
+        self.post(ev.Sampled(now(), seen.used_percent, held, seen.stalled))
 
     # -- what workers tell -------------------------------------------------------------------------
 
