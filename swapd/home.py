@@ -44,10 +44,6 @@ class Home:
         return self.state / "http.sock"
 
     @property
-    def learned(self) -> Path:
-        return self.state / "learned.json"
-
-    @property
     def logs(self) -> Path:
         return self.state / "logs"
 

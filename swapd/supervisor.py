@@ -12,7 +12,6 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import aiohttp
 
@@ -20,88 +19,16 @@ from swapd.config.diff import diff
 from swapd.core.scheduler import Scheduler
 from swapd.effects import memory
 from swapd.effects.clock import Alarm, now, wall
-from swapd.effects.learned import Learnings
 from swapd.effects.logs import Logs
 from swapd.effects.probe import StrangerError, until_ready
 from swapd.effects.process import Word, WorkerProcess
+from swapd.effects.pulse import Pulse
 from swapd.effects.spawn import Place, Spare
 from swapd.effects.tasks import Tasks
+from swapd.lease import NO_WISH, Lease, RefusedError, Running, Sight, Wish
 from swapd.words import events as ev
 from swapd.words import orders as od
 from swapd.words.catalog import Catalog
-from swapd.words.status import WorkerStatus
-
-ENDS_WITHIN = 1.0
-"""Seconds in which a worker whose connections broke is found to have ended, if it has."""
-
-
-class RefusedError(Exception):
-    """A request was refused; `refusal` says why and when to come again."""
-
-    def __init__(self, refusal: od.Refuse) -> None:
-        super().__init__(refusal.message)
-        self.refusal = refusal
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """How a request wants to be treated."""
-
-    tenant: str = ""
-    keep_alive: float | None = None
-    """See `Arrived.keep_alive`."""
-
-
-@dataclass(slots=True)
-class Lease:
-    """A worker's slot, granted to one request. To be given back by `Supervisor.release`."""
-
-    request: ev.RequestId
-    worker: ev.WorkerId
-    base_url: str
-    running: Running
-
-    async def fate(self) -> str:
-        """How the worker has ended, if it has or does so within a moment; else empty.
-
-        Its connections break before its end is known, by the time a thread takes to wake.
-        """
-        try:
-            await asyncio.wait_for(self.running.gone.wait(), ENDS_WITHIN)
-        except asyncio.TimeoutError:
-            return ""
-        return self.running.fate
-
-
-@dataclass(slots=True)
-class Running:
-    """A worker as the supervisor holds it."""
-
-    process: WorkerProcess | None
-    started: float
-    """Seconds since 1970."""
-    identity: str
-    """Under which what is learned of it is kept."""
-    beat: float | None = None
-    """When the worker was last heard to make progress, of the monotonic clock."""
-    probe: asyncio.Task[None] | None = None
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
-    fate: str = ""
-    """How it ended, once it has."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sight:
-    """One worker as people may see it: the core's view and the process's."""
-
-    status: WorkerStatus
-    pid: int
-    argv: tuple[str, ...]
-    base_url: str
-    started: float
-    """Seconds since 1970."""
-    silent: float | None
-    """Seconds since the worker was last heard to make progress; None: never."""
 
 
 class Supervisor:
@@ -114,11 +41,9 @@ class Supervisor:
         logs: Logs,
         session: aiohttp.ClientSession,
         observe: Callable[[ev.Event, list[od.Order]], None],
-        learnings: Learnings,
         spare: Spare | None = None,
     ) -> None:
-        self._core = Scheduler(catalog, learnings.recall(catalog))
-        self._learnings = learnings
+        self._core = Scheduler(catalog)
         self._place = place
         self._logs = logs
         self._log = logs.own
@@ -164,21 +89,47 @@ class Supervisor:
             process = running.process
             if process is None:
                 continue
-            silent = None if running.beat is None else now() - running.beat
+            beat = running.pulse.beat
+            silent = None if beat is None else now() - beat
             url, argv = process.base_url, process.argv
             seen.append(Sight(status, process.pid, argv, url, running.started, silent))
         return seen
 
-    async def admit(self, model: str, needs_slot: bool = True, wish: Wish = Wish()) -> Lease:
+    @property
+    def is_wary(self) -> bool:
+        """Whether to tell the fingerprints of requests: workers have ended under some lately."""
+        return self._core.is_wary
+
+    async def admit(
+        self, model: str, needs_slot: bool = True, wish: Wish = NO_WISH, fingerprint: str = ""
+    ) -> Lease:
         """Wait for a slot of this model's worker, which is started if need be.
 
         Raises RefusedError. When the caller is cancelled, whatever it held is given back.
         """
         self._requests += 1
-        request = self._requests
+        return await self._granted(
+            ev.Arrived(
+                *(now(), self._requests, model, needs_slot),
+                keep_alive=wish.keep_alive,
+                tenant=wish.tenant,
+                fingerprint=fingerprint,
+            )
+        )
+
+    async def again(self, lease: Lease, fingerprint: str) -> Lease:
+        """Wait for another worker in the place of one that has ended: as `admit` does.
+
+        The lease is given back by this, however it ends.
+        """
+        lease.running.pulse.leases -= 1
+        return await self._granted(ev.Returned(now(), lease.request, fingerprint))
+
+    async def _granted(self, event: ev.Arrived | ev.Returned) -> Lease:
+        request = event.request
         future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         self._waiting[request] = future
-        self.post(ev.Arrived(now(), request, model, needs_slot, wish.keep_alive, wish.tenant))
+        self.post(event)
         try:
             return await future
         except asyncio.CancelledError:
@@ -188,12 +139,14 @@ class Supervisor:
                 self.release(future.result(), answered=False)
             raise
 
-    def release(self, lease: Lease, answered: bool, tokens: int = 0) -> None:
+    def release(self, lease: Lease, answered: bool, tokens: int = 0, fingerprint: str = "") -> None:
         """Give a slot back: the request is over, and the worker answered it or did not.
 
-        `tokens` were read and written for it; 0: not known.
+        `tokens` were read and written for it; 0: not known. The fingerprint is told when the
+        worker ended under it.
         """
-        self.post(ev.Finished(now(), lease.request, answered, tokens))
+        lease.running.pulse.leases -= 1
+        self.post(ev.Finished(now(), lease.request, answered, tokens, fingerprint))
         self.keep_spare()
 
     def keep_spare(self) -> None:
@@ -202,12 +155,8 @@ class Supervisor:
         After a request and not when a spare is taken: then the worker it has become needs the
         processor more than the next spare does.
         """
-        if self._spare is None or self._closing:
-            return
-        try:
+        if self._spare is not None and not self._closing:
             self._spare.prepare()
-        except OSError as error:
-            self._log.warning("there is no spare worker: %s", error.strerror)
 
     async def load(self, model: str) -> None:
         """Wait until this model's worker is ready. Raises RefusedError when it does not get so."""
@@ -245,7 +194,7 @@ class Supervisor:
         """Take a new configuration; what it did not change keeps running."""
         changes = diff(self.catalog, catalog)
         self._log.info("configuration reloaded: %s", changes)
-        self.post(ev.Reloaded(now(), catalog, self._learnings.recall(catalog)))
+        self.post(ev.Reloaded(now(), catalog))
 
     def close(self, grace: float) -> None:
         """Begin to end: running requests may go on for `grace` seconds; then `closed` is set."""
@@ -259,7 +208,6 @@ class Supervisor:
         """After `closed`: end what runs in the background."""
         self._alarm.set(None)
         await self._tasks.end()
-        self._learnings.close()
 
     # -- the inbox ---------------------------------------------------------------------------------
 
@@ -302,15 +250,12 @@ class Supervisor:
                 self._start(order)
             case od.Stop(worker, because):
                 self._stop(worker, because)
-            case od.Kill(worker, because):
-                self._kill(worker, because)
+            case od.Kill():
+                self._kill(order)
+            case od.Look(worker):
+                self._look(worker)
             case od.TakeSample():
                 self._tasks.run(self._sample(), "memory sample")
-            case od.LookAtFree():
-                self.post(ev.FreeSeen(now(), memory.free()))
-            case od.Remember(worker, learned):
-                if worker in self._workers:
-                    self._learnings.note(self._workers[worker].identity, learned)
             case od.WakeAt(when):
                 self._alarm.set(when)
 
@@ -320,7 +265,9 @@ class Supervisor:
         future = self._waiting.pop(request)
         process = self._workers[worker].process
         assert process is not None, "only a ready worker gets grants"
-        lease = Lease(request, worker, process.base_url, self._workers[worker])
+        running = self._workers[worker]
+        running.pulse.leases += 1
+        lease = Lease(request, worker, process.base_url, running)
         if future.cancelled():
             self.release(lease, answered=False)
         else:
@@ -329,8 +276,7 @@ class Supervisor:
     def _start(self, order: od.Start) -> None:
         spec, worker = order.spec, order.worker
         output = self._logs.of(spec.name)
-        identity = self._learnings.identity(spec)
-        running = self._workers[worker] = Running(None, wall(), identity)
+        running = self._workers[worker] = Running(None, wall())
         try:
             running.process = WorkerProcess(worker, spec, self._place, self, output, self._spare)
         except OSError as error:
@@ -348,11 +294,25 @@ class Supervisor:
             self._log.info("%s: stopping pid %d: %s", process.spec.name, process.pid, because)
             process.stop()
 
-    def _kill(self, worker: ev.WorkerId, because: str) -> None:
-        process = self._process(worker)
+    def _kill(self, order: od.Kill) -> None:
+        process, because = self._process(order.worker), order.because
         if process is not None:
             self._log.warning("%s: killing pid %d: %s", process.spec.name, process.pid, because)
-            process.kill()
+            process.condemn(because) if order.hung else process.kill()
+
+    def _look(self, worker: ev.WorkerId) -> None:
+        process = self._process(worker)
+        if process is not None:
+            pulse, name = self._workers[worker].pulse, process.spec.name
+            self._tasks.run(self._looked(process, pulse), f"look at {name}")
+            if process.spec.must_answer:
+                self._tasks.run(pulse.ask(process, self._session), f"question to {name}")
+
+    async def _looked(self, process: WorkerProcess, pulse: Pulse) -> None:
+        """Look for signs only where there were none lately."""
+        if now() - pulse.last() > process.spec.hang_timeout / 4:
+            await pulse.look(process)
+        self.post(ev.Looked(now(), process.worker, pulse.last()))
 
     def _process(self, worker: ev.WorkerId) -> WorkerProcess | None:
         """The worker's process; None when it has ended and the core is yet to hear of it."""
@@ -364,7 +324,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         seen = await loop.run_in_executor(None, memory.sample, list(pids))
         held = {pids[pid]: held for pid, held in seen.held.items()}
-        self.post(ev.Sampled(now(), seen.used_percent, held, seen.stalled))
+        self.post(ev.Sampled(now(), seen.used_percent, held))
 
     # -- what workers tell -------------------------------------------------------------------------
 
@@ -380,8 +340,9 @@ class Supervisor:
     def worker_spoke(self, worker: ev.WorkerId, word: Word) -> None:
         """A worker of ours said something on its descriptor."""
         running = self._workers[worker]
-        running.beat = now()
+        running.pulse.beat = now()
         if word.ready:
+            running.resumable = word.resumable
             self._came_up(worker, word.slots)
 
     def _came_up(self, worker: ev.WorkerId, slots: int = 0) -> None:

@@ -17,10 +17,13 @@ ROOMS = {
     "swapd.config": {"swapd.words"},
     "swapd.effects": {"swapd.words"},
     "swapd.home": {"swapd.words"},
-    "swapd.supervisor": {"swapd.words", "swapd.core", "swapd.config", "swapd.effects"},
+    "swapd.lease": {"swapd.words", "swapd.effects"},
+    "swapd.supervisor": {
+        *("swapd.words", "swapd.core", "swapd.config", "swapd.effects", "swapd.lease"),
+    },
     "swapd.doors": {
         *("swapd.words", "swapd.core", "swapd.config", "swapd.effects"),
-        *("swapd.home", "swapd.supervisor", "swapd.simulation"),
+        *("swapd.home", "swapd.lease", "swapd.supervisor", "swapd.simulation"),
     },
     "swapd.__main__": {"swapd.doors"},
     "swapd": set[str](),

@@ -53,8 +53,6 @@ class Memory(Struct, frozen=True, kw_only=True):
 
     budget: Size = "0"
     threshold: Annotated[float, Meta(ge=0, le=100, description="a percentage, 0 to 100")] = 0.0
-    stall: Annotated[float, Meta(ge=0, le=100, description="a percentage, 0 to 100")] = 10.0
-    critical: Annotated[float, Meta(ge=0, le=100, description="a percentage, 0 to 100")] = 0.0
     interval: Annotated[float, Meta(gt=0, description="seconds, more than 0")] = 30.0
 
 
@@ -117,6 +115,7 @@ class Model(Struct, frozen=True, kw_only=True):
     ] = -1.0
     unload_timeout: Seconds = msgspec.field(name="unloadTimeout", default=0.0)
     stop_grace: Annotated[Seconds | None, Meta(description="seconds, 0 or more")] = None
+    hang_timeout: Annotated[Seconds | None, Meta(description="seconds, 0 or more")] = None
     concurrency_limit: Count = msgspec.field(name="concurrencyLimit", default=0)
     max_queue: Annotated[Places | None, Meta(description="a whole number, 1 or more")] = None
     need: Size = "0"
@@ -173,6 +172,7 @@ class Server(Struct, frozen=True, kw_only=True):
     ttl: Seconds = 0.0
     max_queue: Places = 64
     stop_grace: Seconds = 5.0
+    hang_timeout: Seconds = 30.0
     health_check_timeout: Annotated[float, Meta(gt=0, description="seconds, more than 0")] = (
         msgspec.field(name="healthCheckTimeout", default=120.0)
     )

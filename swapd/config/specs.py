@@ -85,7 +85,7 @@ class SpecBuilder:
             return None
         worker = self._ground.worker
         own = argv[: len(worker)] == worker
-        proxy = self._proxy(own, argv)
+        proxy, endpoint = self._proxy(own, argv), self._check_endpoint()
         model, server = self._model, self._ground.server
         grace = server.unload_timeout or server.stop_grace
         return ModelSpec(
@@ -96,11 +96,13 @@ class SpecBuilder:
             limits=self._limits(),
             own=own,
             proxy=proxy,
-            check_endpoint=self._check_endpoint(),
+            check_endpoint=endpoint,
             start_timeout=server.health_check_timeout,
             stop_grace=(model.unload_timeout or grace)
             if model.stop_grace is None
             else model.stop_grace,
+            hang_timeout=server.hang_timeout if model.hang_timeout is None else model.hang_timeout,
+            must_answer=not own and model.hang_timeout is not None and bool(endpoint),
             need_bytes=self._need(),
             slots=self._slots(argv, own),
             max_queue=server.max_queue if model.max_queue is None else model.max_queue,

@@ -15,7 +15,7 @@ from swapd.doors.keys import OPENED, Grant, grant_of
 from swapd.doors.naming import adapters_of
 from swapd.doors.secrets import without_secrets
 from swapd.effects.clock import wall
-from swapd.supervisor import RefusedError, Sight
+from swapd.lease import RefusedError, Sight
 from swapd.words.catalog import ModelSpec
 
 
@@ -107,6 +107,7 @@ def _worker(house: House, sight: Sight) -> dict[str, Any]:
         "waiting": house.supervisor.waiting(status.model),
         "idle_seconds": idle,
         "silent_seconds": sight.silent,
+        **house.metrics.troubles(status.model),
         "bytes": status.bytes,
         "context": spec.context if spec else 0,
     }

@@ -64,9 +64,10 @@ def too_large(limit: int) -> web.Response:
     return response(413, message, code="too_large")
 
 
-def last_event(message: str) -> bytes:
+def as_event(error: web.Response) -> bytes:
     """The event that ends a stream of server-sent events which broke off."""
-    return b"data: " + body(message, "upstream_error", "worker_failed") + b"\n\n"
+    assert isinstance(error.body, bytes)
+    return b"data: " + error.body + b"\n\n"
 
 
 @web.middleware

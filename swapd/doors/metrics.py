@@ -13,6 +13,12 @@ from swapd.words import events as ev
 from swapd.words import orders as od
 
 LOAD_BUCKETS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
+TROUBLES = {
+    "returned": "Requests given to another worker because theirs had ended",
+    "resumed": "Streams that another worker went on with",
+    "hung": "Workers killed because they made no progress",
+    "poison": "Requests refused because workers ended under them",
+}
 WAIT_BUCKETS = (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
 
 
@@ -48,9 +54,26 @@ class Metrics:
         self._turned_away = Counter(
             "swapd_turned_away", "Requests not let in, by reason", ["reason"], registry=reg
         )
+        self._troubles = {
+            kind: Counter(f"swapd_{kind}", what, ["model"], registry=reg)
+            for kind, what in TROUBLES.items()
+        }
+        self._counts: dict[str, dict[str, int]] = {}
         self._started: dict[ev.WorkerId, tuple[str, float]] = {}
         self._arrived: dict[ev.RequestId, tuple[str, float]] = {}
         self._granted: dict[ev.RequestId, str] = {}
+
+    def resumed(self, model: str) -> None:
+        """A worker is asked to go on with a stream of another one."""
+        self._trouble("resumed", model)
+
+    def troubles(self, model: str) -> dict[str, int]:
+        """How often each of `TROUBLES` befell a model so far."""
+        return self._counts.get(model) or dict.fromkeys(TROUBLES, 0)
+
+    def _trouble(self, kind: str, model: str) -> None:
+        self._troubles[kind].labels(model).inc()
+        self._counts.setdefault(model, dict.fromkeys(TROUBLES, 0))[kind] += 1
 
     def observe(self, event: ev.Event, orders: list[od.Order]) -> None:
         """Take in one event and the orders that followed from it."""
@@ -64,6 +87,10 @@ class Metrics:
                 model = self._granted.pop(request)
                 if not answered:
                     self._failed.labels(model).inc()
+            case ev.Returned(now, request):
+                model = self._granted.pop(request)
+                self._arrived[request] = (model, now)
+                self._trouble("returned", model)
             case ev.CameUp(now, worker):
                 model, since = self._started[worker]
                 self._load.labels(model).observe(now - since)
@@ -83,11 +110,15 @@ class Metrics:
                 self._granted[request] = model
                 self._wait.labels(model).observe(now - since)
             case od.Refuse(request, why):
-                self._arrived.pop(request, None)
+                model, _ = self._arrived.pop(request)
+                if why is od.Why.POISON:
+                    self._trouble("poison", model)
                 self._refused.labels(why.value).inc()
             case od.Start(worker, spec):
                 self._started[worker] = (spec.name, now)
                 self._starts.labels(spec.name).inc()
+            case od.Kill(worker, hung=True):
+                self._trouble("hung", self._started[worker][0])
             case od.Stop(worker):
                 self._stops.labels(self._started[worker][0]).inc()
 

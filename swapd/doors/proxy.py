@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -13,9 +14,10 @@ from swapd.doors import errors, wishes
 from swapd.doors.house import HOUSE, House
 from swapd.doors.keys import OPENED, NotAllowedError, grant_of
 from swapd.doors.naming import adapters_of
-from swapd.effects.upstream import WorkerFailedError, forward
-from swapd.supervisor import Lease, RefusedError, Wish
+from swapd.effects.upstream import Passage, WorkerFailedError
+from swapd.lease import Lease, RefusedError, Wish
 from swapd.words.catalog import ModelSpec
+from swapd.words.orders import Why
 
 STREAM_HEADERS = {"X-Accel-Buffering": "no"}
 """Tells a proxy before us not to hold tokens back."""
@@ -65,7 +67,8 @@ async def by_body(request: web.Request) -> web.StreamResponse:
     except ValueError as error:
         return errors.response(400, str(error), param="keep_alive")
     spec = house.find(named.model, grant_of(request))
-    passing = Passing(spec, request.raw_path, _rewritten(spec, named.model, body), wish)
+    rewritten = _rewritten(spec, named.model, body)
+    passing = Passing(spec, request.raw_path, rewritten, wish, asks_ids=True)
     return await _pass(house, request, passing)
 
 
@@ -127,67 +130,94 @@ class Passing:
     body: bytes
     wish: Wish
     needs_slot: bool = True
+    asks_ids: bool = False
+    """Whether to ask for a stream with which another worker can go on."""
 
-
-TRIES = 2
-"""How often a request is given to a worker that dies before the first byte of its answer."""
+    def fingerprint(self) -> str:
+        """By what it is known when it comes again."""
+        told = hashlib.blake2b(f"{self.spec.name} {self.path} ".encode(), digest_size=16)
+        told.update(self.body)
+        return told.hexdigest()
 
 
 async def _pass(house: House, request: web.Request, passing: Passing) -> web.StreamResponse:
-    """Have a worker answer the request; if it dies before the first byte, another one."""
-    name = passing.spec.name
-    for tried in range(1, TRIES + 1):
-        try:
-            lease = await house.supervisor.admit(name, passing.needs_slot, passing.wish)
-        except RefusedError as error:
-            return errors.of_refusal(error.refusal)
-        try:
-            return await _through(house, request, passing, lease)
-        except ConnectionResetError as error:
-            # The client has gone in the middle of its answer.
-            raise asyncio.CancelledError from error
-        except WorkerFailedError as error:
-            fate = await lease.fate()
-            house.logs.own.warning("%s: a request failed: %s", name, fate or error)
-            message = f"the worker of {name!r} failed: {fate or error}"
-            if error.begun is not None:
-                await _break_off(request, error.begun, message)
-                return error.begun
-            if not fate or tried == TRIES:
-                return errors.response(502, message, "upstream_error", "worker_failed")
-    raise AssertionError("the last try returns")
+    """Have a worker answer the request; if it ends under it, another one."""
+    supervisor, wish = house.supervisor, passing.wish
+    known = passing.fingerprint() if supervisor.is_wary else ""
+    try:
+        lease = await supervisor.admit(passing.spec.name, passing.needs_slot, wish, known)
+    except RefusedError as error:
+        return _refused(house, passing, error)
+    opened = request.get(OPENED)
+    withheld = opened.header if opened is not None else ""
+    passage = Passage(house.session, request, passing.path, passing.body, STREAM_HEADERS, withheld)
+    try:
+        instead = await _through(house, passing, passage, lease)
+    except ConnectionResetError as error:
+        # The client has gone in the middle of its answer.
+        raise asyncio.CancelledError from error
+    begun = passage.response
+    if begun is None:
+        assert instead is not None, "who has no answer has an error"
+        return instead
+    if instead is not None:
+        await _break_off(request, begun, instead)
+    return begun
 
 
 async def _through(
-    house: House, request: web.Request, passing: Passing, lease: Lease
-) -> web.StreamResponse:
-    """Send the request to the worker, stream the answer back, give the slot back."""
-    answered, tokens = False, 0
+    house: House, passing: Passing, passage: Passage, lease: Lease
+) -> web.Response | None:
+    """Send the request through workers until one has answered it; an error if none does.
+
+    Whatever happens, the lease and those that follow it are given back.
+    """
+    held: Lease | None = lease
+    name, answered, tokens, known = passing.spec.name, False, 0, ""
     try:
-        url = lease.base_url + passing.path
-        opened = request.get(OPENED)
-        response, tokens = await forward(
-            house.session,
-            request,
-            url,
-            passing.body,
-            STREAM_HEADERS,
-            opened.header if opened is not None else "",
-        )
-        answered = True
-        return response
+        while True:
+            try:
+                if passage.has_begun:
+                    house.metrics.resumed(name)
+                tokens = await passage.through(
+                    lease.base_url,
+                    lease.running.pulse,
+                    passing.asks_ids and lease.running.resumable,
+                )
+                answered = True
+                return None
+            except WorkerFailedError as error:
+                fate = await lease.fate()
+                message = f"the worker of {name!r} failed: {fate or error}"
+                house.logs.own.warning("%s: a request lost its worker: %s", name, fate or error)
+                known = passing.fingerprint() if fate else ""
+                if not fate or not passage.goes_on:
+                    return errors.response(502, message, "upstream_error", "worker_failed")
+            held = None
+            held = lease = await house.supervisor.again(lease, known)
+            known = ""
+    except RefusedError as error:
+        return _refused(house, passing, error)
     finally:
-        house.supervisor.release(lease, answered, tokens)
+        if held is not None:
+            house.supervisor.release(held, answered, tokens, known)
 
 
-async def _break_off(request: web.Request, begun: web.StreamResponse, message: str) -> None:
+def _refused(house: House, passing: Passing, error: RefusedError) -> web.Response:
+    if error.refusal.why is Why.POISON:
+        name, known = passing.spec.name, passing.fingerprint()
+        house.logs.own.warning("%s: refused, fingerprint %s: %s", name, known, error)
+    return errors.of_refusal(error.refusal)
+
+
+async def _break_off(request: web.Request, begun: web.StreamResponse, error: web.Response) -> None:
     """End an answer that can't be completed so that the client sees that it is not whole.
 
     A stream of events gets an error event; then the connection is closed without the ending that
     a whole answer has.
     """
     if begun.content_type == "text/event-stream":
-        await begun.write(errors.last_event(message))
+        await begun.write(errors.as_event(error))
     begun.force_close()
     if request.transport is not None:
         request.transport.close()

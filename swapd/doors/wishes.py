@@ -7,7 +7,7 @@ import re
 import msgspec
 from aiohttp import web
 
-from swapd.supervisor import Wish
+from swapd.lease import Wish
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 DURATION = re.compile(r"(-?)((?:\d+(?:\.\d+)?(?:ms|s|m|h))+)")

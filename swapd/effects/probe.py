@@ -15,7 +15,7 @@ FIRST_PAUSE = 0.005
 GROWTH = 1.5
 LONGEST_PAUSE = 0.25
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-ANSWER_WITHIN = aiohttp.ClientTimeout(total=5.0)
+ANSWER_WITHIN = 5.0
 
 
 class StrangerError(Exception):
@@ -30,9 +30,8 @@ async def until_ready(process: WorkerProcess, session: aiohttp.ClientSession) ->
     """
     if not process.spec.check_endpoint:
         return
-    url = process.base_url + "/" + process.spec.check_endpoint.lstrip("/")
     interval = FIRST_PAUSE
-    while not await _answers(session, url):
+    while not await answers(session, process, ANSWER_WITHIN):
         await pause(interval)
         interval = min(interval * GROWTH, LONGEST_PAUSE)
     if "${PORT}" in process.spec.proxy and URL(process.base_url).host in LOOPBACK:
@@ -41,9 +40,12 @@ async def until_ready(process: WorkerProcess, session: aiohttp.ClientSession) ->
             raise StrangerError(f"port {process.port} is held by {stranger}")
 
 
-async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
+async def answers(session: aiohttp.ClientSession, process: WorkerProcess, within: float) -> bool:
+    """Whether a worker answers 200 at its check endpoint within so many seconds."""
+    url = process.base_url + "/" + process.spec.check_endpoint.lstrip("/")
+    limit = aiohttp.ClientTimeout(total=within)
     try:
-        async with session.get(url, timeout=ANSWER_WITHIN, allow_redirects=False) as response:
+        async with session.get(url, timeout=limit, allow_redirects=False) as response:
             return response.status == 200
     except (aiohttp.ClientError, asyncio.TimeoutError, OSError):
         return False

@@ -1,16 +1,20 @@
-"""One request through to a worker and its answer back, streamed byte for byte."""
+"""One request through to a worker and its answer back, streamed as it comes."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import aiohttp
+import msgspec
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
+
+from swapd.effects.clock import now
+from swapd.effects.event_ids import EventIds
+from swapd.effects.pulse import Pulse
 
 HOP_BY_HOP = frozenset(
     {
@@ -36,6 +40,12 @@ NEVER = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_WITHIN)
 """An answer may take as long as it takes: a long prefill is not a fault."""
 
 
+EVENTS = "text/event-stream"
+DONE = b"data: [DONE]\n\n"
+"""What a whole stream ends with, where it ends with anything."""
+RESUMABLE = "X-Swapd-Resumable"
+"""Asks a worker of ours for an id with each event, by which another one can go on behind it."""
+LONGEST_REASON = 65536
 TAIL = 2048
 """Bytes at the end of an answer in which its usage stands."""
 TOTAL = re.compile(rb'"total_tokens":\s*(\d{1,12})')
@@ -43,22 +53,20 @@ PROMPT_N = re.compile(rb'"prompt_n":\s*(\d{1,12})')
 PREDICTED_N = re.compile(rb'"predicted_n":\s*(\d{1,12})')
 
 
-class Answer(NamedTuple):
-    """A whole answer as the client got it, and the tokens that it tells of."""
+class Fault(msgspec.Struct):
+    """An error as OpenAI has it."""
 
-    response: web.StreamResponse
-    tokens: int
+    message: str
+
+
+class Said(msgspec.Struct):
+    """The body of an answer that is an error."""
+
+    error: Fault
 
 
 class WorkerFailedError(Exception):
-    """The worker's answer did not come, or broke off.
-
-    `begun` is the answer to the client as far as it has been sent, None before its first byte.
-    """
-
-    def __init__(self, message: str, begun: web.StreamResponse | None) -> None:
-        super().__init__(message)
-        self.begun = begun
+    """The worker's answer did not come, or broke off."""
 
 
 def end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
@@ -79,46 +87,147 @@ def new_session() -> aiohttp.ClientSession:
     )
 
 
-async def forward(
-    session: aiohttp.ClientSession,
-    request: web.Request,
-    url: str,
-    body: bytes,
-    added: Mapping[str, str],
-    withheld: str = "",
-) -> Answer:
-    """Send `request` with `body` to `url` and stream the answer to the client as it comes.
+class Passage:
+    """One request through to a worker, or to several if the first ones end under it.
 
-    `added` are headers that the answer gets on top; `withheld` is one of the request that is no
-    business of the worker's. Raises WorkerFailedError when the worker
-    fails, ConnectionResetError when the client has gone. However it ends, the connection to the
-    worker is closed unless its answer is complete, so that the worker stops working on it.
+    `response` is the answer to the client as far as it has been begun.
     """
-    headers = end_to_end(request.headers)
-    # The body was unpacked on its way in, if it was packed.
-    for name in ("Host", "Content-Length", "Expect", "Content-Encoding", withheld):
-        headers.popall(name, None)
-    try:
-        answer = await session.request(
-            request.method,
-            URL(url, encoded=True),
-            data=body or None,
-            headers=headers,
-            allow_redirects=False,
-        )
-    except FAILURES as error:
-        raise WorkerFailedError(_told(error), None) from error
-    async with answer:
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        request: web.Request,
+        path: str,
+        body: bytes,
+        added: Mapping[str, str],
+        withheld: str = "",
+    ) -> None:
+        self.response: web.StreamResponse | None = None
+        self._session = session
+        self._request = request
+        self._path = path
+        self._body = body
+        self._added = added
+        """Headers that the answer gets on top."""
+        self._withheld = withheld
+        """A header of the request that is no business of the worker's."""
+        self._events: EventIds | None = None
+        self._tail = b""
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether another worker can serve the request so that the client notices a pause at most.
+
+        It can as long as nothing of the answer's body is out, and in streams with ids.
+        """
+        if self.response is None or (self._events and self._events.can_resume):
+            return True
+        return not self._tail and self.response.content_type == EVENTS
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the client has events that the next worker is not to send again."""
+        return self._events is not None and bool(self._events.ids)
+
+    async def through(self, base_url: str, pulse: Pulse, resumable: bool) -> int:
+        """Send the request to a worker and stream the answer to the client as it comes.
+
+        What was begun is gone on with; a worker that is `resumable` is asked for what that needs.
+        Returns the tokens that the answer's end tells of. Raises WorkerFailedError when the
+        worker fails, ConnectionResetError when the client has gone. However it ends, the
+        connection to the worker is closed unless its answer is complete, so that the worker
+        stops working on it.
+        """
+        path, body, headers = self._path, self._body, self._headers(resumable)
+        if self._events is not None and self._events.ids:
+            path, body = f"/resume{path}", self._events.resumption(body)
+        elif self._events is not None:
+            self._events = EventIds()
+        try:
+            answer = await self._session.request(
+                self._request.method,
+                URL(base_url + path, encoded=True),
+                data=body or None,
+                headers=headers,
+                allow_redirects=False,
+            )
+        except FAILURES as error:
+            raise WorkerFailedError(_told(error)) from error
+        async with answer:
+            await self._relay(answer, await self._prepared(answer, resumable), pulse)
+        return tokens_told(self._tail)
+
+    def _headers(self, resumable: bool) -> CIMultiDict[str]:
+        headers = end_to_end(self._request.headers)
+        # The body was unpacked on its way in, if it was packed.
+        for name in (
+            "Host",
+            "Content-Length",
+            "Expect",
+            "Content-Encoding",
+            RESUMABLE,
+            self._withheld,
+        ):
+            headers.popall(name, None)
+        if resumable:
+            headers[RESUMABLE] = "1"
+        return headers
+
+    async def _prepared(
+        self, answer: aiohttp.ClientResponse, resumable: bool
+    ) -> web.StreamResponse:
+        """The response to the client, begun now if it is not yet."""
+        events = answer.content_type == EVENTS
+        if self.response is not None:
+            if answer.status != self.response.status or not events:
+                raise WorkerFailedError(await _reason(answer))
+            return self.response
         response = web.StreamResponse(status=answer.status, reason=answer.reason)
         response.headers.extend(end_to_end(answer.headers))
-        response.headers.update(added)
-        await response.prepare(request)
-        tail = b""
-        while chunk := await _next_chunk(answer, response):
-            await response.write(chunk)
-            tail = (tail + chunk)[-TAIL:]
+        response.headers.update(self._added)
+        await response.prepare(self._request)
+        self.response = response
+        if resumable and events and "Content-Length" not in answer.headers:
+            self._events = EventIds()
+        return response
+
+    async def _relay(
+        self, answer: aiohttp.ClientResponse, response: web.StreamResponse, pulse: Pulse
+    ) -> None:
+        events = self._events
+        while chunk := await self._next_chunk(answer):
+            pulse.flowed = now()
+            if events is not None and not (chunk := events.take(chunk)):
+                continue
+            pulse.held += 1
+            try:
+                await response.write(chunk)
+            finally:
+                pulse.held -= 1
+            self._tail = (self._tail + chunk)[-TAIL:]
+        if events is not None and (rest := events.rest()):
+            await response.write(rest)
         await response.write_eof()
-        return Answer(response, tokens_told(tail))
+
+    async def _next_chunk(self, answer: aiohttp.ClientResponse) -> bytes:
+        """What has come since the last call, at once; empty at the answer's end."""
+        try:
+            return await answer.content.readany()
+        except FAILURES as error:
+            if self._tail.endswith(DONE):
+                return b""
+            raise WorkerFailedError(_told(error)) from error
+
+
+async def _reason(answer: aiohttp.ClientResponse) -> str:
+    """Why a worker does not go on with an answer."""
+    try:
+        data = await answer.content.read(LONGEST_REASON)
+        return msgspec.json.decode(data, type=Said).error.message
+    except FAILURES as error:
+        return _told(error)
+    except msgspec.DecodeError:
+        return f"it answered with status {answer.status}"
 
 
 def tokens_told(tail: bytes) -> int:
@@ -130,14 +239,6 @@ def tokens_told(tail: bytes) -> int:
         return int(found[1])
     prompt, predicted = PROMPT_N.search(tail), PREDICTED_N.search(tail)
     return (int(prompt[1]) if prompt else 0) + (int(predicted[1]) if predicted else 0)
-
-
-async def _next_chunk(answer: aiohttp.ClientResponse, response: web.StreamResponse) -> bytes:
-    """What has come since the last call, at once; empty at the answer's proper end."""
-    try:
-        return await answer.content.readany()
-    except FAILURES as error:
-        raise WorkerFailedError(_told(error), response) from error
 
 
 def _told(error: Exception) -> str:

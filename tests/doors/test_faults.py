@@ -15,32 +15,10 @@ from typing import Any
 
 import httpx
 import msgspec
-import openai
 import pytest
 
 from tests.doors.conftest import Gate, demo, fake
 from tests.swapd import ROOT, Swapd, alive, chat, config, error_of, eventually, said
-
-
-def test_a_killed_worker_ends_its_request_with_an_error_and_is_replaced(home: Path) -> None:
-    with Swapd(home, config({"bard": demo("bard")})) as swapd:
-        client = openai.OpenAI(base_url=f"{swapd.url}/v1", api_key="-", max_retries=0)
-        stream = client.chat.completions.create(
-            model="bard",
-            messages=[{"role": "user", "content": "Who goes there?"}],
-            max_tokens=900,
-            stream=True,
-            extra_body={"ignore_eos": True},
-        )
-        next(iter(stream))
-        pid = swapd.worker("bard")["pid"]
-        os.kill(pid, signal.SIGKILL)
-        with pytest.raises(openai.APIError, match="worker of 'bard' failed"):
-            for _ in stream:
-                pass
-        client.close()
-        assert said(swapd.ask("bard"))
-        assert swapd.worker("bard")["pid"] != pid
 
 
 def test_a_broken_stream_does_not_look_whole_to_a_plain_client(home: Path) -> None:
@@ -53,13 +31,6 @@ def test_a_broken_stream_does_not_look_whole_to_a_plain_client(home: Path) -> No
         with pytest.raises(httpx.RemoteProtocolError):
             seen += [line for line in r.iter_lines() if line]
         assert "data: [DONE]" not in seen
-
-
-def test_a_worker_that_dies_before_its_first_byte_is_a_bad_gateway(home: Path) -> None:
-    with Swapd(home, config({"a": fake("a", "--crash-at-word 0")})) as swapd:
-        answer = swapd.ask("a")
-        assert answer.status_code == 502
-        assert "worker of 'a' failed" in error_of(answer)["message"]
 
 
 def test_a_worker_that_does_not_come_up_says_why_and_cools_down(home: Path) -> None:

@@ -17,7 +17,7 @@ from swapd.doors.errors import STATUS
 from swapd.doors.house import House
 from swapd.doors.socket.operations import Fields, Line, Request, TroubleError, operate
 from swapd.effects.tasks import Tasks
-from swapd.supervisor import RefusedError
+from swapd.lease import RefusedError
 
 BACKLOG = 64
 LAST_LINES_WITHIN = 5.0

@@ -1,0 +1,86 @@
+"""What passes between the doors and the supervisor: wishes, leases, refusals, workers as seen."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from swapd.effects.process import WorkerProcess
+from swapd.effects.pulse import Pulse
+from swapd.words import events as ev
+from swapd.words import orders as od
+from swapd.words.status import WorkerStatus
+
+ENDS_WITHIN = 1.0
+"""Seconds in which a worker whose connections broke is found to have ended, if it has."""
+
+
+class RefusedError(Exception):
+    """A request was refused; `refusal` says why and when to come again."""
+
+    def __init__(self, refusal: od.Refuse) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How a request wants to be treated."""
+
+    tenant: str = ""
+    keep_alive: float | None = None
+    """See `Arrived.keep_alive`."""
+
+
+NO_WISH = Wish()
+
+
+@dataclass(slots=True)
+class Running:
+    """A worker as the supervisor holds it."""
+
+    process: WorkerProcess | None
+    started: float
+    """Seconds since 1970."""
+    pulse: Pulse = field(default_factory=Pulse)
+    resumable: bool = False
+    """Whether it can go on with a stream that another one began."""
+    probe: asyncio.Task[None] | None = None
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    fate: str = ""
+    """How it ended, once it has."""
+
+
+@dataclass(slots=True)
+class Lease:
+    """A worker's slot, granted to one request. To be given back by `Supervisor.release`."""
+
+    request: ev.RequestId
+    worker: ev.WorkerId
+    base_url: str
+    running: Running
+
+    async def fate(self) -> str:
+        """How the worker has ended, if it has or does so within a moment; else empty.
+
+        Its connections break before its end is known, by the time a thread takes to wake.
+        """
+        try:
+            await asyncio.wait_for(self.running.gone.wait(), ENDS_WITHIN)
+        except asyncio.TimeoutError:
+            return ""
+        return self.running.fate
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """One worker as people may see it: the core's view and the process's."""
+
+    status: WorkerStatus
+    pid: int
+    argv: tuple[str, ...]
+    base_url: str
+    started: float
+    """Seconds since 1970."""
+    silent: float | None
+    """Seconds since the worker was last heard to make progress; None: never."""
