@@ -30,6 +30,9 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--word-gate", help="FIFO; one word for each byte, all at its end")
     parser.add_argument("--fail", default="", help="say this as the reason and exit with 1")
     parser.add_argument("--crash-at-word", type=int, default=-1, help="kill itself before it")
+    parser.add_argument("--crash-on", default="", help="abort when a request has this in it")
+    parser.add_argument("--wedge-on", default="", help="answer nobody any more after such a one")
+    parser.add_argument("--exit-after", type=int, default=-1, help="exit at the request after it")
     parser.add_argument("--deaf", action="store_true", help="ignore SIGTERM")
     parser.add_argument("--silent", action="store_true", help="say nothing on SWAPD_READY_FD")
     parser.add_argument("--child", action="store_true", help="leave a child process behind")
@@ -64,6 +67,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Fake
 
     def do_GET(self) -> None:
+        self.server.be_wedged()
         if self.path == "/headers":
             self._json({k.lower(): v for k, v in self.headers.items()})
         elif self.path in ("/health", "/ok"):
@@ -76,9 +80,9 @@ class Handler(BaseHTTPRequestHandler):
             self._answer()
 
     def _answer(self) -> None:
-        body: dict[str, Any] = json.loads(
-            self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}"
-        )
+        told = self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}"
+        self.server.suffer(told.decode())
+        body: dict[str, Any] = json.loads(told)
         if self.path == "/echo":
             self._json(body)
         elif body.get("stream"):
@@ -128,6 +132,8 @@ class Fake(ThreadingHTTPServer):
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self._answers = 0
+        self._taken = 0
+        self._wedged = threading.Event()
         self._quiet = threading.Condition()
         self._gate = Gate(args.word_gate)
         super().__init__((args.host, args.port), Handler)
@@ -140,6 +146,23 @@ class Fake(ThreadingHTTPServer):
         with self._quiet:
             self._answers -= 1
             self._quiet.notify_all()
+
+    def suffer(self, told: str) -> None:
+        """What the command line says is to happen at such a request."""
+        with self._quiet:
+            self._taken += 1
+            if self._taken == self.args.exit_after + 1:
+                os._exit(7)
+        if self.args.crash_on and self.args.crash_on in told:
+            os.abort()
+        if self.args.wedge_on and self.args.wedge_on in told:
+            self._wedged.set()
+        self.be_wedged()
+
+    def be_wedged(self) -> None:
+        """Never return, if that is what is wrong."""
+        if self._wedged.is_set():
+            threading.Event().wait()
 
     def finish(self) -> None:
         """Wait until every answer that was begun is out, then end the process."""

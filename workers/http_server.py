@@ -17,7 +17,6 @@ from workers.http_json import Handler, errors_as_json, json_response
 from workers.http_llama import LlamaRoutes
 from workers.http_openai import OpenAIRoutes
 from workers.http_slots import SlotRoutes
-from workers.pulse import Pulse
 from workers.worker import Worker
 
 LARGEST_BODY = 64 * 1024 * 1024
@@ -33,7 +32,6 @@ class Server:
         self._active = 0
         self._draining = False
         self._status = 0
-        self._pulse: Pulse | None = None
         self._listener: socket.socket | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -63,9 +61,8 @@ class Server:
         address = listener.getsockname()
         return address[0], address[1]
 
-    def serve(self, worker: Worker, pulse: Pulse) -> None:
-        """From now on there is a model. `pulse` is told of its requests."""
-        self._pulse = pulse
+    def serve(self, worker: Worker) -> None:
+        """From now on there is a model."""
         openai, llama = OpenAIRoutes(worker), LlamaRoutes(worker)
         adapters = AdapterRoutes(worker)
         completion = CompletionRoutes(worker)
@@ -154,14 +151,9 @@ class Server:
             raise ApiError(503, "The worker is stopping.", "unavailable_error")
         self._active += 1
         self._idle.clear()
-        pulse = self._pulse
-        if pulse is not None:
-            pulse.begin()
         try:
             return await handler(request)
         finally:
-            if pulse is not None:
-                pulse.end()
             self._active -= 1
             if self._active == 0:
                 self._idle.set()

@@ -1,0 +1,149 @@
+"""A stream outlives its worker: the client sees a pause and then the rest, the same as ever."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+
+import pytest
+
+from tests.doors.conftest import demo, fake
+from tests.faults.kill_many import kill_many
+from tests.faults.streams import Stream, asked, follow, read
+from tests.swapd import Swapd, alive, chat, config, error_of, eventually, said
+
+STREAMS = 32
+
+
+@pytest.fixture(scope="module")
+def bard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swapd]:
+    home = tmp_path_factory.mktemp("bard")
+    with Swapd(home, config({"bard": demo("bard", "--parallel 4 --ctx-size 8192")})) as swapd:
+        yield swapd
+
+
+def test_a_kill_at_any_token_is_a_pause_and_no_more(bard: Swapd) -> None:
+    outcome = kill_many(bard, 4, seed=7)
+    print(outcome)
+    assert outcome.same == 4, outcome.different
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_hundred_kills_are_pauses_and_no_more(bard: Swapd) -> None:
+    outcome = kill_many(bard, 100, seed=8)
+    print(outcome)
+    assert outcome.same == 100, outcome.different
+
+
+def test_a_drawn_answer_goes_on_as_it_would_have(bard: Swapd) -> None:
+    outcome = kill_many(bard, 2, seed=9, temperature=1.0, top_k=20)
+    assert outcome.same == 2, outcome.different
+
+
+def test_an_answer_that_is_not_streamed_is_made_again_without_a_word(bard: Swapd) -> None:
+    body = chat("bard", max_tokens=900, ignore_eos=True)
+    right = said(bard.http.post("/v1/chat/completions", json=body))
+    before = bard.worker("bard")
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(bard.http.post, "/v1/chat/completions", json=body)
+        eventually(lambda: bard.worker("bard")["busy"] == 1)
+        os.kill(before["pid"], signal.SIGKILL)
+        assert said(answer.result()) == right
+    assert bard.worker("bard")["returned"] > before["returned"]
+    assert bard.worker("bard")["resumed"] == before["resumed"]
+
+
+def test_two_kills_under_many_streams_harm_none_of_them(home: Path) -> None:
+    """After the second each is a suspect and served alone; the kills came from outside."""
+    flags = f"--parallel {STREAMS} --ctx-size {STREAMS * 1024}"
+    with Swapd(home, config({"bard": demo("bard", flags)})) as swapd:
+        bodies = [asked("bard", messages=_said(n), max_tokens=150) for n in range(4)]
+        kills = [Event(), Event()]
+        with ThreadPoolExecutor(STREAMS) as pool:
+            streams = [pool.submit(_noting, swapd, bodies[n % 4], kills) for n in range(STREAMS)]
+            killed = set[int]()
+            for kill in kills:
+                kill.wait(60)
+                pid = eventually(lambda: _ready_other_than(swapd, killed))
+                killed.add(pid)
+                os.kill(pid, signal.SIGKILL)
+            for stream in streams:
+                # In company an answer is rounded otherwise than alone: only its length is known.
+                assert stream.result(120).whole[1:] == ("length", 150, True)
+        told = swapd.worker("bard")
+        assert told["poison"] == 0
+        assert told["resumed"] >= STREAMS
+        assert told["pid"] not in killed
+
+
+def _said(number: int) -> list[dict[str, str]]:
+    return [{"role": "user", "content": f"Number {number}, who goes there?"}]
+
+
+def _noting(swapd: Swapd, body: dict[str, object], kills: list[Event]) -> Stream:
+    """A stream to its end; that it has got somewhere is noted."""
+    stream = Stream()
+    for stream in follow(swapd, body):
+        if len(stream.texts) == 10:
+            kills[0].set()
+        elif len(stream.texts) == 40:
+            kills[1].set()
+    return stream
+
+
+def _ready_other_than(swapd: Swapd, killed: set[int]) -> int:
+    ready = [w["pid"] for w in swapd.running() if w["state"] == "ready" and w["busy"]]
+    return next((pid for pid in ready if pid not in killed), 0)
+
+
+def test_a_foreign_workers_stream_that_was_begun_ends_with_a_word(home: Path) -> None:
+    with Swapd(home, config({"a": fake("a", "--crash-at-word 2")})) as swapd:
+        stream = read(swapd, chat("a", stream=True))
+        assert stream.error is not None
+        assert stream.error["code"] == "worker_failed"
+        assert (
+            "the worker of 'a' failed: the worker was ended by SIGKILL" in (stream.error["message"])
+        )
+
+
+def test_a_worker_that_exits_after_ten_requests_is_replaced_without_a_word(home: Path) -> None:
+    with Swapd(home, config({"a": fake("a", "--exit-after 10"), "b": fake("b")})) as swapd:
+        for _ in range(35):
+            assert said(swapd.ask("a", max_tokens=2)) == "a0 a1 "
+        told = swapd.worker("a")
+        assert (told["returned"], told["poison"]) == (3, 0)
+        assert 'swapd_returned_total{model="a"} 3.0' in swapd.http.get("/metrics").text
+
+
+def test_no_worker_outlives_a_swapd_that_is_killed_under_many_streams(home: Path) -> None:
+    text = config({"bard": demo("bard", f"--parallel {STREAMS} --ctx-size {STREAMS * 1024}")})
+    with Swapd(home, text) as swapd, ThreadPoolExecutor(STREAMS) as pool:
+        for _ in range(STREAMS):
+            pool.submit(swapd.http.post, "/v1/chat/completions", json=asked("bard"))
+        eventually(lambda: [w["busy"] for w in swapd.running()] == [STREAMS])
+        pid = swapd.worker("bard")["pid"]
+        swapd.process.kill()
+        eventually(lambda: not alive(pid), within=2.0)
+    with Swapd(home, text) as again:
+        assert again.running() == []
+        assert said(again.ask("bard"))
+
+
+def test_a_worker_that_can_not_be_replaced_ends_the_stream_with_the_reason(home: Path) -> None:
+    (home / "bard.gguf").symlink_to(Path(demo("bard")["cmd"].split()[2]))
+    entry = {"cmd": "${worker} --model bard.gguf --threads 1"}
+    with Swapd(home, config({"bard": entry})) as swapd:
+        stream = Stream()
+        for stream in follow(swapd, asked("bard")):
+            if len(stream.texts) == 10:
+                (home / "bard.gguf").unlink(missing_ok=True)
+                os.kill(swapd.worker("bard")["pid"], signal.SIGKILL)
+                stream.texts.append("")
+        assert stream.error is not None
+        assert stream.error["code"] == "model_start_failed"
+        assert error_of(swapd.ask("bard"))["code"] == "model_start_failed"
