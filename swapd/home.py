@@ -44,6 +44,10 @@ class Home:
         return self.state / "http.sock"
 
     @property
+    def learned(self) -> Path:
+        return self.state / "learned.json"
+
+    @property
     def logs(self) -> Path:
         return self.state / "logs"
 

@@ -42,6 +42,8 @@ class Running:
     process: WorkerProcess | None
     started: float
     """Seconds since 1970."""
+    identity: str
+    """Under which what is learned of it is kept."""
     pulse: Pulse = field(default_factory=Pulse)
     resumable: bool = False
     """Whether it can go on with a stream that another one began."""

@@ -19,6 +19,7 @@ from swapd.config.diff import diff
 from swapd.core.scheduler import Scheduler
 from swapd.effects import memory
 from swapd.effects.clock import Alarm, now, wall
+from swapd.effects.learned import Learnings
 from swapd.effects.logs import Logs
 from swapd.effects.probe import StrangerError, until_ready
 from swapd.effects.process import Word, WorkerProcess
@@ -41,9 +42,11 @@ class Supervisor:
         logs: Logs,
         session: aiohttp.ClientSession,
         observe: Callable[[ev.Event, list[od.Order]], None],
+        learnings: Learnings,
         spare: Spare | None = None,
     ) -> None:
-        self._core = Scheduler(catalog)
+        self._core = Scheduler(catalog, learnings.recall(catalog))
+        self._learnings = learnings
         self._place = place
         self._logs = logs
         self._log = logs.own
@@ -155,8 +158,12 @@ class Supervisor:
         After a request and not when a spare is taken: then the worker it has become needs the
         processor more than the next spare does.
         """
-        if self._spare is not None and not self._closing:
+        if self._spare is None or self._closing:
+            return
+        try:
             self._spare.prepare()
+        except OSError as error:
+            self._log.warning("there is no spare worker: %s", error.strerror)
 
     async def load(self, model: str) -> None:
         """Wait until this model's worker is ready. Raises RefusedError when it does not get so."""
@@ -194,7 +201,7 @@ class Supervisor:
         """Take a new configuration; what it did not change keeps running."""
         changes = diff(self.catalog, catalog)
         self._log.info("configuration reloaded: %s", changes)
-        self.post(ev.Reloaded(now(), catalog))
+        self.post(ev.Reloaded(now(), catalog, self._learnings.recall(catalog)))
 
     def close(self, grace: float) -> None:
         """Begin to end: running requests may go on for `grace` seconds; then `closed` is set."""
@@ -208,6 +215,7 @@ class Supervisor:
         """After `closed`: end what runs in the background."""
         self._alarm.set(None)
         await self._tasks.end()
+        self._learnings.close()
 
     # -- the inbox ---------------------------------------------------------------------------------
 
@@ -242,10 +250,8 @@ class Supervisor:
         match order:
             case od.Grant(request, worker):
                 self._grant(request, worker)
-            case od.Refuse(request):
-                future = self._waiting.pop(request)
-                if not future.cancelled():
-                    future.set_exception(RefusedError(order))
+            case od.Refuse():
+                self._refuse(order)
             case od.Start():
                 self._start(order)
             case od.Stop(worker, because):
@@ -256,6 +262,11 @@ class Supervisor:
                 self._look(worker)
             case od.TakeSample():
                 self._tasks.run(self._sample(), "memory sample")
+            case od.LookAtFree():
+                self.post(ev.FreeSeen(now(), memory.free()))
+            case od.Remember(worker, learned):
+                if worker in self._workers:
+                    self._learnings.note(self._workers[worker].identity, learned)
             case od.WakeAt(when):
                 self._alarm.set(when)
 
@@ -273,10 +284,16 @@ class Supervisor:
         else:
             future.set_result(lease)
 
+    def _refuse(self, order: od.Refuse) -> None:
+        future = self._waiting.pop(order.request)
+        if not future.cancelled():
+            future.set_exception(RefusedError(order))
+
     def _start(self, order: od.Start) -> None:
         spec, worker = order.spec, order.worker
         output = self._logs.of(spec.name)
-        running = self._workers[worker] = Running(None, wall())
+        identity = self._learnings.identity(spec)
+        running = self._workers[worker] = Running(None, wall(), identity)
         try:
             running.process = WorkerProcess(worker, spec, self._place, self, output, self._spare)
         except OSError as error:
@@ -324,7 +341,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         seen = await loop.run_in_executor(None, memory.sample, list(pids))
         held = {pids[pid]: held for pid, held in seen.held.items()}
-        self.post(ev.Sampled(now(), seen.used_percent, held))
+        self.post(ev.Sampled(now(), seen.used_percent, held, seen.stalled))
 
     # -- what workers tell -------------------------------------------------------------------------
 

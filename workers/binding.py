@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from typing import Any
 
 from workers.lean import skip_package_init
 
@@ -48,6 +49,29 @@ def build() -> str:
 
 class LoadError(Exception):
     """A model or context that llama.cpp refuses; its message is llama.cpp's own reason."""
+
+
+class Progress:
+    """Whether llama.cpp gets on with what it computes, as another thread can see it.
+
+    Before each operation on the CPU, some hundred times a step, llama.cpp asks a function whether
+    to abort. One of Python's would have to wait for the interpreter every time; the C library's
+    `sigemptyset` empties what it is given, and returns 0, which means no.
+    """
+
+    def __init__(self) -> None:
+        self._mark = (ctypes.c_uint32 * 32)()  # no smaller than any sigset_t
+        self._empty = ctypes.cast(ctypes.CDLL(None).sigemptyset, api.ggml_abort_callback)
+
+    def watch(self, context: Any) -> None:
+        """From now on it is told of this llama_context."""
+        api.llama_set_abort_callback(context, self._empty, ctypes.addressof(self._mark))
+
+    def seen(self) -> bool:
+        """Whether an operation has begun since it was last asked."""
+        begun = self._mark[0] == 0
+        self._mark[0] = 1
+        return begun
 
 
 class LlamaLog:
@@ -117,6 +141,8 @@ class Model:
         )
         """Whether a sequence's end can be taken off its cache. A recurrent state holds the whole
         past in one, and a sliding window has forgotten what a shorter sequence would see."""
+        self.progress = Progress()
+        """Of all that is computed with it."""
         self._pieces: dict[int, str | bytes | None] = {-1: None}  # none of the model's: an end
 
     def meta(self, key: str) -> str | None:

@@ -85,6 +85,7 @@ class Context:
         self.handle = api.llama_init_from_model(model.handle, params)
         if not self.handle:
             raise LoadError(log.reason("llama.cpp could not make a context"))
+        model.progress.watch(self.handle)
         self.n_ctx: int = api.llama_n_ctx(self.handle)
         self._memory = api.llama_get_memory(self.handle)
         ranks = options.pooling == "rank"

@@ -18,7 +18,6 @@ from workers.binding import LlamaLog, LoadError, Model
 from workers.binding_context import ContextOptions
 from workers.embedding import Embedder, EmbeddingJob
 from workers.lane import Lane
-from workers.lifeline import Lifeline
 from workers.metrics import Counters
 from workers.sequence import End, Failed, Sequence
 from workers.thread_pace import ThreadPace
@@ -61,7 +60,6 @@ class Engine:
         embedding_options: ContextOptions,
         slots: int,
         max_adapters: int,
-        lifeline: Lifeline,
         log: LlamaLog,
     ) -> None:
         """Makes the context; `slots` requests are served at a time, with at most `max_adapters`
@@ -82,7 +80,10 @@ class Engine:
         self.loop_began = 0.0
         """CPU seconds that the loop's thread had used before the first request."""
         self._on_broken: Callable[[], None] = lambda: None
-        self._lifeline = lifeline
+        self.rounds = 0
+        """How often the engine's thread has looked what there is to do."""
+        self.resting = False
+        """Whether there is nothing."""
         self._log = log
 
     # For the event loop's thread
@@ -143,8 +144,12 @@ class Engine:
     def run(self) -> None:
         """Works for ever. Raises EngineBrokenError when llama.cpp fails at every step."""
         while True:
+            self.rounds += 1
             if not (self._embeddings or any(lane.busy for lane in self._lanes)):
-                self._take(self._inbox.get())
+                self.resting = True
+                message = self._inbox.get()
+                self.resting = False
+                self._take(message)
             while not self._inbox.empty():
                 self._take(self._inbox.get())
             began = time.perf_counter()
@@ -155,7 +160,6 @@ class Engine:
                     lane.step()
             self._post()
             self.counters.step_seconds += time.perf_counter() - began
-            self._lifeline.beat(self.counters.steps)
 
     def give_up(self, message: str) -> None:
         """Tells every request that it is over, and the loop that there will be no more."""

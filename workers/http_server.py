@@ -17,6 +17,7 @@ from workers.http_json import Handler, errors_as_json, json_response
 from workers.http_llama import LlamaRoutes
 from workers.http_openai import OpenAIRoutes
 from workers.http_slots import SlotRoutes
+from workers.pulse import Pulse
 from workers.worker import Worker
 
 LARGEST_BODY = 64 * 1024 * 1024
@@ -32,6 +33,7 @@ class Server:
         self._active = 0
         self._draining = False
         self._status = 0
+        self._pulse: Pulse | None = None
         self._listener: socket.socket | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -61,8 +63,9 @@ class Server:
         address = listener.getsockname()
         return address[0], address[1]
 
-    def serve(self, worker: Worker) -> None:
-        """From now on there is a model."""
+    def serve(self, worker: Worker, pulse: Pulse) -> None:
+        """From now on there is a model. `pulse` is told of its requests."""
+        self._pulse = pulse
         openai, llama = OpenAIRoutes(worker), LlamaRoutes(worker)
         adapters = AdapterRoutes(worker)
         completion = CompletionRoutes(worker)
@@ -151,9 +154,14 @@ class Server:
             raise ApiError(503, "The worker is stopping.", "unavailable_error")
         self._active += 1
         self._idle.clear()
+        pulse = self._pulse
+        if pulse is not None:
+            pulse.begin()
         try:
             return await handler(request)
         finally:
+            if pulse is not None:
+                pulse.end()
             self._active -= 1
             if self._active == 0:
                 self._idle.set()

@@ -1,8 +1,8 @@
 """The two threads that tie a worker to whoever started it.
 
 `SWAPD_READY_FD` names an inherited descriptor for JSON lines: one `{"ready": true, …}` or
-`{"error": …}`, then `{"beat": <steps>}` while the engine makes progress. Standard input is the
-other: when it ends, the starter is gone, and the worker goes at once.
+`{"error": …}`, then `{"beat": <steps>}` while the worker gets on with requests (see `pulse`).
+Standard input is the other: when it ends, the starter is gone, and the worker goes at once.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ import json
 import os
 import stat
 import threading
-import time
 from collections.abc import Mapping
 
 VARIABLE = "SWAPD_READY_FD"
-BEAT_INTERVAL = 1.0
 
 
 class Lifeline:
@@ -24,7 +22,6 @@ class Lifeline:
 
     def __init__(self, descriptor: int | None) -> None:
         self._descriptor = descriptor
-        self._next_beat = 0.0
         self._status = 0
         if descriptor is not None:
             os.set_blocking(descriptor, False)
@@ -54,13 +51,8 @@ class Lifeline:
         self._write({"error": sentence})
 
     def beat(self, steps: int) -> None:
-        """The engine has made a step; told once a second at most. Called by its thread."""
-        if self._descriptor is None:
-            return
-        now = time.monotonic()
-        if now >= self._next_beat:
-            self._next_beat = now + BEAT_INTERVAL
-            self._write({"beat": steps})
+        """The worker gets on; `steps` are those that were computed so far."""
+        self._write({"beat": steps})
 
     def end_with_stdin(self) -> None:
         """Starts the thread that ends the process when standard input ends.

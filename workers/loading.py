@@ -14,7 +14,6 @@ from workers.draft_model import DraftModel
 from workers.embedding import SEQUENCES
 from workers.engine import Engine
 from workers.kv_files import KvFiles, fingerprint, identity_of, warn
-from workers.lifeline import Lifeline
 from workers.settings import Settings
 from workers.speculation import GUESSES, PromptLookup, Speculation
 from workers.worker import Worker
@@ -30,7 +29,7 @@ only as many as slots."""
 LARGEST_SEQ_MAX = 256  # LLAMA_MAX_SEQ
 
 
-def load(settings: Settings, lifeline: Lifeline) -> Worker:
+def load(settings: Settings) -> Worker:
     """Loads the model and makes its engine. Raises LoadError; called by the engine's thread."""
     began = time.monotonic()
     log = LlamaLog(verbose=settings.verbose, silent=not settings.log)
@@ -55,7 +54,6 @@ def load(settings: Settings, lifeline: Lifeline) -> Worker:
         _for_embeddings(settings, options, model),
         settings.parallel,
         settings.max_loras,
-        lifeline,
         log,
     )
     if settings.slot_save_path is not None:

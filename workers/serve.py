@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # nothing is being served yet
     loaded: Future[Worker] = Future()
     threading.Thread(
-        target=_run_engine, args=(settings, lifeline, loaded), name="engine", daemon=True
+        target=_run_engine, args=(settings, loaded), name="engine", daemon=True
     ).start()
     skip_package_init("aiohttp", __version__="")
     import asyncio
@@ -60,12 +60,12 @@ def main(arguments: list[str]) -> int:
     return asyncio.run(_serve(settings, lifeline, loaded))
 
 
-def _run_engine(settings: Settings, lifeline: Lifeline, loaded: Future[Worker]) -> None:
+def _run_engine(settings: Settings, loaded: Future[Worker]) -> None:
     """The engine's thread: loads, then steps for ever. Its failure is the process's."""
     try:
         from workers.loading import load
 
-        worker = load(settings, lifeline)
+        worker = load(settings)
     except BaseException as error:  # noqa: BLE001  whatever it is, the main thread tells it
         loaded.set_exception(error)
         return
@@ -83,6 +83,7 @@ async def _serve(settings: Settings, lifeline: Lifeline, loaded: Future[Worker])
     import asyncio
 
     from workers.http_server import Server
+    from workers.pulse import Pulse
     from workers.worker import in_thread
 
     server = Server()
@@ -96,7 +97,9 @@ async def _serve(settings: Settings, lifeline: Lifeline, loaded: Future[Worker])
         return _give_up(lifeline, str(error) or repr(error))
     engine = worker.engine
     engine.attach(asyncio.get_running_loop(), on_broken=lambda: server.stop(BROKE))
-    server.serve(worker)
+    pulse = Pulse(lifeline, engine, asyncio.get_running_loop())
+    pulse.start()
+    server.serve(worker, pulse)
     lifeline.ready(
         host=host,
         port=port,

@@ -136,11 +136,18 @@ def _check_names(models: MappingType[str, ModelSpec], report: Report) -> None:
 
 def _limits(server: Server, report: Report, total_memory: int) -> Limits:
     budget = _size(server.memory.budget, ("memory", "budget"), report, total_memory)
+    memory = server.memory
+    if 0 < memory.critical <= memory.threshold:
+        message = f"must be above memory.threshold, {memory.threshold:g}, or 0 for never"
+        report.problem(("memory", "critical"), message)
     return Limits(
         max_resident=server.max_resident,
         budget_bytes=budget,
-        threshold_percent=server.memory.threshold,
-        interval=server.memory.interval,
+        heed_free=bool(budget or memory.threshold),
+        threshold_percent=memory.threshold,
+        stall_percent=memory.stall,
+        critical_percent=memory.critical,
+        interval=memory.interval,
         max_waiting=server.max_waiting,
         max_per_tenant=server.max_per_tenant,
         max_wait=server.max_wait,

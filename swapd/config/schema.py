@@ -53,6 +53,8 @@ class Memory(Struct, frozen=True, kw_only=True):
 
     budget: Size = "0"
     threshold: Annotated[float, Meta(ge=0, le=100, description="a percentage, 0 to 100")] = 0.0
+    stall: Annotated[float, Meta(ge=0, le=100, description="a percentage, 0 to 100")] = 10.0
+    critical: Annotated[float, Meta(ge=0, le=100, description="a percentage, 0 to 100")] = 0.0
     interval: Annotated[float, Meta(gt=0, description="seconds, more than 0")] = 30.0
 
 

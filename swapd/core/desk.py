@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from swapd.core import eviction
 from swapd.core.agenda import Agenda
@@ -14,20 +15,25 @@ from swapd.core.policy import POLICIES, Policy
 from swapd.core.queue import Waiting
 from swapd.core.refusals import Verdict
 from swapd.core.resident import Resident
+from swapd.core.scarcity import Scarcity
 from swapd.core.suspects import Suspects
 from swapd.words import events as ev
 from swapd.words.catalog import Catalog, Limits, ModelSpec
-from swapd.words.orders import Grant, Kill, Order, Refuse, Start, Stop, TakeSample
+from swapd.words.learned import Learned
+from swapd.words.orders import Grant, Kill, Order, Refuse, Remember, Start, Stop, TakeSample
 
 PRESSURE = "memory pressure"
+NOTHING: Mapping[str, Learned] = MappingProxyType({})
 
 
 class Desk:
     """The books and what stands beside them. An order is in the books as soon as it is given."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, learned: Mapping[str, Learned] = NOTHING) -> None:
         self._catalog = catalog
         self._books = Ledger()
+        for model, known in learned.items():
+            self._books.recall(model, known)
         self._orders: list[Order] = []
         self._agenda = Agenda()
         self._suspects = Suspects()
@@ -36,6 +42,7 @@ class Desk:
         self._wake: float | None = None
         self._sample_at = math.inf
         self._closing: float | None = None
+        self._scarcity = Scarcity()
 
     # -- orders --------------------------------------------------------------------------------
 
@@ -77,9 +84,13 @@ class Desk:
         resident.deadline = None
         self._orders.append(Kill(resident.worker, because, bool(resident.hung)))
 
+    def _remember(self, resident: Resident) -> None:
+        learned = self._books.learned(resident.spec.name)
+        self._orders.append(Remember(resident.worker, learned))
+
     def _sample_soon(self, now: float) -> None:
         limits = self._limits
-        if limits.threshold_percent or limits.budget_bytes:
+        if limits.threshold_percent or limits.critical_percent or limits.budget_bytes:
             self._sample_at = now + limits.interval
             self._orders.append(TakeSample())
 
@@ -98,11 +109,11 @@ class Desk:
         found = [r for model in models for r in self._books.of_model(model)]
         return sorted(found, key=lambda r: r.worker) if len(found) > 1 else found
 
-    def _first_to_go(self, now: float) -> Resident | None:
-        """The idle worker that is worth least, or None."""
+    def _first_to_go(self, now: float, busy_too: bool = False) -> Resident | None:
+        """The idle worker that is worth least, or a busy one if that may be; or None."""
         books = self._books
         may_go = (candidate(books, r, now) for r in leavable(books))
-        victim = eviction.first_to_go(self._policy, may_go)
+        victim = eviction.first_to_go(self._policy, may_go, busy_too)
         return None if victim is None else books.residents[victim]
 
     def _lasts_until(self, resident: Resident) -> float:

@@ -12,9 +12,11 @@ STEPS = 500
 """How many sets are looked at in the search for the cheapest, at most."""
 
 
-def first_to_go(policy: Policy, candidates: Iterable[Candidate[Key]]) -> Key | None:
-    """The one not in use that is worth least by the byte, or None."""
-    idle = [c for c in candidates if not c.in_use]
+def first_to_go(
+    policy: Policy, candidates: Iterable[Candidate[Key]], in_use_too: bool = False
+) -> Key | None:
+    """The one not in use that is worth least by the byte; one in use only if that may be."""
+    idle = [c for c in candidates if in_use_too or not c.in_use]
     return min(idle, key=reluctance(policy, Room(0, 1))).key if idle else None
 
 

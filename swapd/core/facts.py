@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from swapd.core.desk import PRESSURE, Desk
+from swapd.core.desk import NOTHING, PRESSURE, Desk
 from swapd.core.ledger import mean
 from swapd.core.lifecycle import WORKING, State, Step
 from swapd.core.queue import Waiting
 from swapd.core.refusals import CLOSING, Verdict, too_many
 from swapd.words import events as ev
 from swapd.words.catalog import Catalog
+from swapd.words.learned import Learned
 from swapd.words.orders import Why
 
 COOL_DOWN = 1.0
@@ -20,13 +21,14 @@ COOL_DOWN = 1.0
 COOL_DOWN_MOST = 60.0
 ACCIDENTS = 2
 """How many workers in a row may end without having answered anything."""
+UNKNOWN = Learned()
 
 
 class Facts(Desk):
     """Takes facts in, one method for each kind."""
 
-    def __init__(self, catalog: Catalog) -> None:
-        super().__init__(catalog)
+    def __init__(self, catalog: Catalog, learned: Mapping[str, Learned] = NOTHING) -> None:
+        super().__init__(catalog, learned)
         self._handlers: dict[type, Callable[[Any], None]] = {
             ev.Arrived: self._arrived,
             ev.Left: self._left,
@@ -36,6 +38,7 @@ class Facts(Desk):
             ev.Exited: self._exited,
             ev.Looked: self._looked,
             ev.Sampled: self._sampled,
+            ev.FreeSeen: self._free_seen,
             ev.Reloaded: self._reloaded,
             ev.UnloadAsked: self._unload_asked,
             ev.ClosingAsked: self._closing_asked,
@@ -94,6 +97,9 @@ class Facts(Desk):
         record = self._books.record(granted.model)
         if event.answered:
             resident.served += 1
+            if resident.served == 1:
+                # Computing took memory that loading had not, and it may not stay for another look.
+                self._sample_soon(event.now)
             record.failures, record.reason = 0, ""
         if event.tokens:
             record.mean_tokens = mean(record.mean_tokens, event.tokens)
@@ -120,6 +126,7 @@ class Facts(Desk):
             record = self._books.record(resident.spec.name)
             record.mean_load = mean(record.mean_load, event.now - resident.since)
             resident.told_slots = event.slots
+            self._remember(resident)
             self._sample_soon(event.now)
 
     def _exited(self, event: ev.Exited) -> None:
@@ -163,15 +170,25 @@ class Facts(Desk):
         self._look_at_all = True
         for worker, held in event.held.items():
             resident = self._books.residents.get(worker)
-            if resident is not None and resident.state is State.READY:
-                self._books.measured(resident.spec.name, held)
+            ready = resident is not None and resident.state is State.READY
+            if resident and ready and self._books.measured(resident.spec.name, held):
+                self._remember(resident)
+
+    def _free_seen(self, event: ev.FreeSeen) -> None:
+        self._scarcity.free = event.free
 
     def _reloaded(self, event: ev.Reloaded) -> None:
         before, self._catalog = self._catalog, event.catalog
         self._look_at_all = True
         for model, old in before.models.items():
-            if event.catalog.models.get(model) != old:
+            new = event.catalog.models.get(model)
+            if new is None or not old.same_process(new):
                 self._books.forget(model)
+            elif new != old:
+                self._books.give_another_chance(model)
+        if event.learned is not None:
+            for model in event.catalog.models:
+                self._books.recall(model, event.learned.get(model, UNKNOWN))
         for resident in list(self._books.staying()):
             new = event.catalog.models.get(resident.spec.name)
             if new is not None and resident.spec.same_process(new):

@@ -21,6 +21,7 @@ from swapd.core.resident import Resident
 from swapd.core.room import Room
 from swapd.words.catalog import ModelSpec
 from swapd.words.events import RequestId, WorkerId
+from swapd.words.learned import Learned
 
 TOKENS = 256.0
 """What a request is taken for until any of its model's has told its tokens."""
@@ -199,12 +200,36 @@ class Ledger:
         if model in self.queues and self.rank(model) < self._wishes.get(wanted, NEVER):
             self.record(model).put_out = now
 
-    def measured(self, model: str, held: int) -> None:
-        """A worker of this model was seen to hold so much: the most ever seen is its need."""
+    def measured(self, model: str, held: int) -> bool:
+        """A worker of this model was seen to hold so much: the most ever seen is its need.
+
+        Whether that is now more than before.
+        """
         record = self.record(model)
-        if held > record.measured:
+        grown = held > record.measured
+        if grown:
             record.measured = held
             self._resided(model)
+        return grown
+
+    def recall(self, model: str, learned: Learned) -> None:
+        """This is what was learned of the model, at another time too."""
+        record = self.record(model)
+        record.mean_load = learned.load_seconds or None
+        if record.measured != learned.bytes:
+            record.measured = learned.bytes
+            self._resided(model)
+
+    def learned(self, model: str) -> Learned:
+        """What is worth keeping of what is known of the model."""
+        record = self.record(model)
+        return Learned(record.measured, record.mean_load or 0.0)
+
+    def give_another_chance(self, model: str) -> None:
+        """Count no failed starts: its terms are others now."""
+        record = self.records.get(model)
+        if record is not None:
+            record.failures, record.cool_until, record.reason = 0, 0.0, ""
 
     def forget(self, model: str) -> None:
         """Drop what was known of a model: it is another one now."""

@@ -109,6 +109,15 @@ def no_room(spec: ModelSpec, short: Room, limits: Limits, retry_after: float) ->
     return Verdict(Why.NO_ROOM, message, retry_after)
 
 
+def not_free(spec: ModelSpec, need: int, free: int) -> Verdict:
+    """The verdict when other programs hold the memory, and do not give it back."""
+    message = (
+        f"{spec.name!r} needs {_mib(need)} of memory and {_mib(free)} are free:"
+        f" {_mib(need - free)} are missing, which other programs hold"
+    )
+    return Verdict(Why.NO_ROOM, message, 10.0)
+
+
 def _mib(number: int) -> str:
     return f"{number / 2**20:,.0f} MiB"
 

@@ -25,7 +25,8 @@ class Resident:
     """What it serves, if anything, is to be served alone."""
     busy: set[RequestId] = field(default_factory=set)
     served: int = 0
-    up_since: float = 0.0
+    up_since: float = -math.inf
+    """When it came up."""
     last_used: float = 0.0
     keep_alive: float | None = None
     """What the last request that said so wants instead of the model's time to live."""
@@ -46,6 +47,11 @@ class Resident:
     @property
     def idle(self) -> bool:
         return self.state is State.READY and not self.busy
+
+    @property
+    def is_coming(self) -> bool:
+        """Whether it has not come up: how much it holds already is not known."""
+        return self.up_since == -math.inf
 
     @property
     def slots(self) -> int:

@@ -26,11 +26,11 @@ import math
 from collections.abc import Iterable
 
 from swapd.core.desk import PRESSURE
-from swapd.core.facts import COOL_DOWN_MOST, Facts
 from swapd.core.lifecycle import WORKING, State
-from swapd.core.placement import plan
+from swapd.core.placing import Placing
+from swapd.core.pressure import Pressure, pressure_of
 from swapd.core.queue import Waiting
-from swapd.core.refusals import CLOSING, Verdict, cannot_start, no_room
+from swapd.core.refusals import CLOSING, Verdict, cannot_start
 from swapd.core.resident import Resident
 from swapd.core.room import missing
 from swapd.words import events as ev
@@ -42,13 +42,17 @@ LATE = 1.0
 """Seconds by which a look comes late when it is swapd itself that stood still."""
 
 
-class Scheduler(Facts):
-    """Decides for all models at once. `handle` is its only door for facts."""
+class Scheduler(Placing):
+    """Decides for all models at once. `handle` is its only door for facts.
+
+    What was learned of models at another time it may be given at the start.
+    """
 
     def handle(self, event: ev.Event) -> list[Order]:
         """Take a fact in; return what is to be done, in order."""
         self._handlers[type(event)](event)
-        self._settle(event.now, pressed=self._is_pressed(event))
+        self._settle(event.now, self._pressure(event))
+        self._scarcity.free = None
         orders, self._orders = self._orders, []
         return orders
 
@@ -96,10 +100,10 @@ class Scheduler(Facts):
 
     # -- the settle pass -----------------------------------------------------------------------
 
-    def _settle(self, now: float, pressed: bool) -> None:
+    def _settle(self, now: float, pressure: Pressure) -> None:
         models = self._concerned(now)
         self._refuse_the_hopeless(models, now)
-        self._let_go(models, now, pressed)
+        self._let_go(models, now, pressure)
         released = self._place(now)
         self._grant(models | released, now)
         self._keep_deadlines(models | released | self._books.touched, now)
@@ -132,14 +136,14 @@ class Scheduler(Facts):
             return Verdict(Why.UNKNOWN_MODEL, f"there is no model {model!r} any more")
         return None if served else cannot_start(self._books, self._catalog, spec, now)
 
-    def _let_go(self, models: set[str], now: float, pressed: bool) -> None:
+    def _let_go(self, models: set[str], now: float, pressure: Pressure) -> None:
         """Stop whoever is not needed: unclaimed, drained, past its time, or over the limits."""
         for resident in self._workers_of(models):
             because = self._dismissal(resident, now)
             if because:
                 self._stop(resident, because, now)
-        if pressed:
-            victim = self._first_to_go(now)
+        if pressure is not Pressure.NONE:
+            victim = self._first_to_go(now, pressure is Pressure.BUSY)
             if victim is not None:
                 self._stop(victim, PRESSURE, now)
         if self._plan.version != self._books.version:
@@ -170,31 +174,6 @@ class Scheduler(Facts):
             if victim is None:
                 return
             self._stop(victim, "over the memory limits", now)
-
-    def _place(self, now: float) -> set[str]:
-        """Start what is wanted and fits, stop idle workers where room is short.
-
-        Returns the models whose workers yielded and do no longer.
-        """
-        before, books = self._plan, self._books
-        if not before.holds(books, now):
-            self._plan = plan(books, self._catalog, now)
-            books.horizon = self._plan.reached
-        made = self._plan
-        for worker, wanted in made.going.items():
-            resident = books.residents[worker]
-            if resident.idle:
-                books.put_behind(resident.spec.name, wanted, now)
-                self._stop(resident, f"makes room for {wanted}", now)
-        for spec, short in made.refused:
-            retry_after = max(1.0, min(self._agenda.soonest() - now, COOL_DOWN_MOST))
-            self._refuse_all(spec.name, no_room(spec, short, self._limits, retry_after))
-        for spec in made.start:
-            self._start(spec, now)
-        if made is before:
-            return set()
-        released = before.going.keys() - made.going.keys()
-        return {books.residents[w].spec.name for w in released if w in books.residents}
 
     def _grant(self, models: Iterable[str], now: float) -> None:
         # A grant leaves nothing for the next pass to look at.
@@ -255,6 +234,7 @@ class Scheduler(Facts):
         soonest = self._agenda.soonest()
         if self._books.residents:
             soonest = min(soonest, self._sample_at, self._plan.again_at)
+        soonest = min(soonest, self._scarcity.look_at)
         if self._closing is not None and now < self._closing and not self.at_rest:
             soonest = min(soonest, self._closing)
         wish = None if soonest == math.inf else soonest
@@ -262,13 +242,13 @@ class Scheduler(Facts):
             self._wake = wish
             self._orders.append(WakeAt(wish))
 
-    def _is_pressed(self, event: ev.Event) -> bool:
-        """Whether this event is a look at the memory that found too much of it in use.
+    def _pressure(self, event: ev.Event) -> Pressure:
+        """Who may have to go for what this event tells of the memory.
 
-        One victim at a time: while one is still on its way out, the sample says nothing new.
+        One victim at a time: while one is still on its way out, a sample says nothing new.
         """
-        return (
-            isinstance(event, ev.Sampled)
-            and 0 < self._limits.threshold_percent < event.used_percent
-            and all(r.because != PRESSURE for r in self._books.residents.values())
-        )
+        pressure = pressure_of(event, self._limits)
+        if pressure is Pressure.NONE:
+            return pressure
+        leaving = any(r.because == PRESSURE for r in self._books.residents.values())
+        return Pressure.NONE if leaving else pressure

@@ -31,6 +31,7 @@ from swapd.effects import memory
 from swapd.effects.clock import wall
 from swapd.effects.environment import for_workers
 from swapd.effects.guardian import Guardian
+from swapd.effects.learned import Learnings
 from swapd.effects.lock import HeldError, HomeLock
 from swapd.effects.logs import Logs
 from swapd.effects.notify import READY, STOPPING, Notify
@@ -188,8 +189,9 @@ class Daemon:
         place = Place(self._options.config.parent, self._guardian, environ)
         session, metrics = new_session(), Metrics()
         spare = Spare(WORKER_COMMAND, SPARE_COMMAND, place) if wants_spare(settings) else None
+        learnings = Learnings(self._options.home.learned, place.home, self._log)
         supervisor = Supervisor(
-            self._loaded.catalog, place, self._logs, session, metrics.observe, spare
+            self._loaded.catalog, place, self._logs, session, metrics.observe, learnings, spare
         )
         metrics.watch(supervisor)
         house = House(supervisor, session, metrics, self._logs, settings, wall())

@@ -32,6 +32,12 @@ def group_memory(root: Path = ROOT, membership: Path = MEMBERSHIP) -> GroupMemor
     return min(groups, key=lambda g: g.limit - g.used, default=None)
 
 
+def own_folder(root: Path = ROOT, membership: Path = MEMBERSHIP) -> Path | None:
+    """The folder of our own group; None where there are none of version 2."""
+    own = _own_path(membership)
+    return None if own is None else root / own
+
+
 def _own_path(membership: Path) -> Path | None:
     """Our group's path below the root, from the line `0::/path`."""
     try:

@@ -9,6 +9,7 @@ import psutil
 
 from swapd.effects.cgroup import group_memory
 from swapd.effects.ports import family
+from swapd.effects.stalls import stalled_percent
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +18,14 @@ class MemorySample:
 
     used_percent: float
     held: Mapping[int, int]
+    stalled: float = 0.0
+    """Percent of the last ten seconds in which something waited for memory; 0: not told."""
 
 
 def sample(pids: list[int]) -> MemorySample:
     """Look once. May take some milliseconds for large processes: not for the event loop."""
     held = {pid: bytes_held(pid) for pid in pids}
-    return MemorySample(used_percent(), {p: b for p, b in held.items() if b})
+    return MemorySample(used_percent(), {p: b for p, b in held.items() if b}, stalled_percent())
 
 
 def used_percent() -> float:
@@ -30,6 +33,16 @@ def used_percent() -> float:
     machine: float = psutil.virtual_memory().percent
     group = group_memory()
     return max(machine, 100.0 * group.used / group.limit) if group and group.limit else machine
+
+
+def free() -> int:
+    """Bytes that a new process may take, of the machine's or of our container's.
+
+    Pages of files that the system gives up for it count as free. Takes some microseconds.
+    """
+    machine = int(psutil.virtual_memory().available)
+    group = group_memory()
+    return min(machine, max(0, group.limit - group.used)) if group else machine
 
 
 def bytes_held(pid: int) -> int:

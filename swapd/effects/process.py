@@ -14,7 +14,7 @@ import msgspec
 
 from swapd.effects.lines import LineReader
 from swapd.effects.ports import free_port
-from swapd.effects.spawn import Place, Spare, spawn
+from swapd.effects.spawn import Place, Spare, Spawned, spawn
 from swapd.effects.stop_command import StopCommand
 from swapd.words.catalog import ModelSpec
 from swapd.words.events import WorkerId
@@ -74,13 +74,22 @@ class WorkerProcess:
         self._loop = asyncio.get_running_loop()
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._verdict = ""
-        self._ended = False
+        self._told = False
+        """Whether it was asked or made to end."""
         self._stop_command: StopCommand | None = None
         taken = spare.take(spec, self.argv) if spare is not None else None
-        spawned = taken or spawn(self.argv, place, dict(spec.env), spec.own, spec.limits)
+        self._was_spare = taken is not None
+        self._begin(taken or self._spawned())
+
+    def _spawned(self) -> Spawned:
+        return spawn(self.argv, self._place, dict(self.spec.env), self.spec.own, self.spec.limits)
+
+    def _begin(self, spawned: Spawned) -> None:
+        self._ended = False
         self._process = spawned.process
         self.pid = self._process.pid
-        self._words = LineReader(self._loop, spawned.words, self._heard) if spec.own else None
+        own = self.spec.own
+        self._words = LineReader(self._loop, spawned.words, self._heard) if own else None
         self._lines = LineReader(self._loop, spawned.lines, self._printed)
         threading.Thread(target=self._wait, name=f"wait for {self.pid}", daemon=True).start()
 
@@ -90,6 +99,7 @@ class WorkerProcess:
     # -- hearing -------------------------------------------------------------------------------
 
     def _heard(self, line: bytes) -> None:
+        self._was_spare = False
         try:
             word = msgspec.json.decode(line, type=Word)
         except msgspec.DecodeError as error:
@@ -112,6 +122,7 @@ class WorkerProcess:
 
     def stop(self) -> None:
         """Ask it to end, by the model's own stop command if it has one, else by SIGTERM."""
+        self._told = True
         if not self.spec.stop_argv:
             self._signal(signal.SIGTERM)
             return
@@ -129,6 +140,7 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """End it and all of its process group at once."""
+        self._told = True
         self._signal(signal.SIGKILL)
 
     def condemn(self, reason: str) -> None:
@@ -170,7 +182,24 @@ class WorkerProcess:
         if self._words is not None:
             self._words.finish()
         self._lines.finish()
-        self._listener.worker_exited(self.worker, self._reason())
+        if not self._began_anew():
+            self._listener.worker_exited(self.worker, self._reason())
+
+    def _began_anew(self) -> bool:
+        """Start a fresh process if this one was the spare and somebody killed it before it spoke.
+
+        Nobody knows what it died of, and it may have been dead when it was taken.
+        """
+        if not self._was_spare or self._told or self._process.returncode >= 0:
+            return False
+        self._was_spare = False
+        try:
+            self._begin(self._spawned())
+        except OSError as error:
+            self._verdict = f"{self.argv[0]} can't be run: {error.strerror}"
+            return False
+        self._output.warning("swapd: the spare worker was killed; pid %d instead", self.pid)
+        return True
 
     def _reason(self) -> str:
         """One sentence: how it ended and, if it said so, why."""

@@ -91,8 +91,9 @@ def _close(*descriptors: int) -> None:
 
 def _end(process: subprocess.Popen[bytes], place: Place) -> None:
     """Kill and reap one that is not to be."""
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    if process.returncode is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     place.guardian.forget(process.pid)
     assert process.stdin is not None
     process.stdin.close()
@@ -126,20 +127,20 @@ class Spare:
         if self._waiting.process.poll() is not None:
             self.dismiss()
             return None
+        assert self._waiting.process.stdin is not None
+        line = msgspec.json.encode(argv[length:]) + b"\n"
+        try:
+            os.write(self._waiting.process.stdin.fileno(), line)
+        except BrokenPipeError:
+            self.dismiss()
+            return None
         taken, self._waiting = self._waiting, None
-        assert taken.process.stdin is not None
-        taken.process.stdin.write(msgspec.json.encode(argv[length:]) + b"\n")
-        taken.process.stdin.flush()
         return taken
 
     def dismiss(self) -> None:
-        """End the spare and reap it; it goes at the end of its standard input."""
+        """End the spare and reap it. It has nothing to finish, and may be stopped: so at once."""
         if self._waiting is None:
             return
         gone, self._waiting = self._waiting, None
-        assert gone.process.stdin is not None
-        gone.process.stdin.close()
-        gone.process.wait()
-        self._place.guardian.forget(gone.process.pid)
-        os.close(gone.words)
-        os.close(gone.lines)
+        _end(gone.process, self._place)
+        _close(gone.words, gone.lines)

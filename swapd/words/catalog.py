@@ -130,8 +130,14 @@ class Limits:
     """Workers alive at once."""
     budget_bytes: int = 0
     """Sum of the workers' memory."""
+    heed_free: bool = False
+    """Whether a worker is started only when as much memory as it needs is free in fact."""
     threshold_percent: float = 0.0
     """Share of the machine's memory in use above which idle workers go."""
+    stall_percent: float = 0.0
+    """Share of time lost waiting for memory above which they go too, if there is a threshold."""
+    critical_percent: float = 0.0
+    """Share of the machine's memory in use above which busy workers go when no idle one is left."""
     interval: float = 30.0
     """Seconds from one look at the memory to the next."""
     max_waiting: int = 512

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from swapd.words.catalog import Catalog
+from swapd.words.learned import Learned
 
 RequestId: TypeAlias = int
 WorkerId: TypeAlias = int
@@ -98,6 +99,16 @@ class Sampled:
     now: float
     used_percent: float
     held: Mapping[WorkerId, int]
+    stalled: float = 0.0
+    """Percent of the last seconds in which something waited for memory, as the system has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class FreeSeen:
+    """Bytes of memory that a new worker may take."""
+
+    now: float
+    free: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +117,8 @@ class Reloaded:
 
     now: float
     catalog: Catalog
+    learned: Mapping[str, Learned] | None = None
+    """What is known of its models, as their commands and files are now; None: nothing new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +153,7 @@ Event: TypeAlias = (
     | Exited
     | Looked
     | Sampled
+    | FreeSeen
     | Reloaded
     | UnloadAsked
     | ClosingAsked

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from swapd.words.catalog import ModelSpec
 from swapd.words.events import RequestId, WorkerId
+from swapd.words.learned import Learned
 
 
 class Why(Enum):
@@ -82,10 +83,25 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
+class LookAtFree:
+    """Say at once, as FreeSeen, how much memory is free: a worker is to be started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """Keep what this worker taught of its model, for another run of swapd."""
+
+    worker: WorkerId
+    learned: Learned
+
+
+@dataclass(frozen=True, slots=True)
 class WakeAt:
     """Send Ticked at this time. Replaces the wish before; None: no wish."""
 
     when: float | None
 
 
-Order: TypeAlias = Start | Stop | Kill | Grant | Refuse | TakeSample | Look | WakeAt
+Order: TypeAlias = (
+    Start | Stop | Kill | Grant | Refuse | TakeSample | Look | LookAtFree | Remember | WakeAt
+)

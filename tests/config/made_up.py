@@ -100,6 +100,8 @@ class Machine:
         self.root = root
         self.bard = bard or tiny(root / "made", 3)
         self.alice = alice or tiny(root / "made", 4)
+        self.parts: tuple[bytes, ...] = ()
+        """A model in two files; without them, two that only look like it."""
         self.home = root / "home"
         self.home.mkdir()
         self.demo = root / "demo"
@@ -174,9 +176,9 @@ def fill(machine: Machine) -> None:
         write_gguf(machine.root / "made/1.gguf"),
         write_gguf(machine.root / "made/2.gguf", rows=2),
     )
-    for i, part in enumerate(split, 1):
-        machine.put(f"models/john/big/big-0000{i}-of-00002.gguf", part.read_bytes())
-        machine.hub.add("o/Cut-GGUF", "c0", f"q/cut-q4_0-0000{i}-of-00002.gguf", part.read_bytes())
+    for i, part in enumerate(machine.parts or [path.read_bytes() for path in split], 1):
+        machine.put(f"models/john/big/big-0000{i}-of-00002.gguf", part)
+        machine.hub.add("o/Cut-GGUF", "c0", f"q/cut-q4_0-0000{i}-of-00002.gguf", part)
     machine.put("models/john/eye/eye-7b.gguf", another(alice, 3))
     machine.put("models/john/eye/mmproj-eye-f32.gguf", projector.read_bytes())
     machine.hub.add("o/Tiny-GGUF", "c1", "tiny-Q8_0.gguf", another(alice, 4), main=False)

@@ -43,6 +43,9 @@ worlds = st.builds(
         max_resident=st.integers(0, 3),
         budget_bytes=st.sampled_from([0, 6, 8, 10]),
         threshold_percent=st.sampled_from([0.0, 75.0, 75.0]),
+        stall_percent=st.sampled_from([0.0, 10.0]),
+        critical_percent=st.sampled_from([0.0, 95.0]),
+        heed_free=st.booleans(),
         interval=st.just(30.0),
         max_waiting=st.sampled_from([6, 512]),
         max_wait=st.sampled_from([0.0, 4.0, 60.0]),
@@ -67,19 +70,9 @@ deeds = st.tuples(
         + ["exit"] * 2
         + ["advance"] * 2
         + ["sample"] * 2
-        + [
-            "press",
-            "leave",
-            "guest",
-            "crash",
-            "deafen",
-            "stick",
-            "again",
-            "reload",
-            "limit",
-            "unload",
-            "fail",
-        ]
+        + ["foreign"] * 2
+        + ["press", "leave", "guest", "crash", "deafen", "stick", "again", "reload", "limit"]
+        + ["unload", "fail"]
         + ["close"]
     ),
     st.integers(0, 11),
@@ -110,6 +103,8 @@ def _do(m: Machine, deed: Deed) -> None:
         if requests:
             request = requests[which % len(requests)]
             m.leave(request) if what == "leave" else m.finish(request, tokens=int(number) * 100)
+    elif what in ("arrive", "tenant", "keep", "guest"):
+        _ask(m, what, which, number)
     elif what == "reload":
         _reload(m, NAMES[which % 4], which, number)
     else:
@@ -157,8 +152,7 @@ def _reload(m: Machine, name: str, which: int, number: float) -> None:
         m.reload(altered(now, name, **terms))
 
 
-def _do_to_all(m: Machine, what: str, which: int, number: float) -> None:
-    now = m.scheduler.catalog
+def _ask(m: Machine, what: str, which: int, number: float) -> None:
     match what:
         case "arrive":
             m.arrive(NAMES[which % 4])
@@ -168,16 +162,23 @@ def _do_to_all(m: Machine, what: str, which: int, number: float) -> None:
             m.arrive(NAMES[which % 4], tenant=tenant, priority=priority)
         case "keep":
             m.arrive(NAMES[which % 4], keep_alive=KEEP_ALIVE[int(number) % 5])
-        case "guest":
+        case _:
             m.arrive(NAMES[which % 4], needs_slot=False)
+
+
+def _do_to_all(m: Machine, what: str, which: int, number: float) -> None:
+    now = m.scheduler.catalog
+    match what:
         case "advance":
             m.advance(number)
         case "sample":
             held = {w: int(number) for w in list(m.processes)[: which % 3]}
-            m.sample(90.0 if which % 2 else 10.0, held)
+            m.sample(90.0 if which % 2 else 10.0, held, stalled=10 * number)
         case "press":
+            m.sample(90.0 if number else 99.0)
             m.sample(90.0)
-            m.sample(90.0)
+        case "foreign":
+            m.foreign = which
         case "limit":
             limits = replace(now.limits, max_resident=which % 4, budget_bytes=int(number) * 2)
             m.reload(Catalog(now.models, limits))

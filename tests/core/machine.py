@@ -10,11 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from swapd.core.desk import PRESSURE
+from swapd.core.scarcity import PATIENCE
 from swapd.core.scheduler import Scheduler
 from swapd.words import events as ev
 from swapd.words import orders as od
 from swapd.words.catalog import Catalog, Limits, ModelSpec
-from tests.core import accidents, must_part
+from tests.core import accidents, must_part, scarce, timed
 from tests.core.process import Process
 
 LOAD_MOST = 8.0
@@ -59,6 +60,13 @@ class Machine:
     sample_wanted: bool = False
     closing: float | None = None
     pressed_stops: int = 0
+    capacity: int = 14
+    """Bytes of memory that there are in fact, budget or not."""
+    foreign: int = 0
+    """How many of them other programs hold."""
+    percent: float = 0.0
+    """What the last look at the memory found in use."""
+    look_wanted: bool = False
     requests: int = 0
     started: int = 0
     history: list[str] = field(default_factory=list)
@@ -70,7 +78,8 @@ class Machine:
     @property
     def turn(self) -> float:
         """What each that is before it costs a request at most, without what is loaded."""
-        return 30.0 + SERVE_MOST + STOP_MOST + self.limits.max_wait
+        patience = PATIENCE if self.limits.heed_free else 0.0
+        return 30.0 + SERVE_MOST + STOP_MOST + self.limits.max_wait + patience
 
     def breach(self, what: str) -> BreachError:
         return BreachError("\n".join([*self.history, f"!! {what}", repr(self.scheduler)]))
@@ -96,6 +105,9 @@ class Machine:
         self._check()
         must_part.check(self)
         accidents.check_hung(self)
+        if self.look_wanted:
+            self.look_wanted = False
+            self.tell(ev.FreeSeen(self.now, scarce.free(self)))
         return orders
 
     def _carry_out(self, order: od.Order) -> None:
@@ -117,6 +129,9 @@ class Machine:
                 self.sample_wanted = True
             case od.Look(worker):
                 self.looks.add(worker)
+            case od.LookAtFree():
+                self.require(self.limits.heed_free, "a look that nobody asked for")
+                self.look_wanted = True
             case od.WakeAt(when):
                 self.require(when is None or when > self.now, f"a wish to wake in the past: {when}")
                 self.wake = when
@@ -138,6 +153,7 @@ class Machine:
             self.require(count <= self.limits.max_resident, f"{count} workers are alive")
         if self.limits.budget_bytes:
             self.require(taken <= self.limits.budget_bytes, f"{taken} bytes are taken")
+        scarce.check_start(self)
 
     def need(self, process: Process) -> int:
         status = {s.worker: s.bytes for s in self.scheduler.status()}
@@ -155,14 +171,17 @@ class Machine:
     def _stop(self, process: Process, because: str) -> None:
         self.require(process.told is None and not process.killed, "a worker stopped twice")
         slotted = process.serving - self.guests
-        self.require(not slotted, f"busy worker {process.worker} stopped: {because}")
+        self.require(
+            not slotted or scarce.may_end_busy_ones(self, because),
+            f"busy worker {process.worker} stopped: {because}",
+        )
         forced = ("its configuration changed", "unloaded by hand", "swapd is shutting down")
         unclaimed = because == "nobody waits for it any more"
         self.require(
             not self.spec(process).pinned or because in forced or unclaimed,
             f"pinned {process.spec.name} stopped: {because}",
         )
-        self._check_time(process, because)
+        timed.check(self, process, because)
         room = because.startswith("makes room")
         kept = room and self.limits.policy in ("ttl", "no-evict")
         self.require(not kept, f"{process.spec.name} makes room though the policy lets nobody go")
@@ -171,13 +190,6 @@ class Machine:
         self.pressed_stops += because == PRESSURE
         others = [p for p in self.processes.values() if p.because == PRESSURE and p is not process]
         self.require(because != PRESSURE or not others, "a second victim before the first is gone")
-
-    def _check_time(self, process: Process, because: str) -> None:
-        """Idleness ends only those with a time to live, and not before it."""
-        if because.startswith("idle"):
-            self.require(self._is_timed(process), f"{process.spec.name} has no time to live")
-            (status,) = [s for s in self.scheduler.status() if s.worker == process.worker]
-            self.require(status.idle_since is None, "a worker that is stopped counts as idle")
 
     def _kill(self, process: Process, hung: bool) -> None:
         if hung:
@@ -309,9 +321,11 @@ class Machine:
         for request in sorted(process.serving):
             accidents.lose(self, request, again)
 
-    def sample(self, percent: float, held: dict[int, int] | None = None) -> None:
-        self.sample_wanted = False
-        self.tell(ev.Sampled(self.now, percent, held or {}))
+    def sample(
+        self, percent: float, held: dict[int, int] | None = None, stalled: float = 0.0
+    ) -> None:
+        self.sample_wanted, self.percent = False, percent
+        self.tell(ev.Sampled(self.now, percent, held or {}, stalled))
 
     def reload(self, catalog: Catalog) -> None:
         self.terms_since = self.now
@@ -379,7 +393,7 @@ class Machine:
 
     def settle_down(self) -> None:
         """Let everything run out; nobody may be left waiting, and nothing may be held."""
-        turn = LOAD_MOST + SERVE_MOST + 3 * STOP_MOST + self.limits.max_wait
+        turn = LOAD_MOST + SERVE_MOST + 3 * STOP_MOST + self.limits.max_wait + PATIENCE
         bound = len(self.open) * turn + 100.0
         self.advance(bound)
         self.require(not self.open, f"requests never ended: {sorted(self.open)}")
@@ -388,11 +402,4 @@ class Machine:
         if self.closing is not None:
             self.require(not self.processes, "workers outlive a shutdown")
         for p in self.processes.values():
-            self.require(not self._is_timed(p), f"{p.spec.name} outlives its time to live")
-
-    def _is_timed(self, process: Process) -> bool:
-        spec = self.spec(process)
-        if process.keep_alive is not None and not spec.pinned:
-            return process.keep_alive >= 0
-        heeded = self.limits.policy in ("cost", "ttl", "lru-ttl")
-        return heeded and spec.ttl > 0 and not spec.pinned
+            self.require(not timed.is_timed(self, p), f"{p.spec.name} outlives its time to live")

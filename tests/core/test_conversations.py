@@ -11,18 +11,30 @@ from swapd.core.scheduler import Scheduler
 from swapd.words import events as ev
 from swapd.words import orders as od
 from swapd.words.catalog import Catalog, Limits, ModelSpec
+from swapd.words.learned import Learned
 
 
 class Talk:
-    """`talk >> event << orders`: orders are given as short strings, in the order they come."""
+    """`talk >> event << orders`: orders are given as short strings, in the order they come.
+
+    What is to be remembered of a model stands apart from them.
+    """
 
     def __init__(self, limits: Limits | None = None, **models: ModelSpec) -> None:
         self.catalog = Catalog(models, limits or Limits())
         self.core = Scheduler(self.catalog)
         self.last: list[od.Order] = []
+        self.remembered: list[od.Remember] = []
+
+    def knowing(self, **learned: Learned) -> Talk:
+        """The same from the start, with what was learned at another time."""
+        self.core = Scheduler(self.catalog, learned)
+        return self
 
     def __rshift__(self, event: ev.Event) -> Talk:
-        self.last = self.core.handle(event)
+        orders = self.core.handle(event)
+        self.last = [o for o in orders if not isinstance(o, od.Remember)]
+        self.remembered = [o for o in orders if isinstance(o, od.Remember)]
         return self
 
     def __lshift__(self, expected: str) -> Talk:
@@ -32,6 +44,16 @@ class Talk:
 
 def _short(order: od.Order) -> str:
     match order:
+        case od.TakeSample() | od.LookAtFree():
+            return "sample" if isinstance(order, od.TakeSample) else "look"
+        case od.WakeAt(when):
+            return "wake:never" if when is None else f"wake:{when:g}"
+        case _:
+            return _told(order)
+
+
+def _told(order: od.Order) -> str:
+    match order:
         case od.Start(worker, spec):
             return f"start:{spec.name}={worker}"
         case od.Stop(worker) | od.Kill(worker):
@@ -40,10 +62,10 @@ def _short(order: od.Order) -> str:
             return f"grant:{request}->{worker}"
         case od.Refuse(request, why):
             return f"refuse:{request}:{why.value}"
-        case od.TakeSample() | od.Look():
-            return "sample" if isinstance(order, od.TakeSample) else f"look:{order.worker}"
-        case od.WakeAt(when):
-            return "wake:never" if when is None else f"wake:{when:g}"
+        case od.Look(worker):
+            return f"look:{worker}"
+        case _:
+            return str(order)
 
 
 def model(name: str, **fields: object) -> ModelSpec:
@@ -172,10 +194,10 @@ def test_pressure_takes_one_idle_worker_a_sample_and_never_a_busy_one() -> None:
     talk >> ev.Sampled(9, 90, {}) << "stop:1 wake:14"
     talk >> ev.Exited(10, 1) << "sample wake:40"
     talk >> ev.Sampled(11, 90, {}) << ""
-    talk >> ev.Finished(12, 3) << ""
-    talk >> ev.Ticked(40) << "sample wake:70"
-    talk >> ev.Sampled(41, 74, {}) << ""
-    talk >> ev.Sampled(42, 76, {}) << "stop:3 wake:47"
+    talk >> ev.Finished(12, 3) << "sample wake:42"
+    talk >> ev.Ticked(42) << "sample wake:72"
+    talk >> ev.Sampled(43, 74, {}) << ""
+    talk >> ev.Sampled(44, 76, {}) << "stop:3 wake:49"
 
 
 def test_what_was_measured_replaces_the_estimate() -> None:

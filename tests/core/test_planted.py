@@ -8,21 +8,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from swapd.core import agenda, eviction, fairness, groups, ledger, placement, refusals
+from swapd.core import (
+    agenda,
+    eviction,
+    fairness,
+    groups,
+    ledger,
+    placement,
+    placing,
+    refusals,
+    scheduler,
+)
 from swapd.core import queue as queues
+from swapd.core.desk import Desk
 from swapd.core.facts import Facts
+from swapd.core.placing import Placing
 from swapd.core.policy import POLICIES, Policy
+from swapd.core.pressure import pressure_of
 from swapd.core.resident import Resident
+from swapd.core.scarcity import Scarcity
 from swapd.core.scheduler import Scheduler
 from swapd.core.store import Store
 from swapd.core.suspects import Suspects
 from swapd.words import events as ev
 from swapd.words.orders import Why
 from tests.core import test_conversations as talks
+from tests.core import test_memory as memory
 from tests.core import test_properties as properties
 from tests.core import test_sharing as sharing
 from tests.core import test_store as files
@@ -83,7 +99,7 @@ def _all_guilty(self: Suspects, served: Any, reason: str) -> bool:
 
 _worker_ended = Suspects.worker_ended
 _decide, _finished, _lasts = Store.decide, Facts._finished, Resident.lasts
-_plan, _place = placement.plan, Scheduler._place
+_plan, _place, _pressure = placement.plan, Scheduler._place, pressure_of
 
 
 def _spares_nobody(policy: Policy, short: Any, candidates: Any) -> Any:
@@ -99,6 +115,24 @@ def _patient_plan(books: Any, catalog: Any, now: float) -> placement.Plan:
     made = _plan(books, catalog, now)
     made.holds_until = math.inf
     return made
+
+
+def _deaf_to_stalls(event: Any, limits: Any) -> Any:
+    return _pressure(event, replace(limits, stall_percent=0.0))
+
+
+def _all_of_them(self: Scheduler, wanted: list[Any], now: float) -> list[Any]:
+    assert now >= 0
+    assert self.catalog
+    return wanted
+
+
+def _always_critical(event: Any, limits: Any) -> Any:
+    return _pressure(event, replace(limits, critical_percent=limits.threshold_percent))
+
+
+def _never_critical(event: Any, limits: Any) -> Any:
+    return _pressure(event, replace(limits, critical_percent=0.0))
 
 
 def _on(policy: str, test: Callable[[str], None]) -> Test:
@@ -187,6 +221,30 @@ FAULTS: list[Fault] = [
      lambda *_: 0, _same_orders),
     ("a worker in use again is not noticed", ledger_class, "_in_use",
      lambda *_: True, _same_orders),
+    ("nobody looks whether memory is free", Placing, "_affordable", _all_of_them,
+     memory.test_a_worker_is_started_when_its_memory_is_free_in_fact),
+    ("what is coming up is forgotten", Resident, "is_coming", False,
+     memory.test_what_is_on_its_way_up_or_out_is_waited_for),
+    ("nobody goes for other programs", eviction, "choose", _nobody_else,
+     memory.test_idle_workers_go_when_other_programs_hold_the_memory),
+    ("memory is waited for without end", placing, "PATIENCE", math.inf,
+     memory.test_memory_that_nobody_gives_back_is_waited_for_and_then_refused),
+    ("memory is not waited for", placing, "PATIENCE", 0.0,
+     memory.test_memory_that_nobody_gives_back_is_waited_for_and_then_refused),
+    ("patience is used up once", Scarcity, "only", _nobody_else,
+     memory.test_patience_begins_anew_for_new_clients),
+    ("one that runs alone is refused", Placing, "_runs_alone", lambda *_: False,
+     memory.test_one_that_is_known_only_to_fill_the_budget_runs_alone_or_not_at_all),
+    ("lost time does not press", scheduler, "pressure_of", _deaf_to_stalls,
+     memory.test_lost_time_presses_like_full_memory),
+    ("busy workers go like idle ones", scheduler, "pressure_of", _always_critical,
+     talks.test_pressure_takes_one_idle_worker_a_sample_and_never_a_busy_one),
+    ("busy workers never go", scheduler, "pressure_of", _never_critical,
+     memory.test_busy_workers_go_above_the_critical_mark_alone_and_after_the_idle),
+    ("nothing is learned", Desk, "_remember", _nobody_else,
+     memory.test_what_was_learned_is_told_and_counts_from_the_start),
+    ("what was learned is not used", ledger_class, "recall", _nobody_else,
+     memory.test_what_was_learned_is_told_and_counts_from_the_start),
     ("a file is in the cache before it is there", Store, "decide", _admitted_before_the_transfer,
      files.test_a_file_is_there_only_when_its_transfer_has_succeeded),
     ("a failed transfer keeps its room", Store, "failed", _nobody_else,

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from swapd.core.ledger import NEVER
 from swapd.core.lifecycle import State
+from swapd.core.pressure import Pressure, pressure_of
 from swapd.core.queue import Waiting
 from swapd.core.refusals import Verdict
 from swapd.core.resident import Resident
@@ -33,6 +34,7 @@ def test_every_history_keeps_the_rules(world: Catalog, history: list[Deed]) -> N
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @LONG
 @given(worlds, histories)
 def test_every_history_keeps_the_rules_at_length(world: Catalog, history: list[Deed]) -> None:
@@ -48,11 +50,11 @@ def test_the_same_events_give_the_same_orders(world: Catalog, history: list[Deed
 class LooksAtAll(Scheduler):
     """Looks at every model in each pass, and plans anew each time."""
 
-    def _settle(self, now: float, pressed: bool) -> None:
+    def _settle(self, now: float, pressure: Pressure) -> None:
         self._look_at_all = True
         self._plan.version = -1
         self._books.horizon = NEVER
-        super()._settle(now, pressed)
+        super()._settle(now, pressure)
 
 
 @settings(QUICK, max_examples=300)
@@ -89,30 +91,30 @@ class ForgottenQueueEntry(Scheduler):
             self._books.dequeue(list(queue)[-1])
 
 
-def with_other_limits(faulty: Scheduler, limits: Limits, now: float, pressed: bool) -> None:
+def with_other_limits(faulty: Scheduler, limits: Limits, now: float, pressure: Pressure) -> None:
     """A settle pass that goes by limits which are not those of the configuration."""
     real = faulty._catalog
     faulty._catalog = Catalog(real.models, limits)
-    Scheduler._settle(faulty, now, pressed)
+    Scheduler._settle(faulty, now, pressure)
     faulty._catalog = real
 
 
 class BudgetOffByOne(Scheduler):
     """Finds that one byte more than the budget fits too."""
 
-    def _settle(self, now: float, pressed: bool) -> None:
+    def _settle(self, now: float, pressure: Pressure) -> None:
         limits = self._catalog.limits
         more = limits.budget_bytes + 1 if limits.budget_bytes else 0
-        with_other_limits(self, replace(limits, budget_bytes=more), now, pressed)
+        with_other_limits(self, replace(limits, budget_bytes=more), now, pressure)
 
 
 class PlaceOffByOne(Scheduler):
     """Finds that one worker more than allowed fits too."""
 
-    def _settle(self, now: float, pressed: bool) -> None:
+    def _settle(self, now: float, pressure: Pressure) -> None:
         limits = self._catalog.limits
         more = limits.max_resident + 1 if limits.max_resident else 0
-        with_other_limits(self, replace(limits, max_resident=more), now, pressed)
+        with_other_limits(self, replace(limits, max_resident=more), now, pressure)
 
 
 class BusyVictim(Scheduler):
@@ -152,9 +154,8 @@ class LoadsForNobody(Scheduler):
 class WholesalePressure(Scheduler):
     """Takes every idle worker for one look at the memory."""
 
-    def _is_pressed(self, event: ev.Event) -> bool:
-        threshold: float = self._catalog.limits.threshold_percent
-        return isinstance(event, ev.Sampled) and 0 < threshold < event.used_percent
+    def _pressure(self, event: ev.Event) -> Pressure:
+        return pressure_of(event, self._catalog.limits)
 
 
 class PinsForgotten(Scheduler):

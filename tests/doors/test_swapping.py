@@ -13,7 +13,7 @@ import pytest
 
 from swapd.effects.clock import now
 from tests.doors.conftest import Gate, demo, fake
-from tests.swapd import Swapd, alive, chat, config, eventually, said
+from tests.swapd import Swapd, alive, chat, config, error_of, eventually, said
 
 
 def test_one_place_means_one_worker_alive_at_a_time(home: Path) -> None:
@@ -189,6 +189,32 @@ def test_a_memory_budget_holds_by_estimate_first_and_then_by_measurement(home: P
         eventually(lambda: swapd.worker("b")["bytes"] < 50 * 2**20)
         swapd.ask("a")
         assert sorted(swapd.states()) == ["a", "b"]
+    with Swapd(home, config(models, memory=memory)) as again:
+        # What was measured is known from the start.
+        again.ask("a")
+        again.ask("b")
+        assert sorted(again.states()) == ["a", "b"]
+    (home / ".swapd/learned.json").write_text("{")
+    models["a"]["cmd"] += " --words 4"
+    with Swapd(home, config(models, memory=memory)) as anew:
+        assert "learned.json is damaged" in anew.log()
+        anew.ask("b")
+        anew.ask("a")
+        assert "makes room for a" in anew.log()
+
+
+@pytest.mark.long
+def test_memory_that_nobody_has_is_waited_for_and_then_refused(home: Path) -> None:
+    models = {"a": fake("a", need="900000 GiB"), "b": fake("b")}
+    memory = {"budget": "1000000 GiB", "threshold": 0}
+    with Swapd(home, config(models, memory=memory)) as swapd:
+        swapd.ask("b")
+        refusal = swapd.ask("a")
+        error = error_of(refusal)
+        assert (refusal.status_code, error["code"]) == (503, "no_room")
+        assert "are missing, which other programs hold" in error["message"]
+        assert refusal.headers["retry-after"] == "10"
+        assert swapd.states() == {"b": "ready"}
 
 
 def test_a_full_queue_is_refused_with_a_time_to_come_back(

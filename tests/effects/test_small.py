@@ -205,6 +205,26 @@ async def test_a_failed_task_is_heard(caplog: pytest.LogCaptureFixture) -> None:
     assert waits.cancelled()
 
 
+async def test_a_file_behind_links_is_noticed_when_one_of_them_leads_elsewhere(
+    tmp_path: Path,
+) -> None:
+    """As a cluster mounts a configuration: config.yaml -> ..data/config.yaml, ..data -> ..1/."""
+    for version in ("..1", "..2"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "config.yaml").write_text(version)
+    (tmp_path / "..data").symlink_to("..1")
+    (tmp_path / "config.yaml").symlink_to("..data/config.yaml")
+    changed = asyncio.Event()
+    watch = FileWatch([tmp_path / "config.yaml"], changed.set)
+    (tmp_path / "new").symlink_to("..2")
+    (tmp_path / "new").replace(tmp_path / "..data")
+    await asyncio.wait_for(changed.wait(), 10)
+    changed.clear()
+    (tmp_path / "..2/config.yaml").write_text("3")
+    await asyncio.wait_for(changed.wait(), 10)
+    watch.close()
+
+
 @pytest.mark.parametrize("how", ["write", "replace"])
 async def test_a_changed_file_is_noticed_and_its_neighbours_are_not(
     tmp_path: Path, how: str

@@ -85,6 +85,27 @@ async def test_one_that_died_meanwhile_is_not_taken(place: Place, spare: Spare) 
     await _stop(process, heard)
 
 
+async def test_one_that_is_killed_at_that_moment_is_replaced(place: Place, spare: Spare) -> None:
+    """Stopped first, so that it is taken alive and dies before it can say a word."""
+    spare.prepare()
+    pid = _pid(spare)
+    os.kill(pid, signal.SIGSTOP)
+    heard = Heard()
+    process = WorkerProcess(1, BARD, place, heard, LOG, spare)
+    assert process.pid == pid
+    os.kill(pid, signal.SIGKILL)
+    assert (await heard.word()).ready
+    assert process.pid != pid
+    assert heard.ends.empty()
+    await _stop(process, heard)
+
+
+def test_one_that_is_stopped_can_be_dismissed(spare: Spare) -> None:
+    spare.prepare()
+    os.kill(_pid(spare), signal.SIGSTOP)
+    spare.dismiss()
+
+
 async def test_its_arguments_may_be_wrong_and_that_is_told(place: Place, spare: Spare) -> None:
     spare.prepare()
     heard = Heard()

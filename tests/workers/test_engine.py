@@ -16,7 +16,6 @@ from workers.binding_context import Batch, Context, ContextOptions
 from workers.detokenize import TextOutput
 from workers.engine import Engine
 from workers.lane import EngineBrokenError
-from workers.lifeline import Lifeline
 from workers.sequence import End, Failed, Finished, Sequence
 from workers.settings import Sampling
 
@@ -65,9 +64,7 @@ class Bench:
         self.options = ContextOptions(
             cells, 512, 512, slots, threads=1, threads_batch=1, flash_attention="off"
         )
-        self.engine = Engine(
-            self.model, self.options, self.options, slots, 8, Lifeline(None), self.log
-        )
+        self.engine = Engine(self.model, self.options, self.options, slots, 8, self.log)
         self.broken = asyncio.Event()
         self.engine.attach(asyncio.get_running_loop(), self.broken.set)
         threading.Thread(target=self._run, daemon=True).start()

@@ -11,6 +11,7 @@ snapshots have is offered from `main`'s, else from the youngest. Each is also kn
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePath
@@ -48,7 +49,7 @@ def look(root: Path) -> Looked:
                 current = taken.setdefault(inside, offer.path)
                 if current == offer.path:
                     offers.append(_offer(repository, inside, offer.path))
-                elif offer.path.resolve() != current.resolve():
+                elif os.path.realpath(offer.path) != os.path.realpath(current):
                     skipped.append(Passed(offer.path, f"is another revision of {current}", NAME))
     return Looked(tuple(offers), tuple(broken), tuple(skipped))
 

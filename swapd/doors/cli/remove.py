@@ -54,11 +54,15 @@ def _must_be_free(entry: Entry, entries: list[Entry]) -> None:
     if entry.base or entry.path is None or entry.source in (WRITTEN, CUSTOM):
         file = WRITTEN if entry.source == WRITTEN else CUSTOM
         raise FailedError(f"{entry.name} is no file of its own: take it out of {file}")
-    real = entry.path.resolve()
     others = [
         e.name
         for e in entries
-        if e is not entry and e.path is not None and e.path.resolve() == real
+        if e is not entry
+        and e.path is not None
+        and not e.broken
+        and e.path.samefile(entry.path)
+        # Ollama itself keeps what another of its models needs.
+        and (e.base or entry.source != "ollama")
     ]
     if others:
         message = f"{', '.join(others)} would be without a file: take it out of custom_models.yaml"
@@ -141,7 +145,8 @@ def _blob(link: Path, going: list[Path]) -> Path | None:
     if repository is None or blob.parent != (repository / "blobs").resolve():
         return None
     for other in (repository / "snapshots").rglob("*"):
-        if other.is_symlink() and other not in going and other.resolve() == blob:
+        # A link that leads in a circle is nobody's; `resolve` would stumble over it.
+        if other.is_symlink() and other not in going and Path(os.path.realpath(other)) == blob:
             return None
     return repository / "blobs" / blob.name
 
