@@ -365,6 +365,7 @@ class Supervisor:
     def _came_up(self, worker: ev.WorkerId, slots: int = 0) -> None:
         running = self._workers[worker]
         assert running.process is not None
+        running.process.came_up()
         took = wall() - running.started
         name, url = running.process.spec.name, running.process.base_url
         self._log.info("%s: ready after %.2f s at %s", name, took, url)

@@ -20,7 +20,7 @@ from swapd.words.catalog import ModelSpec
 from swapd.words.events import WorkerId
 
 TAIL_LINES = 5
-"""Of what it printed last, this many lines tell why it ended."""
+"""Of what it printed last, this many lines tell why it did not come up; later one does."""
 TAIL_WIDTH = 300
 
 
@@ -111,6 +111,10 @@ class WorkerProcess:
             self.port = word.port
             self.base_url = f"http://{word.host}:{word.port}"
         self._listener.worker_spoke(self.worker, word)
+
+    def came_up(self) -> None:
+        """It serves. What it prints from now on may be about requests of others."""
+        self._tail = deque(maxlen=1)
 
     def _printed(self, line: bytes) -> None:
         text = line.decode("utf-8", "replace").rstrip()
