@@ -132,7 +132,7 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
     body = response.json()
     assert body.keys() == {"error"}
     assert body["error"].keys() >= {"message", "type", "param", "code"}
-    assert "Traceback" not in response.text
+    assert "Traceback" not in response.text, response.text
     error: dict[str, Any] = body["error"]
     return error
 
