@@ -138,7 +138,7 @@ class Fake(ThreadingHTTPServer):
         self._gate = Gate(args.word_gate)
         super().__init__((args.host, args.port), Handler)
 
-    def handle_error(self, request: object, client_address: object) -> None:
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
         """A client that has gone is one line, and no traceback that a test takes for a fault."""
         print(f"fake: {client_address}: {sys.exc_info()[1]}", file=sys.stderr, flush=True)
 
