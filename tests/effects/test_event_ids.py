@@ -65,14 +65,19 @@ def test_a_stream_without_ids_passes_and_can_not_be_gone_on_with(
     assert ids.ids == b""
 
 
-def test_ids_and_unfinished_events_are_kept_within_bounds() -> None:
-    ids = EventIds()
+def test_ids_are_kept_within_bounds() -> None:
+    ids, known = EventIds(), []
     long = b"x" * (event_ids.MOST // 2 + 1)
-    assert ids.take(b"id: " + long + b"\ndata: 1\n\n") == b"data: 1\n\n"
-    assert ids.can_resume
-    assert ids.take(b"id: " + long + b"\ndata: 2\n\n") == b"data: 2\n\n"
-    assert not ids.can_resume
-    endless = EventIds()
-    assert endless.take(b"data: " + long) == b""
-    assert endless.take(long) == b"data: " + long + long
+    for number in (b"1", b"2"):
+        assert ids.take(b"id: " + long + b"\ndata: " + number + b"\n\n") == (
+            b"data: " + number + b"\n\n"
+        )
+        known.append(ids.can_resume)
+    assert known == [True, False]
+
+
+def test_an_event_without_end_is_kept_within_bounds() -> None:
+    endless, half = EventIds(), b"data: " + b"x" * (event_ids.MOST // 2 + 1)
+    assert endless.take(half) == b""
+    assert endless.take(half) == half + half
     assert not endless.can_resume
