@@ -30,6 +30,8 @@ class Wish:
     tenant: str = ""
     keep_alive: float | None = None
     """See `Arrived.keep_alive`."""
+    priority: int = 0
+    """See `Arrived.priority`."""
 
 
 NO_WISH = Wish()

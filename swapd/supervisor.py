@@ -116,6 +116,7 @@ class Supervisor:
                 *(now(), self._requests, model, needs_slot),
                 keep_alive=wish.keep_alive,
                 tenant=wish.tenant,
+                priority=wish.priority,
                 fingerprint=fingerprint,
             )
         )
@@ -260,13 +261,14 @@ class Supervisor:
                 self._kill(order)
             case od.Look(worker):
                 self._look(worker)
+            case od.Bring(model):
+                self._tasks.run(self._preload(model), f"load of {model}")
             case od.TakeSample():
                 self._tasks.run(self._sample(), "memory sample")
             case od.LookAtFree():
                 self.post(ev.FreeSeen(now(), memory.free()))
-            case od.Remember(worker, learned):
-                if worker in self._workers:
-                    self._learnings.note(self._workers[worker].identity, learned)
+            case od.Remember(worker, learned) if worker in self._workers:
+                self._learnings.note(self._workers[worker].identity, learned)
             case od.WakeAt(when):
                 self._alarm.set(when)
 

@@ -13,9 +13,12 @@ from swapd.words.catalog import Group
 
 
 def groups_of(
-    report: Report, models: Iterable[str], env: MappingType[str, str]
+    report: Report, models: Iterable[str], env: MappingType[str, str], max_resident: int = 0
 ) -> tuple[Group, ...]:
-    """The groups of a configuration; members must be models, and each in one group at most."""
+    """The groups of a configuration; members must be models, and each in one group at most.
+
+    Those that are loaded together must not be more than may be loaded at once.
+    """
     section = node_at(report.tree, ("groups",))
     if section is None or (isinstance(section, Scalar) and section.value is None):
         return ()
@@ -38,5 +41,11 @@ def groups_of(
             elif owner.setdefault(member, name) != name:
                 report.problem(here, f"{member} is in group {owner[member]} already")
         members = frozenset(group.members)
-        found.append(Group(name, members, group.swap, group.exclusive, group.persistent))
+        if group.together and group.swap:
+            report.problem((*path, "swap"), "must be false for members that are loaded together")
+        if group.together and 0 < max_resident < len(group.members):
+            message = f"{len(group.members)} members can't be together: max_resident is"
+            report.problem((*path, "together"), f"{message} {max_resident}")
+        swap = not group.together if group.swap is None else group.swap
+        found.append(Group(name, members, swap, group.exclusive, group.persistent, group.together))
     return tuple(found)

@@ -19,9 +19,11 @@ from swapd.config.schema import (
     Cors,
     CustomModel,
     Filters,
+    Hooks,
     LimitsEntry,
     Memory,
     Model,
+    OnStartup,
     Server,
     TlsFiles,
 )
@@ -112,11 +114,13 @@ def _schema(
     required: list[str],
 ) -> dict[str, Any]:
     _, parts = msgspec.json.schema_components(
-        [Server, model, Memory, LimitsEntry, Filters, Cors, TlsFiles],
+        [Server, model, Memory, Hooks, OnStartup, LimitsEntry, Filters, Cors, TlsFiles],
         ref_template="#/definitions/{name}",
     )
     kept = {
         "Memory": _section(Memory, parts["Memory"], said, ("memory",)),
+        "Hooks": _section(Hooks, parts["Hooks"], said, ("hooks",)),
+        "OnStartup": _section(OnStartup, parts["OnStartup"], said, ("hooks", "on_startup")),
         "Cors": _section(Cors, parts["Cors"], said, ("cors",)),
         "TlsFiles": _section(TlsFiles, parts["TlsFiles"], said, ("tls",)),
         "Model": _section(model, parts[model.__name__], said, ("models", _EXAMPLE)),

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from swapd.config.access import access_of, tls_of
 from swapd.config.estimated import estimated
 from swapd.config.groups import groups_of
-from swapd.config.problems import ConfigError, Problem
+from swapd.config.problems import ConfigError, Problem, did_you_mean
 from swapd.config.schema import Model, Server
 from swapd.config.specs import Ground, SpecBuilder, collect_macros
 from swapd.config.tree import Mapping, Scalar, parse_tree
@@ -75,7 +75,11 @@ def parse(
     ground = Ground(server, collect_macros(("macros",), report), env, worker_command)
     models = _models(tree, ground, report)
     _check_names(models, report)
-    limits = replace(_limits(server, report, total_memory), groups=groups_of(report, models, env))
+    _preload(server.hooks.on_startup.preload, models, report)
+    limits = replace(
+        _limits(server, report, total_memory),
+        groups=groups_of(report, models, env, server.max_resident),
+    )
     settings = replace(
         _settings(server, report, env), access=access_of(report, server, models.values(), env)
     )
@@ -132,6 +136,18 @@ def _check_names(models: MappingType[str, ModelSpec], report: Report) -> None:
                 report.problem(path, f"{alias} already stands for {owner[alias]}")
             else:
                 owner[alias] = spec.name
+
+
+def _preload(names: list[str], models: dict[str, ModelSpec], report: Report) -> None:
+    """Mark the models that are to be loaded at the start; aliases are understood."""
+    catalog = Catalog(MappingProxyType(models))
+    for i, name in enumerate(names):
+        spec = catalog.resolve(name)
+        if spec is None:
+            path = ("hooks", "on_startup", "preload", i)
+            report.problem(path, f"there is no model {name}{did_you_mean(name, models)}")
+        else:
+            models[spec.name] = replace(spec, preload=True)
 
 
 def _limits(server: Server, report: Report, total_memory: int) -> Limits:

@@ -62,9 +62,22 @@ class GroupEntry(Struct, frozen=True, kw_only=True):
     """One entry of `groups`."""
 
     members: Names = msgspec.field(default_factory=list)
-    swap: Flag = True
+    swap: Annotated[bool | None, Meta(description="true or false")] = None
     exclusive: Flag = True
     persistent: Flag = False
+    together: Flag = False
+
+
+class OnStartup(Struct, frozen=True, kw_only=True):
+    """`hooks.on_startup`: what happens when swapd has started."""
+
+    preload: Names = msgspec.field(default_factory=list)
+
+
+class Hooks(Struct, frozen=True, kw_only=True):
+    """`hooks`: what happens when something else does."""
+
+    on_startup: OnStartup = msgspec.field(default_factory=OnStartup)
 
 
 class LimitsEntry(Struct, frozen=True, kw_only=True):
@@ -129,6 +142,7 @@ class Model(Struct, frozen=True, kw_only=True):
     weight: Annotated[float, Meta(gt=0, description="a number, more than 0")] = 1.0
     priority: Annotated[int, Meta(description="a whole number")] = 0
     pinned: Flag = False
+    min_stay: Seconds = 0.0
     preload: Flag = False
     name: MacroText = ""
     description: MacroText = ""
@@ -195,7 +209,7 @@ class Server(Struct, frozen=True, kw_only=True):
     routing: Annotated[
         Any, Meta(extra={"inert": "models live together as memory and max_resident allow"})
     ] = None
-    hooks: Annotated[Any, Meta(extra={"inert": "models are loaded when they are asked for"})] = None
+    hooks: Hooks = msgspec.field(default_factory=Hooks)
     profiles: Annotated[Any, Meta(extra={"inert": "models keep their names"})] = None
     peers: Annotated[Any, Meta(extra={"inert": "their models are not served"})] = None
     send_loading_state: Annotated[

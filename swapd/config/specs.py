@@ -110,6 +110,7 @@ class SpecBuilder:
             weight=model.weight,
             priority=model.priority,
             pinned=model.pinned,
+            min_stay=model.min_stay,
             preload=model.preload,
             aliases=tuple(model.aliases),
             upstream_name=model.use_model_name,

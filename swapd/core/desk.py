@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from swapd.core import eviction
 from swapd.core.agenda import Agenda
+from swapd.core.groups import belonging
 from swapd.core.ledger import Ledger
 from swapd.core.lifecycle import State, Step
 from swapd.core.placement import Plan, candidate, leavable
@@ -20,7 +21,7 @@ from swapd.core.suspects import Suspects
 from swapd.words import events as ev
 from swapd.words.catalog import Catalog, Limits, ModelSpec
 from swapd.words.learned import Learned
-from swapd.words.orders import Grant, Kill, Order, Refuse, Remember, Start, Stop, TakeSample
+from swapd.words.orders import Bring, Grant, Kill, Order, Refuse, Remember, Start, Stop, TakeSample
 
 PRESSURE = "memory pressure"
 NOTHING: Mapping[str, Learned] = MappingProxyType({})
@@ -72,6 +73,20 @@ class Desk:
         # Those that never go for others may leave no room for some who wait.
         self._look_at_all |= spec.pinned or bool(self._limits.groups)
         self._orders.append(Start(resident.worker, spec))
+        self._bring_others(spec.name)
+
+    def _bring_others(self, model: str) -> None:
+        """Ask for those that belong together with a model that a client wants to use.
+
+        Not for those of one that was itself brought so: where there is not room for all, they
+        would go for each other without end.
+        """
+        queue = self._books.queues.get(model)
+        if queue is None or queue.guests == len(queue):
+            return
+        for other in sorted(belonging(model, self._limits)):
+            if self._books.serving(other) is None and other not in self._books.queues:
+                self._orders.append(Bring(other))
 
     def _stop(self, resident: Resident, because: str, now: float) -> None:
         self._books.step(resident, Step.STOP)

@@ -34,6 +34,13 @@ def keeps_place_until(
     In the past when it has to make room now. Nothing is known of a model that never loaded, so
     its turn is empty.
     """
+    stays = resident.up_since + resident.spec.min_stay if resident.spec.min_stay else -math.inf
+    return max(stays, _turn_ends(books, resident, rival, asked, limits))
+
+
+def _turn_ends(
+    books: Ledger, resident: Resident, rival: ModelSpec, asked: Rank, limits: Limits
+) -> float:
     name = resident.spec.name
     swap = books.load_seconds(name) + books.load_seconds(rival.name)
     begun = max(resident.up_since, asked[0])

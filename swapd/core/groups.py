@@ -25,6 +25,12 @@ def must_part(newcomer: str, resident: str, limits: Limits) -> bool:
     return mine.exclusive and not (theirs is not None and theirs.persistent)
 
 
+def belonging(model: str, limits: Limits) -> frozenset[str]:
+    """The models that are loaded together with this one, itself among them; else none."""
+    group = group_of(model, limits) if limits.groups else None
+    return group.members if group is not None and group.together else frozenset()
+
+
 def is_spared(newcomer: str, resident: str, limits: Limits) -> bool:
     """Whether a worker of `resident` never goes for one of `newcomer`, however little room."""
     if not limits.groups:

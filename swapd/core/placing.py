@@ -78,7 +78,11 @@ class Placing(Facts):
         settled = State.READY, State.DRAINING
         if any(r.state not in settled for r in books.residents.values()):
             return  # What comes up or goes will be heard of.
-        idle = [candidate(books, r, now) for r in leavable(books) if r.idle]
+        idle = [
+            candidate(books, r, now)
+            for r in leavable(books)
+            if r.idle and r.up_since + r.spec.min_stay <= now
+        ]
         short = Room(0, need - free)
         victims = eviction.choose(self._policy, short, idle) if self._policy.makes_room else None
         if victims:

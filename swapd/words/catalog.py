@@ -59,6 +59,8 @@ class ModelSpec:
     """Added to that of each request for it."""
     pinned: bool = False
     """Never asked to go for want of room, idleness or memory pressure; only by hand."""
+    min_stay: float = 0.0
+    """Seconds after it came up in which it is not asked to go for want of room."""
     preload: bool = False
     """Loaded when swapd starts, without a request."""
     aliases: tuple[str, ...] = ()
@@ -94,6 +96,7 @@ class ModelSpec:
                 weight=other.weight,
                 priority=other.priority,
                 pinned=other.pinned,
+                min_stay=other.min_stay,
                 preload=other.preload,
                 aliases=other.aliases,
                 upstream_name=other.upstream_name,
@@ -119,6 +122,8 @@ class Group:
     """A member is loaded only when all that are not in the group have gone."""
     persistent: bool = False
     """A member never goes to make room for one that is not in the group."""
+    together: bool = False
+    """With one member the others are loaded too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,13 @@ class Refuse:
 
 
 @dataclass(frozen=True, slots=True)
+class Bring:
+    """Ask for this model too, as a client would: it belongs together with one that is started."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class TakeSample:
     """Look at the memory and report it as Sampled."""
 
@@ -103,5 +110,15 @@ class WakeAt:
 
 
 Order: TypeAlias = (
-    Start | Stop | Kill | Grant | Refuse | TakeSample | Look | LookAtFree | Remember | WakeAt
+    Start
+    | Stop
+    | Kill
+    | Grant
+    | Refuse
+    | Bring
+    | TakeSample
+    | Look
+    | LookAtFree
+    | Remember
+    | WakeAt
 )

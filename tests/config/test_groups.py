@@ -43,6 +43,38 @@ def test_groups_are_read_as_llama_swap_writes_them() -> None:
             "config.yaml:1: policy: must be cost, lru, lru-ttl, lfu, ttl or no-evict",
         ),
         ("max_wait: -1\n", "config.yaml:1: max_wait: must be seconds, 0 or more"),
+        ("max_waiting: -1\n", "config.yaml:1: max_waiting: must be a whole number, 0 or more"),
+        ("max_per_tenant: -2\n", "config.yaml:1: max_per_tenant: must be a whole number"),
+        ("max_queue: 0\n", "config.yaml:1: max_queue: must be a whole number, 1 or more"),
+        ("max_resident: -1\n", "config.yaml:1: max_resident: must be a whole number, 0 or more"),
+        (
+            "memory: {budget: -1}\n",
+            "config.yaml:1: memory.budget: must be a size",
+        ),
+        (
+            "memory: {threshold: 101}\n",
+            "config.yaml:1: memory.threshold: must be a percentage, 0 to 100",
+        ),
+        (
+            "memory: {threshold: 80, critical: 80}\n",
+            "config.yaml:1: memory.critical: must be above memory.threshold, 80, or 0 for never",
+        ),
+        (
+            "memory: {stall: -1}\n",
+            "config.yaml:1: memory.stall: must be a percentage, 0 to 100",
+        ),
+        (
+            "groups:\n  g: {members: [a], together: true, swap: true}\n",
+            "config.yaml:2: groups.g.swap: must be false for members that are loaded together",
+        ),
+        (
+            "max_resident: 1\ngroups:\n  g: {members: [a, b], together: true}\n",
+            "config.yaml:3: groups.g.together: 2 members can't be together: max_resident is 1",
+        ),
+        (
+            "hooks: {on_startup: {preload: [a, c]}}\n",
+            "config.yaml:1: hooks.on_startup.preload[1]: there is no model c",
+        ),
         ("spare: maybe\n", "config.yaml:1: spare: must be true or false"),
     ],
 )
@@ -50,6 +82,22 @@ def test_what_is_wrong_with_them_is_told(text: str, sentence: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read(text + MODELS)
     assert str(caught.value).startswith(sentence)
+
+
+def test_members_that_belong_together_do_not_go_for_each_other() -> None:
+    (group,) = read(
+        "groups: {g: {members: [a, b], together: true}}\n" + MODELS
+    ).catalog.limits.groups
+    assert group == Group("g", frozenset("ab"), swap=False, together=True)
+
+
+def test_the_free_memory_counts_where_memory_has_any_limit() -> None:
+    for text, heeded in (
+        ("", False),
+        ("memory: {budget: 50%}\n", True),
+        ("memory: {threshold: 75}\n", True),
+    ):
+        assert read(text + MODELS).catalog.limits.heed_free is heeded
 
 
 def test_terms_of_living_together() -> None:

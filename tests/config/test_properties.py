@@ -51,7 +51,7 @@ def only_config_errors(text: str) -> None:
         assert error.problems
         for problem in error.problems:
             assert problem.message
-            assert problem.line <= text.count("\n") + text.count("\r") + 2
+            assert problem.line <= sum(map(text.count, "\n\r\x85\u2028\u2029")) + 2
     try:
         parse_custom(text, {"X": "1"})
     except ConfigError as error:

@@ -66,7 +66,9 @@ def check_refusal(m: Machine, request: int, why: od.Why) -> None:
         until = m.poison.get(fingerprint(request), m.now)
         m.require(m.now < until, f"request {request} is refused for nothing it did")
     if why is od.Why.WORKER_FAILED:
-        m.require(m.falls.get(request, 0) >= TRIES, f"request {request} had tries left")
+        # One that looks like another which has lost workers begins with its losses.
+        known = fingerprint(request) in m.fell
+        m.require(known or m.falls.get(request, 0) >= TRIES, f"request {request} had tries left")
 
 
 def note_end(m: Machine, p: Process) -> None:

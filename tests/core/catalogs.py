@@ -15,7 +15,9 @@ def catalog(
     ttl: float = 0.0,
     max_queue: int = 64,
     pinned: Collection[str] = (),
+    *,
     hang_timeout: float = 0.0,
+    min_stay: float = 0.0,
 ) -> Catalog:
     """A catalog of models that need so many bytes each."""
     models = {
@@ -29,6 +31,7 @@ def catalog(
             pinned=name in pinned,
             start_timeout=30.0,
             hang_timeout=hang_timeout,
+            min_stay=min_stay,
         )
         for name, need in needs.items()
     }

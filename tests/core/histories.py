@@ -24,6 +24,7 @@ GROUPS = (
     *((), (), ()),
     (Group("pair", frozenset("ab"), exclusive=False),),
     (Group("alone", frozenset("a")), Group("rest", frozenset("cd"), exclusive=False)),
+    (Group("team", frozenset("abc"), swap=False, exclusive=False, together=True),),
     (
         Group("big", frozenset("ab"), swap=False),
         Group("kept", frozenset("c"), exclusive=False, persistent=True),
@@ -34,8 +35,15 @@ PRIORITIES = (0, 0, 0, 1, -1)
 KEEP_ALIVE = (None, None, 0.0, 3.0, -1.0)
 
 worlds = st.builds(
-    lambda needs, limits, slots, ttl, max_queue, pinned, hang: catalog(
-        dict(zip(NAMES, needs, strict=True)), limits, slots, ttl, max_queue, pinned, hang
+    lambda needs, limits, slots, ttl, max_queue, pinned, hang, stay: catalog(
+        dict(zip(NAMES, needs, strict=True)),
+        limits,
+        slots,
+        ttl,
+        max_queue,
+        pinned,
+        hang_timeout=hang,
+        min_stay=stay,
     ),
     st.lists(st.integers(0, 6), min_size=4, max_size=4),
     st.builds(
@@ -58,6 +66,7 @@ worlds = st.builds(
     st.sampled_from([1, 4, 64]),
     st.sampled_from(["", "", "a", "ab"]),
     st.sampled_from([0.0, 4.0, 15.0]),
+    st.sampled_from([0.0, 0.0, 9.0]),
 )
 
 deeds = st.tuples(
@@ -183,7 +192,7 @@ def _do_to_all(m: Machine, what: str, which: int, number: float) -> None:
             limits = replace(now.limits, max_resident=which % 4, budget_bytes=int(number) * 2)
             m.reload(Catalog(now.models, limits))
         case "policy":
-            policy, groups = POLICIES[which % 7], GROUPS[int(number) % 6]
+            policy, groups = POLICIES[which % 7], GROUPS[int(number) % 7]
             m.reload(Catalog(now.models, replace(now.limits, policy=policy, groups=groups)))
         case "unload":
             m.unload(NAMES[which % 4] if which < 8 else None)

@@ -67,6 +67,8 @@ class Machine:
     percent: float = 0.0
     """What the last look at the memory found in use."""
     look_wanted: bool = False
+    brought: list[str] = field(default_factory=list)
+    """Models that are to be asked for because others are started."""
     requests: int = 0
     started: int = 0
     history: list[str] = field(default_factory=list)
@@ -79,7 +81,8 @@ class Machine:
     def turn(self) -> float:
         """What each that is before it costs a request at most, without what is loaded."""
         patience = PATIENCE if self.limits.heed_free else 0.0
-        return 30.0 + SERVE_MOST + STOP_MOST + self.limits.max_wait + patience
+        stay = max((m.min_stay for m in self.scheduler.catalog.models.values()), default=0.0)
+        return 30.0 + SERVE_MOST + STOP_MOST + self.limits.max_wait + patience + stay
 
     def breach(self, what: str) -> BreachError:
         return BreachError("\n".join([*self.history, f"!! {what}", repr(self.scheduler)]))
@@ -105,6 +108,8 @@ class Machine:
         self._check()
         must_part.check(self)
         accidents.check_hung(self)
+        while self.brought:
+            self.arrive(self.brought.pop(), needs_slot=False)
         if self.look_wanted:
             self.look_wanted = False
             self.tell(ev.FreeSeen(self.now, scarce.free(self)))
@@ -129,6 +134,8 @@ class Machine:
                 self.sample_wanted = True
             case od.Look(worker):
                 self.looks.add(worker)
+            case od.Bring(model):
+                self.brought.append(model)
             case od.LookAtFree():
                 self.require(self.limits.heed_free, "a look that nobody asked for")
                 self.look_wanted = True
@@ -183,6 +190,9 @@ class Machine:
         )
         timed.check(self, process, because)
         room = because.startswith("makes room")
+        spec = self.spec(process)
+        early = room and self.now < process.up_at + spec.min_stay
+        self.require(not early, f"{spec.name} goes before its least time is over")
         kept = room and self.limits.policy in ("ttl", "no-evict")
         self.require(not kept, f"{process.spec.name} makes room though the policy lets nobody go")
         process.told = self.now
@@ -305,7 +315,7 @@ class Machine:
         self.tell(ev.Finished(self.now, request, answered, tokens))
 
     def come_up(self, worker: int) -> None:
-        self.processes[worker].ready = True
+        self.processes[worker].ready, self.processes[worker].up_at = True, self.now
         self.tell(ev.CameUp(self.now, worker))
 
     def exit(self, worker: int, reason: str = "exit status 1", again: bool = False) -> None:

@@ -19,6 +19,7 @@ class Process:
     started_at: int
     """The how-manieth start it was."""
     ready: bool = False
+    up_at: float = 0.0
     told: float | None = None
     killed: bool = False
     killed_as_hung: bool = False

@@ -46,6 +46,8 @@ def _short(order: od.Order) -> str:
     match order:
         case od.TakeSample() | od.LookAtFree():
             return "sample" if isinstance(order, od.TakeSample) else "look"
+        case od.Bring(model):
+            return f"bring:{model}"
         case od.WakeAt(when):
             return "wake:never" if when is None else f"wake:{when:g}"
         case _:

@@ -15,6 +15,7 @@ import pytest
 
 from swapd.core import (
     agenda,
+    desk,
     eviction,
     fairness,
     groups,
@@ -36,7 +37,7 @@ from swapd.core.scheduler import Scheduler
 from swapd.core.store import Store
 from swapd.core.suspects import Suspects
 from swapd.words import events as ev
-from swapd.words.orders import Why
+from swapd.words.orders import Bring, Why
 from tests.core import test_conversations as talks
 from tests.core import test_memory as memory
 from tests.core import test_properties as properties
@@ -125,6 +126,14 @@ def _all_of_them(self: Scheduler, wanted: list[Any], now: float) -> list[Any]:
     assert now >= 0
     assert self.catalog
     return wanted
+
+
+def _no_members(*_: object) -> frozenset[str]:
+    return frozenset()
+
+
+def _brings_always(self: Scheduler, model: str) -> None:
+    self._orders += [Bring(other) for other in {"a", "b"} - {model}]
 
 
 def _always_critical(event: Any, limits: Any) -> Any:
@@ -221,6 +230,12 @@ FAULTS: list[Fault] = [
      lambda *_: 0, _same_orders),
     ("a worker in use again is not noticed", ledger_class, "_in_use",
      lambda *_: True, _same_orders),
+    ("its least time is not kept", fairness, "keeps_place_until", fairness._turn_ends,
+     sharing.test_who_has_just_come_up_stays_for_its_least_time),
+    ("those that belong together are not brought", desk, "belonging", _no_members,
+     sharing.test_those_that_belong_together_are_loaded_together),
+    ("who was brought brings others", Desk, "_bring_others", _brings_always,
+     sharing.test_those_that_belong_together_are_loaded_together),
     ("nobody looks whether memory is free", Placing, "_affordable", _all_of_them,
      memory.test_a_worker_is_started_when_its_memory_is_free_in_fact),
     ("what is coming up is forgotten", Resident, "is_coming", False,

@@ -275,3 +275,26 @@ def test_strictly_by_arrival_nobody_older_is_put_out() -> None:
     talk >> ev.Finished(2000, 0) << "grant:1->1"
     talk >> ev.Finished(4000, 1) << "grant:2->1"
     talk >> ev.Finished(6000, 2) << "stop:1 wake:6005"
+
+
+def test_those_that_belong_together_are_loaded_together() -> None:
+    team = Group("team", frozenset("ab"), swap=False, exclusive=False, together=True)
+    talk = Talk(Limits(groups=(team,)), a=A, b=B, c=C)
+    talk >> ev.Arrived(0, 1, "a") << "start:a=1 bring:b wake:100"
+    talk >> ev.Arrived(0, 2, "b", needs_slot=False) << "start:b=2"
+    talk >> ev.Arrived(1, 3, "c") << "start:c=3"
+    talk >> ev.Exited(2, 2) >> ev.Exited(3, 1)
+    # Where there is not room for both, they don't go for each other without end.
+    both = Talk(Limits(groups=(team,), max_resident=1, max_wait=0), a=A, b=B)
+    both >> ev.Arrived(0, 1, "a") << "start:a=1 bring:b wake:100"
+    both >> ev.Arrived(0, 2, "b", needs_slot=False) << ""
+    both >> ev.CameUp(1, 1) >> ev.Finished(2, 1) << "stop:1 wake:7"
+    both >> ev.Exited(3, 1) << "start:b=2 wake:103"
+
+
+def test_who_has_just_come_up_stays_for_its_least_time() -> None:
+    limits = Limits(max_resident=1, max_wait=0)
+    talk = Talk(limits, a=replace(A, min_stay=30.0), b=B)
+    talk >> ev.Arrived(0, 1, "a") >> ev.CameUp(1, 1) >> ev.Finished(2, 1)
+    talk >> ev.Arrived(3, 2, "b") << "wake:31"
+    talk >> ev.Ticked(31) << "stop:1 wake:36"
