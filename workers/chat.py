@@ -32,7 +32,7 @@ class Chat:
         return AnswerParser(self.tools.dialect, self.tools.schemas, thinking=self.thinking)
 
 
-def open_chat(worker: Worker, request: ChatRequest, at: float) -> Chat:
+async def open_chat(worker: Worker, request: ChatRequest, at: float) -> Chat:
     """Renders the messages and the tools with the model's template, for which it is the time `at`.
     Raises ApiError 400."""
     messages = check_messages(request.messages)
@@ -46,7 +46,7 @@ def open_chat(worker: Worker, request: ChatRequest, at: float) -> Chat:
     if tools is not None:
         variables["tools"] = tools.given
     try:
-        prompt = worker.template.render(messages, variables, at=at)
+        prompt = await worker.template.render(messages, variables, at=at)
     except TemplateError as error:
         raise ApiError(400, str(error), param="messages") from error
     thinking = prompt.rstrip().endswith(THINK)

@@ -89,7 +89,8 @@ class LlamaRoutes:
     async def apply_template(self, http: web.Request) -> web.Response:
         """POST /apply-template."""
         request = decode(await http.read(), ChatRequest)
-        return json_response({"prompt": open_chat(self._worker, request, time.time()).prompt})
+        chat = await open_chat(self._worker, request, time.time())
+        return json_response({"prompt": chat.prompt})
 
     async def metrics(self, _http: web.Request) -> web.Response:
         """GET /metrics. The first one imports prometheus_client, beside the loop."""

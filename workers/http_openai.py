@@ -39,7 +39,7 @@ class OpenAIRoutes:
         call = await read_call(http)
         request = decode(call.body, ChatRequest)
         check(request)
-        chat = open_chat(self._worker, request, call.birth.created)
+        chat = await open_chat(self._worker, request, call.birth.created)
         answers = Answers(
             self._worker,
             request,

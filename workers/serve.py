@@ -62,6 +62,7 @@ def main(arguments: list[str]) -> int:
 
 def _run_engine(settings: Settings, loaded: Future[Worker]) -> None:
     """The engine's thread: loads, then steps for ever. Its failure is the process's."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # that is for the other thread
     try:
         from workers.loading import load
 
