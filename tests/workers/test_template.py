@@ -38,8 +38,8 @@ async def rendered(source: str, **variables: Any) -> str:
         ("{{ 'a' ~ 1 ~ 'b' }}{{ 'a' + 'b' }}{{ 'ab' * 2 }}{{ 7 % 4 }}{{ 2 ** 5 }}", "a1bababab332"),
         ("{% macro m(x) %}[{{ x }}]{% endmacro %}{{ m(1) }}{% set y %}s{% endset %}{{ y }}",
          "[1]s"),
-        ("{% set n = namespace(n=0) %}{% for i in [4, 6] %}{% set n.n = n.n + i %}{% endfor %}"
-          "{{ n.n }}", "10"),
+        (("{% set n = namespace(n=0) %}{% for i in [4, 6] %}{% set n.n = n.n + i %}{% endfor %}"
+          "{{ n.n }}"), "10"),
         ("{% generation %}said{% endgeneration %}", "said"),
         ("{{ '{} and {a}'.format(1, a=2) }}{{ [1, 2, 3] | sum }}{{ 3.14159 | round(2) }}",
          "1 and 263.14"),
