@@ -34,9 +34,10 @@ def test_the_ready_line_tells_where_and_what(start: Start, tiny_gguf: Path) -> N
 def test_beats_count_steps_while_it_works(tiny: WorkerProcess) -> None:
     with tiny.stream("/v1/completions", ENDLESS) as chunks:
         next(chunks)
-        first = tiny.line()
-        second = tiny.line()
-    assert 0 < first["beat"] < second["beat"]
+        first = tiny.line()["beat"]
+        while tiny.line()["beat"] <= first:  # a beat within one long computation counts no step
+            pass
+    assert first > 0
 
 
 def test_end_of_input_ends_it_in_the_middle_of_a_stream(start: Start, tiny_gguf: Path) -> None:
