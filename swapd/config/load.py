@@ -21,6 +21,7 @@ from swapd.config.specs import Ground, SpecBuilder, collect_macros
 from swapd.config.tree import Mapping, Scalar, parse_tree
 from swapd.config.typed import Report, read
 from swapd.config.units import parse_size, show_size
+from swapd.words.access import Tls
 from swapd.words.catalog import Catalog, Limits, ModelSpec
 from swapd.words.settings import Settings
 
@@ -55,6 +56,7 @@ def load(
     except UnicodeDecodeError as error:
         raise ConfigError([Problem(path.name, 0, "", "is not text in UTF-8")]) from error
     loaded = parse(text, path.name, env, worker_command=worker_command, total_memory=total_memory)
+    loaded = replace(loaded, settings=_with_paths(loaded.settings, path.parent))
     return _with_needs(loaded, path)
 
 
@@ -176,6 +178,7 @@ def _settings(server: Server, report: Report, env: MappingType[str, str]) -> Set
         host=env.get("SWAPD_HOST") or server.host,
         port=_port(server, report, env),
         max_body_bytes=_size(server.max_body, ("max_body",), report),
+        client_timeout=server.client_timeout,
         drain_grace=server.drain_grace,
         spare=server.spare,
         pass_env=tuple(server.pass_env),
@@ -183,6 +186,15 @@ def _settings(server: Server, report: Report, env: MappingType[str, str]) -> Set
         include_aliases=server.include_aliases,
         tls=tls_of(report, server),
     )
+
+
+def _with_paths(settings: Settings, beside: Path) -> Settings:
+    """Relative paths are meant from where the configuration lies."""
+    cert, key = (
+        str(beside.absolute() / Path(file).expanduser()) if file else ""
+        for file in (settings.tls.cert, settings.tls.key)
+    )
+    return replace(settings, tls=Tls(cert, key))
 
 
 def _port(server: Server, report: Report, env: MappingType[str, str]) -> int:

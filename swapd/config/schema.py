@@ -172,6 +172,7 @@ class Server(Struct, frozen=True, kw_only=True):
     cors: Cors = msgspec.field(default_factory=Cors)
     tls: TlsFiles = msgspec.field(default_factory=TlsFiles)
     max_body: Size = "32 MiB"
+    client_timeout: Annotated[float, Meta(gt=0, description="seconds, more than 0")] = 60.0
     drain_grace: Seconds = 30.0
     max_resident: Count = 0
     memory: Memory = msgspec.field(default_factory=Memory)

@@ -12,8 +12,9 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -38,6 +39,7 @@ from swapd.effects.notify import READY, STOPPING, Notify
 from swapd.effects.register import Register, reap_left_overs
 from swapd.effects.spawn import Place, Spare
 from swapd.effects.standard import hold_standard_descriptors
+from swapd.effects.tls import TlsError, new_context
 from swapd.effects.upstream import new_session
 from swapd.effects.watch import FileWatch
 from swapd.home import SPARE_COMMAND, WORKER_COMMAND, Home, find_home
@@ -92,7 +94,8 @@ def endpoint_of(settings: Settings) -> str:
     host = settings.host
     if host in ("0.0.0.0", "::", ""):
         host = "127.0.0.1"
-    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+    scheme = "https" if settings.tls.cert else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
 def wants_spare(settings: Settings) -> bool:
@@ -142,11 +145,13 @@ def _run(options: Options, tell: _Teller) -> int:
         raise CannotServeError(f"can't write in {options.home.state}: {error.strerror}") from error
     try:
         loaded = configure(options)
+        files = loaded.settings.tls
+        tls = new_context(files.cert, files.key) if files.cert else None
         sock = listen(loaded.settings.host, loaded.settings.port)
     except ConfigError as error:
         lock.retire()
         raise CannotServeError(f"the configuration can't be used:\n{error}") from error
-    except PortTakenError as error:
+    except (PortTakenError, TlsError) as error:
         lock.retire()
         raise CannotServeError(str(error)) from error
     logs = Logs(options.home.logs, loaded.settings.log_level, options.ready_fd < 0)
@@ -157,10 +162,10 @@ def _run(options: Options, tell: _Teller) -> int:
         daemon = Daemon(options, loaded, logs, guardian, lock)
         if sys.version_info >= (3, 11):
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(daemon.run(sock, tell))
+                runner.run(daemon.run(sock, tls, tell))
         else:
             uvloop.install()
-            asyncio.run(daemon.run(sock, tell))
+            asyncio.run(daemon.run(sock, tls, tell))
     finally:
         guardian.dismiss()
         lock.retire()
@@ -182,7 +187,7 @@ class Daemon:
         self._lock = lock
         self._notify = Notify(self._log)
 
-    async def run(self, sock: socket.socket, tell: _Teller) -> None:
+    async def run(self, sock: socket.socket, tls: ssl.SSLContext | None, tell: _Teller) -> None:
         """Serve on `sock` until a signal ends it and everything has drained."""
         settings = self._loaded.settings
         environ = for_workers(os.environ, settings.pass_env)
@@ -195,9 +200,10 @@ class Daemon:
         )
         metrics.watch(supervisor)
         house = House(supervisor, session, metrics, self._logs, settings, wall())
-        front = Front(house, self._options.home, sock)
+        front = Front(house, self._options.home, sock, tls)
         await front.open()
-        watch = FileWatch([self._options.config], lambda: self._reload(supervisor, front))
+        files = [self._options.config, *map(Path, filter(None, astuple(settings.tls)))]
+        watch = FileWatch(files, lambda: self._reload(supervisor, front))
         resync = self._resync()
         self._handle_signals(supervisor, front, settings)
         endpoint = endpoint_of(settings)

@@ -10,6 +10,7 @@ from aiohttp.typedefs import Handler
 
 from swapd.doors.keys import NotAllowedError
 from swapd.doors.naming import NoModelError
+from swapd.doors.patience import SlowBodyError
 from swapd.words.orders import Refuse, Why
 
 STATUS = {
@@ -72,22 +73,43 @@ def as_event(error: web.Response) -> bytes:
 
 @web.middleware
 async def shaped(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Gives aiohttp's own refusals (no such route, method, too large) the same shape."""
+    """Gives what is refused on the way, aiohttp's own refusals too, the same shape."""
     try:
         return await handler(request)
-    except NoModelError as error:
-        return response(404, str(error), code="model_not_found", param="model")
-    except NotAllowedError as error:
-        return response(403, str(error), "permission_error", "model_not_allowed", "model")
-    except web.HTTPRequestEntityTooLarge:
-        return too_large(request.app[BODY_LIMIT])
-    except web.HTTPNotFound:
-        return response(
-            404, f"there is nothing at {request.method} {request.path}", code="not_found"
-        )
-    except web.HTTPMethodNotAllowed as error:
-        allowed = ", ".join(sorted(error.allowed_methods))
-        return response(405, f"{request.path} takes {allowed}, not {request.method}")
+    except (
+        NoModelError,
+        NotAllowedError,
+        SlowBodyError,
+        web.RequestPayloadError,
+        web.HTTPClientError,
+        web.HTTPServerError,
+    ) as error:
+        return _told(request, error)
+
+
+def _told(request: web.Request, error: Exception) -> web.Response:
+    match error:
+        case NoModelError():
+            told = response(404, str(error), code="model_not_found", param="model")
+        case NotAllowedError():
+            told = response(403, str(error), "permission_error", "model_not_allowed", "model")
+        case SlowBodyError():
+            told = response(408, str(error), code="timeout")
+            told.force_close()
+        case web.HTTPRequestEntityTooLarge():
+            told = too_large(request.app[BODY_LIMIT])
+        case web.HTTPNotFound():
+            message = f"there is nothing at {request.method} {request.path}"
+            told = response(404, message, code="not_found")
+        case web.HTTPMethodNotAllowed():
+            allowed = ", ".join(sorted(error.allowed_methods))
+            told = response(405, f"{request.path} takes {allowed}, not {request.method}")
+            told.headers["Allow"] = allowed
+        case web.HTTPException():
+            told = response(error.status, error.reason.lower())
+        case _:
+            told = response(400, "the body is not as its headers say")
+    return told
 
 
 BODY_LIMIT: web.AppKey[int] = web.AppKey("body_limit", int)

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import ssl
 from pathlib import Path
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from swapd.doors.connection import Crowd, factory
 from swapd.doors.guard import Guard
 from swapd.doors.house import House
 from swapd.doors.origins import is_loopback
 from swapd.doors.server import KEYED, OVERVIEW, PUBLIC, application
 from swapd.doors.socket.door import SocketDoor, bind, open_socket
+from swapd.effects.descriptors import raise_limit
 from swapd.effects.ports import holder_of
+from swapd.effects.tls import TlsError, renew
 from swapd.home import Home
 from swapd.words.settings import Settings
 
-HEADER_BYTES = 16384
 SHUTDOWN = 1.0
 """Seconds at the end for what is still in the connections; all that was asked has ended by then."""
+HANDSHAKE = 10.0
+BACKLOG = 1024
+UNSENT_BYTES = 128 * 1024
+"""What the kernel may hold of an answer beyond what is on its way."""
+SPARE_DESCRIPTORS = 256
+"""For files, workers and what else is no client's connection."""
+MOST_CONNECTIONS = 16_384
 
 
 class PortTakenError(Exception):
@@ -35,6 +46,9 @@ def listen(host: str, port: int) -> socket.socket:
     family, kind, protocol, _, address = found[0]
     sock = socket.socket(family, kind, protocol)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        # Else the kernel takes megabytes of an answer that its reader leaves lying.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
     try:
         sock.bind(address)
         sock.listen(1024)
@@ -53,8 +67,11 @@ def listen(host: str, port: int) -> socket.socket:
 class Front:
     """All doors of one swapd."""
 
-    def __init__(self, house: House, home: Home, sock: socket.socket) -> None:
+    def __init__(
+        self, house: House, home: Home, sock: socket.socket, tls: ssl.SSLContext | None
+    ) -> None:
         self._house = house
+        self._tls = tls
         self._home = home
         self._sock = sock
         self._guard = Guard(
@@ -66,6 +83,9 @@ class Front:
             keyed=KEYED,
             overview=OVERVIEW,
         )
+        room = (raise_limit() - SPARE_DESCRIPTORS) // 2
+        self._crowd = Crowd(max(64, min(room, MOST_CONNECTIONS)), house.logs.own)
+        self._listeners: list[asyncio.Server] = []
         self._runners: list[web.AppRunner] = []
         self._lines: SocketDoor | None = None
         self.socket: Path | None = None
@@ -73,7 +93,7 @@ class Front:
 
     async def open(self) -> None:
         """Answer at all doors. Without its sockets swapd serves all the same."""
-        await self._serve(self._sock, self._guard)
+        await self._serve(self._sock, self._guard, self._tls)
         path = self._home.http_socket
         try:
             await self._serve(bind(path), None)
@@ -85,25 +105,46 @@ class Front:
         except OSError as error:
             self._house.logs.own.error("%s is not served: %s", self._home.socket, error.strerror)
 
-    async def _serve(self, sock: socket.socket, guard: Guard | None) -> None:
+    async def _serve(
+        self, sock: socket.socket, guard: Guard | None, tls: ssl.SSLContext | None = None
+    ) -> None:
+        house = self._house
+        logger = house.logs.of_server(HttpProcessingError, ConnectionError)
         runner = web.AppRunner(
-            application(self._house, guard),
+            application(house, guard),
             handler_cancellation=True,
             access_log=None,
-            logger=self._house.logs.of_server(HttpProcessingError, ConnectionError),
+            logger=logger,
             shutdown_timeout=SHUTDOWN,
-            max_field_size=HEADER_BYTES,
         )
         await runner.setup()
-        await web.SockSite(runner, sock).start()
+        assert runner.server is not None
+        made = factory(runner.server, self._crowd, house.patience, logger)
+        listener = await asyncio.get_running_loop().create_server(
+            made,
+            sock=sock,
+            backlog=BACKLOG,
+            ssl=tls,
+            ssl_handshake_timeout=HANDSHAKE if tls is not None else None,
+        )
+        self._listeners.append(listener)
         self._runners.append(runner)
 
     def change(self, settings: Settings) -> None:
-        """The configuration has been read anew: other terms of access hold from now on."""
+        """The configuration has been read anew: other terms of access hold from now on, and new
+        connections get the certificate that is in the file now."""
         self._guard.change(settings.access)
+        tls = self._house.settings.tls
+        if self._tls is not None:
+            try:
+                renew(self._tls, tls.cert, tls.key)
+            except TlsError as error:
+                self._house.logs.own.error("the certificate from before stays in use: %s", error)
 
     async def close(self) -> None:
         """Once nothing is served any more: let the last bytes out, then end all connections."""
+        for listener in self._listeners:
+            listener.close()
         if self._lines is not None:
             await self._lines.close()
         if self.socket is not None:

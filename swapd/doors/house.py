@@ -10,6 +10,7 @@ from aiohttp import web
 from swapd.doors.keys import Grant
 from swapd.doors.metrics import Metrics
 from swapd.doors.naming import Names, NoModelError
+from swapd.doors.patience import HEAD_LONGEST, Patience
 from swapd.effects.logs import Logs
 from swapd.supervisor import Supervisor
 from swapd.words.catalog import ModelSpec
@@ -45,6 +46,12 @@ class House:
             raise NoModelError(grant.names(catalog).unknown(name)) from None
         grant.require(spec, name)
         return spec
+
+    @property
+    def patience(self) -> Patience:
+        """How long clients may take."""
+        silence = self.settings.client_timeout
+        return Patience(silence, min(silence, HEAD_LONGEST))
 
     def listed(self, grant: Grant | None = None) -> list[ModelSpec]:
         """The models that are shown to clients, by name."""

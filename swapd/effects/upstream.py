@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import Mapping
 
 import aiohttp
 import msgspec
-from aiohttp import web
+from aiohttp import AddrInfoType, web
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
@@ -35,6 +36,7 @@ CONNECT_WITHIN = 5.0
 KEPT_FOR = 3.0
 """An idle connection is closed before a worker would do so (llama-server: 5 s): a request sent
 into a connection that the other end is just closing can't be told from one that was lost."""
+RECEIVED_BYTES = 256 * 1024
 FAILURES = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
 NEVER = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_WITHIN)
 """An answer may take as long as it takes: a long prefill is not a fault."""
@@ -79,12 +81,23 @@ def end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
 def new_session() -> aiohttp.ClientSession:
     """A client for all workers: no limit but the grants, nothing unpacked, nothing remembered."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_FOR),
+        connector=aiohttp.TCPConnector(
+            limit=0, keepalive_timeout=KEPT_FOR, socket_factory=_with_small_buffer
+        ),
         timeout=NEVER,
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
         skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
     )
+
+
+def _with_small_buffer(address: AddrInfoType) -> socket.socket:
+    """A socket that takes no megabytes from a worker ahead of a slow reader."""
+    family, kind, protocol, _, _ = address
+    sock = socket.socket(family, kind, protocol)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVED_BYTES)
+    sock.setblocking(False)
+    return sock
 
 
 class Passage:

@@ -14,6 +14,8 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 5847
     max_body_bytes: int = 32 * 2**20
+    client_timeout: float = 60.0
+    """How long a client may take nothing of its answer, or send nothing of its request."""
     drain_grace: float = 30.0
     """How long a shutdown lets running requests go on."""
     spare: bool | None = None

@@ -104,7 +104,8 @@ def test_paths_and_methods_that_there_are_not(both: Swapd) -> None:
     assert answer.status_code == 404
 
 
-def _serve(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def serve(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the daemon in the foreground, to its end."""
     return subprocess.run(
         [sys.executable, "-m", "swapd.doors.daemon", *arguments],
         env={"SWAPD_HOME": str(home), "PATH": "/usr/bin:/bin"},
@@ -119,7 +120,7 @@ def test_a_port_in_use_is_one_sentence(home: Path) -> None:
     (home / "config.yaml").write_text(config({"a": fake("a")}))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        ended = _serve(home, "--port", str(port))
+        ended = serve(home, "--port", str(port))
     assert ended.returncode == 1
     assert ended.stderr.startswith(f"swapd: can't listen on 127.0.0.1 port {port}: Address already")
     assert "choose another one with --port or SWAPD_PORT" in ended.stderr
@@ -128,14 +129,14 @@ def test_a_port_in_use_is_one_sentence(home: Path) -> None:
 
 def test_an_address_that_is_not_ours_is_one_sentence(home: Path) -> None:
     (home / "config.yaml").write_text(config({"a": fake("a")}))
-    ended = _serve(home, "--host", "192.0.2.1", "--port", "1")
+    ended = serve(home, "--host", "192.0.2.1", "--port", "1")
     assert ended.returncode == 1
     assert ended.stderr.startswith("swapd: can't listen on 192.0.2.1 port 1: ")
 
 
 def test_two_swapd_on_one_home(home: Path) -> None:
     with Swapd(home, config({"a": fake("a")})) as swapd:
-        ended = _serve(home)
+        ended = serve(home)
         assert ended.returncode == 1
         assert ended.stderr == (
             f"swapd: swapd runs already as pid {swapd.process.pid} at {swapd.url} for {home}\n"
@@ -144,7 +145,7 @@ def test_two_swapd_on_one_home(home: Path) -> None:
 
 def test_a_configuration_that_is_wrong_does_not_start(home: Path) -> None:
     (home / "config.yaml").write_text("models:\n  a:\n    cmdd: x\n")
-    ended = _serve(home)
+    ended = serve(home)
     assert ended.returncode == 1
     assert "config.yaml:3: models.a.cmdd: unknown key; did you mean cmd?" in ended.stderr
     assert "Traceback" not in ended.stderr
