@@ -16,6 +16,7 @@ from workers.http_completion import CompletionRoutes
 from workers.http_json import Handler, errors_as_json, json_response
 from workers.http_llama import LlamaRoutes
 from workers.http_openai import OpenAIRoutes
+from workers.http_patience import Limits, Patience
 from workers.http_slots import SlotRoutes
 from workers.pulse import Pulse
 from workers.worker import Worker
@@ -28,7 +29,8 @@ LOADING = {"error": {"code": 503, "message": "Loading model", "type": "unavailab
 class Server:
     """Answers on one socket from before the model is loaded until everything is served."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = Limits()) -> None:  # noqa: B008  it is frozen
+        self._patience = Patience(limits)
         self._routes: dict[tuple[str, str], Handler] = {}
         self._active = 0
         self._draining = False
@@ -56,6 +58,8 @@ class Server:
             backlog=512,
         )
         await web.SockSite(self._runner, listener).start()
+        if self._runner.server is not None:
+            self._patience.watch(self._runner.server)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
         loop.add_signal_handler(signal.SIGINT, os._exit, 128 + signal.SIGINT)
@@ -157,9 +161,11 @@ class Server:
         pulse = self._pulse
         if pulse is not None:
             pulse.begin()
+        self._patience.begin(request)
         try:
             return await handler(request)
         finally:
+            self._patience.end(request)
             if pulse is not None:
                 pulse.end()
             self._active -= 1
