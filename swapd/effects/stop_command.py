@@ -45,18 +45,22 @@ class StopCommand:
         """The worker has ended: so does this."""
         if self._over:
             return
-        self._over = True
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             self._output.debug("swapd: cmdStop had ended")
+        self._finish()
 
     def _wait(self) -> None:
-        if hasattr(os, "waitid"):
-            # Without reaping, so that its number stays its own until `_ended`.
-            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
-        else:
-            self._process.wait()
+        """In a thread of its own: sleep until the process has ended, then say so."""
+        try:
+            if hasattr(os, "waitid"):
+                # Without reaping, so that its number stays its own until `_ended`.
+                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+            else:
+                self._process.wait()
+        except ChildProcessError:
+            return  # `end` was quicker.
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._ended)
 
@@ -65,12 +69,17 @@ class StopCommand:
             self._output.info("cmdStop: %s", text)
 
     def _ended(self) -> None:
-        self._process.wait()
-        self._place.guardian.forget(self._process.pid)
-        self._lines.finish()
-        if not self._over and self._process.returncode != 0:
+        if self._over:
+            return
+        self._finish()
+        if self._process.returncode != 0:
             self._output.warning(
                 "swapd: cmdStop ended with status %d; sending SIGTERM", self._process.returncode
             )
             self._failed()
+
+    def _finish(self) -> None:
         self._over = True
+        self._process.wait()
+        self._place.guardian.forget(self._process.pid)
+        self._lines.finish()
