@@ -1,0 +1,316 @@
+"""The chaos run: a real swapd under load, and everything thrown at it that one seed tells.
+
+`python -m tests.faults.chaos --seconds 3600 --seed 1`. Kills and stops workers, the spare one and
+the guardian; fills swapd's disk; edits the configuration, also into nonsense; unloads; lets
+clients leave, read slowly and connect for nothing. Then the books: requests sent = answered +
+refused + gone, every whole answer the known one, no process left, descriptors and memory back.
+
+The same seed draws the same faults and requests in the same order; when they meet depends on the
+machine. Steps of the clock are left out: they would be everybody's on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from swapd.effects.clock import now
+from swapd.effects.identity import variable_of
+from swapd.effects.register import MARK
+from tests.disk import can_mount, fill, small_disk
+from tests.doors.conftest import demo, fake
+from tests.faults.chaos_clients import FOREIGN, OURS, QUESTIONS, Books, Client, Plan
+from tests.swapd import Swapd, alive, config, eventually
+
+CLIENTS = 6
+DISK_KIB = 24 * 1024
+FAULTS = {
+    "kill": 10,
+    "stop": 4,
+    "hang": 1,
+    "kill_guardian": 1,
+    "kill_spare": 1,
+    "unload": 3,
+    "unload_all": 1,
+    "edit_terms": 2,
+    "edit_command": 2,
+    "edit_nonsense": 1,
+    "edit_models": 2,
+    "fill_disk": 2,
+    "idle_connections": 2,
+}
+"""How often each is drawn, as against the others."""
+
+
+def _models() -> dict[str, Any]:
+    return {
+        "bard": demo("bard", "--parallel 4", ttl=20),
+        "alice": demo("alice", "--parallel 2", ttl=20),
+        FOREIGN: fake(FOREIGN, ttl=20),
+        "extra": fake("extra", ttl=1),
+    }
+
+
+def _text(models: dict[str, Any]) -> str:
+    """Room for two: they swap all the time."""
+    return config(
+        models, max_resident=2, max_wait=2, hang_timeout=3, drain_grace=5, spare=True, stop_grace=3
+    )
+
+
+@dataclass
+class Faults:
+    """Throws one fault after the other at a running swapd."""
+
+    swapd: Swapd
+    chance: random.Random
+    disk: Path | None
+    over: threading.Event
+    thrown: Counter[str] = field(default_factory=Counter)
+    _models: dict[str, Any] = field(default_factory=_models)
+    _stopped: list[int] = field(default_factory=list)
+    _which: int = 0
+    _number: float = 0.0
+
+    def throw_until(self, end: float) -> None:
+        """Faults at intervals of up to 1.5 s until the time is over; then undo what lasts."""
+        while now() < end:
+            self.over.wait(self.chance.uniform(0.1, 1.5))
+            name = self.chance.choices([*FAULTS], [*FAULTS.values()])[0]
+            self._which, self._number = self.chance.randrange(12), self.chance.random()
+            getattr(self, f"_{name}")()
+            self.thrown[name] += 1
+        for pid in self._stopped:
+            _signal(pid, signal.SIGCONT)
+        self._models = _models()
+        self._write()
+
+    def _worker(self) -> int | None:
+        running = self.swapd.running()
+        return running[self._which % len(running)]["pid"] if running else None
+
+    def _child(self, word: str) -> int | None:
+        """A child of swapd with this word in its command."""
+        for child in psutil.Process(self.swapd.process.pid).children():
+            try:
+                if word in child.cmdline():
+                    return child.pid
+            except psutil.NoSuchProcess:
+                continue
+        return None
+
+    def _kill(self) -> None:
+        _signal(self._worker(), signal.SIGKILL)
+
+    def _stop(self) -> None:
+        pid = self._worker()
+        _signal(pid, signal.SIGSTOP)
+        self.over.wait(self._number)
+        _signal(pid, signal.SIGCONT)
+
+    def _hang(self) -> None:
+        """Stopped for good: for swapd to find, or to stop or kill when it wants its room."""
+        pid = self._worker()
+        if pid is not None:
+            _signal(pid, signal.SIGSTOP)
+            self._stopped.append(pid)
+
+    def _kill_guardian(self) -> None:
+        _signal(self._child("swapd-guardian"), signal.SIGKILL)
+
+    def _kill_spare(self) -> None:
+        _signal(self._child("workers.spare"), signal.SIGKILL)
+
+    def _unload(self) -> None:
+        name = (*OURS, FOREIGN)[self._which % 3]
+        self.swapd.http.post("/unload", params={"model": name})
+
+    def _unload_all(self) -> None:
+        self.swapd.http.get("/unload")
+
+    def _write(self) -> None:
+        self.swapd.config.write_text(_text(self._models))
+
+    def _edit_terms(self) -> None:
+        self._models[(*OURS, FOREIGN)[self._which % 3]]["ttl"] = 1 + int(self._number * 20)
+        self._write()
+
+    def _edit_command(self) -> None:
+        self._models[(*OURS, FOREIGN)[self._which % 3]]["env"] = [f"CHAOS={self._number}"]
+        self._write()
+
+    def _edit_nonsense(self) -> None:
+        self.swapd.config.write_text(
+            ("models: {", "", "models:\n  x:\n    cmdd: y\n")[self._which % 3]
+        )
+
+    def _edit_models(self) -> None:
+        if self._models.pop("extra", None) is None:
+            self._models["extra"] = fake("extra", ttl=1)
+        self._write()
+
+    def _fill_disk(self) -> None:
+        if self.disk is not None:
+            filling = fill(self.disk)
+            self.over.wait(2 * self._number)
+            filling.unlink()
+
+    def _idle_connections(self) -> None:
+        """Connections that say nothing, or half of something, and then go."""
+        with ExitStack() as stack:
+            for i in range(10):
+                address = ("127.0.0.1", self.swapd.port)
+                one = stack.enter_context(socket.create_connection(address))
+                if i % 2:
+                    one.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent")
+            self.over.wait(self._number)
+
+
+def _signal(pid: int | None, number: signal.Signals) -> None:
+    """To the whole group, as it would be with a container or a cgroup."""
+    if pid is not None:
+        try:
+            os.killpg(pid, number)
+        except ProcessLookupError:
+            return
+
+
+@dataclass
+class Holdings:
+    """What swapd itself holds."""
+
+    descriptors: int
+    bytes: int
+
+    @classmethod
+    def of(cls, swapd: Swapd) -> Holdings:
+        process = psutil.Process(swapd.process.pid)
+        return cls(process.num_fds(), process.memory_info().rss)
+
+
+@dataclass
+class Outcome:
+    """What came of a run."""
+
+    books: Books
+    thrown: Counter[str]
+    before: Holdings
+    after: Holdings
+    left: list[int]
+    status: int
+    log: str
+
+    def faults(self) -> list[str]:
+        """What does not hold; empty: all does."""
+        books, found = self.books, []
+        ended = books.count("answered", "refused", "gone", "broken off (foreign")
+        if books.sent != ended:
+            found.append("the books do not balance")
+        if books.wrong:
+            found.append(f"wrong answers: {books.wrong[:3]}")
+        if self.after.descriptors > self.before.descriptors:
+            found.append(f"descriptors: {self.before.descriptors} -> {self.after.descriptors}")
+        if self.after.bytes > self.before.bytes * 1.3 + 8e6:
+            found.append(f"memory: {self.before.bytes} -> {self.after.bytes}")
+        if self.left:
+            found.append(f"processes are left: {self.left}")
+        if self.status != 0:
+            found.append(f"swapd ended with {self.status}")
+        if "Traceback" in self.log:
+            found.append("a traceback in the log")
+        return found
+
+    def __str__(self) -> str:
+        thrown = ", ".join(f"{n} {name}" for name, n in sorted(self.thrown.items()))
+        return (
+            f"{self.books}\nthrown: {thrown}\n"
+            f"swapd: {self.before.descriptors} -> {self.after.descriptors} descriptors,"
+            f" {self.before.bytes / 2**20:.1f} -> {self.after.bytes / 2**20:.1f} MiB"
+        )
+
+
+def chaos(home: Path, seconds: float, seed: int) -> Outcome:
+    """One run."""
+    with ExitStack() as stack:
+        state = home / ".swapd"
+        disk = stack.enter_context(small_disk(state, DISK_KIB)) if can_mount() else None
+        swapd = stack.enter_context(Swapd(home, _text(_models())))
+        books, over = Books(), threading.Event()
+        _learn(swapd, books)
+        before = _at_rest(swapd)
+        mark = variable_of(_any_worker(swapd), MARK)
+        clients = [Client(swapd.port, books, f"{seed}/{i}", over) for i in range(CLIENTS)]
+        for client in clients:
+            client.start()
+        faults = Faults(swapd, random.Random(seed), disk, threading.Event())
+        faults.throw_until(now() + seconds)
+        over.set()
+        for client in clients:
+            client.join()
+        after = _at_rest(swapd, before)
+        swapd.process.send_signal(signal.SIGTERM)
+        status = swapd.process.wait(timeout=30)
+        left = [pid for pid in psutil.pids() if alive(pid) and variable_of(pid, MARK) == mark]
+        log = swapd.log() + (home / "output").read_text()
+        return Outcome(books, faults.thrown, before, after, left, status, log)
+
+
+def _learn(swapd: Swapd, books: Books) -> None:
+    """Ask everything once while nothing happens."""
+    for model in (FOREIGN, "extra"):
+        swapd.ask(model)
+    asker = Client(swapd.port, books, "first", threading.Event())
+    for question in QUESTIONS:
+        end, text = asker.play(Plan(question, 1, False, "read", 0))
+        assert end == "answered", end
+        assert text is not None
+        books.answers[question] = text
+
+
+def _any_worker(swapd: Swapd) -> int:
+    swapd.ask("bard", max_tokens=1)
+    return int(swapd.worker("bard")["pid"])
+
+
+def _at_rest(swapd: Swapd, before: Holdings | None = None) -> Holdings:
+    """What swapd holds when nobody asks and nothing is loaded; soon it is as before."""
+    eventually(lambda: not any(w["busy"] or w["waiting"] for w in swapd.running()), within=30)
+    swapd.http.get("/unload")
+    eventually(lambda: not swapd.running(), within=30)
+    end = now() + 10.0
+    while before and now() < end and Holdings.of(swapd).descriptors > before.descriptors:
+        threading.Event().wait(0.1)
+    return Holdings.of(swapd)
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=1)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = chaos(Path(folder), given.seconds, given.seed)
+        print(f"seed {given.seed}, {given.seconds:g} s: {outcome}")
+        for fault in outcome.faults():
+            print(f"!! {fault}", file=sys.stderr)
+        if outcome.faults():
+            print(outcome.log[-6000:], file=sys.stderr)
+    return 1 if outcome.faults() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
