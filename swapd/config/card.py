@@ -5,14 +5,17 @@ A head can hold a vocabulary of a quarter of a million words; a card is a dozen 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from types import MappingProxyType
 
 from swapd.config.facts import NOTHING, Facts, facts_of
-from swapd.config.metadata import Head
+from swapd.config.metadata import DamagedModelError, Head
 
 _POOLING = MappingProxyType({0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"})
 """llama.cpp's pooling types, by the number in `ARCH.pooling_type`."""
+_LONGEST = 200
+_MOST = 2**50
+"""Numbers or bytes of anything; far above any model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +54,32 @@ class Card:
 
 
 def card_of(head: Head) -> Card:
-    """Sum a head up."""
+    """Sum a head up. Raises DamagedModelError where it makes no sense."""
     facts = facts_of(head, 0)
+    parameters = sum(head.elements.values())
+    if max(parameters, *astuple(facts)) > _MOST:
+        raise DamagedModelError("is damaged: no machine could hold what its metadata claims")
     pooling = head.fields.get(f"{head.architecture}.pooling_type")
     return Card(
-        kind=head.text("general.type"),
-        architecture=head.architecture,
-        title=head.text("general.name"),
-        parameters=sum(head.elements.values()),
+        kind=_word(head.text("general.type")),
+        architecture=_word(head.architecture),
+        title=_word(head.text("general.name")),
+        parameters=parameters,
         tensors=head.tensors,
         quantisation=_quantisation(head),
         context=facts.trained_context,
         vocabulary=facts.vocabulary,
         needs=facts,
-        tokenizer=head.text("tokenizer.ggml.model"),
+        tokenizer=_word(head.text("tokenizer.ggml.model")),
         template="tokenizer.chat_template" in head.fields,
         pooling=_POOLING.get(pooling, "") if isinstance(pooling, int) else "",
     )
+
+
+def _word(text: str) -> str:
+    """A text for people, on one line and not too long, whatever the file's maker wrote."""
+    text = text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
+    return "".join(c if c.isprintable() else "�" for c in text)
 
 
 def _quantisation(head: Head) -> str:

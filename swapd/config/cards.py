@@ -13,7 +13,7 @@ from swapd.config.metadata import DamagedModelError, read_head
 from swapd.config.state import read_state, write_state
 
 FILE = "cards.json"
-_VERSION = 2
+_VERSION = 3
 """Another number whenever a card holds other things, or a head is read in another way."""
 
 

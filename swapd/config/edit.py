@@ -142,7 +142,11 @@ class _Editor:
         self._text = text
         self._file = file
         # Its marks count characters of the text; libyaml's may count bytes.
-        self._top = yaml.compose(text, Loader=yaml.SafeLoader)
+        try:
+            self._top = yaml.compose(text, Loader=yaml.SafeLoader)
+        except yaml.YAMLError as error:
+            # libyaml, which has read it before, takes some texts that this one does not.
+            raise _by_hand(("it",), file) from error
         end = _END.search(text)
         self._newline = (end[0] if end is not None else "") or "\n"
 

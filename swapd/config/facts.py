@@ -108,7 +108,7 @@ class _Layers:
         """A figure that is one for all layers or a list with one for each."""
         value = self._head.fields.get(self._own + key, default)
         if isinstance(value, tuple):
-            listed = [int(v) for v in value[: self.count]]
+            listed = [max(v, 0) if isinstance(v, int) else 0 for v in value[: self.count]]
             return listed + [0] * (self.count - len(listed))
         return [int(value) if isinstance(value, int) and value >= 0 else default] * self.count
 

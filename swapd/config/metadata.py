@@ -22,6 +22,8 @@ _SCALARS = MappingProxyType(
 _STRING, _ARRAY = 8, 9
 _KEPT = 4096
 """Longer lists are counted, not kept; per-layer figures are shorter, vocabularies longer."""
+_DIMENSIONS = 8
+"""Twice as many as ggml has."""
 _FIELDS = 100_000
 """More fields or tensors than any model has; a file that claims more is damaged."""
 
@@ -78,6 +80,8 @@ def read_head(path: Path) -> Head:
         if cursor.take(4) != b"GGUF":
             raise DamagedModelError("is not a GGUF file")
         version = cursor.number("I")
+        if version in {2 << 24, 3 << 24}:
+            raise DamagedModelError("is big-endian, for machines of another kind")
         if version not in {2, 3}:
             raise DamagedModelError(f"has GGUF version {version}; 2 and 3 can be read")
         tensors, count = cursor.count(), cursor.count()
@@ -128,7 +132,10 @@ def _tensors(cursor: _Cursor, tensors: int) -> tuple[int, dict[int, int]]:
     for _ in range(tensors):
         cursor.string()
         elements = 1
-        for _ in range(cursor.number("I") & 0xFF):
+        dimensions = cursor.number("I")
+        if dimensions > _DIMENSIONS:
+            raise DamagedModelError(f"is damaged: it has a tensor of {dimensions} dimensions")
+        for _ in range(dimensions):
             elements *= cursor.number("Q")
         kind, offset = cursor.number("I"), cursor.number("Q")
         by_kind[kind] = by_kind.get(kind, 0) + elements

@@ -229,6 +229,6 @@ def test_bash_completes_commands_and_names_also_behind_a_colon(user: User) -> No
             shell.expect_exact("$ ")
             shell.send(typed + "\t")
             shell.expect_exact(made)
-            shell.sendintr()
+            shell.send("\x15\r")  # The line is not meant.
     finally:
         shell.close(force=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def machine(user: User) -> Machine:
     os.mkfifo(machine.folder / "pipe.gguf")
     (machine.folder / "round").symlink_to(machine.folder)
     (machine.folder / "again.gguf").symlink_to(machine.folder / "again.gguf")
+    machine.folder.joinpath("\x1b[2J\nnot text \udcff.gguf").write_bytes(machine.alice)
     shutil.rmtree(machine.home)
     user.environ |= {**machine.env, "MIN_MODEL_AGE_SECONDS": "0"}
     tools = root / "tools"
@@ -102,9 +104,10 @@ def test_every_listed_model_answers_and_nothing_foreign_is_touched(
     names = {name for name, state in _listed(user).items() if state == "unloaded"}
     assert names == NAMES
     broken = [line for line in user.says("list").splitlines() if line.startswith("✗")]
-    assert sorted(Path(line.split(".gguf")[0]).name for line in broken) == [
+    assert sorted(re.sub(".*[/�](?=.)", "", line.split(".gguf")[0]) for line in broken) == [
         "again",
         "gone",
+        "not text �",
         "pipe",
         "short",
     ]

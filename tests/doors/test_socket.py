@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import socket
@@ -12,6 +13,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from tests.doors.conftest import Gate, demo, fake
 from tests.swapd import ROOT, Swapd, config, eventually
@@ -156,6 +159,34 @@ def test_what_is_wrong_is_told_and_the_connection_goes_on(
     assert says in heard["error"]["message"]
     line.ask(9, op="list")
     assert line.hear()["done"] is True
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.binary(max_size=60).map(lambda data: data.replace(b"\n", b" "))
+    | st.fixed_dictionaries(
+        {},
+        optional={
+            "id": st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+            "op": st.sampled_from(["chat", "cancel", "list", "status", "load", "unload", "x", 1]),
+            "model": st.sampled_from(["brad", "", "../x", None, 3, "\x00"]),
+            "prompt": st.none() | st.text(max_size=4) | st.integers(),
+            "messages": st.none() | st.lists(st.text(max_size=3), max_size=2),
+        },
+    ).map(lambda fields: json.dumps(fields).encode())
+)
+@example(b'{"id": 123456789012345678901234567890, "op": "list"}')
+@example(b'{"id": "\\ud800", "op": "list"}')
+@example(b'{"id": 1e999, "op": "list"}')
+@example(b'{"id": "\xff", "op": "list"}')
+@example(b'{"id": 1, "op": "list", "op": "status"}')
+def test_whatever_a_line_holds_the_connection_goes_on(both: Swapd, text: bytes) -> None:
+    with Line(both.home) as line:
+        line.sock.sendall(text + b"\n")
+        line.ask("after", op="list")
+        while (heard := line.hear())["id"] != "after":
+            assert "done" in heard or heard["error"]["message"]
+        assert heard["done"] is True
 
 
 def test_a_line_over_the_limit_closes_the_connection(line: Line) -> None:

@@ -7,6 +7,9 @@ from pathlib import Path, PurePath
 
 from swapd.config.offer import Looked, Offer, Passed, is_gguf, reason_of
 
+FOLDERS = 20_000
+"""Folders below one; where there are more, a link leads to what is no folder of models."""
+
 
 def look(root: Path, source: str) -> Looked:
     """All GGUF files below the folder, through links too; what begins with a dot is left alone.
@@ -42,10 +45,15 @@ def _walk(root: Path, source: str) -> tuple[list[Path], list[Passed]]:
     """
     files: list[Path] = []
     broken: list[Passed] = []
+    left = FOLDERS
     seen: set[tuple[int, int]] = set()
     waiting, linked = [root], list[Path]()
     while waiting or linked:
         folder = waiting.pop() if waiting else linked.pop(0)
+        left -= 1
+        if left < 0:
+            broken.append(Passed(root, f"holds more than {FOLDERS:,} folders: name fewer", source))
+            return files, broken
         try:
             status = folder.stat()
             if (status.st_dev, status.st_ino) in seen:

@@ -15,7 +15,7 @@ import msgspec
 from swapd.doors.cli.client import NoAnswerError, get, running
 from swapd.doors.cli.configuration import effective, read
 from swapd.doors.cli.library import in_use, models
-from swapd.doors.cli.say import FailedError, command, print_json, show_bytes, waiting
+from swapd.doors.cli.say import FailedError, command, plain, print_json, show_bytes, waiting
 from swapd.home import Home, find_home
 
 PROBE = """
@@ -49,7 +49,8 @@ def doctor(as_json: bool) -> int:
         print_json(findings)
     else:
         for finding in findings:
-            print(f"{'✓' if finding.well else '✗'} {finding.says}")
+            said = "\n".join(plain(line) for line in finding.says.splitlines())
+            print(f"{'✓' if finding.well else '✗'} {said}")
     return 0 if all(finding.well for finding in findings) else 1
 
 

@@ -9,7 +9,15 @@ import msgspec
 
 from swapd.doors.cli.client import NoAnswerError, get, running
 from swapd.doors.cli.library import catalog, find, in_use, models
-from swapd.doors.cli.say import FailedError, command, print_json, show_bytes, show_time, table
+from swapd.doors.cli.say import (
+    FailedError,
+    command,
+    plain,
+    print_json,
+    show_bytes,
+    show_time,
+    table,
+)
 from swapd.home import Home, find_home
 
 if TYPE_CHECKING:
@@ -45,7 +53,7 @@ def list_models(wanted: str, as_json: bool) -> int:
         print("\n".join(table(["NAME", ">SIZE", "QUANT", ">CTX", "SOURCE", "STATE"], rows)))
     for entry in shown:
         if entry.broken:
-            print(f"✗ {entry.path} {entry.broken}")
+            print(plain(f"✗ {entry.path} {entry.broken}"))
     total = sum(not e.broken for e in entries)
     count = f"{total} model{'' if total == 1 else 's'}"
     print(f"{len(usable)} of {count} match {wanted!r}" if wanted else count)
@@ -101,7 +109,7 @@ def show(name: str, as_json: bool) -> int:
     width = max(len(key) for key, value in lines.items() if value)
     for key, value in lines.items():
         if value:
-            print(f"{key:<{width}}  {value}")
+            print(f"{key:<{width}}  {plain(value)}")
     return 0
 
 

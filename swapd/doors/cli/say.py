@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -14,6 +15,8 @@ from swapd.config.units import show_size
 
 PATIENCE = 1.0
 """Seconds after which somebody who waits is told what for."""
+WIDEST = 60
+"""Characters in a column of a table."""
 NOT_RUNNING = 3
 """Exit status of what needs a running swapd when there is none."""
 
@@ -38,7 +41,18 @@ def complain(message: str) -> None:
 
 def print_json(value: object) -> None:
     """For programs: one line."""
-    print(msgspec.json.encode(value).decode())
+    try:
+        text = msgspec.json.encode(value).decode()
+    except UnicodeEncodeError:
+        # The name of a file need not be text.
+        told = json.dumps(msgspec.to_builtins(value, enc_hook=str), ensure_ascii=False)
+        text = told.encode(errors="replace").decode()
+    print(text)
+
+
+def plain(text: object) -> str:
+    """The text on one line, without what would steer a terminal: file names can hold anything."""
+    return "".join(c if c.isprintable() else "�" for c in str(text))
 
 
 def show_bytes(count: int) -> str:
@@ -58,11 +72,15 @@ def show_time(seconds: float) -> str:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines with columns as wide as their widest entry; what is headed by `>` goes to the right.
 
-    Nothing is cut off: a line that a terminal wraps still can be copied.
+    Nothing is cut off: a line that a terminal wraps still can be copied. What is longer than a
+    reasonable column pushes the rest of its own line alone.
     """
     right = [title.startswith(">") for title in head]
     cells = [[title.removeprefix(">") for title in head], *rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    widths = [
+        max(len(row[i]) for row in cells if len(row[i]) <= WIDEST or row is cells[0])
+        for i in range(len(head))
+    ]
     return [
         "  ".join(
             text.rjust(width) if flush else text.ljust(width)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from swapd.doors.cli.say import FailedError, complain, waiting
+from swapd.doors.cli.say import FailedError, complain, plain, waiting
 from swapd.home import demo_folder, find_home, schema_address
 
 if TYPE_CHECKING:
@@ -46,10 +46,10 @@ def sync(force: bool, say: Callable[[str], None] = print) -> SyncReport:
             say(f"{verb:8}{name}")
     for verb, links in (("linked", report.linked), ("unlinked", report.unlinked)):
         for link in links:
-            say(f"{verb:<9}{link}")
+            say(plain(f"{verb:<9}{link}"))
     for verb, files in (("broken", report.broken), ("skipped", report.skipped)):
         for file in files:
-            say(f"{verb:8}{file.path}: {file.reason}")
+            say(plain(f"{verb:8}{file.path}: {file.reason}"))
     for warning in report.warnings:
         complain(str(warning))
     say(f"config  {report.path} {'changed' if report.written else 'unchanged'}")
