@@ -128,8 +128,8 @@ async def compare(sides: dict[str, Started], urls: dict[str, str], given: Any) -
     seen: dict[str, dict[str, list[Figures]]] = defaultdict(lambda: defaultdict(list))
     for number in range(-1, given.rounds):  # the round before warms both up
         for clients in given.clients:
-            for prompt in (SHORT, LONG):
-                for stream in (True, False):
+            for prompt in given.prompts:
+                for stream in [how == "streamed" for how in given.ways]:
                     title = f"{clients} × {prompt} tokens{', streamed' if stream else ''}"
                     for name in sides:
                         seed = 10_000 * (number + 1) + 100 * clients + prompt
@@ -270,6 +270,9 @@ def main() -> None:
     parser: argparse.ArgumentParser = common.arguments(__doc__, peer=True)
     parser.add_argument("--sizes", type=int, nargs="*", default=[60], metavar="MB")
     parser.add_argument("--clients", type=int, nargs="*", default=list(CLIENTS))
+    parser.add_argument("--prompts", type=int, nargs="*", default=[SHORT, LONG], metavar="TOKENS")
+    ways = ["streamed", "whole"]
+    parser.add_argument("--ways", nargs="*", default=ways, choices=ways)
     parser.add_argument("--tokens", type=int, default=64, help="tokens an answer")
     parser.add_argument(
         "--stall-tokens", type=int, default=300, help="of the streams; 0: leave out"
