@@ -3,8 +3,11 @@
 Rules, in this order:
 
 1. Every running sequence (one token pending) is in every step.
-2. What is left of the step goes to prefill, in chunks, shared evenly: a short prompt gets
-   through while a long one is still being read.
+2. What is left of the step goes to prefill, in chunks: to the prompt with the least to go, the
+   older first among equals, and on to the next. So a short prompt gets through while a long one
+   is still being read, and of prompts that come together each is done as early as can be, where
+   even shares would finish all of them at the end.
+3. A quarter of that is the oldest one's in any case: no stream of short prompts holds it up.
 
 Who is let in, and who goes back to the queue for want of cells, is the lane's and the cache's.
 """
@@ -38,33 +41,17 @@ def shares(admitted: Sequence[L], batch: int, chunk: int) -> list[tuple[L, int]]
     """
     running = sum(1 for load in admitted if load.pending == 1)
     room = min(batch - running, chunk)
-    level, extra = _level([load.pending for load in admitted if load.pending > 1], room)
-    step = []
-    for load in admitted:
-        if load.pending == 1:
-            step.append((load, 1))
-            continue
-        share = min(load.pending, level)
-        if load.pending > level and extra:
-            share, extra = level + 1, extra - 1
-        if share > 0:
-            step.append((load, share))
-    return step
-
-
-def _level(pending: list[int], room: int) -> tuple[int, int]:
-    """The water level: everyone gets their pending tokens or this many, within `room`.
-
-    And how many of those above it get one more: what is left of the room, to the oldest.
-    """
-    left, level = len(pending), 0
-    for step in sorted(set(pending)):
-        if (step - level) * left > room:
-            break
-        room -= (step - level) * left
-        level = step
-        left = sum(1 for need in pending if need > level)
-    return (level + room // left, room % left) if left else (level, 0)
+    reading = [load for load in admitted if load.pending > 1]
+    given = dict.fromkeys(reading, 0)
+    if reading:
+        given[reading[0]] = min(reading[0].pending, max(1, room // 4))
+        room -= given[reading[0]]
+    for load in sorted(reading, key=lambda load: load.pending):
+        more = min(load.pending - given[load], room)
+        given[load] += more
+        room -= more
+    step = [(load, given.get(load, 1)) for load in admitted]
+    return [(load, count) for load, count in step if count > 0]
 
 
 class PrefillPace:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from workers import batcher
@@ -48,17 +48,32 @@ def test_a_step_keeps_its_budget_and_leaves_nobody_out(
     assert sum(prefill) == min(wanted, chunk, batch - len(running)), "nothing is left unused"
 
 
-@example([Work(20), Work(20), Work(19), Work(1)], 59, 58)
 @given(works(), st.integers(8, 400), st.integers(1, 400))
-def test_prefill_is_shared_evenly(admitted: list[Work], batch: int, chunk: int) -> None:
+def test_the_shortest_goes_first_and_the_oldest_gets_a_quarter(
+    admitted: list[Work], batch: int, chunk: int
+) -> None:
     step = dict(batcher.shares(admitted, batch, chunk))
     prefill = [work for work in admitted if work.pending > 1]
-    cut_short = [step.get(work, 0) for work in prefill if step.get(work, 0) < work.pending]
-    if cut_short:
-        most = max(step.get(work, 0) for work in prefill)
-        whole = [step[work] for work in prefill if step.get(work, 0) == work.pending]
-        assert all(count <= max(cut_short) + 1 for count in whole)
-        assert most - max(cut_short) <= 1
+    if not prefill:
+        return
+    room = min(batch - (len(admitted) - len(prefill)), chunk)
+    oldest = prefill[0]
+    assert step.get(oldest, 0) >= min(oldest.pending, max(1, room // 4))
+    for number, work in enumerate(prefill):
+        for other in prefill[number + 1 :]:
+            first, last = (other, work) if other.pending < work.pending else (work, other)
+            if last is not oldest and step.get(last, 0):
+                assert step.get(first, 0) == first.pending
+
+
+def test_prompts_that_come_together_are_read_one_after_the_other() -> None:
+    prompts = [Work(100) for _ in range(4)]
+    done = []
+    while any(prompt.pending for prompt in prompts):
+        for prompt, count in batcher.shares([p for p in prompts if p.pending], 512, 50):
+            prompt.cached += count
+        done.append(sum(1 for prompt in prompts if not prompt.pending))
+    assert done == [0, 1, 1, 2, 2, 3, 3, 4]
 
 
 def test_a_short_prompt_gets_through_beside_a_long_one() -> None:
