@@ -23,11 +23,11 @@ from workers.speculation import Speculation
 from workers.thread_pace import ThreadPace
 from workers.turns import Turns
 
-CPU_CHUNK = 128
-"""Tokens that a CPU reads as fast, one by one counted, as 512 (60 MB model: 2,460/s to 2,230/s)."""
 FAILED_STEPS = 3
 """So many failed steps in a row are no accident of one request: the process ends, loudly."""
 
+Step = list[tuple[Sequence, int]]
+"""Who decodes how many of the pending tokens."""
 Guesses = dict[Sequence, list[int]]
 Row = tuple[Sequence, int, list[int]]
 """A row to sample from: whose it is, its place, and what was guessed to follow, in the rows after
@@ -75,7 +75,10 @@ class Lane:
         self._counters = counters
         self._tell = tell
         self._batch = Batch(options.n_batch)
-        self._pace = batcher.PrefillPace(alone=_chunk_alone(options))
+        gpu = has_gpu()
+        self._pace = batcher.PrefillPace(alone=batcher.chunk_alone(options.n_ubatch, gpu=gpu))
+        tiles = options.flash_attention != "off" and not gpu
+        self._apart_from = model.n_embd if tiles else options.n_ctx
         self.threads = ThreadPace(options.threads, options.threads_batch)
         self._greedy = Sampler()
         self._greedy.add("greedy")
@@ -122,7 +125,7 @@ class Lane:
         return was_here
 
     def step(self) -> None:
-        """Lets in who fits, decodes one batch, and samples a token for each complete sequence.
+        """Lets in who fits, decodes what is next, and samples a token for each complete sequence.
 
         Raises EngineBrokenError when llama.cpp fails at every step.
         """
@@ -132,7 +135,14 @@ class Lane:
         adapters = self._turns.next([sequence.adapters for sequence in self.admitted])
         self._shelf.apply(self.context, adapters)
         step = self._plan([one for one in self.admitted if one.adapters == adapters])
-        rows = self._fill(step, self._guesses(step))
+        guesses = self._guesses(step)
+        for part in batcher.parts(step, self._apart_from):
+            if not self._compute(part, guesses):
+                break
+
+    def _compute(self, step: Step, guesses: Guesses) -> bool:
+        """Decodes a part of a step and samples what is complete; whether llama.cpp could."""
+        rows = self._fill(step, guesses)
         size, threads = self._batch.size, self.threads.choose(self._batch.size)
         self.context.use_threads(threads)
         began = time.perf_counter()
@@ -141,7 +151,7 @@ class Lane:
         self.threads.observe(size, threads, spent)
         if code != 0:
             self._step_failed(code, [sequence for sequence, _ in step])
-            return
+            return False
         self._failures = 0
         sampled = []
         for sequence, row, guess in rows:
@@ -159,8 +169,9 @@ class Lane:
             if guess:
                 self._judge(sequence, guess, len(tokens) - 1)
             self._take(sequence, tokens, now)
+        return True
 
-    def _plan(self, present: list[Sequence]) -> list[tuple[Sequence, int]]:
+    def _plan(self, present: list[Sequence]) -> Step:
         """Who of those whose turn it is decodes how many tokens."""
         running = sum(1 for sequence in self.admitted if sequence.pending == 1)
         step = batcher.shares(present, self._n_batch, self._pace.chunk(running, self._n_batch))
@@ -249,7 +260,7 @@ class Lane:
         elif known:
             self._take(sequence, list(known), sequence.started)  # there is nobody to be told
 
-    def _guesses(self, step: list[tuple[Sequence, int]]) -> Guesses:
+    def _guesses(self, step: Step) -> Guesses:
         """What is guessed to follow the running ones, where there is room to try it."""
         if self.speculation is None:
             return {}
@@ -259,7 +270,7 @@ class Lane:
         more = sum(map(len, guesses.values()))
         return guesses if self.cache.make_room(self.growing + more) else {}
 
-    def _fill(self, step: list[tuple[Sequence, int]], guesses: Guesses) -> list[Row]:
+    def _fill(self, step: Step, guesses: Guesses) -> list[Row]:
         """Writes the batch. Returns the rows to sample from."""
         batch = self._batch
         batch.clear()
@@ -286,7 +297,7 @@ class Lane:
             if complete:
                 rows.append((sequence, row, []))
                 self._settled = False  # somebody may wait to share what is read now
-        self._guessed = sum(map(len, guesses.values()))
+        self._guessed = sum(len(guess) for _, _, guess in rows)
         return rows
 
     def _sample(self, sequence: Sequence, row: int, guess: list[int]) -> list[int]:
@@ -309,7 +320,7 @@ class Lane:
         self._counters.guessed_tokens += len(guess)
         self._counters.right_guesses += right
 
-    def _count(self, step: list[tuple[Sequence, int]], seconds: float) -> None:
+    def _count(self, step: Step, seconds: float) -> None:
         running = sum(1 for sequence, count in step if count == 1)
         prefill = self._batch.size - running - self._guessed
         self._pace.observe(running, prefill, seconds)
@@ -382,12 +393,3 @@ class Lane:
             sequence.restored = sequence.reuses = False
             sequence.reused = 0
             self._send_back(sequence)
-
-
-def _chunk_alone(options: ContextOptions) -> int:
-    """Prefill tokens for a step in which nobody is running.
-
-    No more than llama.cpp computes at once anyway: a step can't be left, so a longer one would
-    only keep newcomers and cancellations waiting. A CPU is at full speed with far fewer.
-    """
-    return options.n_ubatch if has_gpu() else min(CPU_CHUNK, options.n_ubatch)

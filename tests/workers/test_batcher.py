@@ -81,13 +81,33 @@ def test_a_short_prompt_gets_through_beside_a_long_one() -> None:
     assert batcher.shares([long, short], 512, 512) == [(long, 502), (short, 10)]
 
 
+@given(works(), st.integers(0, 2000))
+def test_a_step_is_computed_whole_and_prompts_first_or_apart(
+    admitted: list[Work], apart_from: int
+) -> None:
+    step = batcher.shares(admitted, 512, 100)
+    found = batcher.parts(step, apart_from)
+    assert sorted(id(work) for part in found for work, _ in part) == sorted(
+        id(work) for work, _ in step
+    )
+    running = [work for work, _ in step if work.pending == 1]
+    cells = sum(work.cached for work in running)
+    mixed = 0 < len(running) < len(step)
+    assert len(found) == (2 if mixed and cells >= apart_from else 1)
+    if len(found) == 2:
+        assert [work for work, _ in found[0]] == running
+    else:
+        kinds = [work.pending == 1 for work, _ in found[0]]
+        assert kinds == sorted(kinds)
+
+
 def test_the_pace_follows_what_steps_cost() -> None:
     pace = batcher.PrefillPace(alone=500)
     assert pace.chunk(running=0, batch=2048) == 500
     assert pace.chunk(running=0, batch=100) == 100
     pace.observe(running=0, prefill=1000, seconds=1.0)
     pace.observe(running=4, prefill=0, seconds=0.1)
-    assert pace.chunk(running=4, batch=2048) == 300
+    assert pace.chunk(running=4, batch=2048) == 256, "whole tiles of 300"
     for _ in range(50):
         pace.observe(running=4, prefill=300, seconds=0.1 + 3.0)
     assert pace.chunk(running=4, batch=2048) == batcher.SMALLEST_CHUNK

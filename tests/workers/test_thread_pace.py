@@ -44,7 +44,7 @@ def test_the_cheapest_is_found_and_kept(most: int, costs: list[float]) -> None:
     assert lost(learning, best) <= SAMPLES * sum(told.values()) + 2 * CREDIT
     settled = run(pace, 4, told.__getitem__, 20.0)
     assert lost(settled, best) <= 2 * SHARE * 20.0 + CREDIT
-    assert settled[-1][1] == best or settled[-2][1] == best
+    assert [seconds for _, seconds in settled[-5:]].count(best) >= 3
 
 
 def test_others_on_the_machine_are_noticed_in_a_few_steps_and_so_is_their_end() -> None:
