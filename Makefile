@@ -18,3 +18,4 @@ long:
 
 schemas:
 	$(PYTHON) -c 'from pathlib import Path; from swapd.config.json_schema import write_schemas as w; w(Path())'
+	$(PYTHON) -m workers.describe >swapd/doors/worker_requests.json

@@ -158,6 +158,13 @@ async def metrics(request: web.Request) -> web.Response:
     )
 
 
+async def openapi(request: web.Request) -> web.Response:  # noqa: ARG001
+    """The description of all this. Made when it is asked for, which is seldom."""
+    from swapd.doors.openapi import document
+
+    return _json(document())
+
+
 async def logs(request: web.Request) -> web.Response:
     """The last lines of swapd's log, or with `?model=` of that model's workers."""
     house = request.app[HOUSE]

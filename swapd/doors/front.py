@@ -14,6 +14,7 @@ from swapd.doors.connection import Crowd, factory
 from swapd.doors.guard import Guard
 from swapd.doors.house import House
 from swapd.doors.origins import is_loopback
+from swapd.doors.patience import SlowBodyError
 from swapd.doors.server import KEYED, OVERVIEW, PUBLIC, application
 from swapd.doors.socket.door import SocketDoor, bind, open_socket
 from swapd.effects.descriptors import raise_limit
@@ -25,6 +26,7 @@ from swapd.words.settings import Settings
 SHUTDOWN = 1.0
 """Seconds at the end for what is still in the connections; all that was asked has ended by then."""
 HANDSHAKE = 10.0
+CLIENTS_FAULTS = (HttpProcessingError, ConnectionError, web.RequestPayloadError, SlowBodyError)
 BACKLOG = 1024
 UNSENT_BYTES = 128 * 1024
 """What the kernel may hold of an answer beyond what is on its way."""
@@ -109,7 +111,7 @@ class Front:
         self, sock: socket.socket, guard: Guard | None, tls: ssl.SSLContext | None = None
     ) -> None:
         house = self._house
-        logger = house.logs.of_server(HttpProcessingError, ConnectionError)
+        logger = house.logs.of_server(*CLIENTS_FAULTS)
         runner = web.AppRunner(
             application(house, guard),
             handler_cancellation=True,

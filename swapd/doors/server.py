@@ -11,7 +11,12 @@ from swapd.doors.errors import BODY_LIMIT, shaped
 from swapd.doors.guard import GUARD, Guard, expected, guarded
 from swapd.doors.house import HOUSE, House
 
-KEYED = frozenset({proxy.by_body, proxy.by_path, admin.models, admin.one_model, admin.running})
+KEYED = frozenset(
+    {
+        *(proxy.by_body, proxy.by_path, admin.models),
+        *(admin.one_model, admin.running, admin.openapi),
+    }
+)
 """What every key is good for, within its models; of what is in none of these sets, only admins'."""
 OVERVIEW = frozenset({admin.metrics})
 """What tells of all models."""
@@ -44,6 +49,7 @@ def application(house: House, guard: Guard | None) -> web.Application:
             web.get("/health", admin.health, **how),
             web.get("/metrics", admin.metrics, **how),
             web.get("/logs", admin.logs, **how),
+            web.get("/openapi.json", admin.openapi, **how),
         ]
     )
     return app
