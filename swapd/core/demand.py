@@ -13,6 +13,7 @@ conversation.
 from __future__ import annotations
 
 import math
+from math import exp
 
 SPANS = (90.0, 7200.0, 400_000.0)
 """Seconds in which what is past fades to a third."""
@@ -36,7 +37,7 @@ class Demand:
     def at(self, now: float) -> list[float]:
         """The counts, faded to this moment."""
         past = self.last - now
-        return [c * math.exp(past / span) for c, span in zip(self.counts, SPANS, strict=True)]
+        return [c * exp(past / span) for c, span in zip(self.counts, SPANS)]  # noqa: B905
 
     def count(self, faded: list[float], visit: float, now: float) -> None:
         """One request more now, given what `at` tells and how much of a visit it is."""

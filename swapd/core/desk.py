@@ -122,7 +122,9 @@ class Desk:
     def _workers_of(self, models: Iterable[str]) -> list[Resident]:
         """The workers alive of these models, oldest first."""
         found = [r for model in models for r in self._books.of_model(model)]
-        return sorted(found, key=lambda r: r.worker) if len(found) > 1 else found
+        if len(found) > 1:
+            found.sort(key=lambda r: r.worker)
+        return found
 
     def _first_to_go(self, now: float, busy_too: bool = False) -> Resident | None:
         """The idle worker that is worth least, or a busy one if that may be; or None."""

@@ -28,6 +28,8 @@ def choose(
     Taken in order of reluctance; then those are spared, the most reluctant first, without whom
     it is enough as well. Where worths add up, a set of less worth is looked for then.
     """
+    if not short:
+        return ()
     order = sorted(candidates, key=reluctance(policy, short))
     chosen: list[Candidate[Key]] = []
     freed = Room()

@@ -42,11 +42,11 @@ def _turn_ends(
     books: Ledger, resident: Resident, rival: ModelSpec, asked: Rank, limits: Limits
 ) -> float:
     name = resident.spec.name
-    swap = books.load_seconds(name) + books.load_seconds(rival.name)
     begun = max(resident.up_since, asked[0])
     if books.rank(name) < asked:
         # Older requests wait for it as well: they come first, but not for longer than the bound.
         return begun + limits.max_wait if limits.max_wait else math.inf
+    swap = books.load_seconds(name) + books.load_seconds(rival.name)
     turn_ends = begun + min(TURN * swap, limits.max_wait)
     if resident.busy or name in books.queues:
         return turn_ends

@@ -57,7 +57,7 @@ class Record:
     """When the last of its requests ended; None while there are any, or never were."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Granted:
     """A request that a worker serves."""
 
@@ -117,7 +117,8 @@ class Ledger:
         queue.add(waiting)
         self.waiting[waiting.request] = (model, waiting)
         put(self.of_tenant.setdefault(waiting.tenant, {}), waiting)
-        self._rank(model)
+        if waiting.rank < self._ranks.get(model, NEVER):
+            self._rank(model)
 
     def next_place(self) -> int:
         """The next place in the order of arrival."""
@@ -296,8 +297,8 @@ class Ledger:
         return self._serving.get(model)
 
     def of_model(self, model: str) -> Collection[Resident]:
-        """All workers alive for this model, oldest first."""
-        return tuple(self._of_model.get(model, ()))
+        """All workers alive for this model, oldest first. Not to be kept."""
+        return self._of_model.get(model, ())
 
     def models(self) -> set[str]:
         """All models with a worker or a queue."""
@@ -345,9 +346,19 @@ class Ledger:
 
     def _all_sums(self) -> tuple[Room, Room, Room]:
         if self._sums is None:
-            stay = list(self.staying())
-            pinned = self.total(r for r in stay if r.spec.pinned)
-            self._sums = self.total(self.residents.values()), self.total(stay), pinned
+            taken, stays, pinned = [0, 0], [0, 0], [0, 0]
+            for r in self.residents.values():
+                stay = r.state not in LEAVING
+                size = self.need(r.spec).bytes
+                for amount, counts in (
+                    (taken, True),
+                    (stays, stay),
+                    (pinned, r.spec.pinned and stay),
+                ):
+                    if counts:
+                        amount[0] += 1
+                        amount[1] += size
+            self._sums = Room(*taken), Room(*stays), Room(*pinned)
         return self._sums
 
     def staying(self) -> Iterator[Resident]:

@@ -124,6 +124,10 @@ def _make_room(
             return True
         room.reserved += need
         return True
+    if not short and not parting:
+        # Who is on the way out leaves enough.
+        room.reserved += need
+        return True
     may_go, kept = _split(books, catalog, rank, spec, made, now)
     must = {r.worker for r in parting}
     forced = [c for c in may_go if c.key in must]

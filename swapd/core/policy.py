@@ -17,7 +17,7 @@ from swapd.core.room import Room
 Key = TypeVar("Key", int, str)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Candidate(Generic[Key]):
     """Something that holds room and may be asked to give it up."""
 

@@ -10,6 +10,7 @@ one that asks for all there is. Within a tenant the order is that of arrival.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -53,9 +54,8 @@ class Waiting:
 
 def put(line: dict[RequestId, Waiting], waiting: Waiting) -> None:
     """Put a request into a line: at its end, or where it was if it comes back."""
-    last = next(reversed(line.values()), None)
     line[waiting.request] = waiting
-    if last is not None and waiting.place < last.place:
+    if waiting.falls:
         for later in [w for w in line.values() if w.place > waiting.place]:
             line[later.request] = line.pop(later.request)
 
@@ -102,9 +102,15 @@ class Level:
         """The oldest of the tenant that was served least."""
         if len(self.lines) == 1:
             return self.oldest()
-        served = self._served
-        heads = [next(iter(line.values())) for line in self.lines.values()]
-        return min(heads, key=lambda head: (served[head.tenant], head.place))
+        least, found = math.inf, None
+        for tenant, line in self.lines.items():
+            served = self._served[tenant]
+            if served <= least:
+                head = next(iter(line.values()))
+                if found is None or served < least or head.place < found.place:
+                    least, found = served, head
+        assert found is not None
+        return found
 
     def grant(self, tenant: str, tokens: float) -> None:
         """A request of this tenant is granted, and will be served so many tokens, as it seems."""

@@ -51,7 +51,8 @@ class Scheduler(Placing):
     def handle(self, event: ev.Event) -> list[Order]:
         """Take a fact in; return what is to be done, in order."""
         self._handlers[type(event)](event)
-        self._settle(event.now, self._pressure(event))
+        looked = type(event) is ev.Sampled
+        self._settle(event.now, self._pressure(event) if looked else Pressure.NONE)
         self._scarcity.free = None
         orders, self._orders = self._orders, []
         return orders
@@ -104,9 +105,9 @@ class Scheduler(Placing):
         models = self._concerned(now)
         self._refuse_the_hopeless(models, now)
         self._let_go(models, now, pressure)
-        released = self._place(now)
-        self._grant(models | released, now)
-        self._keep_deadlines(models | released | self._books.touched, now)
+        models |= self._place(now)
+        self._grant(models, now)
+        self._keep_deadlines(models | self._books.touched, now)
         self._wish_to_wake(now)
 
     def _concerned(self, now: float) -> set[str]:
@@ -121,7 +122,9 @@ class Scheduler(Placing):
         return models
 
     def _refuse_the_hopeless(self, models: set[str], now: float) -> None:
-        for model in sorted(models & self._books.queues.keys()):
+        for model in sorted(models):
+            if model not in self._books.queues:
+                continue
             verdict = self._hopeless(model, now)
             if verdict is not None:
                 self._refuse_all(model, verdict)
