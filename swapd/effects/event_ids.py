@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
 import msgspec
 
-IDS = re.compile(rb"^id: ?([^\n]*)\n", re.MULTILINE)
 END = b"\n\n"
 MOST = 2**20
 """Bytes of ids kept for one answer (some hundred thousand tokens), and of an unfinished event."""
@@ -53,12 +50,18 @@ class EventIds:
         return chunk
 
     def _take_several(self, events: bytes) -> bytes:
-        found = IDS.findall(events)
-        if len(found) < events.count(END):
-            # An error, or a worker that gives no ids for this path.
-            self.can_resume = False
-        self._ids += b"".join(line + b"\n" for line in found)
-        return IDS.sub(b"", events)
+        passed = []
+        *whole, rest = events.split(END)
+        for event in whole:
+            line, _, data = event.partition(b"\n")
+            if line.startswith(b"id: "):
+                self._ids += line[4:] + b"\n"
+                passed.append(data)
+            else:
+                # An error, or a worker that gives no ids for this path.
+                self.can_resume = False
+                passed.append(event)
+        return END.join([*passed, rest])
 
     def rest(self) -> bytes:
         """At the stream's end: what came of an event that has no end."""
