@@ -301,7 +301,7 @@ class Supervisor:
         except OSError as error:
             reason = f"{spec.argv[0]} can't be run: {error.strerror}"
             self._log.warning("%s: %s", spec.name, reason)
-            self.worker_exited(worker, reason)
+            self.worker_exited(worker, reason, accident=False)
             return
         self._log.info("%s: started as pid %d", spec.name, running.process.pid)
         if not spec.own:
@@ -373,7 +373,7 @@ class Supervisor:
         self._log.info("%s: ready after %.2f s at %s", name, took, url)
         self.post(ev.CameUp(now(), worker, slots))
 
-    def worker_exited(self, worker: ev.WorkerId, reason: str) -> None:
+    def worker_exited(self, worker: ev.WorkerId, reason: str, accident: bool) -> None:
         """A worker's process is gone, and everything it said has been heard."""
         running = self._workers.pop(worker)
         if running.probe is not None:
@@ -382,4 +382,4 @@ class Supervisor:
             self._log.info("%s: pid %d: %s", running.process.spec.name, running.process.pid, reason)
         running.fate = reason
         running.gone.set()
-        self.post(ev.Exited(now(), worker, reason))
+        self.post(ev.Exited(now(), worker, reason, accident))

@@ -29,7 +29,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--load-gate", help="FIFO; ready once somebody has written to it")
     parser.add_argument("--word-gate", help="FIFO; one word for each byte, all at its end")
     parser.add_argument("--fail", default="", help="say this as the reason and exit with 1")
-    parser.add_argument("--crash-at-word", type=int, default=-1, help="kill itself before it")
+    parser.add_argument("--crash-at-word", type=int, default=-1, help="abort before it")
     parser.add_argument("--crash-on", default="", help="abort when a request has this in it")
     parser.add_argument("--wedge-on", default="", help="answer nobody any more after such a one")
     parser.add_argument("--exit-after", type=int, default=-1, help="exit at the request after it")
@@ -178,7 +178,7 @@ class Fake(ThreadingHTTPServer):
         for i in range(int(body.get("max_tokens", self.args.words))):
             self._gate.wait()
             if i == self.args.crash_at_word:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.abort()
             yield f"{self.args.name}{i} "
 
 

@@ -38,8 +38,10 @@ class Waiting:
     priority: int = 0
     keep_alive: float | None = None
     fingerprint: str = ""
-    falls: int = 0
+    losses: int = 0
     """Workers that ended under it."""
+    falls: int = 0
+    """Those of them of whose end it may be the cause."""
     rank: Rank = field(init=False)
 
     def __post_init__(self) -> None:

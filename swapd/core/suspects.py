@@ -4,7 +4,7 @@ When a worker ends by itself, any of the requests that it was serving may be the
 They are served again; those under whom a second one ends are served alone, one after the other. A
 request under whom a worker ends that served nothing else, and not for the first time, is poison:
 it is refused, and so is for a while whatever has its fingerprint. Innocents beside it lose two
-workers at most, and one accident convicts nobody.
+workers at most, and one accident convicts nobody. Nor do any number of kills from outside.
 """
 
 from __future__ import annotations
@@ -71,23 +71,23 @@ class Suspects:
         known = self._known.get(waiting.fingerprint)
         if known is None:
             return None
-        waiting.falls = min(known.falls, TRIES - 1)
+        waiting.falls = known.falls
         return _poison(known.reason) if known.reason else None
 
     def returned(self, waiting: Waiting, fingerprint: str, now: float) -> Verdict | None:
         """A request has lost its worker; the verdict on it if it is not to be served again."""
         fall = self._falls.pop(waiting.request, None)
         waiting.fingerprint = fingerprint
-        waiting.falls += 1
-        reason = fall.reason if fall else "its connection broke"
-        known = self._known.pop(fingerprint, None)
-        falls = max(waiting.falls, known.falls if known else 0)
-        why = reason if fall and fall.guilty else known.reason if known else ""
+        waiting.losses += 1
+        waiting.falls += fall is not None
+        reason = fall.reason if fall else "they were killed"
         if fall:
+            known = self._known.pop(fingerprint, Suspicion(0, now))
+            falls, why = max(waiting.falls, known.falls), reason if fall.guilty else known.reason
             self._known[fingerprint] = Suspicion(falls, now + POISON_FOR, why)
-        if fall and fall.guilty:
-            return _poison(reason)
-        if waiting.falls >= TRIES:
+            if fall.guilty:
+                return _poison(reason)
+        if waiting.losses >= TRIES:
             return Verdict(Why.WORKER_FAILED, f"{TRIES} workers ended under it: {reason}")
         return None
 

@@ -13,6 +13,7 @@ from typing import Protocol
 import msgspec
 
 from swapd.effects.lines import LineReader
+from swapd.effects.oom import oom_kills
 from swapd.effects.ports import free_port
 from swapd.effects.spawn import Place, Spare, Spawned, spawn
 from swapd.effects.stop_command import StopCommand
@@ -43,7 +44,7 @@ class Listener(Protocol):
 
     def worker_spoke(self, worker: WorkerId, word: Word) -> None: ...
 
-    def worker_exited(self, worker: WorkerId, reason: str) -> None: ...
+    def worker_exited(self, worker: WorkerId, reason: str, accident: bool) -> None: ...
 
 
 class WorkerProcess:
@@ -74,6 +75,8 @@ class WorkerProcess:
         self._loop = asyncio.get_running_loop()
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._verdict = ""
+        self._killed = False
+        self._oom_kills = oom_kills()
         self._told = False
         """Whether it was asked or made to end."""
         self._stop_command: StopCommand | None = None
@@ -144,6 +147,7 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """End it and all of its process group at once."""
+        self._killed = True
         self._told = True
         self._signal(signal.SIGKILL)
 
@@ -187,7 +191,7 @@ class WorkerProcess:
             self._words.finish()
         self._lines.finish()
         if not self._began_anew():
-            self._listener.worker_exited(self.worker, self._reason())
+            self._listener.worker_exited(self.worker, self._reason(), self._is_accident())
 
     def _began_anew(self) -> bool:
         """Start a fresh process if this one was the spare and somebody killed it before it spoke.
@@ -204,6 +208,11 @@ class WorkerProcess:
             return False
         self._output.warning("swapd: the spare worker was killed; pid %d instead", self.pid)
         return True
+
+    def _is_accident(self) -> bool:
+        """Whether somebody else killed it, and not the system for want of memory."""
+        killed = self._process.returncode == -signal.SIGKILL and not self._killed
+        return killed and self._oom_kills is not None and oom_kills() == self._oom_kills
 
     def _reason(self) -> str:
         """One sentence: how it ended and, if it said so, why."""

@@ -81,6 +81,8 @@ class Exited:
     now: float
     worker: WorkerId
     reason: str = ""
+    accident: bool = False
+    """Somebody killed it: nothing that it did, or was asked to do, is the cause."""
 
 
 @dataclass(frozen=True, slots=True)

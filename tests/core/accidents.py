@@ -51,8 +51,8 @@ def check_hung(m: Machine) -> None:
 
 def check_grant(m: Machine, request: int, p: Process) -> None:
     """Each has so many tries, and from the second loss on a worker for itself."""
-    falls = m.falls.get(request, 0)
-    m.require(falls < TRIES, f"request {request} is served after {falls} losses")
+    falls, losses = m.falls.get(request, 0), m.losses.get(request, 0)
+    m.require(losses < TRIES, f"request {request} is served after {losses} losses")
     beside = p.serving - m.guests - {request}
     if request not in m.guests:
         m.require(not beside or falls < 2, f"request {request} must be served alone")
@@ -66,20 +66,19 @@ def check_refusal(m: Machine, request: int, why: od.Why) -> None:
         until = m.poison.get(fingerprint(request), m.now)
         m.require(m.now < until, f"request {request} is refused for nothing it did")
     if why is od.Why.WORKER_FAILED:
-        # One that looks like another which has lost workers begins with its losses.
-        known = fingerprint(request) in m.fell
-        m.require(known or m.falls.get(request, 0) >= TRIES, f"request {request} had tries left")
+        m.require(m.losses.get(request, 0) >= TRIES, f"request {request} had tries left")
 
 
-def note_end(m: Machine, p: Process) -> None:
+def note_end(m: Machine, p: Process, accident: bool) -> None:
     """A worker has ended with what it serves now; whose fault that may be, if anybody's."""
     by_itself = p.ready and not (p.killed or p.told is not None)
-    if not (by_itself or p.killed_as_hung):
+    if accident or not (by_itself or p.killed_as_hung):
         return
     slotted = p.serving - m.guests
     for request in slotted:
         known = fingerprint(request)
         again = m.falls.get(request, 0) > 0 or m.fell.get(known, -math.inf) + POISON_FOR > m.now
+        m.falls[request] = m.falls.get(request, 0) + 1
         if len(slotted) == 1 and again:
             m.poison[known] = m.now + POISON_FOR
     m.fell |= {fingerprint(request): m.now for request in slotted}
@@ -92,7 +91,7 @@ def lose(m: Machine, request: int, again: bool) -> None:
         m.tell(ev.Finished(m.now, request, False, 0, fingerprint(request)))
         return
     m.granted.pop(request)
-    m.falls[request] = m.falls.get(request, 0) + 1
+    m.losses[request] = m.losses.get(request, 0) + 1
     for other in m.open:
         # It goes before whoever has come since, and may be served alone.
         m.patience[other] += 2 * m.turn
@@ -110,7 +109,7 @@ def look(m: Machine, worker: int) -> None:
 def may_want_to_be_alone(m: Machine, request: int, model: str) -> bool:
     """Whether this request or another one for its model has lost a worker, or looks like that."""
     return any(
-        m.falls.get(r) or fingerprint(r) in m.fell
+        m.losses.get(r) or m.falls.get(r) or fingerprint(r) in m.fell
         for r, asked in m.open.items()
         if r == request or asked == model
     )

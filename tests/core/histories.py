@@ -106,7 +106,7 @@ def follow(
 def _do(m: Machine, deed: Deed) -> None:
     what, which, number = deed
     if what in ("up", "fail", "exit", "crash", "again", "deafen", "stick"):
-        _do_to_a_worker(m, what, which)
+        _do_to_a_worker(m, what, which, number)
     elif what in ("leave", "finish"):
         requests = sorted(m.open if what == "leave" else m.granted)
         if requests:
@@ -120,7 +120,7 @@ def _do(m: Machine, deed: Deed) -> None:
         _do_to_all(m, what, which, number)
 
 
-def _do_to_a_worker(m: Machine, what: str, which: int) -> None:
+def _do_to_a_worker(m: Machine, what: str, which: int, number: float) -> None:
     if what in ("up", "fail"):
         workers = [p.worker for p in m.processes.values() if not p.ready and not p.killed]
     elif what == "exit":
@@ -137,7 +137,7 @@ def _do_to_a_worker(m: Machine, what: str, which: int) -> None:
     elif what == "stick":
         _stick(m, m.processes[worker])
     else:
-        m.exit(worker, again=what == "again")
+        m.exit(worker, again=what == "again", accident=number > 5)
 
 
 def _stick(m: Machine, process: Process) -> None:

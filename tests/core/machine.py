@@ -47,8 +47,10 @@ class Machine:
     patience: dict[int, float] = field(default_factory=dict)
     """Until when each may wait: at most a turn, its time, a stop and a start for each before it."""
     ended: dict[int, str] = field(default_factory=dict)
-    falls: dict[int, int] = field(default_factory=dict)
+    losses: dict[int, int] = field(default_factory=dict)
     """Workers that each request has lost."""
+    falls: dict[int, int] = field(default_factory=dict)
+    """Those of whose end it may be the cause."""
     fell: dict[str, float] = field(default_factory=dict)
     """When a worker last ended under each fingerprint."""
     poison: dict[str, float] = field(default_factory=dict)
@@ -318,7 +320,9 @@ class Machine:
         self.processes[worker].ready, self.processes[worker].up_at = True, self.now
         self.tell(ev.CameUp(self.now, worker))
 
-    def exit(self, worker: int, reason: str = "exit status 1", again: bool = False) -> None:
+    def exit(
+        self, worker: int, reason: str = "exit", again: bool = False, accident: bool = False
+    ) -> None:
         """The process is gone; half of what it served fails before its exit is noticed, or all
         of it comes again afterwards."""
         process = self.processes[worker]
@@ -326,8 +330,8 @@ class Machine:
         for request in [] if again else sorted(process.serving)[::2]:
             self.finish(request, answered=False)
         self.processes.pop(worker)
-        accidents.note_end(self, process)
-        self.tell(ev.Exited(self.now, worker, reason))
+        accidents.note_end(self, process, accident)
+        self.tell(ev.Exited(self.now, worker, reason, accident))
         for request in sorted(process.serving):
             accidents.lose(self, request, again)
 

@@ -84,6 +84,18 @@ def test_a_request_that_can_not_come_again_is_known_by_its_fingerprint() -> None
     talk >> ev.Arrived(6, 4, "a", fingerprint="q") << "start:a=3 wake:106"
 
 
+def test_whoever_is_killed_from_outside_however_often_makes_nobody_a_suspect() -> None:
+    talk = _three_served()
+    for worker in (1, 2):
+        now = 5 * worker
+        talk >> ev.Exited(now, worker, "killed", accident=True)
+        _return(talk, now, 1, 2, 3) >> ev.CameUp(now + 1, worker + 1)
+        talk << f"grant:1->{worker + 1} grant:2->{worker + 1} grant:3->{worker + 1} wake:never"
+    assert not talk.core.is_wary
+    talk >> ev.Finished(13, 1) >> ev.Finished(13, 2) >> ev.Exited(14, 3, "killed", accident=True)
+    _return(talk, 14, 3) << "refuse:3:worker_failed"
+
+
 def test_what_swapd_ends_itself_is_nobodys_fault() -> None:
     talk = Talk(a=A)
     talk >> ev.Arrived(0, 1, "a") >> ev.CameUp(1, 1) >> ev.ClosingAsked(2, 3)

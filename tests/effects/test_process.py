@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from swapd.effects.oom import oom_kills
 from swapd.effects.probe import StrangerError, until_ready
 from swapd.effects.process import Word, WorkerProcess
 from swapd.effects.spawn import Place
@@ -32,13 +33,16 @@ class Heard:
 
     words: asyncio.Queue[Word] = field(default_factory=asyncio.Queue)
     ends: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    accident: bool | None = None
+    """Whether it was killed by somebody else; None until it has ended."""
 
     def worker_spoke(self, worker: int, word: Word) -> None:
         assert worker == 1
         self.words.put_nowait(word)
 
-    def worker_exited(self, worker: int, reason: str) -> None:
+    def worker_exited(self, worker: int, reason: str, accident: bool) -> None:
         assert worker == 1
+        self.accident = accident
         self.ends.put_nowait(reason)
 
     async def word(self) -> Word:
@@ -61,7 +65,7 @@ async def spawn(place: Place) -> AsyncIterator[Callable[..., tuple[WorkerProcess
 
     yield make
     for process, heard in made:
-        if heard.ends.empty() and alive(process.pid):
+        if heard.accident is None:
             process.kill()
             await heard.end()
 
@@ -115,6 +119,26 @@ async def test_a_command_that_cannot_be_run_raises(spawn: Spawn) -> None:
     with pytest.raises(FileNotFoundError):
         spawn("no-such-program")
     assert _descriptors() == before
+
+
+@pytest.mark.skipif(oom_kills() is None, reason="the system does not tell how often it kills")
+async def test_a_kill_from_outside_is_an_accident_and_no_other_end_is(spawn: Spawn) -> None:
+    process, heard = spawn(FAKE)
+    await heard.word()
+    os.kill(process.pid, signal.SIGKILL)
+    assert await heard.end() == "the worker was ended by SIGKILL"
+    assert heard.accident
+    for number in (signal.SIGSEGV, signal.SIGTERM):
+        process, heard = spawn(FAKE)
+        await heard.word()
+        os.kill(process.pid, number)
+        await heard.end()
+        assert heard.accident is False
+    process, heard = spawn(FAKE)
+    await heard.word()
+    process.kill()
+    await heard.end()
+    assert heard.accident is False
 
 
 async def test_a_kill_takes_the_children_too(spawn: Spawn) -> None:
