@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from dataclasses import dataclass
 from urllib.parse import unquote
 
 import msgspec
@@ -14,10 +12,10 @@ from swapd.doors import errors, wishes
 from swapd.doors.house import HOUSE, House
 from swapd.doors.keys import OPENED, NotAllowedError, grant_of
 from swapd.doors.naming import adapters_of
+from swapd.doors.tries import Passing, serve
 from swapd.effects.upstream import Passage, WorkerFailedError
-from swapd.lease import Lease, RefusedError, Wish
+from swapd.lease import RefusedError, Wish
 from swapd.words.catalog import ModelSpec
-from swapd.words.orders import Why
 
 STREAM_HEADERS = {"X-Accel-Buffering": "no"}
 """Tells a proxy before us not to hold tokens back."""
@@ -121,38 +119,18 @@ def _rewritten(spec: ModelSpec, asked: str, body: bytes) -> bytes:
     return msgspec.json.encode(fields)
 
 
-@dataclass(frozen=True, slots=True)
-class Passing:
-    """A request as it goes to a worker."""
-
-    spec: ModelSpec
-    path: str
-    body: bytes
-    wish: Wish
-    needs_slot: bool = True
-    asks_ids: bool = False
-    """Whether to ask for a stream with which another worker can go on."""
-
-    def fingerprint(self) -> str:
-        """By what it is known when it comes again."""
-        told = hashlib.blake2b(f"{self.spec.name} {self.path} ".encode(), digest_size=16)
-        told.update(self.body)
-        return told.hexdigest()
-
-
 async def _pass(house: House, request: web.Request, passing: Passing) -> web.StreamResponse:
-    """Have a worker answer the request; if it ends under it, another one."""
-    supervisor, wish = house.supervisor, passing.wish
-    known = passing.fingerprint() if supervisor.is_wary else ""
-    try:
-        lease = await supervisor.admit(passing.spec.name, passing.needs_slot, wish, known)
-    except RefusedError as error:
-        return _refused(house, passing, error)
+    """Have workers answer the request; an error if none does."""
     opened = request.get(OPENED)
     withheld = opened.header if opened is not None else ""
     passage = Passage(house.session, request, passing.path, passing.body, STREAM_HEADERS, withheld)
+    instead = None
     try:
-        instead = await _through(house, passing, passage, lease)
+        await serve(house, passing, passage)
+    except RefusedError as error:
+        instead = errors.of_refusal(error.refusal)
+    except WorkerFailedError as error:
+        instead = errors.response(502, str(error), "upstream_error", "worker_failed")
     except ConnectionResetError as error:
         # The client has gone in the middle of its answer.
         raise asyncio.CancelledError from error
@@ -163,51 +141,6 @@ async def _pass(house: House, request: web.Request, passing: Passing) -> web.Str
     if instead is not None:
         await _break_off(request, begun, instead)
     return begun
-
-
-async def _through(
-    house: House, passing: Passing, passage: Passage, lease: Lease
-) -> web.Response | None:
-    """Send the request through workers until one has answered it; an error if none does.
-
-    Whatever happens, the lease and those that follow it are given back.
-    """
-    held: Lease | None = lease
-    name, answered, tokens, known = passing.spec.name, False, 0, ""
-    try:
-        while True:
-            try:
-                if passage.has_begun:
-                    house.metrics.resumed(name)
-                tokens = await passage.through(
-                    lease.base_url,
-                    lease.running.pulse,
-                    passing.asks_ids and lease.running.resumable,
-                )
-                answered = True
-                return None
-            except WorkerFailedError as error:
-                fate = await lease.fate()
-                message = f"the worker of {name!r} failed: {fate or error}"
-                house.logs.own.warning("%s: a request lost its worker: %s", name, fate or error)
-                known = passing.fingerprint() if fate else ""
-                if not fate or not passage.goes_on:
-                    return errors.response(502, message, "upstream_error", "worker_failed")
-            held = None
-            held = lease = await house.supervisor.again(lease, known)
-            known = ""
-    except RefusedError as error:
-        return _refused(house, passing, error)
-    finally:
-        if held is not None:
-            house.supervisor.release(held, answered, tokens, known)
-
-
-def _refused(house: House, passing: Passing, error: RefusedError) -> web.Response:
-    if error.refusal.why is Why.POISON:
-        name, known = passing.spec.name, passing.fingerprint()
-        house.logs.own.warning("%s: refused, fingerprint %s: %s", name, known, error)
-    return errors.of_refusal(error.refusal)
 
 
 async def _break_off(request: web.Request, begun: web.StreamResponse, error: web.Response) -> None:

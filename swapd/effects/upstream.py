@@ -165,7 +165,7 @@ class Passage:
                 allow_redirects=False,
             )
         except FAILURES as error:
-            raise WorkerFailedError(_told(error)) from error
+            raise WorkerFailedError(told(error)) from error
         async with answer:
             await self._relay(answer, await self._prepared(answer, resumable), pulse)
         return tokens_told(self._tail)
@@ -229,7 +229,7 @@ class Passage:
         except FAILURES as error:
             if self._tail.endswith(DONE):
                 return b""
-            raise WorkerFailedError(_told(error)) from error
+            raise WorkerFailedError(told(error)) from error
 
 
 async def _reason(answer: aiohttp.ClientResponse) -> str:
@@ -238,7 +238,7 @@ async def _reason(answer: aiohttp.ClientResponse) -> str:
         data = await answer.content.read(LONGEST_REASON)
         return msgspec.json.decode(data, type=Said).error.message
     except FAILURES as error:
-        return _told(error)
+        return told(error)
     except msgspec.DecodeError:
         return f"it answered with status {answer.status}"
 
@@ -254,5 +254,6 @@ def tokens_told(tail: bytes) -> int:
     return (int(prompt[1]) if prompt else 0) + (int(predicted[1]) if predicted else 0)
 
 
-def _told(error: Exception) -> str:
+def told(error: Exception) -> str:
+    """What went wrong, in a word at least."""
     return str(error) or type(error).__name__

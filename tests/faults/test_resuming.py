@@ -12,6 +12,7 @@ from threading import Event
 import pytest
 
 from tests.doors.conftest import demo, fake
+from tests.doors.test_socket import Line
 from tests.faults.kill_many import kill_many
 from tests.faults.streams import Stream, asked, follow, read
 from tests.swapd import Swapd, alive, chat, config, error_of, eventually, said
@@ -58,11 +59,12 @@ def test_an_answer_that_is_not_streamed_is_made_again_without_a_word(bard: Swapd
     assert bard.worker("bard")["resumed"] == before["resumed"]
 
 
-def test_two_kills_under_many_streams_harm_none_of_them(home: Path) -> None:
-    """After the second each is a suspect and served alone; the kills came from outside."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_two_ends_under_many_streams_harm_none_of_them(home: Path, number: int) -> None:
+    """After two crashes each is a suspect and served alone; a kill is nobody's fault."""
     flags = f"--parallel {STREAMS} --ctx-size {STREAMS * 1024}"
     with Swapd(home, config({"bard": demo("bard", flags)})) as swapd:
-        bodies = [asked("bard", messages=_said(n), max_tokens=150) for n in range(4)]
+        bodies = [asked("bard", messages=_said(n), max_tokens=80) for n in range(4)]
         kills = [Event(), Event()]
         with ThreadPoolExecutor(STREAMS) as pool:
             streams = [pool.submit(_noting, swapd, bodies[n % 4], kills) for n in range(STREAMS)]
@@ -71,10 +73,10 @@ def test_two_kills_under_many_streams_harm_none_of_them(home: Path) -> None:
                 kill.wait(60)
                 pid = eventually(lambda: _ready_other_than(swapd, killed))
                 killed.add(pid)
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, number)
             for stream in streams:
                 # In company an answer is rounded otherwise than alone: only its length is known.
-                assert stream.result(120).whole[1:] == ("length", 150, True)
+                assert stream.result(120).whole[1:] == ("length", 80, True)
         told = swapd.worker("bard")
         assert told["poison"] == 0
         assert told["resumed"] >= STREAMS
@@ -91,7 +93,7 @@ def _noting(swapd: Swapd, body: dict[str, object], kills: list[Event]) -> Stream
     for stream in follow(swapd, body):
         if len(stream.texts) == 10:
             kills[0].set()
-        elif len(stream.texts) == 40:
+        elif len(stream.texts) == 30:
             kills[1].set()
     return stream
 
@@ -107,7 +109,7 @@ def test_a_foreign_workers_stream_that_was_begun_ends_with_a_word(home: Path) ->
         assert stream.error is not None
         assert stream.error["code"] == "worker_failed"
         assert (
-            "the worker of 'a' failed: the worker was ended by SIGKILL" in (stream.error["message"])
+            "the worker of 'a' failed: the worker was ended by SIGABRT" in (stream.error["message"])
         )
 
 
@@ -147,3 +149,23 @@ def test_a_worker_that_can_not_be_replaced_ends_the_stream_with_the_reason(home:
         assert stream.error is not None
         assert stream.error["code"] == "model_start_failed"
         assert error_of(swapd.ask("bard"))["code"] == "model_start_failed"
+
+
+def _talk(line: Line, number: int, swapd: Swapd, kill_at: int) -> tuple[str, str, int]:
+    """A chat over the socket, whose worker is killed when so many characters have come."""
+    line.ask(number, model="bard", prompt="x", max_tokens=900, ignore_eos=True, temperature=0)
+    text, pid = "", 0
+    while "done" not in (heard := line.hear()):
+        assert "error" not in heard, heard
+        text += heard.get("token", "")
+        if len(text) >= kill_at and not pid:
+            pid = swapd.worker("bard")["pid"]
+            os.kill(pid, signal.SIGKILL)
+    return text, heard["finish_reason"], heard["usage"]["completion_tokens"]
+
+
+def test_a_chat_over_the_socket_goes_on_too(home: Path) -> None:
+    with Swapd(home, config({"bard": demo("bard")})) as swapd, Line(home) as line:
+        right = _talk(line, 1, swapd, 10**6)
+        assert _talk(line, 2, swapd, 40) == right
+        assert swapd.worker("bard")["resumed"] == 1

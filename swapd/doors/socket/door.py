@@ -15,7 +15,8 @@ import msgspec
 
 from swapd.doors.errors import STATUS
 from swapd.doors.house import House
-from swapd.doors.socket.operations import Fields, Line, Request, TroubleError, operate
+from swapd.doors.socket.operations import operate
+from swapd.doors.socket.said import Fields, Line, Request, TroubleError
 from swapd.effects.tasks import Tasks
 from swapd.lease import RefusedError
 

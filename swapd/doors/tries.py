@@ -1,0 +1,92 @@
+"""One request, given to workers one after the other until one has answered it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Protocol
+
+from swapd.doors.house import House
+from swapd.effects.pulse import Pulse
+from swapd.effects.upstream import WorkerFailedError
+from swapd.lease import Lease, RefusedError, Wish
+from swapd.words.catalog import ModelSpec
+from swapd.words.orders import Why
+
+
+class Passage(Protocol):
+    """A request on its way, and its answer as far as the client has it."""
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether another worker can serve it so that the client notices a pause at most."""
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the client has a part of a stream that another worker is to go on with."""
+
+    async def through(self, base_url: str, pulse: Pulse, resumable: bool) -> int:
+        """Have this worker answer, or go on; the tokens that it took. Raises WorkerFailedError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """A request as it goes to a worker."""
+
+    spec: ModelSpec
+    path: str
+    body: bytes
+    wish: Wish
+    needs_slot: bool = True
+    asks_ids: bool = False
+    """Whether to ask for a stream with which another worker can go on."""
+
+    def fingerprint(self) -> str:
+        """By what it is known when it comes again."""
+        told = hashlib.blake2b(f"{self.spec.name} {self.path} ".encode(), digest_size=16)
+        told.update(self.body)
+        return told.hexdigest()
+
+
+async def serve(house: House, passing: Passing, passage: Passage) -> None:
+    """Have the request answered, by another worker if one ends under it.
+
+    Raises RefusedError, and WorkerFailedError when no other worker may be tried.
+    """
+    supervisor = house.supervisor
+    known = passing.fingerprint() if supervisor.is_wary else ""
+    try:
+        lease = await supervisor.admit(passing.spec.name, passing.needs_slot, passing.wish, known)
+        await _through(house, passing, passage, lease)
+    except RefusedError as error:
+        if error.refusal.why is Why.POISON:
+            name, known = passing.spec.name, passing.fingerprint()
+            house.logs.own.warning("%s: refused, fingerprint %s: %s", name, known, error)
+        raise
+
+
+async def _through(house: House, passing: Passing, passage: Passage, lease: Lease) -> None:
+    """From this lease on; whatever happens, it and those that follow it are given back."""
+    held: Lease | None = lease
+    name, answered, tokens, known = passing.spec.name, False, 0, ""
+    try:
+        while not answered:
+            try:
+                if passage.has_begun:
+                    house.metrics.resumed(name)
+                resumable = passing.asks_ids and lease.running.resumable
+                tokens = await passage.through(lease.base_url, lease.running.pulse, resumable)
+                answered = True
+            except WorkerFailedError as error:
+                fate = await lease.fate()
+                house.logs.own.warning("%s: a request lost its worker: %s", name, fate or error)
+                known = passing.fingerprint() if fate else ""
+                if not fate or not passage.goes_on:
+                    message = f"the worker of {name!r} failed: {fate or error}"
+                    raise WorkerFailedError(message) from error
+                held = None
+                held = lease = await house.supervisor.again(lease, known)
+                known = ""
+    finally:
+        if held is not None:
+            house.supervisor.release(held, answered, tokens, known)
