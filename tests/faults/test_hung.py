@@ -144,7 +144,10 @@ def test_a_client_that_does_not_read_is_no_hang(home: Path) -> None:
         lines = r.iter_lines()
         next(lines)
         pid = swapd.worker("bard")["pid"]
-        eventually(lambda: (swapd.worker("bard")["silent_seconds"] or 0) > 2 * LIMIT, within=40)
+        slots = "/upstream/bard/slots"
+        eventually(lambda: not any(s["is_processing"] for s in swapd.http.get(slots).json()), 60)
+        since = now()
+        eventually(lambda: now() > since + 2 * LIMIT)
         told = swapd.worker("bard")
         assert (told["pid"], told["hung"], told["busy"]) == (pid, 0, 1)
         assert [line for line in lines if line][-1] == "data: [DONE]"
