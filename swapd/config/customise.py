@@ -85,14 +85,16 @@ def _section(plan: Plan, asked: str, settings: Mapping[str, str | None]) -> str:
     new = asked.strip().removeprefix(plan.settings.prefix)
     if new and (settings.get("cmd") or settings.get("base_model")):
         return new
-    raise EditError(f"there is no model named {asked}{did_you_mean(asked, names)}")
+    hint = did_you_mean(asked, names) or "; one of your own needs cmd or base_model"
+    raise EditError(f"there is no model named {asked.strip() or repr(asked)}{hint}")
 
 
 def _check_key(key: str) -> None:
     top, dot, inner = key.partition(".")
     known = shapes(CustomModel)
     if top not in known:
-        raise EditError(f"{key}: unknown key{did_you_mean(top, known)}")
+        hint = did_you_mean(top, known) or "; config.example.yaml names them all"
+        raise EditError(f"{key}: unknown key{hint}")
     if dot and not inner:
         raise EditError(f"{key}: nothing stands behind the dot")
 

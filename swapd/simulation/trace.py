@@ -70,7 +70,8 @@ def read(path: Path, models: dict[str, Model], usual: Model) -> Trace:
                 raise TraceError(f"{path}: no column {', '.join(sorted(lack))}")
             asks = [_ask(row, f"{path}:{rows.line_num}") for row in rows]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise TraceError(f"{path}: {error}") from None
+        what = error.strerror if isinstance(error, OSError) else error
+        raise TraceError(f"{path}: {what}") from None
     names = sorted({ask.model for ask in asks})
     asks.sort(key=lambda ask: ask.time)
     return Trace(path.stem, tuple(asks), {name: models.get(name, usual) for name in names})

@@ -45,23 +45,38 @@ BAD_WORDS = [
     (("set", "bard"), 2, "KEY=VALUE"),
     (("rm", "bard"), 1, "bard comes with swapd"),
     (("show", "brad"), 1, "did you mean bard?"),
-    (("start", "--config", "none.yaml"), 1, "there is no configuration none.yaml"),
-    (("config", "chek"), 2, "Did you mean 'check'"),
+    (("start", "--config", "none.yaml"), 1, "there is no none.yaml, so no configuration"),
+    (("start", "--config", "/"), 1, "/ is no file, so no configuration"),
+    (("config", "chek"), 2, "no such command 'chek'; did you mean 'check'? {} config --help tells"),
     (("config", "check", "none.yaml"), 1, "there is no none.yaml"),
-    (("shwo", "bard"), 2, "Did you mean 'show'"),
-    (("stop", "--nwo"), 2, "--now"),
-    (("logs", "-n", "x"), 2, "'--lines' / '-n'"),
-    (("run", "bard", "x", "--temp", "hot"), 2, "'--temp'"),
+    (("shwo", "bard"), 2, "no such command 'shwo'; did you mean 'show'? {} --help tells more"),
+    (("stop", "--nwo"), 2, "no such option: --nwo; did you mean --now? {} stop --help tells more"),
+    (("logs", "-n", "x"), 2, "'--lines' / '-n' must be a whole number; {} logs --help tells"),
+    (("logs", "-n", "-1"), 2, "'--lines' / '-n' must be 0 or more; "),
+    (("start", "--port", "0"), 2, "'--port' must be 1 or more; "),
+    (("start", "--port", "99999"), 2, "'--port' must be 65535 or less; "),
+    (("list", "a", "b"), 2, "there is nothing to do with b; {} list --help tells more"),
+    (("show",), 2, "missing argument 'NAME'; {} show --help tells more"),
+    (("show", ""), 1, "there is no model ''; there are: alice, bard"),
+    (("set", "bard", "foo=1"), 1, "foo: unknown key; config.example.yaml names them all"),
+    (("set", "nobody", "ttl=1"), 1, "no model named nobody; one of your own needs cmd or base"),
+    (("config", "check", "/"), 1, "/ can't be read: Is a directory"),
+    (("simulate", "--hours", "0"), 2, "'--hours' must be 0.01 or more"),
+    (("simulate", "--trace", "none.csv"), 1, "none.csv: No such file or directory"),
+    (("pull", "file:///etc/passwd"), 1, "an address begins with https:// or http://"),
+    (("run", "bard", "x", "--temp", "hot"), 2, "'--temp' must be a number"),
     (("pull", "hf:x"), 1, "it must be hf:owner/repo[:quant]"),
 ]
 
 
-def test_bad_words_are_told_and_change_nothing(user: User) -> None:
+def test_bad_words_are_told_in_a_sentence_and_change_nothing(user: User) -> None:
     user.says("sync")
     user.custom.write_text(CUSTOM)
     before = user.files()
     for words, status, says in BAD_WORDS:
-        assert says in user.fails(*words, status=status), words
+        told = user.fails(*words, status=status)
+        assert says.format(ROOT / "model") in told, words
+        assert len(told.splitlines()) == 1, words
         assert user.files() == before, words
     assert user.processes() == []
 
@@ -87,7 +102,7 @@ def test_config_says_where_what_and_whether(user: User) -> None:
     user.says("sync")
     assert user.says("config", "path") == f"{user.config}\n"
     assert user.says("config", "show") == user.config.read_text()
-    assert user.says("config").splitlines() == [
+    assert user.says("config", "check").splitlines() == [
         f"✓ {user.config}: 2 models",
         f"✓ {user.custom}: not there, and not needed",
     ]
@@ -98,6 +113,26 @@ def test_config_says_where_what_and_whether(user: User) -> None:
     )
     mine.write_text(mine.read_text().replace("tll", "ttl"))
     assert user.says("config", "check", "mine.yaml") == "✓ mine.yaml: 1 model\n"
+
+
+def test_config_says_what_counts_in_the_end(user: User) -> None:
+    (user.home / "swapd").mkdir()
+    (user.home / "swapd/.env").write_text("DEFAULT_CTX_SIZE=512\nMODEL_FOLDERS=/not/here\n")
+    user.custom.write_text("max_resident: 3\nmemory: {threshold: 0}\napiKeys: [very-secret]\n")
+    told = user.says("config")
+    user.says("sync")
+    assert user.says("config").splitlines()[2:] == told.splitlines()[2:]
+    for pattern in (
+        rf"^listens at +127.0.0.1, port {user.port}$",
+        r"^workers at once +3$",
+        r"^idle ones go +when others need their room$",
+        rf"^LM Studio +{user.home}/models$",
+        r"^folders +/not/here \(not there\)$",
+        r"^context +512 tokens",
+    ):
+        assert re.search(pattern, told, re.MULTILINE), (pattern, told)
+    assert re.search("^keys +[a-z]", told, re.MULTILINE) and "secret" not in told
+    assert "none: whoever" not in told
 
 
 def test_editors_find_the_schema_of_what_sync_writes(user: User) -> None:

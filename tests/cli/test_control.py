@@ -126,7 +126,7 @@ def test_a_configuration_of_ones_own_is_used_where_it_lies(user: User) -> None:
     assert msgspec.json.decode(user.says("status", "--json"))["pid"] != before
     missing = user.types("serve", "--config", "none.yaml")
     assert missing.returncode == 1
-    assert missing.stderr == "swapd: there is no configuration none.yaml\n"
+    assert missing.stderr == "swapd: there is no none.yaml, so no configuration\n"
 
 
 def test_it_starts_with_all_standard_descriptors_closed(user: User) -> None:

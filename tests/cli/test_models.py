@@ -93,7 +93,7 @@ def test_the_models_are_those_of_the_configuration_in_use(user: User) -> None:
     assert re.search("^mine .* ready$", user.says("list"), re.MULTILINE)
     assert user.says("config", "path") == f"{mine}\n"
     assert user.says("config", "show") == mine.read_text()
-    assert user.says("config") == f"✓ {mine}: 3 models\n"
+    assert user.says("config", "check") == f"✓ {mine}: 3 models\n"
     assert f"✓ {mine} can be used" in user.types("doctor").stdout
     user.says("stop")
     assert "bard" in user.says("list")

@@ -145,6 +145,18 @@ def test_what_the_disk_cannot_hold_is_asked_for_first(user: User, hub: Hub) -> N
     assert "bytes instead of" in user.fails("pull", "hf:pub/Huge", "--yes")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_disk_that_is_full_midway_is_told(user: User, hub: Hub) -> None:
+    hub.add("pub/Tiny", "Tiny-Q8_0.gguf", BARD)
+    part = _place(user, "pub", "Tiny", "Tiny-Q8_0.gguf.part")
+    part.parent.mkdir(parents=True)
+    part.symlink_to("/dev/full")
+    told = user.fails("pull", "hf:pub/Tiny")
+    assert f"the disk is full: {part} has nothing; make room and give the same command" in told
+    part.unlink()
+    user.says("pull", "hf:pub/Tiny")
+
+
 def test_parts_come_together(user: User, hub: Hub) -> None:
     for number, content in ((1, BARD), (2, ALICE)):
         hub.add("pub/Split", f"Q8_0/split-Q8_0-0000{number}-of-00002.gguf", content)

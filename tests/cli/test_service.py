@@ -77,6 +77,7 @@ def test_install_use_and_uninstall(user: User, tools: Path) -> None:
     assert re.fullmatch(rf"swapd runs at http://127.0.0.1:{user.port} \(pid \d+\)", runs)
     assert "not logged in" in linger
     assert "Restart=on-failure" in _unit(user).read_text()
+    assert user.says("service", "install").startswith(f"installed already: {_unit(user)}\n")
     user.says("service", "stop")
     assert user.types("status").returncode == 3
     assert user.says("service", "start").startswith("swapd runs at ")
@@ -178,6 +179,7 @@ def test_the_agent_is_a_property_list_that_says_the_same(tmp_path: Path) -> None
     assert agent["ProgramArguments"] == [sys.executable, "-I", "-m", "swapd", "serve"]
     assert agent["EnvironmentVariables"]["SWAPD_HOME"] == str(home.folder)
     assert agent["RunAtLoad"] is True
+    assert agent["ProcessType"] == "Interactive"
     assert agent["KeepAlive"] == {"SuccessfulExit": False}
     if shutil.which("plutil"):
         (tmp_path / "swapd.plist").write_text(service.launchd(home).text)

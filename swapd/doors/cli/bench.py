@@ -47,9 +47,10 @@ def _measure(holder: Holder, model: str, tokens: int) -> dict[str, float]:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    begun, first, last, pieces, counted = now(), 0.0, 0.0, 0, 0
+    begun, first, last, pieces, counted, told = now(), 0.0, 0.0, 0, 0, 0.0
     for event in stream(holder, "/v1/chat/completions", body):
         counted = (event.get("usage") or {}).get("completion_tokens", counted)
+        told = (event.get("timings") or {}).get("predicted_per_second", told)
         if any(_says(choice) for choice in event.get("choices", ())):
             last = now()
             first = first or last
@@ -57,10 +58,12 @@ def _measure(holder: Holder, model: str, tokens: int) -> dict[str, float]:
     if not pieces:
         raise FailedError(f"{model} answered with nothing; ask it for more tokens")
     made = counted or pieces
+    # A worker's own word, if it gives it: a short answer may come in one piece, at no time at all.
+    seen = (made - 1) / (last - first) if last > first else 0.0
     return {
         "first_token_seconds": first - begun,
         "tokens": made,
-        "tokens_per_second": (made - 1) / (last - first) if last > first else 0.0,
+        "tokens_per_second": told or seen,
     }
 
 

@@ -69,7 +69,10 @@ def check(file: Path | None) -> int:
     if file is not None:
         return _told([_configuration(home, file)])
     used = in_use(home)
-    told = [_configuration(home, used)]
+    if used == home.config and not used.exists():
+        told = [(f"{used}: not there yet; {command()} sync or start makes it", "")]
+    else:
+        told = [_configuration(home, used)]
     return _told([*told, _customisation(home)] if used == home.config else told)
 
 
@@ -151,6 +154,9 @@ def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise FailedError(f"there is no {file}; {command()} sync makes one") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise FailedError(f"{file} can't be read: {error}") from error
+        made = f"; {command()} sync makes one" if file == find_home().config else ""
+        raise FailedError(f"there is no {file}{made}") from error
+    except UnicodeDecodeError as error:
+        raise FailedError(f"{file} is not text in UTF-8") from error
+    except OSError as error:
+        raise FailedError(f"{file} can't be read: {error.strerror}") from error

@@ -42,13 +42,14 @@ def _prepare(home: Home, config: Path | None, say: Callable[[str], None] = print
     """
     if config is not None:
         if not config.is_file():
-            raise FailedError(f"there is no configuration {config}")
+            what = f"{config} is no file" if config.exists() else f"there is no {config}"
+            raise FailedError(f"{what}, so no configuration")
     elif not home.config.is_file():
-        sync(force=False, say=say)
+        sync(force=False, say=say, files=False)
     elif is_generated(home.config):
         lines: list[str] = []
         try:
-            if sync(force=False, say=lines.append).written:
+            if sync(force=False, say=lines.append, files=False).written:
                 say("\n".join(lines))
         except FailedError as error:
             complain(str(error))
@@ -72,6 +73,8 @@ def start(host: str, port: int, config: Path | None) -> int:
         holder = None
     if holder is not None:
         print(_already(holder))
+        if host or port or config:
+            complain(f"it keeps what it was started with: {command()} stop ends it")
         return 0
     _prepare(home, config)
     if service.is_installed(home):

@@ -37,5 +37,5 @@ def set_values(name: str, settings: list[str]) -> int:
     except (EditError, ConfigError) as error:
         raise FailedError(f"nothing was changed: {error}") from error
     print(f"{home.custom}: models.{done.section} {'changed' if done.written else 'unchanged'}")
-    sync(force=False)
+    sync(force=False, files=False)
     return 0

@@ -10,18 +10,18 @@ import typer
 from swapd.doors.cli.words import AnyName, Config, Host, Json, Now, Port, Watch
 
 
-def start(host: Host = "", port: Port = 0, config: Config = None) -> None:
+def start(host: Host = "", port: Port = None, config: Config = None) -> None:
     """Start swapd in the background and wait until it answers."""
     from swapd.doors.cli import control
 
-    raise typer.Exit(control.start(host, port, config))
+    raise typer.Exit(control.start(host, port or 0, config))
 
 
-def serve(host: Host = "", port: Port = 0, config: Config = None) -> None:
+def serve(host: Host = "", port: Port = None, config: Config = None) -> None:
     """Run swapd in the foreground, as service managers want it."""
     from swapd.doors.cli import control
 
-    raise typer.Exit(control.serve(host, port, config))
+    raise typer.Exit(control.serve(host, port or 0, config))
 
 
 def stop(now: Now = False) -> None:
@@ -112,13 +112,15 @@ def config_show() -> None:
 
 def _config(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
-        config_check(None)
+        from swapd.doors.cli import terms
+
+        raise typer.Exit(terms.terms())
 
 
 def config() -> typer.Typer:
-    """The group of commands about the configuration; without one of them, check."""
+    """The group of commands about the configuration; without one of them, what counts."""
     group = typer.Typer(
-        help="Check config.yaml and custom_models.yaml, or show them.",
+        help="Check and show the configuration, and what counts in the end.",
         invoke_without_command=True,
         rich_markup_mode=None,
     )

@@ -165,7 +165,7 @@ def _write(
                 moved(at, total)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            message = f"the disk is full: {wanted.part} has {show_bytes(at)}"
+            message = f"the disk is full: {wanted.part} has {show_bytes(at) or 'nothing'}"
             raise FailedError(f"{message}; make room and give the same command again") from error
         raise
     if total and at < total:

@@ -44,7 +44,7 @@ def files_of(asked: str, models_dir: Path, env: Mapping[str, str]) -> list[Wante
     """
     repo, _, label = asked.partition(":")
     if not _REPO.fullmatch(repo):
-        raise FailedError(f"{asked} is no model of the hub: it must be hf:owner/repo[:quant]")
+        raise FailedError(f"hf:{asked} is no model of the hub: it must be hf:owner/repo[:quant]")
     folder = models_dir / repo
     files = _offered(repo, folder, env)
     projectors = [file for file in files if is_projector_name(file.target.stem)]

@@ -77,6 +77,7 @@ def find(entries: list[Entry], name: str) -> Entry:
 def _unknown(name: str, usable: dict[str, Entry]) -> str:
     from swapd.config.problems import did_you_mean
 
+    name = name if name.strip() and name.isprintable() else repr(name)
     if not usable:
         return f"there is no model {name}: none is configured"
     near = did_you_mean(name, [n for e in usable.values() for n in (e.name, *e.aliases)])

@@ -17,6 +17,7 @@ from swapd.doors.cli import simulate_commands as simulation
 from swapd.doors.cli import talk_commands as talk
 from swapd.doors.cli.completion import for_bash, is_bash_asking
 from swapd.doors.cli.say import FailedError, command, complain
+from swapd.doors.cli.usage import WRONG, UsageError, is_help, sentence
 from swapd.effects.standard import hold_standard_descriptors
 
 READER_GONE = 141
@@ -72,8 +73,13 @@ def _run() -> None:
     try:
         if is_bash_asking(program, os.environ):
             for_bash(lambda: build()(prog_name=program))
+        sys.exit(build()(prog_name=program, standalone_mode=False) or 0)
+    except UsageError as error:
+        if is_help(error):
+            print(error.format_message(), file=sys.stderr)  # type: ignore[attr-defined]
         else:
-            build()(prog_name=program)
+            complain(sentence(error))
+        sys.exit(WRONG)
     except FailedError as error:
         complain(str(error))
         sys.exit(error.status)
@@ -82,7 +88,7 @@ def _run() -> None:
     except OSError as error:
         complain(_about(error))
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
 
 

@@ -68,6 +68,8 @@ def _from_ollama(name: str) -> None:
     """Ollama gets its own models, into its own store."""
     if name.startswith("-") or not name.strip():
         raise FailedError(f"{name!r} is no name of a model")
+    if "://" in name:
+        raise FailedError(f"{name} can't be fetched: an address begins with https:// or http://")
     if shutil.which("ollama") is None:
         message = f"{name} would come from Ollama, and there is no ollama command here"
         raise FailedError(f"{message}; install it, or give hf:owner/repo or a URL")

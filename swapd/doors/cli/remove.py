@@ -41,7 +41,7 @@ def remove(name: str, assume_yes: bool) -> int:
     _unload(home, entry.name)
     doing()
     print(f"removed {entry.name}")
-    sync(force=False)
+    sync(force=False, files=False)
     return 0
 
 

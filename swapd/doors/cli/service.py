@@ -122,6 +122,13 @@ def install(dry_run: bool) -> int:
         message = f"swapd runs already (pid {holder.pid}); end it first: {command()} stop"
         raise FailedError(message)
     before = manager.file.read_bytes() if manager.file.exists() else None
+    if before == manager.text.encode():
+        print(f"installed already: {manager.file}")
+        return start(dry_run=False)
+    if before is not None:
+        # Another text counts for a service that is begun anew.
+        for words in manager.uninstall:
+            _try(words, told=False)
     manager.file.parent.mkdir(parents=True, exist_ok=True)
     manager.file.write_text(manager.text, encoding="utf-8")
     try:

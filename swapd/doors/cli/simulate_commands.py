@@ -21,16 +21,22 @@ def simulate(  # noqa: PLR0913, PLR0917  each is one of the simulation's own opt
     policies: Annotated[
         str, typer.Option(help="Policies to compare, between commas.", metavar="NAMES")
     ] = "",
-    memory: Annotated[float, typer.Option(help="Memory for models.", metavar="GIB")] = 64.0,
+    memory: Annotated[
+        float, typer.Option(help="Memory for models.", metavar="GIB", min=0.1)
+    ] = 64.0,
     model: Annotated[
         list[str] | None,
         typer.Option(
             help="A model's size for --trace: NAME=GIB[@GIB_PER_SECOND].", metavar="MODEL"
         ),
     ] = None,
-    hours: Annotated[float, typer.Option(help="Length of made traces.", metavar="HOURS")] = 24.0,
+    hours: Annotated[
+        float, typer.Option(help="Length of made traces.", metavar="HOURS", min=0.01)
+    ] = 24.0,
     seed: Annotated[int, typer.Option(help="Seed of made traces.", metavar="NUMBER")] = 1,
-    slots: Annotated[int, typer.Option(help="Requests at once a model.", metavar="NUMBER")] = 4,
+    slots: Annotated[
+        int, typer.Option(help="Requests at once a model.", metavar="NUMBER", min=1)
+    ] = 4,
     ttl: Annotated[
         float, typer.Option(help="Time to live, for ttl and lru-ttl.", metavar="SECONDS")
     ] = 1800.0,

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from swapd.config.sync import SyncReport
 
 
-def sync(force: bool, say: Callable[[str], None] = print) -> SyncReport:
+def sync(force: bool, say: Callable[[str], None] = print, files: bool = True) -> SyncReport:
     """Bring config.yaml up to date with the models there are; `say` takes each line of the report.
 
-    Raises FailedError, and leaves everything as it was, when that is not possible.
+    Without `files`, those that are broken or passed over are not told. Raises FailedError, and
+    leaves everything as it was, when that is not possible.
     """
     from swapd.config.problems import ConfigError
     from swapd.config.sync import sync as bring_up_to_date
@@ -47,8 +48,9 @@ def sync(force: bool, say: Callable[[str], None] = print) -> SyncReport:
     for verb, links in (("linked", report.linked), ("unlinked", report.unlinked)):
         for link in links:
             say(plain(f"{verb:<9}{link}"))
-    for verb, files in (("broken", report.broken), ("skipped", report.skipped)):
-        for file in files:
+    passed = (("broken", report.broken), ("skipped", report.skipped)) if files else ()
+    for verb, those in passed:
+        for file in those:
             say(plain(f"{verb:8}{file.path}: {file.reason}"))
     for warning in report.warnings:
         complain(str(warning))

@@ -16,7 +16,7 @@ def _names(incomplete: str) -> list[str]:
 
 Host = Annotated[str, typer.Option(help="Address to listen on; 127.0.0.1 unless configured.")]
 Port = Annotated[
-    int, typer.Option(help="Port to listen on; 5847 unless configured.", min=0, max=65535)
+    int | None, typer.Option(help="Port to listen on; 5847 unless configured.", min=1, max=65535)
 ]
 Config = Annotated[
     Path | None, typer.Option(help="Configuration to use instead of the home's config.yaml.")
