@@ -30,6 +30,7 @@ from swapd.lease import NO_WISH, Lease, RefusedError, Running, Sight, Wish
 from swapd.words import events as ev
 from swapd.words import orders as od
 from swapd.words.catalog import Catalog
+from swapd.words.status import Outlook
 
 
 class Supervisor:
@@ -83,6 +84,10 @@ class Supervisor:
     def waiting(self, model: str) -> int:
         """How many requests wait for a model."""
         return self._core.waiting(model)
+
+    def outlook(self, model: str) -> Outlook:
+        """What somebody may expect who waits for a model."""
+        return self._core.outlook(model, now())
 
     def sights(self) -> list[Sight]:
         """Every worker alive, oldest first."""

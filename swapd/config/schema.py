@@ -148,9 +148,9 @@ class Model(Struct, frozen=True, kw_only=True):
     description: MacroText = ""
     metadata: MacroSection = msgspec.field(default_factory=dict)
     macros: MacroSection = msgspec.field(default_factory=dict)
-    send_loading_state: Annotated[
-        Any, Meta(extra={"inert": "a client waits without being told"})
-    ] = msgspec.field(name="sendLoadingState", default=None)
+    send_loading_state: Annotated[bool | None, Meta(description="true or false")] = msgspec.field(
+        name="sendLoadingState", default=None
+    )
     timeouts: Annotated[
         Any, Meta(extra={"inert": "a worker may take as long as its client waits"})
     ] = None
@@ -213,9 +213,7 @@ class Server(Struct, frozen=True, kw_only=True):
     hooks: Hooks = msgspec.field(default_factory=Hooks)
     profiles: Annotated[Any, Meta(extra={"inert": "models keep their names"})] = None
     peers: Annotated[Any, Meta(extra={"inert": "their models are not served"})] = None
-    send_loading_state: Annotated[
-        Any, Meta(extra={"inert": "a client waits without being told"})
-    ] = msgspec.field(name="sendLoadingState", default=None)
+    send_loading_state: Flag = msgspec.field(name="sendLoadingState", default=False)
     capture_buffer: Annotated[Any, Meta(extra={"inert": "no request is recorded"})] = msgspec.field(
         name="captureBuffer", default=None
     )

@@ -115,6 +115,9 @@ class SpecBuilder:
             aliases=tuple(model.aliases),
             upstream_name=model.use_model_name,
             drop_params=self._drop_params(),
+            send_loading_state=server.send_loading_state
+            if model.send_loading_state is None
+            else model.send_loading_state,
             unlisted=model.unlisted,
             title=self._label("name", model.name),
             description=self._label("description", model.description),

@@ -36,7 +36,7 @@ from swapd.core.room import missing
 from swapd.words import events as ev
 from swapd.words.catalog import Catalog
 from swapd.words.orders import Look, Order, WakeAt, Why
-from swapd.words.status import WorkerStatus
+from swapd.words.status import Outlook, WorkerStatus
 
 LATE = 1.0
 """Seconds by which a look comes late when it is swapd itself that stood still."""
@@ -94,6 +94,17 @@ class Scheduler(Placing):
     def waiting(self, model: str) -> int:
         """How many requests wait for this model."""
         return len(self._books.queues.get(model, ()))
+
+    def outlook(self, model: str, now: float) -> Outlook:
+        """What somebody may expect who waits for this model."""
+        resident = self._books.serving(model)
+        coming = resident is not None and resident.state is State.STARTING
+        return Outlook(
+            waiting=self.waiting(model),
+            ready=resident is not None and resident.state is State.READY,
+            loading_for=now - resident.since if resident is not None and coming else None,
+            usual_load=self._books.load_seconds(model),
+        )
 
     def __repr__(self) -> str:
         closing = "" if self._closing is None else f" closing by {self._closing:g}"

@@ -12,6 +12,7 @@ from swapd.doors import errors, wishes
 from swapd.doors.house import HOUSE, House
 from swapd.doors.keys import OPENED, NotAllowedError, grant_of
 from swapd.doors.naming import adapters_of
+from swapd.doors.progress import Told, asks_to_be_told
 from swapd.doors.tries import Passing, serve
 from swapd.effects.upstream import Passage, WorkerFailedError
 from swapd.lease import RefusedError, Wish
@@ -66,8 +67,9 @@ async def by_body(request: web.Request) -> web.StreamResponse:
         return errors.response(400, str(error), param="keep_alive")
     spec = house.find(named.model, grant_of(request))
     rewritten = _rewritten(spec, named.model, body)
+    told = asks_to_be_told(request, spec, named.stream is True)
     passing = Passing(spec, request.raw_path, rewritten, wish, asks_ids=True)
-    return await _pass(house, request, passing)
+    return await _pass(house, request, passing, told)
 
 
 async def by_path(request: web.Request) -> web.StreamResponse:
@@ -119,14 +121,17 @@ def _rewritten(spec: ModelSpec, asked: str, body: bytes) -> bytes:
     return msgspec.json.encode(fields)
 
 
-async def _pass(house: House, request: web.Request, passing: Passing) -> web.StreamResponse:
+async def _pass(
+    house: House, request: web.Request, passing: Passing, told: bool = False
+) -> web.StreamResponse:
     """Have workers answer the request; an error if none does."""
     opened = request.get(OPENED)
     withheld = opened.header if opened is not None else ""
     passage = Passage(house.session, request, passing.path, passing.body, STREAM_HEADERS, withheld)
+    meanwhile = Told(house, request, passing.spec, passage).until if told else None
     instead = None
     try:
-        await serve(house, passing, passage)
+        await serve(house, passing, passage, meanwhile)
     except RefusedError as error:
         instead = errors.of_refusal(error.refusal)
     except WorkerFailedError as error:

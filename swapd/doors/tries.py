@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,15 +49,23 @@ class Passing:
         return told.hexdigest()
 
 
-async def serve(house: House, passing: Passing, passage: Passage) -> None:
+async def serve(
+    house: House,
+    passing: Passing,
+    passage: Passage,
+    meanwhile: Callable[[Awaitable[Lease]], Awaitable[Lease]] | None = None,
+) -> None:
     """Have the request answered, by another worker if one ends under it.
+
+    `meanwhile` waits for the first worker in place of this, and does something besides.
 
     Raises RefusedError, and WorkerFailedError when no other worker may be tried.
     """
     supervisor = house.supervisor
     known = passing.fingerprint() if supervisor.is_wary else ""
     try:
-        lease = await supervisor.admit(passing.spec.name, passing.needs_slot, passing.wish, known)
+        coming = supervisor.admit(passing.spec.name, passing.needs_slot, passing.wish, known)
+        lease = await (meanwhile(coming) if meanwhile is not None else coming)
         await _through(house, passing, passage, lease)
     except RefusedError as error:
         if error.refusal.why is Why.POISON:

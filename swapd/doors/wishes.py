@@ -20,6 +20,7 @@ class Named(msgspec.Struct):
     model: object = None
     user: object = None
     keep_alive: object = None
+    stream: object = None
 
 
 decode = msgspec.json.Decoder(Named).decode

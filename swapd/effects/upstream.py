@@ -194,6 +194,8 @@ class Passage:
         if self.response is not None:
             if answer.status != self.response.status or not events:
                 raise WorkerFailedError(await _reason(answer))
+            if resumable and self._events is None:
+                self._events = EventIds()
             return self.response
         response = web.StreamResponse(status=answer.status, reason=answer.reason)
         response.headers.extend(end_to_end(answer.headers))

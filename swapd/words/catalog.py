@@ -68,6 +68,8 @@ class ModelSpec:
     """The `model` a foreign worker wants to read in the body; empty: as the client wrote it."""
     drop_params: tuple[str, ...] = ()
     """Body fields that are taken out before a request is passed on."""
+    send_loading_state: bool = False
+    """Whether clients of streamed chats are told while they wait, as thoughts of the model."""
     unlisted: bool = False
     title: str = ""
     description: str = ""
@@ -101,6 +103,7 @@ class ModelSpec:
                 aliases=other.aliases,
                 upstream_name=other.upstream_name,
                 drop_params=other.drop_params,
+                send_loading_state=other.send_loading_state,
                 unlisted=other.unlisted,
                 title=other.title,
                 description=other.description,

@@ -26,3 +26,17 @@ class WorkerStatus:
     """When idleness ends it, as things stand; None: never, or it is not idle."""
     bytes: int
     """Memory accounted to it: measured if it ran, else estimated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What somebody may expect who waits for a model."""
+
+    waiting: int
+    """Requests that wait for it."""
+    ready: bool
+    """Whether a worker of it is up."""
+    loading_for: float | None
+    """Seconds since its worker was started; None: none is coming up."""
+    usual_load: float
+    """Seconds that its load takes; 0: not known."""

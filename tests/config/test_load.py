@@ -109,12 +109,13 @@ def test_a_file_from_llama_swap_loads() -> None:
     assert (docker.check_endpoint, docker.ttl) == ("", 300)
     assert (models["hidden"].unlisted, models["hidden"].proxy) == (True, "http://10.0.0.2:8999")
     assert [name for name, spec in models.items() if spec.preload] == ["big"]
+    assert [name for name, spec in models.items() if not spec.send_loading_state] == ["big"]
     assert loaded.settings.log_level == "debug"
     assert loaded.settings.include_aliases is True
     told = {w.key for w in loaded.warnings if "has no effect yet" in w.message}
     assert told == {
-        "startPort", "sendLoadingState", "peers", "captureBuffer",
-        "metricsMaxInMemory", "logToStdout", "logTimeFormat", "models.big.sendLoadingState",
+        "startPort", "peers", "captureBuffer",
+        "metricsMaxInMemory", "logToStdout", "logTimeFormat",
         "models.big.filters.setParams", "models.big.filters.setParamsByID", "models.big.timeouts",
     }  # fmt: skip
 
