@@ -33,6 +33,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--crash-on", default="", help="abort when a request has this in it")
     parser.add_argument("--wedge-on", default="", help="answer nobody any more after such a one")
     parser.add_argument("--exit-after", type=int, default=-1, help="exit at the request after it")
+    parser.add_argument("--leak", type=int, default=0, help="keep so many MiB for each answer")
     parser.add_argument("--deaf", action="store_true", help="ignore SIGTERM")
     parser.add_argument("--silent", action="store_true", help="say nothing on SWAPD_READY_FD")
     parser.add_argument("--child", action="store_true", help="leave a child process behind")
@@ -78,6 +79,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         with self.server.answering():
             self._answer()
+        self.server.wear_out()
 
     def _answer(self) -> None:
         told = self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}"
@@ -132,6 +134,7 @@ class Fake(ThreadingHTTPServer):
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self._answers = 0
+        self._kept: list[bytearray] = []
         self._taken = 0
         self._wedged = threading.Event()
         self._quiet = threading.Condition()
@@ -167,6 +170,14 @@ class Fake(ThreadingHTTPServer):
         """Never return, if that is what is wrong."""
         if self._wedged.is_set():
             threading.Event().wait()
+
+    def wear_out(self) -> None:
+        """An answer is out: leak, and end where nothing is left, as a program in C++ does."""
+        try:
+            self._kept.append(bytearray(self.args.leak * 2**20))
+        except MemoryError:
+            print("fake: out of memory", file=sys.stderr, flush=True)
+            os.abort()
 
     def finish(self) -> None:
         """Wait until every answer that was begun is out, then end the process."""
