@@ -92,6 +92,10 @@ class Swapd:
         self._seen |= {w["pid"] for w in workers}
         return workers
 
+    def pids(self) -> set[int]:
+        """Of all workers."""
+        return {w["pid"] for w in self.running()}
+
     def worker(self, model: str) -> dict[str, Any]:
         """The one worker of a model."""
         (one,) = [w for w in self.running() if w["model"] == model]

@@ -24,6 +24,7 @@ from swapd.words.learned import Learned
 from swapd.words.orders import Bring, Grant, Kill, Order, Refuse, Remember, Start, Stop, TakeSample
 
 PRESSURE = "memory pressure"
+CHANGED = "its configuration changed"
 NOTHING: Mapping[str, Learned] = MappingProxyType({})
 
 
@@ -44,6 +45,8 @@ class Desk:
         self._sample_at = math.inf
         self._closing: float | None = None
         self._scarcity = Scarcity()
+        self._outdated: dict[ev.WorkerId, None] = {}
+        """Workers that run by what their models' entries said before."""
 
     # -- orders --------------------------------------------------------------------------------
 
@@ -68,8 +71,8 @@ class Desk:
         if limit and resident.look_at == math.inf:
             resident.look_at = min(now + limit / 2, resident.sign + limit)
 
-    def _start(self, spec: ModelSpec, now: float) -> None:
-        resident = self._books.admit(spec, now)
+    def _start(self, spec: ModelSpec, now: float, heir: bool = False) -> None:
+        resident = self._books.admit(spec, now, heir)
         # Those that never go for others may leave no room for some who wait.
         self._look_at_all |= spec.pinned or bool(self._limits.groups)
         self._orders.append(Start(resident.worker, spec))
@@ -93,6 +96,13 @@ class Desk:
         resident.because = because
         resident.deadline = now + resident.spec.stop_grace
         self._orders.append(Stop(resident.worker, because))
+        heir = self._books.serving(resident.spec.name)
+        if heir and heir.state is State.STARTING and resident.spec.name not in self._books.queues:
+            self._stop(heir, because, now)
+
+    def _drain(self, resident: Resident) -> None:
+        self._books.step(resident, Step.DRAIN)
+        resident.because = CHANGED
 
     def _kill(self, resident: Resident, because: str) -> None:
         self._books.step(resident, Step.KILL)

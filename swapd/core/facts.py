@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from swapd.core.desk import NOTHING, PRESSURE, Desk
+from swapd.core.desk import CHANGED, NOTHING, PRESSURE, Desk
 from swapd.core.ledger import mean
 from swapd.core.lifecycle import WORKING, State, Step
 from swapd.core.queue import Waiting
 from swapd.core.refusals import CLOSING, Verdict, too_many
+from swapd.core.resident import Resident
 from swapd.words import events as ev
 from swapd.words.catalog import Catalog
 from swapd.words.learned import Learned
@@ -119,6 +120,8 @@ class Facts(Desk):
 
     def _came_up(self, event: ev.CameUp) -> None:
         resident = self._books.residents[event.worker]
+        if resident.state is State.STARTING:
+            self._part_from_predecessor(resident)
         self._books.step(resident, Step.CAME_UP)
         if resident.state is State.READY:
             resident.up_since = resident.last_used = event.now
@@ -131,7 +134,7 @@ class Facts(Desk):
 
     def _exited(self, event: ev.Exited) -> None:
         resident = self._books.residents[event.worker]
-        failed_start = resident.state is State.STARTING or resident.late
+        failed_start = resident.state is State.STARTING or bool(resident.late)
         failed_serving = resident.state is State.READY and not resident.served
         if event.accident:
             failed_serving = False
@@ -139,6 +142,10 @@ class Facts(Desk):
             served = [self._books.granted[request].waiting for request in resident.busy]
             # What one request is the cause of says nothing of the model.
             failed_serving &= not self._suspects.worker_ended(served, resident.hung or event.reason)
+        if failed_start and resident.heir:
+            # Perhaps for want of what the other one holds. Without it, the next one may come up.
+            self._part_from_predecessor(resident)
+            failed_start = False
         self._books.step(resident, Step.EXITED)
         self._agenda.set(event.worker, math.inf)
         if self._closing is None and (failed_start or failed_serving):
@@ -154,6 +161,12 @@ class Facts(Desk):
             self._sample_at = math.inf
         elif resident.because == PRESSURE:
             self._sample_soon(event.now)
+
+    def _part_from_predecessor(self, heir: Resident) -> None:
+        """The worker whose heir this is, if it is one, takes no more requests."""
+        predecessor = self._books.serving(heir.spec.name)
+        if heir.heir and predecessor is not None and predecessor.state is State.READY:
+            self._drain(predecessor)
 
     def _looked(self, event: ev.Looked) -> None:
         resident = self._books.residents.get(event.worker)
@@ -198,11 +211,12 @@ class Facts(Desk):
                 if resident.busy:
                     resident.sign = event.now
                     self._watch(resident, event.now)
-            elif resident.state is State.READY:
-                self._books.step(resident, Step.DRAIN)
-                resident.because = "its configuration changed"
+            elif resident.state is not State.READY:
+                self._stop(resident, CHANGED, event.now)
+            elif new is None:
+                self._drain(resident)
             else:
-                self._stop(resident, "its configuration changed", event.now)
+                self._outdated[resident.worker] = None
         self._books.terms_changed()
         self._sample_at = math.inf
         if self._books.residents:

@@ -176,10 +176,10 @@ class Ledger:
 
     # -- workers -------------------------------------------------------------------------------
 
-    def admit(self, spec: ModelSpec, now: float) -> Resident:
-        """A new resident, starting."""
+    def admit(self, spec: ModelSpec, now: float, heir: bool = False) -> Resident:
+        """A new resident, starting; an heir beside the one that serves its model."""
         self._workers += 1
-        resident = Resident(self._workers, spec, now, now + spec.start_timeout)
+        resident = Resident(self._workers, spec, now, now + spec.start_timeout, heir=heir)
         self.residents[resident.worker] = resident
         self._of_model.setdefault(spec.name, []).append(resident)
         self._resided(spec.name)
@@ -248,7 +248,10 @@ class Ledger:
         self.version += 1
         serving = [r for r in self._of_model.get(model, ()) if r.state in SERVING]
         if serving:
-            (self._serving[model],) = serving
+            # An heir waits for its turn, and is no heir any more when there is nobody before it.
+            (first,) = [r for r in serving if not r.heir] or serving
+            first.heir = False
+            self._serving[model] = first
         else:
             self._serving.pop(model, None)
         self.touched.add(model)

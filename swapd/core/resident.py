@@ -21,6 +21,8 @@ class Resident:
     """When it is killed: if it has not come up by then, or not gone."""
     state: State = State.STARTING
     told_slots: int = 0
+    heir: bool = False
+    """It is to take the place of a worker of its model that is ready, once it is so itself."""
     alone: bool = False
     """What it serves, if anything, is to be served alone."""
     busy: set[RequestId] = field(default_factory=set)

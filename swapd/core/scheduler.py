@@ -27,12 +27,12 @@ from collections.abc import Iterable
 
 from swapd.core.desk import PRESSURE
 from swapd.core.lifecycle import WORKING, State
-from swapd.core.placing import Placing
 from swapd.core.pressure import Pressure, pressure_of
 from swapd.core.queue import Waiting
 from swapd.core.refusals import CLOSING, Verdict, cannot_start
 from swapd.core.resident import Resident
 from swapd.core.room import missing
+from swapd.core.succession import Succession
 from swapd.words import events as ev
 from swapd.words.catalog import Catalog
 from swapd.words.orders import Look, Order, WakeAt, Why
@@ -42,7 +42,7 @@ LATE = 1.0
 """Seconds by which a look comes late when it is swapd itself that stood still."""
 
 
-class Scheduler(Placing):
+class Scheduler(Succession):
     """Decides for all models at once. `handle` is its only door for facts.
 
     What was learned of models at another time it may be given at the start.
@@ -113,6 +113,8 @@ class Scheduler(Placing):
     # -- the settle pass -----------------------------------------------------------------------
 
     def _settle(self, now: float, pressure: Pressure) -> None:
+        if self._outdated:
+            self._succeed(now)
         models = self._concerned(now)
         self._refuse_the_hopeless(models, now)
         self._let_go(models, now, pressure)
@@ -167,7 +169,8 @@ class Scheduler(Placing):
         """Why this worker is to go, whatever the others do; empty: it may stay."""
         wanted = resident.spec.name in self._books.queues
         if resident.state is State.STARTING:
-            return "" if wanted else "nobody waits for it any more"
+            claimed = wanted or (resident.heir and self._closing is None)
+            return "" if claimed else "nobody waits for it any more"
         if resident.state is State.DRAINING:
             return "" if resident.busy else resident.because
         if not resident.idle or wanted:

@@ -15,7 +15,7 @@ from swapd.core.scheduler import Scheduler
 from swapd.words import events as ev
 from swapd.words import orders as od
 from swapd.words.catalog import Catalog, Limits, ModelSpec
-from tests.core import accidents, must_part, scarce, timed
+from tests.core import accidents, heirs, must_part, scarce, timed
 from tests.core.process import Process
 
 LOAD_MOST = 8.0
@@ -153,7 +153,8 @@ class Machine:
         for other in self.processes.values():
             same = other.spec.name == spec.name and other.told is None and not other.killed
             self.require(
-                not same or self._drains(other), f"a second worker for {spec.name} is started"
+                not same or heirs.has_heir(other, spec) or self.drains(other),
+                f"a second worker for {spec.name} is started",
             )
         self.started += 1
         self.processes[worker] = Process(worker, spec, self.now, self.limits.groups, self.started)
@@ -173,7 +174,7 @@ class Machine:
         new = self.scheduler.catalog.models.get(process.spec.name)
         return new if new is not None and process.spec.same_process(new) else process.spec
 
-    def _drains(self, process: Process) -> bool:
+    def drains(self, process: Process) -> bool:
         states = {s.worker: s.state for s in self.scheduler.status()}
         return states[process.worker] == "draining"
 
@@ -222,7 +223,7 @@ class Machine:
         self.require(
             process.told is None and not process.killed, f"a grant to worker {worker}, told to go"
         )
-        self.require(not self._drains(process), f"a grant to worker {worker}, which drains")
+        self.require(not self.drains(process), f"a grant to worker {worker}, which drains")
         self.require(process.spec.name == self.open[request], "a grant to another model's worker")
         before = [r for r in self.open if r < request and r not in self.granted]
         self.require(
@@ -257,7 +258,10 @@ class Machine:
         wanted = {model for r, model in self.open.items() if r not in self.granted}
         for p in self.processes.values():
             unclaimed = not p.ready and p.told is None and not p.killed
-            self.require(not unclaimed or p.spec.name in wanted, f"{p.spec.name} loads for nobody")
+            heir = heirs.is_heir(self, p)
+            self.require(not (heir and p.ready), f"two workers serve {p.spec.name}")
+            claimed = p.spec.name in wanted or heir
+            self.require(not unclaimed or claimed, f"{p.spec.name} loads for nobody")
         for request, model in self.open.items():
             if request in self.granted:
                 continue
@@ -266,7 +270,7 @@ class Machine:
             # Who has lost two workers waits until it can have one for itself.
             alone = len(wanted) == 1 and not accidents.may_want_to_be_alone(self, request, model)
             for p in live:
-                usable = p.ready and p.told is None and not p.killed and not self._drains(p)
+                usable = p.ready and p.told is None and not p.killed and not self.drains(p)
                 free = len(p.serving - self.guests) < self.spec(p).slots
                 self.require(
                     not (alone and usable and free), f"request {request} waits beside a free slot"
@@ -343,6 +347,10 @@ class Machine:
 
     def reload(self, catalog: Catalog) -> None:
         self.terms_since = self.now
+        for process in self.processes.values():
+            new = catalog.models.get(process.spec.name)
+            if new is not None and process.spec.same_process(new):
+                process.spec = new
         self.tell(ev.Reloaded(self.now, catalog))
 
     def unload(self, model: str | None) -> None:

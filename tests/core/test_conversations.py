@@ -308,9 +308,9 @@ def test_a_reload_keeps_what_did_not_change() -> None:
         talk >> ev.Arrived(0, worker, name) >> ev.CameUp(1, worker)
     new = {"a": replace(A, ttl=9.0), "b": replace(B, argv=("b", "--other"))}
     talk >> ev.Finished(2, 1) >> ev.Finished(2, 3)
-    talk >> ev.Reloaded(3, Catalog(new, Limits())) << "stop:3 wake:8"
-    assert [s.state for s in talk.core.status()] == ["ready", "draining", "stopping"]
-    talk >> ev.Finished(4, 2) << "stop:2"
+    talk >> ev.Reloaded(3, Catalog(new, Limits())) << "start:b=4 stop:3 wake:8"
+    assert [s.state for s in talk.core.status()] == ["ready", "ready", "stopping", "starting"]
+    talk >> ev.CameUp(4, 4) >> ev.Finished(4, 2) << "stop:2"
     talk >> ev.Exited(5, 3) >> ev.Exited(5, 2) << "wake:11"
 
 

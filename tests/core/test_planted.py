@@ -32,17 +32,21 @@ from swapd.core.placing import Placing
 from swapd.core.policy import POLICIES, Policy
 from swapd.core.pressure import pressure_of
 from swapd.core.resident import Resident
+from swapd.core.room import missing
 from swapd.core.scarcity import Scarcity
 from swapd.core.scheduler import Scheduler
 from swapd.core.store import Store
+from swapd.core.succession import Succession
 from swapd.core.suspects import Suspects
 from swapd.words import events as ev
+from swapd.words.catalog import Limits
 from swapd.words.orders import Bring, Why
 from tests.core import test_conversations as talks
 from tests.core import test_memory as memory
 from tests.core import test_properties as properties
 from tests.core import test_sharing as sharing
 from tests.core import test_store as files
+from tests.core import test_succession as succession
 from tests.core import test_suspects as lost
 from tests.core.histories import follow, histories, worlds
 
@@ -167,6 +171,14 @@ def _same_orders(limit: int = 2000) -> None:
     search()
 
 
+def _fits(self: Succession, spec: Any) -> bool:
+    return not missing(self._books.taken() + self._books.need(spec), self._limits)
+
+
+def _another(self: Succession, resident: Resident) -> Any:
+    return self._catalog.models.get(resident.spec.name)
+
+
 FAULTS: list[Fault] = [
     ("the oldest is next, whoever it is", level, "next", level.oldest,
      sharing.test_tenants_take_turns_however_many_requests_one_of_them_has),
@@ -260,6 +272,17 @@ FAULTS: list[Fault] = [
      memory.test_what_was_learned_is_told_and_counts_from_the_start),
     ("what was learned is not used", ledger_class, "recall", _nobody_else,
      memory.test_what_was_learned_is_told_and_counts_from_the_start),
+    ("an heir takes room that there is not", Succession, "_may_be_beside", lambda *_: True,
+     lambda: succession.test_where_there_is_no_room_for_both_the_old_one_drains_first(
+         Limits(max_resident=1))),
+    ("an heir takes room that others wait for", Succession, "_may_be_beside", _fits,
+     succession.test_others_that_wait_for_room_come_first),
+    ("nobody is replaced in time", Succession, "_may_be_beside", lambda *_: False,
+     succession.test_the_old_one_serves_until_the_new_one_is_ready),
+    ("the old one stays beside the new", Facts, "_part_from_predecessor", _nobody_else,
+     succession.test_the_old_one_serves_until_the_new_one_is_ready),
+    ("an heir is given another one", Succession, "_successor", _another,
+     succession.test_another_reload_starts_no_second_heir),
     ("a file is in the cache before it is there", Store, "decide", _admitted_before_the_transfer,
      files.test_a_file_is_there_only_when_its_transfer_has_succeeded),
     ("a failed transfer keeps its room", Store, "failed", _nobody_else,

@@ -157,13 +157,34 @@ def test_a_changed_entry_leaves_other_models_and_their_streams_alone(
             before = {w["model"]: w["pid"] for w in swapd.running()}
             models["b"] = fake("b", "--words 2")
             swapd.config.write_text(config(models))
-            swapd.until(lambda states: "b" not in states)
+            eventually(lambda: len(now := swapd.pids()) == 2 and before["b"] not in now)
             assert swapd.worker("a")["pid"] == before["a"]
             words.open_for_good()
             assert [line for line in lines if line][-1] == "data: [DONE]"
         assert said(swapd.http.post("/v1/chat/completions", json={"model": "b"})) == "b0 b1 "
         assert swapd.worker("b")["pid"] != before["b"]
         assert "restarted b" in swapd.log()
+
+
+def test_a_changed_model_is_never_without_a_worker(home: Path, gate: Callable[[str], Gate]) -> None:
+    """Its stream goes on in the old worker; the new one is loaded before that one goes."""
+    words, load = gate("words"), gate("load")
+    models = {"a": fake("a", f"--word-gate {words.path}")}
+    with Swapd(home, config(models)) as swapd:
+        with swapd.http.stream("POST", "/v1/chat/completions", json=chat("a", stream=True)) as r:
+            words.let()
+            lines = r.iter_lines()
+            next(lines)
+            models["a"] = fake("a", f"--words 2 --load-gate {load.path}")
+            swapd.config.write_text(config(models))
+            load.open()
+            assert [w["state"] for w in swapd.running()] == ["ready", "starting"]
+            load.open_for_good()
+            eventually(lambda: [w["state"] for w in swapd.running()] == ["draining", "ready"])
+            assert said(swapd.http.post("/v1/chat/completions", json={"model": "a"})) == "a0 a1 "
+            words.open_for_good()
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        eventually(lambda: [w["state"] for w in swapd.running()] == ["ready"])
 
 
 def test_terms_change_without_a_restart_and_models_come_and_go(home: Path) -> None:

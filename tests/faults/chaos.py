@@ -190,7 +190,7 @@ def _signal(pid: int | None, number: signal.Signals) -> None:
 
 @dataclass
 class Holdings:
-    """What swapd itself holds."""
+    """What swapd itself holds, its logs aside."""
 
     descriptors: int
     bytes: int
@@ -198,7 +198,9 @@ class Holdings:
     @classmethod
     def of(cls, swapd: Swapd) -> Holdings:
         process = psutil.Process(swapd.process.pid)
-        return cls(process.num_fds(), process.memory_info().rss)
+        # Logs are opened when there is something to write.
+        logs = sum(file.path.endswith(".log") for file in process.open_files())
+        return cls(process.num_fds() - logs, process.memory_info().rss)
 
 
 @dataclass
