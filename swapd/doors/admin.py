@@ -28,7 +28,7 @@ def _json(value: object, status: int = 200) -> web.Response:
 async def models(request: web.Request) -> web.Response:
     """`/v1/models`: OpenAI's list, with context length and state."""
     house = request.app[HOUSE]
-    states = _states(house)
+    states = house.states()
     data = []
     for spec in house.listed(grant_of(request)):
         data.append(_card(house, spec, spec.name, states))
@@ -38,12 +38,6 @@ async def models(request: web.Request) -> web.Response:
         if house.settings.include_aliases:
             data += [_card(house, spec, alias, states) for alias in spec.aliases]
     return _json({"object": "list", "data": data})
-
-
-def _states(house: House) -> dict[str, str]:
-    """State by model; where one worker takes another's place, of the one that serves."""
-    sights = sorted(house.supervisor.sights(), key=lambda s: s.status.state == "ready")
-    return {s.status.model: s.status.state for s in sights}
 
 
 def _card(house: House, spec: ModelSpec, name: str, states: dict[str, str]) -> dict[str, Any]:
@@ -70,7 +64,7 @@ async def one_model(request: web.Request) -> web.Response:
     house = request.app[HOUSE]
     name = request.match_info["name"]
     spec = house.find(name, grant_of(request))
-    states = _states(house)
+    states = house.states()
     return _json(_card(house, spec, name, states))
 
 

@@ -61,5 +61,10 @@ class House:
         models = catalog.models.values()
         return sorted((m for m in models if not m.unlisted), key=lambda m: m.name)
 
+    def states(self) -> dict[str, str]:
+        """State by model; where one worker takes another's place, of the one that serves."""
+        sights = sorted(self.supervisor.sights(), key=lambda s: s.status.state == "ready")
+        return {s.status.model: s.status.state for s in sights}
+
 
 HOUSE: web.AppKey[House] = web.AppKey("house", House)

@@ -39,7 +39,7 @@ def _spec(house: House, request: Request) -> ModelSpec:
 
 
 async def _list(house: House, _: Request) -> Line:
-    states = {s.status.model: s.status.state for s in house.supervisor.sights()}
+    states = house.states()
     models = [{"name": m.name, "state": states.get(m.name, "unloaded")} for m in house.listed()]
     return {"models": models}
 
