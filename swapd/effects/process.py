@@ -182,6 +182,15 @@ class WorkerProcess:
         self._signal(signal.SIGKILL)
         self._ended = True
         self._process.wait()
+        try:
+            self._clear_away()
+        finally:
+            # Whatever else fails: an end that nobody hears of would keep its place for good.
+            if not self._began_anew():
+                self._listener.worker_exited(self.worker, self._reason(), self._is_accident())
+
+    def _clear_away(self) -> None:
+        """What was there for the process that has ended."""
         self._place.guardian.forget(self.pid)
         if self._stop_command is not None:
             self._stop_command.end()
@@ -190,8 +199,6 @@ class WorkerProcess:
         if self._words is not None:
             self._words.finish()
         self._lines.finish()
-        if not self._began_anew():
-            self._listener.worker_exited(self.worker, self._reason(), self._is_accident())
 
     def _began_anew(self) -> bool:
         """Start a fresh process if this one was the spare and somebody killed it before it spoke.
@@ -222,7 +229,15 @@ class WorkerProcess:
         if status == 0:
             return "the worker ended with exit status 0"
         if status < 0:
-            how = f"the worker was ended by {signal.Signals(-status).name}"
+            how = f"the worker was ended by {_named(-status)}"
         else:
             how = f"the worker ended with exit status {status}"
         return f"{how}: {' | '.join(self._tail)}" if self._tail else how
+
+
+def _named(number: int) -> str:
+    """A signal as people call it; the real-time ones have numbers only."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

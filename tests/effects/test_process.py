@@ -106,6 +106,13 @@ def _descriptors() -> int:
     return len(list(Path("/dev/fd").iterdir()))
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGRTMIN"), reason="no real-time signals here")
+async def test_a_signal_without_a_name_has_its_number(spawn: Spawn) -> None:
+    worker, heard = spawn(f"{sys.executable} -c 'input()'")
+    os.kill(worker.pid, 40)
+    assert await heard.end() == "the worker was ended by signal 40"
+
+
 async def test_the_last_lines_tell_why(spawn: Spawn) -> None:
     script = "for i in 1 2 3 4 5 6 7; do echo line-$i >&2; done; exit 9"
     _, heard = spawn("sh", argv=("sh", "-c", script), own=False)
