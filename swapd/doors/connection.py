@@ -65,7 +65,7 @@ class Connection(web.RequestHandler):
         "_head_since",
         "_patience",
         "_request_since",
-        "_unsent",
+        "_taken",
         "_wire",
     )
 
@@ -90,8 +90,9 @@ class Connection(web.RequestHandler):
         self._body = NOTHING
         """Bytes of the present body that have come, and when there were as many for the first
         time."""
-        self._unsent = NOTHING
-        """The same of what waits for being taken."""
+        self._taken: tuple[object, int, float] = (None, 0, 0.0)
+        """Bytes of the present answer that the client's side has taken, of which request, and
+        when there were as many for the first time."""
 
     # -- what happens to it
 
@@ -167,13 +168,15 @@ class Connection(web.RequestHandler):
             self._look_at_body(request, now)
 
     def _takes_nothing(self, wire: asyncio.Transport, now: float) -> bool:
-        unsent = wire.get_write_buffer_size()
-        before, since = self._unsent
+        unsent, request = wire.get_write_buffer_size(), self._current_request
         if not unsent or not (self.writing_paused or wire.is_closing()):
-            self._unsent = NOTHING
-        elif unsent < before or not since:
-            self._unsent = (unsent, now)
-        return bool(since) and bool(unsent) and now - self._unsent[1] >= self._patience.silence
+            self._taken = (None, 0, now)
+            return False
+        # What waits shrinks and grows again under a reader that takes its time; this only grows.
+        taken = (request.writer.output_size if request is not None else 0) - unsent
+        if (request, taken) != self._taken[:2]:
+            self._taken = (request, taken, now)
+        return now - self._taken[2] >= self._patience.silence
 
     def _look_at_body(self, request: web.BaseRequest, now: float) -> None:
         content = request.content

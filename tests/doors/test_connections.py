@@ -239,18 +239,27 @@ def test_slow_readers_cost_little_and_disturb_nobody(swapd: Swapd) -> None:
 
 
 class Small:
-    """A server that answers `hello`, or waits while `/wait` is asked for."""
+    """A server that answers `hello`, or waits while `/wait` is asked for; `/endless` has no end."""
 
     def __init__(self, most: int, patience: Patience) -> None:
         self.crowd = Crowd(most, logging.getLogger("test"))
         self.patience = patience
         self.go_on = asyncio.Event()
+        self.broken_off = asyncio.Event()
         self.waiting = asyncio.Semaphore(0)
 
     async def _hello(self, request: web.Request) -> web.Response:
         if request.path == "/wait":
             self.waiting.release()
             await self.go_on.wait()
+        if request.path == "/endless":
+            response = web.StreamResponse()
+            await response.prepare(request)
+            try:
+                while True:
+                    await response.write(bytes(65536))
+            finally:
+                self.broken_off.set()
         return web.Response(text="hello")
 
     @contextlib.asynccontextmanager
@@ -323,3 +332,15 @@ async def test_when_all_work_a_newcomer_is_told_so() -> None:
         for reader, writer in busy:
             assert b"hello" in await reader.readuntil(b"hello")
             writer.close()
+
+
+async def test_who_reads_steadily_is_not_let_go_however_much_there_is_to_read() -> None:
+    small = Small(2, Patience(silence=1.0))
+    async with small.serving() as port:
+        reader, writer = await _ask(port, "/endless")
+        begun = now()
+        while now() - begun < 4:
+            assert await reader.readexactly(200_000), "an answer that goes on"
+        # And then no more.
+        await asyncio.wait_for(small.broken_off.wait(), 20)
+        writer.close()
