@@ -8,12 +8,14 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from watchfiles._rust_notify import RustNotify
+from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
 
 STEP_MS = 500
 """How often the library looks at what the system has told it: an unasked wake-up each."""
 FOLDER_STEP_MS = 2000
 """The same for folders of models, where nobody waits for the answer."""
+LOOK_STEPS = 4
+"""Steps from one look of our own to the next, where the system tells nothing."""
 SETTLE_MS = 2000
 """Longest time to wait for a burst of changes to end."""
 LINKS_MOST = 40
@@ -46,7 +48,13 @@ class _Watch:
         raise NotImplementedError
 
     def _listen(self) -> RustNotify:
-        return RustNotify(self._folders, False, False, 0, self._recursive, True)
+        try:
+            return RustNotify(self._folders, False, False, 0, self._recursive, True)
+        except (OSError, WatchfilesRustInternalError):
+            # The system tells so many programs of so many folders, and others may have taken them
+            # all: then we look ourselves, less often.
+            look = self._step * LOOK_STEPS
+            return RustNotify(self._folders, False, True, look, self._recursive, True)
 
     def _watch(self) -> None:
         while True:
