@@ -56,7 +56,14 @@ class Resync:
             FileWatch([home.custom, home.folder / ".env"], self._soon)
         ]
         if folders := folders_to_watch(settings.stores):
-            self._watches.append(FolderWatch(folders, self._soon))
+            try:
+                self._watches.append(FolderWatch(folders, self._soon))
+            except (OSError, RuntimeError) as error:
+                # The system watches only so many folders, and one may go at this very moment.
+                often = (
+                    f"looked at every {self._interval:g} s" if self._interval else "not looked at"
+                )
+                self._log.warning("folders of models are not watched but %s: %s", often, error)
         self._set_alarm(self._interval)
 
     def _set_alarm(self, seconds: float) -> None:

@@ -52,7 +52,7 @@ def _prepare(home: Home, config: Path | None, say: Callable[[str], None] = print
             if sync(force=False, say=lines.append, files=False).written:
                 say("\n".join(lines))
         except FailedError as error:
-            complain(str(error))
+            complain(f"{error}\nwhat {home.config} says goes on counting")
 
 
 def serve(host: str, port: int, config: Path | None) -> int:
