@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,9 +65,16 @@ class AdapterNames:
             return ((named.path, named.scale or 1.0),)
         return tuple((one.path, one.scale) for one in self._named if one.scale)
 
-    def add(self, name: str, path: Path) -> Named:
-        """Names one more; the same name for another file is refused. Raises ApiError 400."""
+    def add(self, name: str, file: str) -> Named:
+        """Names one more, in the folder of adapters or where another one is; the same name for
+        another file is refused. Raises ApiError 400 and 403."""
+        path = Path(os.path.normpath(file if self._folder is None else self._folder / file))
         known = self.find(name)
+        inside = self._folder is not None and path.is_relative_to(os.path.normpath(self._folder))
+        if not inside and all(path != Path(os.path.normpath(one.path)) for one in self._named):
+            raise ApiError(
+                403, "Only a file in the folder of --adapters can be loaded.", param="lora_path"
+            )
         if known is None:
             known = Named(name, path)
             self._named.append(known)
@@ -98,8 +106,11 @@ class AdapterNames:
         if self._folder is None or "/" in name or any(one.name == name for one in self._named):
             return None
         path = self._folder / f"{name}{SUFFIX}"
-        if not name or not path.is_file():
-            return None
+        try:
+            if not name or not path.is_file():
+                return None
+        except OSError:
+            return None  # no file can have such a name
         self._named.append(Named(name, path))
         return self._named[-1]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
 from aiohttp import web
 
@@ -62,16 +60,15 @@ class AdapterRoutes:
         wish = decode(await http.read(), LoadAdapter)
         if not wish.lora_name or ":" in wish.lora_name:
             raise ApiError(400, "`lora_name` must be a name without colons.", param="lora_name")
-        path = Path(wish.lora_path)
         known = self._names.find(wish.lora_name)
-        named = self._names.add(wish.lora_name, path)
+        named = self._names.add(wish.lora_name, wish.lora_path)
         try:
-            await self._worker.load_adapter(path)
+            await self._worker.load_adapter(named.path)
         except LoadError as error:
             if known is None:
                 self._names.remove(named)
             status = 404 if isinstance(error.__cause__, FileNotFoundError) else 400
-            raise ApiError(status, f"{path.name} can't be used: {error}.") from None
+            raise ApiError(status, f"{named.path.name} can't be used: {error}.") from None
         return web.Response(text=f"Success: LoRA adapter '{named.name}' added successfully.")
 
     async def unload(self, http: web.Request) -> web.Response:

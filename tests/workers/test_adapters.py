@@ -144,8 +144,11 @@ def test_more_adapters_than_may_be_loaded(start: Start, bard_gguf: Path, folder:
 
 
 def test_loading_and_unloading_by_endpoint(start: Start, bard_gguf: Path, tmp_path: Path) -> None:
-    worker = start(bard_gguf, *FLAGS)
-    load = {"lora_name": "late", "lora_path": str(ALICE)}
+    folder = tmp_path / "adapters"
+    folder.mkdir()
+    shutil.copy(ALICE, folder / "a.gguf")
+    worker = start(bard_gguf, *FLAGS, "--adapters", str(folder))
+    load = {"lora_name": "late", "lora_path": str(folder / "a.gguf")}
     for _ in range(2):
         connection = worker.connect()
         connection.request("POST", "/v1/load_lora_adapter", str(load).replace("'", '"'))
@@ -153,13 +156,19 @@ def test_loading_and_unloading_by_endpoint(start: Start, bard_gguf: Path, tmp_pa
         connection.close()
     assert worker.metric("adapter_load_seconds_count") == 1
     assert worker.text(**BODY, model="bard:late") != worker.text(**BODY)
-    status, answer = worker.ask("/v1/load_lora_adapter", {**load, "lora_path": "/other.gguf"})
+    status, answer = worker.ask("/v1/load_lora_adapter", {**load, "lora_path": "other.gguf"})
     assert (status, answer["error"]["message"]) == (400, "Another adapter is called 'late'.")
-    status, _ = worker.ask("/v1/load_lora_adapter", {"lora_name": "x", "lora_path": "/no.gguf"})
+    status, _ = worker.ask("/v1/load_lora_adapter", {"lora_name": "x", "lora_path": "no.gguf"})
     assert status == 404
-    (tmp_path / "bad.gguf").write_bytes(b"GGUF")
-    bad = {"lora_name": "x", "lora_path": str(tmp_path / "bad.gguf")}
+    (folder / "bad.gguf").write_bytes(b"GGUF")
+    bad = {"lora_name": "x", "lora_path": "bad.gguf"}
     assert worker.ask("/v1/load_lora_adapter", bad)[0] == 400
+    for outside in (str(ALICE), "../adapters/../../x.gguf", "/dev/zero"):
+        elsewhere = {"lora_name": "x", "lora_path": outside}
+        status, answer = worker.ask("/v1/load_lora_adapter", elsewhere)
+        assert (status, answer["error"]["param"]) == (403, "lora_path")
+    assert worker.ask("/v1/completions", {**BODY, "model": "bard:" + "x" * 500})[0] == 404
+    assert worker.ask("/v1/completions", {**BODY, "model": "bard:../a\0"})[0] == 404
     assert worker.ask("/v1/load_lora_adapter", {"lora_name": "a:b", "lora_path": "x"})[0] == 400
     connection = worker.connect()
     connection.request("POST", "/v1/unload_lora_adapter", '{"lora_name": "late"}')
@@ -167,7 +176,7 @@ def test_loading_and_unloading_by_endpoint(start: Start, bard_gguf: Path, tmp_pa
     connection.close()
     assert worker.ask("/v1/completions", {**BODY, "model": "bard:late"})[0] == 404
     assert worker.ask("/v1/unload_lora_adapter", {"lora_name": "late"})[0] == 404
-    assert worker.ask("/lora-adapters")[1] == []
+    assert [one["name"] for one in worker.ask("/lora-adapters")[1]] == ["a", "bad"]
 
 
 def test_lora_flags_as_llama_server_has_them(start: Start, bard_gguf: Path) -> None:
