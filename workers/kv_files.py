@@ -101,8 +101,11 @@ class KvFiles:
         warn(f"kept KV is of no use with this model and is not saved any more: {reason}")
         for saved in self.index():
             self.remove(saved.path)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / UNUSABLE).write_text(f"{reason}\n", encoding="utf-8")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            (self._folder / UNUSABLE).write_text(f"{reason}\n", encoding="utf-8")
+        except OSError as error:
+            warn(f"that can't be remembered in {self._folder}: {error.strerror}")
 
     def index(self) -> list[Saved]:
         """What this worker's identity has on disk, the longest unused first.
@@ -193,9 +196,12 @@ class KvFiles:
         return True
 
     def remove(self, path: Path) -> None:
-        """Removes a sequence, the manifest first."""
-        _manifest(path).unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+        """Removes a sequence, the manifest first; what can't be removed stays."""
+        for one in (_manifest(path), path):
+            try:
+                one.unlink(missing_ok=True)
+            except OSError as error:
+                warn(f"{one} can't be removed: {error.strerror}")
 
     def discard(self, path: Path, reason: str) -> None:
         """Removes what is damaged, and says so."""

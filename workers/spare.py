@@ -14,6 +14,8 @@ import sys
 
 from workers.lean import skip_package_init
 
+BAD_USAGE = 2
+
 
 def prepare() -> None:
     """Imports all that a worker imports, in the way in which it does."""
@@ -38,7 +40,17 @@ def wait_for_arguments() -> list[str] | None:
         if not byte:
             return None
         line += byte
-    arguments: list[str] = json.loads(line)
+    return arguments_in(line)
+
+
+def arguments_in(line: bytes) -> list[str]:
+    """What the line says. Raises ValueError with a sentence if it does not."""
+    try:
+        arguments = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"a spare worker wants its arguments as JSON: {error}") from error
+    if not isinstance(arguments, list) or not all(isinstance(one, str) for one in arguments):
+        raise ValueError("a spare worker wants its arguments as a JSON list of texts")
     return arguments
 
 
@@ -46,7 +58,11 @@ def main() -> int:
     """Waits, then serves; the exit status."""
     gc.disable()  # as in `serve`: importing makes many objects and no garbage
     prepare()
-    arguments = wait_for_arguments()
+    try:
+        arguments = wait_for_arguments()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_USAGE
     if arguments is None:
         return 0
     from workers.serve import main as serve
