@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from workers.binding import Model
 from workers.metrics import Counters
-from workers.sequence import Finished, Sequence, Timings
+from workers.sequence import End, Failed, Finished, Sequence, Timings
 
 
 def take_token(
     sequence: Sequence, token: int, model: Model, counters: Counters, now: float
-) -> tuple[str, Finished | None]:
+) -> tuple[str, End | None]:
     """Adds `token` to the answer. What may be sent now, and the end if this is it.
 
     What is not streamed is collected, and comes whole with the end.
     """
+    sampler = sequence.sampler
+    if sampler is not None and sampler.failure:
+        counters.requests["failed"] += 1
+        return "", Failed(sampler.failure, 400)
     if not sequence.first_token:
         sequence.first_token = sequence.last_token = now
         if sequence.limit == 0:
@@ -37,7 +41,7 @@ def take_token(
         return _all(sequence, text + rest), _end(sequence, "length", counters, now)
     if text and not sequence.streaming:
         sequence.text.append(text)
-        return "", None
+        text = ""
     return text, None
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from workers.binding_sampler import Grammar, Guide
+from workers.call_start import CallStart
 from workers.errors import ApiError
 from workers.openai_requests import Generation
 from workers.resuming import Call, lost
@@ -15,6 +17,17 @@ from workers.token_log import TokenLog, Told
 from workers.worker import Worker
 
 MOST_ANSWERS = 256
+
+
+class Calls(Protocol):
+    """What binds the calls in a chat's answers."""
+
+    @property
+    def call(self) -> Grammar | None:
+        """What follows the mark of one; None: anything."""
+
+    def start(self) -> CallStart | None:
+        """Who finds that mark in an answer."""
 
 
 @dataclass(slots=True)
@@ -44,13 +57,14 @@ class Answers:
         prompts: list[list[int]],
         call: Call,
         *,
-        streaming: bool,
         grammar: Grammar | None = None,
+        calls: Calls | None = None,
         tell: int | None = None,
     ) -> None:
         """Checks all of it; raises ApiError. Nothing begins before `start`.
 
-        `grammar`: what each must follow. `tell`: of each token, and of so many alternatives to it.
+        `grammar`: what each must follow; `calls`: what the calls in it must follow. `tell`: of each
+        token, and of so many alternatives to it.
         """
         self._worker = worker
         self._stream = Stream()
@@ -65,14 +79,18 @@ class Answers:
         for tokens in prompts:
             for number in range(self._n):
                 told: deque[tuple[int, float, list[tuple[int, float]]]] = deque()
-                guide = None if grammar is None and tell is None else Guide(grammar, tell, told)
+                start = None if calls is None else calls.start()
+                bound = None if calls is None else calls.call
+                guide = None
+                if not (grammar is None and tell is None and start is None):
+                    guide = Guide(grammar, tell, start, bound, told)
                 if self._logs is not None:
                     self._logs.append(TokenLog(worker.model, told))
                 place = len(self._sequences)
                 sequence = worker.begin(
                     request,
                     tokens if number == 0 else [*tokens],
-                    streaming=streaming or (number == 0 and self._n > 1),
+                    streaming=bool(request.stream) or (number == 0 and self._n > 1),
                     sink=self._stream.sink(place),
                     guide=guide,
                     call=call,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import ctypes
 import math
+import time
 from array import array
 from collections import deque
 from collections.abc import Sequence
@@ -18,11 +19,14 @@ from typing import Any
 
 from workers.binding import LlamaLog, Model, api
 from workers.binding_context import Context
+from workers.call_start import CallStart
 
 NO_TOKEN = -1
 """What is drawn when nothing may follow and the model has no token to say so."""
 
 
+SLOWEST = 2.0
+"""Seconds that a grammar may take for one token, which is so long that everybody waits for it."""
 REMEMBERING = frozenset({"penalties", "dry", "mirostat", "mirostat_v2", "adaptive_p"})
 """Samplers to which past tokens matter."""
 
@@ -31,6 +35,8 @@ class Sampler:
     """A chain of llama.cpp samplers and the state of each. Belongs to one request."""
 
     def __init__(self) -> None:
+        self.failure = ""
+        """Why it has given up, in a sentence; then it draws NO_TOKEN."""
         params = api.llama_sampler_chain_default_params()
         params.no_perf = True
         self._chain = api.llama_sampler_chain_init(params)
@@ -218,6 +224,10 @@ class Guide:
     """Where it begins; cloned, so one may serve many answers."""
     alternatives: int | None = None
     """How many likely tokens to tell beside each that was drawn; None: nothing is told."""
+    start: CallStart | None = None
+    """Finds where `call` begins to bind; one answer's own."""
+    call: Grammar | None = None
+    """What the answer must follow from there on."""
     told: deque[tuple[int, float, list[tuple[int, float]]]] = field(default_factory=deque)
     """Each token drawn: its logarithmic probability before any sampler, and the alternatives'."""
 
@@ -234,6 +244,7 @@ class GuidedSampler(Sampler):
         self._model = model
         self._told = guide.told
         self._grammar = None if guide.grammar is None else guide.grammar.clone()
+        self._start, self._call = guide.start, guide.call
         self._character = codecs.getincrementaldecoder("utf-8")()
         wanted = guide.alternatives
         self._probabilities = None if wanted is None else Probabilities(model.n_vocab, wanted)
@@ -242,6 +253,7 @@ class GuidedSampler(Sampler):
         """As promised by Sampler; where nothing can follow, the model's end of text."""
         if self._grammar is None:
             token = super().sample(context, row)
+            self._watch(token)
         else:
             token = self._sample_guided(context, row, self._grammar)
         if self._probabilities is not None and token != NO_TOKEN:
@@ -263,18 +275,44 @@ class GuidedSampler(Sampler):
         """As promised by Sampler; the grammar, if any, must admit `token`."""
         if self._grammar is None:
             super().replay(context, row, token, candidates)
+            self._watch(token)
         else:
             self._choose(context, row, self._grammar)
-            if self._model.piece(token) is not None:
+            if self._model.piece(token) is not None and self._grammar.admits(token):
                 self._note(token, self._grammar)
         if self._probabilities is not None and token != NO_TOKEN:
             self._told.append((token, *self._probabilities.of(context, row, token)))
 
+    def _watch(self, token: int) -> None:
+        """Whether a call has begun with `token`: then it is bound from here on.
+
+        What the token has behind the mark must fit, or the call is as the model likes it.
+        """
+        piece = self._model.piece(token)
+        if self._start is None or self._call is None or not piece:
+            return
+        rest = self._start.see(
+            piece if isinstance(piece, str) else piece.decode("utf-8", "replace")
+        )
+        if rest is None:
+            return
+        self._start, grammar = None, self._call.clone()
+        for one in self._model.tokenize(rest, add_special=False, parse_special=False):
+            if not grammar.admits(one):
+                return
+            grammar.accept(one)
+        self._grammar = grammar
+
     def _sample_guided(self, context: Context, row: int, grammar: Grammar) -> int:
+        began = time.perf_counter()
         token = self._choose(context, row, grammar)
+        if token is not None:
+            self._note(token, grammar)
+        if time.perf_counter() - began > SLOWEST:
+            self.failure = "The grammar is too ambiguous: a token of the answer took too long."
+            return NO_TOKEN
         if token is None:
             return self._model.eos if self._model.eos >= 0 else NO_TOKEN
-        self._note(token, grammar)
         return token
 
     def _choose(self, context: Context, row: int, grammar: Grammar) -> int | None:

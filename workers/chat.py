@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workers.answer_parser import END_THINK, THINK, AnswerParser
+import msgspec
+
+from workers.answer_parser import END_THINK, MARKERS, THINK, AnswerParser
 from workers.binding_sampler import Grammar
+from workers.call_start import CallStart
 from workers.errors import ApiError
 from workers.messages import check_messages
 from workers.openai_requests import ChatRequest
@@ -24,6 +27,14 @@ class Chat:
     """The prompt ends within a thought."""
     grammar: Grammar | None
     """What the answer must follow."""
+    call: Grammar | None = None
+    """What it must follow behind the mark of a call."""
+
+    def start(self) -> CallStart | None:
+        """Who finds that mark in one answer."""
+        if self.call is None or self.tools is None:
+            return None
+        return CallStart(MARKERS[self.tools.dialect][:1], thinking=self.thinking)
 
     def parser(self) -> AnswerParser:
         """For one answer."""
@@ -39,7 +50,7 @@ async def open_chat(worker: Worker, request: ChatRequest, at: float) -> Chat:
     tools = tools_of(
         request.tools,
         request.tool_choice,
-        several=bool(request.parallel_tool_calls),
+        several=request.parallel_tool_calls,
         dialect=dialect_of(worker.template.source),
     )
     variables = dict(request.chat_template_kwargs or {})
@@ -60,7 +71,20 @@ async def open_chat(worker: Worker, request: ChatRequest, at: float) -> Chat:
     elif thinking and grammar is not None:
         prompt += f"\n{END_THINK}\n\n"  # the answer has that form from its first letter on
         thinking = False
-    return Chat(prompt, tools, thinking, grammar)
+    call = None if tools is None or grammar is not None else _begun(worker, tools)
+    return Chat(prompt, tools, thinking, grammar, call)
+
+
+def _begun(worker: Worker, tools: Tools) -> Grammar | None:
+    """None where there are schemas that no grammar can be made of: nobody asked for one."""
+    from workers.json_keywords import SchemaError
+    from workers.tool_grammar import begun_call
+
+    key = msgspec.json.encode((tools.dialect.name, tools.several, tools.schemas))
+    try:
+        return worker.grammars.kept(key, lambda: begun_call(tools), "tools")
+    except (SchemaError, ApiError):
+        return None
 
 
 def _forced(worker: Worker, tools: Tools, *, thinking: bool) -> Grammar:

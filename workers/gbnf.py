@@ -13,6 +13,7 @@ import re
 from collections.abc import Collection
 
 from workers.gbnf_shape import Item, Shape, endless
+from workers.gbnf_stacks import TooManyWaysError, check_ways
 
 LONGEST = 1_000_000
 """Characters of a grammar."""
@@ -81,6 +82,12 @@ def check(text: str) -> None:
     reason = endless(shape)
     if reason is not None:
         raise GrammarError(f"The grammar has no end: {reason}.")
+    try:
+        check_ways(shape)
+    except TooManyWaysError as error:
+        raise GrammarError(
+            f"The grammar is too ambiguous: a text can be read in {error} ways at once."
+        ) from error
 
 
 def _note(shape: Shape, kind: str, text: str, at: int, word: str) -> None:
@@ -90,7 +97,7 @@ def _note(shape: Shape, kind: str, text: str, at: int, word: str) -> None:
     elif kind == "name":
         shape.add(Item(name=word))
     elif kind == "item":
-        shape.add(Item(empty=word == '""'))
+        shape.add(Item(empty=word == '""', word=word))
     elif kind == "open":
         shape.open()
     elif kind == "close":

@@ -22,6 +22,12 @@ class Item:
     """It may be left out, or is an empty terminal."""
     repeats: bool = False
     """It may come more than once."""
+    word: str = ""
+    """A terminal as it is written."""
+    least: int = 1
+    """How often a group comes."""
+    most: int | None = 1
+    """None: as often as may be."""
 
 
 @dataclass
@@ -57,7 +63,8 @@ class Shape:
     def repeat(self, least: int, most: int | None) -> None:
         """The last item comes so many times."""
         before = self._open[-1][-1].pop()
-        item = Item(group=[[before]], empty=least == 0, repeats=most is None or most > 1)
+        repeats = most is None or most > 1
+        item = Item(group=[[before]], empty=least == 0, repeats=repeats, least=least, most=most)
         self._open[-1][-1].append(item)
 
 

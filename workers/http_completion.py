@@ -104,7 +104,6 @@ class CompletionRoutes:
             request,
             prompts,
             call,
-            streaming=streaming,
             grammar=worker.grammars.wished(request),
             tell=request.n_probs or None,
         )

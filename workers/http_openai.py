@@ -45,8 +45,8 @@ class OpenAIRoutes:
             request,
             [await self._worker.tokenize_rendered(chat.prompt)],
             call,
-            streaming=bool(request.stream),
             grammar=chat.grammar,
+            calls=chat,
             tell=request.alternatives,
         )
         parsers = [chat.parser() for _ in range(answers.count)]
@@ -68,7 +68,6 @@ class OpenAIRoutes:
             request,
             prompts,
             call,
-            streaming=bool(request.stream),
             grammar=worker.grammars.wished(request),
             tell=request.logprobs,
         )

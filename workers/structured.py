@@ -71,13 +71,14 @@ class Grammars:
                 raise ApiError(400, str(error), param=param) from error
 
         key = b"lenient" if lenient else b"strict"
-        return self._kept(key + msgspec.json.encode(schema), text, param)
+        return self.kept(key + msgspec.json.encode(schema), text, param)
 
     def compile(self, text: str, param: str) -> Grammar:
         """What `text` admits, which is GBNF. Raises ApiError 400."""
-        return self._kept(text.encode("utf-8", "replace"), lambda: text, param)
+        return self.kept(text.encode("utf-8", "replace"), lambda: text, param)
 
-    def _kept(self, key: bytes, text: Callable[[], str], param: str) -> Grammar:
+    def kept(self, key: bytes, text: Callable[[], str], param: str) -> Grammar:
+        """The grammar called `key`, which `text` writes if it is not there. Raises ApiError 400."""
         grammar = self._compiled.get(key)
         if grammar is None:
             from workers import gbnf

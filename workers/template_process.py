@@ -15,11 +15,18 @@ MEMORY = 1024 * 1024 * 1024
 
 def main() -> None:
     """The process."""
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    _bound(resource.RLIMIT_CPU, SECONDS)
     if sys.platform == "linux":  # elsewhere it is not heeded
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        _bound(resource.RLIMIT_AS, MEMORY)
     job = json.load(sys.stdin)
     json.dump(_render(job), sys.stdout)
+
+
+def _bound(what: int, most: int) -> None:
+    """No more than that, and than the worker may have."""
+    _, hard = resource.getrlimit(what)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(what, (most, most))
 
 
 def _render(job: dict[str, object]) -> dict[str, str]:

@@ -1,4 +1,5 @@
-"""The grammar of an answer that has to be a call, in each dialect."""
+"""The grammars of calls, in each dialect: of an answer that has to be one, and of what follows the
+mark with which a model begins one of its own accord."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from workers.tools import Tools
 
 THOUGHT = '([^<] | "<" [^/] | "</" [^t])* "</think>" [ \\n]*'
 """The rest of a thought that the prompt has begun."""
+BLANK = "[ \\n]{0,2}"
 RAW = '([^<] | "<" [^/])*'
 """A text parameter between tags."""
 
@@ -23,15 +25,37 @@ def tool_grammar(tools: Tools, *, thinking: bool = False) -> str:
     `thinking`: the prompt has opened a think tag. Raises SchemaError.
     """
     compiler = SchemaCompiler(lenient=True)
+    body = _wrapped(_any_call(tools.must, tools, compiler), tools)
+    return compiler.grammar(f"{THOUGHT} {body}" if thinking else body)
+
+
+def begun_call(tools: Tools) -> str:
+    """What admits the rest of an answer behind the mark of a call. Raises SchemaError."""
+    compiler = SchemaCompiler(lenient=True)
+    call = _any_call(tuple(tools.schemas), tools, compiler)
+    if tools.dialect in {Dialect.HERMES, Dialect.TAGS}:
+        rest = f'{BLANK} {call} {BLANK} "</tool_call>" {BLANK}'
+        return compiler.grammar(_again(rest, f'"<tool_call>" {rest}', tools))
+    if tools.dialect is Dialect.MISTRAL:
+        more = f'(", " {call})*' if tools.several else ""
+        return compiler.grammar(f'{BLANK} "[" {call} {more} "]"')
+    if tools.dialect is Dialect.MISTRAL_NAMED:
+        return compiler.grammar(_again(call, f'"[TOOL_CALLS]" {call}', tools))
+    return compiler.grammar(_again(f"{BLANK} {call}", f'";" {BLANK} {call}', tools))
+
+
+def _again(first: str, more: str, tools: Tools) -> str:
+    return f"{first} ({more})*" if tools.several else first
+
+
+def _any_call(names: tuple[str, ...], tools: Tools, compiler: SchemaCompiler) -> str:
     calls = []
-    for name in tools.must:
+    for name in names:
         try:
             calls.append(_call(name, tools, compiler))
         except SchemaError as error:
             raise SchemaError(f"Tool {name!r}: {error}") from error
-    call = compiler.add(" | ".join(calls))
-    body = _wrapped(call, tools)
-    return compiler.grammar(f"{THOUGHT} {body}" if thinking else body)
+    return compiler.add(" | ".join(calls))
 
 
 def _call(name: str, tools: Tools, compiler: SchemaCompiler) -> str:

@@ -25,7 +25,7 @@ class Tools:
     must: tuple[str, ...]
     """One of these has to be called; none: that is up to the model."""
     several: bool
-    """Whether a forced answer may consist of more than one call."""
+    """Whether an answer may have more than one call."""
 
 
 def dialect_of(template: str) -> Dialect | None:
@@ -47,10 +47,11 @@ def dialect_of(template: str) -> Dialect | None:
 
 
 def tools_of(
-    given: Sequence[Any] | None, choice: object, *, several: bool, dialect: Dialect | None
+    given: Sequence[Any] | None, choice: object, *, several: bool | None, dialect: Dialect | None
 ) -> Tools | None:
     """The request's tools; None if it has none, or does not want them called.
 
+    `several`: whether they may be called more than once; None: if that is up to the model.
     Raises ApiError 400 for what are no tools, and for a model that can't call them.
     """
     schemas = _schemas(given or [])
@@ -59,7 +60,9 @@ def tools_of(
         return None
     if dialect is None:
         raise ApiError(400, "This model's chat template knows no tools.", param="tools")
-    return Tools(list(given or []), schemas, dialect, must, several)
+    return Tools(
+        list(given or []), schemas, dialect, must, not must if several is None else several
+    )
 
 
 def _schemas(given: Sequence[Any]) -> dict[str, Any]:

@@ -126,6 +126,8 @@ def derives(body: str, text: str) -> bool:
         (f"root ::= {'(' * 200}", "more than 100 parentheses"),
         ('root ::= "\x00"', "zero byte"),
         ("#" * 1_000_001, "more than 1000000 characters"),
+        ('root ::= s\ns ::= "a" s "b"? | "a" s "c"? | "a"', "too ambiguous"),
+        ('root ::= a\na ::= "[" (a | b)* "]"\nb ::= "[" (a | b)* "]"', "too ambiguous"),
     ],
     ids=lambda text: str(text)[:30],
 )
@@ -135,10 +137,36 @@ def test_grammars_that_llama_cpp_must_not_see(text: str, sentence: str) -> None:
     assert sentence in str(caught.value)
 
 
+def test_two_lists_that_look_alike_are_too_ambiguous() -> None:
+    """Each bracket may open either, and llama.cpp follows both."""
+    items = {"anyOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}]}
+    array = {"type": "array", "items": items}
+    schema = {"$defs": {"a": array, "b": {**array, "maxItems": 3}}, "$ref": "#/$defs/a"}
+    with pytest.raises(gbnf.GrammarError, match="too ambiguous"):
+        gbnf.check(schema_grammar(schema))
+    del items["anyOf"][1]
+    gbnf.check(schema_grammar(schema))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'root ::= [a-z]{0,500} [a-z]{0,500} "."',
+        'root ::= ("a" "b"* | "a" "c"*)+ "."',
+        "root ::= (" + " | ".join(f'"w{n}x"' for n in range(2000)) + ') "\\n" root?',
+        'root ::= e\ne ::= t (("+" | "-") t)*\nt ::= [0-9]+ | "(" e ")"',
+        'root ::= "[" (root ("," root)*)? "]" | "{" ("\\"a\\":" root)? "}" | [^\\]\\["\\n]+',
+    ],
+    ids=lambda text: text[:30],
+)
+def test_many_ways_that_stay_within_bounds_are_fine(text: str) -> None:
+    gbnf.check(text)
+
+
 def test_a_grammar_of_all_notations_is_fine() -> None:
     gbnf.check(
         'root ::= item+ (ws | "\\"" [^\\]\\n]* # a comment "{\n  | .) {2,3}\n'
-        "item ::= [b] root? | ws{2} ws{1,}\r\n\nws ::=\n  [ \\t]"
+        'item ::= [b] ("(" root ")")? | ws{2} "x" ws{1,}\r\n\nws ::=\n  [ \\t]'
     )
 
 

@@ -199,7 +199,7 @@ def test_calls_and_thoughts(start: Start, tmp_path: Path) -> None:
         '{"name": "weather", "arguments": {"city": "Köln", "days": 3}}\n</tool_call>\n<tool_call>\n'
         '{"name": "stop", "arguments": {}}\n</tool_call>'
     )
-    body = {
+    body: dict[str, Any] = {
         "messages": [{"role": "user", "content": "How is the weather?"}],
         "tools": TOOLS,
         "stream": True,
@@ -213,6 +213,14 @@ def test_calls_and_thoughts(start: Start, tmp_path: Path) -> None:
     for cut in range(1, len(whole) + 1, 3):
         rest = rest_of(other, "/v1/chat/completions", body, whole[:cut])
         assert rest == whole[cut:], cut
+    # and one that is made freely, and bound from its mark on
+    (mark,) = one.post("/tokenize", {"content": "<tool_call>"})["tokens"]
+    free = {**body, "logit_bias": {mark: 9}, "temperature": 1.0, "seed": 5, "max_tokens": 90}
+    del free["grammar"]
+    whole = events(one, "/v1/chat/completions", free)
+    assert any('"tool_calls":[{"index":0' in data for _, data in whole)
+    for cut in range(1, len(whole) + 1, 5):
+        assert rest_of(other, "/v1/chat/completions", free, whole[:cut]) == whole[cut:], cut
 
 
 def test_many_are_gone_on_with_at_once_where_there_is_no_room(

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from tests.workers.process import WorkerProcess
+from tests.workers.process import PATIENCE, WorkerProcess
+from tests.workers.test_engine import Bench, Reader
 from tests.workers.validator import fits
+from workers import binding_sampler
+from workers.binding_sampler import Grammar, Guide
+from workers.detokenize import TextOutput
+from workers.sequence import Failed, Sequence
+from workers.settings import Sampling
 
 NAMES = st.sampled_from(["a", "ab", "b", "name", 'quo"ted', "ümläut", "x y", "", "back\\slash"])
 WORDS = st.text(max_size=6)
@@ -185,3 +193,22 @@ def test_a_model_that_can_not_go_on_ends(tiny: WorkerProcess) -> None:
     assert (choice["text"], choice["finish_reason"]) == ("a", "stop")
     forever = tiny.post("/v1/completions", {**body, "ignore_eos": True})["choices"][0]
     assert (forever["text"], forever["finish_reason"]) == ("abc", "stop")
+
+
+async def test_a_grammar_that_takes_too_long_for_a_token_ends_its_answer(
+    bard_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(bard_gguf, slots=2, cells=1024)
+    grammar = Grammar.compile('root ::= "a"+', bench.model, bench.log)
+    reader = Reader()
+    monkeypatch.setattr(binding_sampler, "SLOWEST", 0.0)
+    bench.engine.submit(
+        Sequence(
+            0, [1, 2], 9, Sampling(), TextOutput([]), reader, True,
+            asyncio.get_running_loop().time(), guide=Guide(grammar),
+        )
+    )  # fmt: skip
+    await asyncio.wait_for(reader.ended.wait(), PATIENCE)
+    assert isinstance(reader.end, Failed)
+    assert (reader.end.status, "too ambiguous" in reader.end.message) == (400, True)
+    assert bench.engine.slots == [None, None]

@@ -17,7 +17,7 @@ import pytest
 from tests.workers.process import WorkerProcess
 from tests.workers.random_gguf import write_random_gguf
 from tests.workers.validator import fits
-from workers.answer_parser import Dialect
+from workers.answer_parser import MARKERS, Dialect
 from workers.gbnf import literal
 from workers.tools import dialect_of
 
@@ -40,7 +40,8 @@ MESSAGES = (
 TEMPLATES = {
     Dialect.HERMES: "{% if tools %}{{ tools | tojson }}<tool_call>{% endif %}",
     Dialect.TAGS: "{% for t in tools or [] %}{{ t.function.name }}<function=x>{% endfor %}",
-    Dialect.LLAMA: "{% if tools %}ipython parameters {{ tools[0].function | tojson }}{% endif %}",
+    Dialect.LLAMA: "{% if tools %}ipython parameters {{ tools[0].function | tojson }}{% endif %}"
+    "{# <|python_tag|> #}",
     Dialect.MISTRAL: "{% if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}[TOOL_CALLS]{% endif %}",
     Dialect.MISTRAL_NAMED: "{% if tools %}{{ tools | tojson }}[TOOL_CALLS]x[ARGS]{% endif %}",
 }
@@ -148,6 +149,28 @@ def test_a_call_that_must_be_made_is_made(client: openai.OpenAI) -> None:
         names = {call["name"] for call in streamed(client, **ASK, tool_choice="required")[2]}
         assert names <= {"weather", "stop"}
         assert len(names) == 1
+
+
+def test_a_call_that_is_made_freely_is_held_to_its_schema(
+    worker: tuple[Dialect, WorkerProcess],
+) -> None:
+    """The model talks nonsense, and is made to write the mark of a call now and then."""
+    dialect, process = worker
+    mark, *others = process.post("/tokenize", {"content": MARKERS[dialect][0]})["tokens"]
+    if others:
+        pytest.skip("its mark is many tokens here, which nothing makes it write")
+    ask = {**ASK, "logit_bias": {mark: 8.0}, "parallel_tool_calls": False, "temperature": 1.5}
+    called = []
+    for seed in range(6):
+        choice = process.post("/v1/chat/completions", {**ask, "seed": seed})["choices"][0]
+        if choice["finish_reason"] == "tool_calls":
+            called += choice["message"]["tool_calls"]
+            assert MARKERS[dialect][0] not in (choice["message"]["content"] or "")
+    assert called
+    for call in called:
+        arguments = json.loads(call["function"]["arguments"])
+        schema = SCHEMA if call["function"]["name"] == "weather" else {"type": "object"}
+        assert fits(arguments, schema), arguments
 
 
 def test_a_thought_comes_before_a_call_that_must_be_made(
