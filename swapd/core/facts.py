@@ -152,9 +152,9 @@ class Facts(Desk):
             record = self._books.record(resident.spec.name)
             record.failures += 1
             record.reason = resident.late or event.reason
-            # One that came up and then died may have met with an accident, or with a request
-            # that ends two workers before it is found out.
-            if failed_start or record.failures > ACCIDENTS:
+            # One that somebody killed met with an accident; one that came up and then died may
+            # have, or with a request that ends two workers before it is found out.
+            if (failed_start and not event.accident) or record.failures > ACCIDENTS:
                 rest = COOL_DOWN * 2.0 ** (record.failures - 1)
                 record.cool_until = event.now + min(rest, COOL_DOWN_MOST)
         if not self._books.residents:

@@ -251,6 +251,14 @@ def test_a_crash_after_coming_up_rests_the_model_from_the_third_time_on() -> Non
     talk >> ev.Arrived(33, 4, "a") << "refuse:4:start_failed"
 
 
+def test_a_start_that_somebody_kills_is_tried_again_twice() -> None:
+    talk = Talk(a=A)
+    talk >> ev.Arrived(0, 1, "a") << "start:a=1 wake:100"
+    talk >> ev.Exited(1, 1, "killed", accident=True) << "start:a=2 wake:101"
+    talk >> ev.Exited(2, 2, "killed", accident=True) << "start:a=3 wake:102"
+    talk >> ev.Exited(3, 3, "killed", accident=True) << "refuse:1:start_failed wake:never"
+
+
 def test_a_worker_that_does_not_come_up_in_time_is_killed_and_that_is_the_reason() -> None:
     talk = Talk(a=A)
     talk >> ev.Arrived(0, 1, "a") << "start:a=1 wake:100"
