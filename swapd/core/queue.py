@@ -57,7 +57,7 @@ class Waiting:
 def put(line: dict[RequestId, Waiting], waiting: Waiting) -> None:
     """Put a request into a line: at its end, or where it was if it comes back."""
     line[waiting.request] = waiting
-    if waiting.falls:
+    if waiting.losses:
         for later in [w for w in line.values() if w.place > waiting.place]:
             line[later.request] = line.pop(later.request)
 

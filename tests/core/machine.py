@@ -15,14 +15,8 @@ from swapd.core.scheduler import Scheduler
 from swapd.words import events as ev
 from swapd.words import orders as od
 from swapd.words.catalog import Catalog, Limits, ModelSpec
-from tests.core import accidents, heirs, must_part, scarce, timed
-from tests.core.process import Process
-
-LOAD_MOST = 8.0
-"""Seconds within which a simulated worker comes up or fails."""
-STOP_MOST = 5.0
-SERVE_MOST = 10.0
-"""Seconds within which a simulated request is over once it is granted."""
+from tests.core import accidents, heirs, must_part, passing_time, scarce, timed
+from tests.core.process import LOAD_MOST, SERVE_MOST, STOP_MOST, Process
 
 
 class BreachError(AssertionError):
@@ -363,55 +357,9 @@ class Machine:
 
     # -- time ------------------------------------------------------------------------------------
 
-    def _due(self) -> list[tuple[float, str, int]]:
-        """What the world does by itself, at the latest: (when, what, whom)."""
-        due: list[tuple[float, str, int]] = []
-        for p in self.processes.values():
-            if p.dead:
-                continue
-            if p.killed:
-                due.append((self.now, "exit", p.worker))
-            elif p.told is not None and not p.deaf:
-                due.append((p.told + STOP_MOST, "exit", p.worker))
-            elif not p.ready and not p.deaf:
-                due.append((p.born + LOAD_MOST, "up", p.worker))
-        stuck = {p.worker for p in self.processes.values() if p.stuck is not None}
-        due += [
-            (since + SERVE_MOST, "finish", r)
-            for r, (worker, since) in self.granted.items()
-            if worker not in stuck or r in self.guests
-        ]
-        due += [(self.now, "look", worker) for worker in self.looks]
-        if self.sample_wanted:
-            due.append((self.now, "sample", 0))
-        if self.wake is not None:
-            due.append((self.wake, "wake", 0))
-        return due
-
     def advance(self, seconds: float) -> None:
         """Let time pass; whatever falls due on the way happens, in order."""
-        until = self.now + seconds
-        steps = 0
-        while (due := self._due()) and min(due)[0] <= until:
-            steps += 1
-            self.require(steps < 2000, "the machine never comes to rest")
-            when, what, whom = min(due)
-            self.now = max(self.now, when)
-            match what:
-                case "exit":
-                    self.exit(whom, "killed", again=bool(whom % 2))
-                case "look":
-                    accidents.look(self, whom)
-                case "up":
-                    self.come_up(whom)
-                case "finish":
-                    self.finish(whom)
-                case "sample":
-                    self.sample(10.0)
-                case _:
-                    self.wake = None
-                    self.tell(ev.Ticked(self.now))
-        self.now = until
+        passing_time.advance(self, seconds)
 
     def settle_down(self) -> None:
         """Let everything run out; nobody may be left waiting, and nothing may be held."""

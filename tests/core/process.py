@@ -6,6 +6,12 @@ from dataclasses import dataclass, field
 
 from swapd.words.catalog import Group, ModelSpec
 
+LOAD_MOST = 8.0
+"""Seconds within which a simulated worker comes up or fails."""
+STOP_MOST = 5.0
+SERVE_MOST = 10.0
+"""Seconds within which a simulated request is over once it is granted."""
+
 
 @dataclass
 class Process:

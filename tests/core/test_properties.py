@@ -21,7 +21,8 @@ from swapd.words.catalog import Catalog, Limits
 from swapd.words.orders import Stop
 from tests.core.catalogs import catalog
 from tests.core.histories import Deed, follow, histories, worlds
-from tests.core.machine import SERVE_MOST, BreachError, Machine
+from tests.core.machine import BreachError, Machine
+from tests.core.process import SERVE_MOST
 
 QUICK = settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
 LONG = settings(QUICK, max_examples=20_000)
