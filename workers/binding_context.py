@@ -6,10 +6,12 @@ As thin as that: a method is one call of llama.cpp's C API, or a few that belong
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from struct import Struct
 
 from workers.binding import LlamaLog, LoadError, Model, api
 
@@ -17,6 +19,10 @@ KV_TYPES = {  # enum ggml_type in ggml.h
     "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7,
     "q8_0": 8, "iq4_nl": 20, "bf16": 30,
 }  # fmt: skip
+HEADER = Struct("=III")
+"""What a saved sequence begins with: llama.cpp's mark, its version, and the number of tokens."""
+STATE_MARK = 8
+"""Bytes of what begins a sequence's state in memory: another mark, and whose it was."""
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
 POOLING = {"mean": 1, "cls": 2, "last": 3, "rank": 4}  # enum llama_pooling_type
 
@@ -166,16 +172,31 @@ class Context:
         return written
 
     def load_sequence(self, path: Path, seq_id: int, most: int) -> list[int] | None:
-        """Reads a file of `save_sequence` into `seq_id`; its tokens, of which there must be `most`
-        or fewer. None if llama.cpp refuses it."""
-        tokens, count = (ctypes.c_int32 * most)(), ctypes.c_size_t(0)
-        read: int = api.llama_state_seq_load_file(
-            self.handle, os.fsencode(path), seq_id, tokens, most, ctypes.byref(count)
-        )
+        """Reads a file of `save_sequence` into `seq_id`, which is empty; its tokens, of which there
+        must be `most` or fewer. None if llama.cpp refuses it.
+
+        From memory and not with `llama_state_seq_load_file`, which ends the process when a file is
+        shorter than what it tells of. In memory a mark of llama.cpp's own goes before the state:
+        that of the empty sequence is put where the last tokens were.
+        """
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as data:
+            magic, version, count = HEADER.unpack_from(data)
+            end = HEADER.size + count * ctypes.sizeof(ctypes.c_int32)
+            known = (magic, version) == (api.LLAMA_STATE_SEQ_MAGIC, api.LLAMA_STATE_SEQ_VERSION)
+            if not known or count > most or end >= len(data):
+                return None
+            tokens: list[int] = (ctypes.c_int32 * count).from_buffer_copy(data, HEADER.size)[:]
+            empty = (ctypes.c_uint8 * api.llama_state_seq_get_size(self.handle, seq_id))()
+            api.llama_state_seq_get_data(self.handle, empty, len(empty), seq_id)
+            data[end - STATE_MARK : end] = bytes(empty[:STATE_MARK])
+            size = len(data) - end + STATE_MARK
+            state = (ctypes.c_uint8 * size).from_buffer(data, end - STATE_MARK)
+            read: int = api.llama_state_seq_set_data(self.handle, state, size, seq_id)
+            del state  # else the file could not be let go of
         if read == 0:
             self._log.reason("")  # an error that was expected is no reason for a later one
             return None
-        return tokens[: count.value]
+        return tokens
 
     def logits(self, row: int) -> list[float]:
         """The logits of the last step's `row`, one for each token of the vocabulary."""

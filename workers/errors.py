@@ -34,3 +34,15 @@ def exceeds_context(prompt: int, context: int) -> ApiError:
         n_prompt_tokens=prompt,
         n_ctx=context,
     )
+
+
+def too_long_at_once(count: int, most: int) -> ApiError:
+    """An input that has to be computed in one piece, and is too long for that."""
+    return ApiError(
+        400,
+        f"The input has {count} tokens, and at most {most} are computed at once (--ubatch-size).",
+        "exceed_context_size_error",
+        code="context_length_exceeded",
+        n_prompt_tokens=count,
+        n_ctx=most,
+    )

@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import web
 
 from workers.answers import Answers
-from workers.errors import ApiError, exceeds_context
+from workers.errors import ApiError
 from workers.http_json import json_response
 from workers.http_stream import read_call, respond
 from workers.infill import infill_prompt
@@ -98,6 +98,7 @@ class CompletionRoutes:
         self, http: web.Request, call: Call, request: LlamaGeneration, prompts: list[list[int]]
     ) -> web.StreamResponse:
         check(request)
+        await self._worker.prepare(request)
         worker, streaming = self._worker, bool(request.stream)
         answers = Answers(
             worker,
@@ -126,10 +127,6 @@ class CompletionRoutes:
         if not documents:
             raise ApiError(400, "`documents` must not be empty.", param="documents")
         inputs = [await ranking_prompt(worker, request.query, text) for text in documents]
-        room = worker.engine.embedding_options.n_ubatch
-        for tokens in inputs:
-            if len(tokens) > room:
-                raise exceeds_context(len(tokens), room)
         scores = [vector[0] for vector in await worker.embed(inputs)]
         order = sorted(range(len(scores)), key=lambda place: -scores[place])
         order = order[: max(request.top_n, 0)] if request.top_n is not None else order

@@ -39,6 +39,7 @@ class OpenAIRoutes:
         call = await read_call(http)
         request = decode(call.body, ChatRequest)
         check(request)
+        await self._worker.prepare(request)
         chat = await open_chat(self._worker, request, call.birth.created)
         answers = Answers(
             self._worker,
@@ -59,6 +60,7 @@ class OpenAIRoutes:
         call = await read_call(http)
         request = decode(call.body, CompletionRequest)
         check(request)
+        await self._worker.prepare(request)
         worker = self._worker
         texts = prompts = await token_lists(worker, request.prompt, "prompt")
         if request.suffix:

@@ -113,12 +113,14 @@ def _conversations(settings: Settings, root: str, engine: Engine) -> Conversatio
 
 
 def _for_embeddings(settings: Settings, options: ContextOptions, model: Model) -> ContextOptions:
-    """One computation holds all there is: `--ubatch-size` tokens, as for llama-server."""
+    """One computation holds all there is: `--ubatch-size` tokens, as for llama-server; in a model
+    that is made for nothing else, `--batch-size`, if that is more."""
     own = model.meta(f"{model.meta('general.architecture')}.pooling_type")
     pooling = {"1": "mean", "2": "cls", "3": "last", "4": "rank"}.get(own or "", "mean")
     if settings.pooling == "rank" and pooling != "rank":
         raise LoadError("this model can't rank: it has no head for it")  # llama.cpp would abort
-    size = min(options.n_ubatch, model.n_ctx_train)
+    most = options.n_ubatch if own in (None, "0") else max(options.n_ubatch, options.n_batch)
+    size = min(most, model.n_ctx_train)
     return ContextOptions(
         n_ctx=size,
         n_batch=size,

@@ -16,7 +16,7 @@ def write_ranking_gguf(path: Path, *, width: int = 64, vocabulary: int = 320) ->
     heads, hidden = width // 32, width * 3
     out = gguf.GGUFWriter(path, "qwen3")
     out.add_name(path.stem)
-    out.add_context_length(512)
+    out.add_context_length(2048)
     out.add_embedding_length(width)
     out.add_block_count(1)
     out.add_feed_forward_length(hidden)

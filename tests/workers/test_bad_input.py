@@ -105,7 +105,7 @@ TABLE: list[tuple[str, object, str, str | None]] = [
     (TEXT, {"prompt": "x " * 5_000_000}, "the context holds", None),
     (EMBED, {"input": []}, "must not be empty", "input"),
     (EMBED, {"input": [""]}, "must not be empty", "input"),
-    (EMBED, {"input": "x " * 5000}, "the context holds", None),
+    (EMBED, {"input": "x " * 5000}, "at most 512 are computed at once", None),
     (EMBED, {"input": "x", "encoding_format": "hex"}, "float or base64", "encoding_format"),
     (EMBED, {"input": "x", "dimensions": 1}, "have 64 numbers", "dimensions"),
     ("/completion", {}, "missing required field `prompt`", "prompt"),

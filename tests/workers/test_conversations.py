@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 
@@ -78,6 +80,31 @@ def test_damaged_files_are_removed_and_cost_nothing_but_the_prefill(
     assert not data.exists()
     assert stop(worker).count("its checksum is wrong") == 1
     assert len([*tmp_path.glob("*/*.json")]) == 1, "and it is written again"
+
+
+@pytest.mark.parametrize(("share", "attention"), [(0.1, "on"), (0.9, "on"), (0.9, "off")])
+def test_a_restore_that_fails_half_way_leaves_nothing_behind(
+    start: Start, bard_gguf: Path, tmp_path: Path, share: float, attention: str
+) -> None:
+    """A file that its manifest vouches for, and that llama.cpp finds too short as it reads it."""
+    flags = ("-np", "1", "-c", "512", "-fa", attention, "--slot-save-path", str(tmp_path))
+    worker = start(bard_gguf, *flags)
+    whole = worker.post("/v1/completions", SAY)
+    stop(worker)
+    (manifest,) = tmp_path.glob("*/*.json")
+    data = manifest.with_suffix("")
+    content = data.read_bytes()[: int(share * data.stat().st_size)]
+    data.write_bytes(content)
+    told = {**json.loads(manifest.read_bytes()), "size": len(content), "crc32": crc32(content)}
+    manifest.write_bytes(json.dumps(told).encode())
+    worker = start(bard_gguf, *flags)
+    answer = worker.post("/v1/completions", SAY)
+    assert (cached(answer), said(answer)) == (0, said(whole))
+    assert not [one for one in tmp_path.glob("*/*.json") if one == manifest]
+    full = {"prompt": [300] * 400, "max_tokens": 111, "ignore_eos": True}
+    usage = worker.post("/v1/completions", full)["usage"]
+    assert usage["completion_tokens"] == 111, "no cell is lost"
+    assert stop(worker).count("llama.cpp does not restore it") == 1
 
 
 def test_killing_it_while_it_saves_leaves_a_start_that_works(

@@ -139,6 +139,11 @@ def test_a_rank_for_each_document_the_best_first(ranker: WorkerProcess) -> None:
     assert ranker.post("/rerank", {**body, "top_n": 2})["results"] == answer["results"][:2]
 
 
+def test_what_only_embeds_or_ranks_takes_more_than_a_ubatch(ranker: WorkerProcess) -> None:
+    long = ranker.post("/v1/rerank", {"query": "a", "documents": ["b " * 800]})
+    assert long["usage"]["prompt_tokens"] > 1600
+
+
 def test_ranks_as_text_embeddings_inference_has_them(ranker: WorkerProcess) -> None:
     body = {"query": "Mars?", "texts": DOCUMENTS, "return_text": True}
     answer = ranker.post("/rerank", body)
@@ -149,8 +154,9 @@ def test_ranks_as_text_embeddings_inference_has_them(ranker: WorkerProcess) -> N
 def test_what_a_ranking_model_refuses(ranker: WorkerProcess) -> None:
     status, answer = ranker.ask("/v1/rerank", {"query": "a", "documents": []})
     assert (status, answer["error"]["param"]) == (400, "documents")
-    status, answer = ranker.ask("/v1/rerank", {"query": "a", "documents": ["b " * 900]})
+    status, answer = ranker.ask("/v1/rerank", {"query": "a", "documents": ["b " * 1100]})
     assert (status, answer["error"]["type"]) == (400, "exceed_context_size_error")
+    assert "at most 2048 are computed at once" in answer["error"]["message"]
     status, answer = ranker.ask("/v1/embeddings", {"input": "a"})
     assert (status, answer["error"]["message"]) == (
         400,
