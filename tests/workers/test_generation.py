@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,39 @@ def test_each_answer_is_its_own_in_a_full_batch(bard: WorkerProcess) -> None:
     before = bard.metric("n_decode_total")
     assert same(together(bard, bodies), alone) >= 7
     assert bard.metric("n_decode_total") - before < 8 * 16, "they shared no step"
+
+
+def test_the_neighbours_settings_change_nothing(bard: WorkerProcess) -> None:
+    """Greedy requests among others of every kind: state of samplers, grammars and guesses is
+    nobody else's. One text may differ, by what llama.cpp rounds otherwise in company."""
+    dice = random.Random(8)
+
+    def anything(prompt: str) -> dict[str, Any]:
+        return {
+            "prompt": prompt * dice.randrange(1, 20),
+            "max_tokens": dice.randrange(1, 40),
+            "temperature": dice.choice([0, 0.3, 1.5]),
+            "top_k": dice.choice([0, 1, 40]),
+            "min_p": dice.choice([0, 0.2]),
+            "mirostat": dice.choice([0, 0, 1, 2]),
+            "repeat_penalty": dice.choice([1.0, 1.4]),
+            "dry_multiplier": dice.choice([0, 0.8]),
+            "xtc_probability": dice.choice([0, 0.5]),
+            "logit_bias": {str(dice.randrange(300, 900)): 5},
+            "seed": dice.randrange(1000),
+            "n": dice.choice([1, 2]),
+            "logprobs": dice.choice([None, 3]),
+            "user": dice.choice(["a", "b"]),
+            "cache_prompt": dice.choice([True, False]),
+            **dice.choice([{}, {"grammar": 'root ::= [a-z ]+ "."'}, {"ignore_eos": True}]),
+        }
+
+    bodies = [{"prompt": prompt, "temperature": 0, "max_tokens": 24} for prompt in PROMPTS[:6]]
+    alone = [bard.text(**body) for body in bodies]
+    others = [anything(dice.choice(PROMPTS)) for _ in range(24)]
+    mixed = [*others[:8], *bodies[:3], *others[8:16], *bodies[3:], *others[16:]]
+    said = dict(zip(map(id, mixed), together(bard, mixed), strict=True))
+    assert same([said[id(body)] for body in bodies], alone) >= 5
 
 
 def test_a_seed_makes_sampling_reproducible(bard: WorkerProcess) -> None:
