@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 from workers.binding import LoadError, Model
 from workers.binding_context import Batch, Context
 from workers.binding_sampler import Sampler
 from workers.cache import common_prefix
 from workers.sequence import Sequence
+from workers.thread_pace import ThreadPace
 
 READ_AHEAD = 256
 """Tokens of prompts that the small model reads in a step; who is not through is not guessed for."""
@@ -15,8 +18,9 @@ READ_AHEAD = 256
 class DraftModel:
     """Follows every slot's text in a context of its own, where it goes on greedily."""
 
-    def __init__(self, model: Model, context: Context, main: Model) -> None:
-        """Raises LoadError for a vocabulary that is not the main model's."""
+    def __init__(self, model: Model, context: Context, main: Model, threads: int) -> None:
+        """At most so many `threads`. Raises LoadError for a vocabulary that is not the main
+        model's."""
         if model.n_vocab != main.n_vocab or any(
             model.token_text(token) != main.token_text(token) for token in range(model.n_vocab)
         ):
@@ -24,6 +28,7 @@ class DraftModel:
         self._model = model
         self._context = context
         self._batch = Batch(READ_AHEAD)
+        self._threads = ThreadPace(threads, threads)
         self._greedy = Sampler()
         self._greedy.add("greedy")
         self._read: dict[int, list[int]] = {}
@@ -83,7 +88,13 @@ class DraftModel:
     def _decode(self, added: list[tuple[list[int], list[int]]]) -> bool:
         if self._batch.size == 0:
             return False
-        if self._context.decode(self._batch) != 0:  # no cells left: begin anew
+        size = self._batch.size
+        threads = self._threads.choose(size)
+        self._context.use_threads(threads)
+        began = time.perf_counter()
+        code = self._context.decode(self._batch)
+        self._threads.observe(size, threads, time.perf_counter() - began)
+        if code != 0:  # no cells left: begin anew
             for slot in self._read:
                 self._context.forget(slot)
             self._read.clear()

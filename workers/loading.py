@@ -80,7 +80,8 @@ def _speculation(settings: Settings, engine: Engine, log: LlamaLog) -> Speculati
         return Speculation(PromptLookup(), settings.draft_max)
     model = _load_model(settings, settings.model_draft, log)
     options = replace(engine.options, n_seq_max=settings.parallel, n_guesses=0)
-    drafter = DraftModel(model, Context(model, options, log), engine.model)
+    context = Context(model, options, log)
+    drafter = DraftModel(model, context, engine.model, options.threads)
     return Speculation(drafter, settings.draft_max)
 
 
