@@ -52,9 +52,10 @@ def test_what_leaves_only_the_likeliest(
 def test_what_leaves_more_than_the_likeliest(
     bard: WorkerProcess, greedy: str, wish: dict[str, Any]
 ) -> None:
-    text = bard.text(**{**HOT, **wish})
+    body = {**HOT, **wish, "cache_prompt": False}  # both are read alike, so rounded alike
+    text = bard.text(**body)
     assert text != greedy
-    assert bard.text(**{**HOT, **wish}) == text, "the seed is not all that decides"
+    assert bard.text(**body) == text, "the seed is not all that decides"
 
 
 @pytest.mark.parametrize(
