@@ -24,6 +24,7 @@ from swapd.effects.logs import Logs
 from swapd.effects.probe import StrangerError, until_ready
 from swapd.effects.process import Word, WorkerProcess
 from swapd.effects.pulse import Pulse
+from swapd.effects.read_ahead import read_ahead
 from swapd.effects.spawn import Place, Spare
 from swapd.effects.tasks import Tasks
 from swapd.lease import NO_WISH, Lease, RefusedError, Running, Sight, Wish
@@ -266,8 +267,8 @@ class Supervisor:
                 self._kill(order)
             case od.Look(worker):
                 self._look(worker)
-            case od.Bring(model):
-                self._tasks.run(self._preload(model), f"load of {model}")
+            case od.ReadAhead() | od.Bring():
+                self._prepare(order)
             case od.TakeSample():
                 self._tasks.run(self._sample(), "memory sample")
             case od.LookAtFree():
@@ -290,6 +291,13 @@ class Supervisor:
             self.release(lease, answered=False)
         else:
             future.set_result(lease)
+
+    def _prepare(self, order: od.ReadAhead | od.Bring) -> None:
+        if isinstance(order, od.ReadAhead):
+            name, home = order.spec.name, self._place.home
+            self._tasks.run(read_ahead(order.spec, home), f"reading of {name}")
+        else:
+            self._tasks.run(self._preload(order.model), f"load of {order.model}")
 
     def _refuse(self, order: od.Refuse) -> None:
         future = self._waiting.pop(order.request)

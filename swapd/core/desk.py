@@ -47,6 +47,8 @@ class Desk:
         self._scarcity = Scarcity()
         self._outdated: dict[ev.WorkerId, None] = {}
         """Workers that run by what their models' entries said before."""
+        self._ahead = ""
+        """The model whose files were last read ahead, while it waits."""
 
     # -- orders --------------------------------------------------------------------------------
 

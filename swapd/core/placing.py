@@ -10,7 +10,7 @@ from swapd.core.refusals import no_room, not_free
 from swapd.core.room import Room
 from swapd.core.scarcity import PATIENCE, PAUSE
 from swapd.words.catalog import ModelSpec
-from swapd.words.orders import LookAtFree
+from swapd.words.orders import LookAtFree, ReadAhead
 
 
 class Placing(Facts):
@@ -36,10 +36,20 @@ class Placing(Facts):
             self._refuse_all(spec.name, no_room(spec, short, self._limits, retry_after))
         for spec in self._affordable(made.start, now):
             self._start(spec, now)
+        self._read_ahead()
         if made is before:
             return set()
         released = before.going.keys() - made.going.keys()
         return {books.residents[w].spec.name for w in released if w in books.residents}
+
+    def _read_ahead(self) -> None:
+        """Have the next model's files read while those before it are in its place."""
+        wanted = self._books.wanted
+        coming = wanted[0][1] if wanted else ""
+        if coming != self._ahead:
+            self._ahead = coming
+            if coming:
+                self._orders.append(ReadAhead(self._catalog.models[coming]))
 
     def _affordable(self, wanted: list[ModelSpec], now: float) -> list[ModelSpec]:
         """Those of them, in turn, for which the memory is there; that is asked for first."""

@@ -45,7 +45,7 @@ class Learnings:
 
     def identity(self, spec: ModelSpec) -> str:
         """What the command of this model and the files that it names are now."""
-        files = [_look(self._home / word) for word in _paths(spec.argv)]
+        files = [_look(self._home / word) for word in paths_in(spec.argv)]
         said = (spec.argv, spec.env, str(self._home), files)
         return hashlib.sha256(msgspec.json.encode(said)).hexdigest()[:32]
 
@@ -95,7 +95,7 @@ class Learnings:
         return file.models
 
 
-def _paths(argv: tuple[str, ...]) -> list[str]:
+def paths_in(argv: tuple[str, ...]) -> list[str]:
     """Words that may name files, the values of flags written `--flag=value` or `name=path` too."""
     words = [word.rpartition("=")[2] for word in argv]
     return [word for word in words if "/" in word or word.endswith(".gguf")]

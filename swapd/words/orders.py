@@ -78,6 +78,13 @@ class Bring:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadAhead:
+    """Have the files of this model read into the system's cache: it is loaded next."""
+
+    spec: ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
 class TakeSample:
     """Look at the memory and report it as Sampled."""
 
@@ -116,6 +123,7 @@ Order: TypeAlias = (
     | Grant
     | Refuse
     | Bring
+    | ReadAhead
     | TakeSample
     | Look
     | LookAtFree

@@ -130,6 +130,9 @@ class Machine:
                 self.sample_wanted = True
             case od.Look(worker):
                 self.looks.add(worker)
+            case od.ReadAhead(spec):
+                waits = [r for r in self.open if self.open[r] == spec.name]
+                self.require(bool(waits), f"{spec.name} is read though nobody waits for it")
             case od.Bring(model):
                 self.brought.append(model)
             case od.LookAtFree():

@@ -17,7 +17,7 @@ from swapd.words.learned import Learned
 class Talk:
     """`talk >> event << orders`: orders are given as short strings, in the order they come.
 
-    What is to be remembered of a model stands apart from them.
+    What is to be remembered of a model, or read ahead, stands apart from them.
     """
 
     def __init__(self, limits: Limits | None = None, **models: ModelSpec) -> None:
@@ -25,6 +25,7 @@ class Talk:
         self.core = Scheduler(self.catalog)
         self.last: list[od.Order] = []
         self.remembered: list[od.Remember] = []
+        self.ahead: list[str] = []
 
     def knowing(self, **learned: Learned) -> Talk:
         """The same from the start, with what was learned at another time."""
@@ -33,7 +34,8 @@ class Talk:
 
     def __rshift__(self, event: ev.Event) -> Talk:
         orders = self.core.handle(event)
-        self.last = [o for o in orders if not isinstance(o, od.Remember)]
+        self.last = [o for o in orders if not isinstance(o, (od.Remember, od.ReadAhead))]
+        self.ahead = [o.spec.name for o in orders if isinstance(o, od.ReadAhead)]
         self.remembered = [o for o in orders if isinstance(o, od.Remember)]
         return self
 
@@ -335,3 +337,17 @@ def test_a_reload_keeps_what_did_not_change() -> None:
 def test_an_illegal_step_says_what_and_where(state: State, step: Step) -> None:
     with pytest.raises(IllegalStepError, match=f"'{step.value}'.*{state.value}"):
         advance(state, step)
+
+
+def test_the_next_models_files_are_read_while_it_waits_for_its_place() -> None:
+    talk = Talk(Limits(max_resident=1, max_wait=0), a=A, b=B, c=C)
+    talk >> ev.Arrived(0, 1, "a")
+    assert talk.ahead == []
+    talk >> ev.CameUp(1, 1) >> ev.Arrived(2, 2, "b")
+    assert talk.ahead == ["b"]
+    talk >> ev.Arrived(3, 3, "c") >> ev.Arrived(4, 4, "b")
+    assert talk.ahead == []
+    talk >> ev.Finished(5, 1) >> ev.Exited(6, 1) << "start:b=2 wake:106"
+    assert talk.ahead == ["c"]
+    talk >> ev.Left(7, 3) >> ev.Arrived(8, 5, "c")
+    assert talk.ahead == ["c"]

@@ -19,9 +19,11 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from swapd.effects import log_file, logs, memory
 from swapd.effects.lock import HeldError, Holder, HomeLock, read_holder
 from swapd.effects.ports import free_port, holder_of
+from swapd.effects.read_ahead import read_ahead
 from swapd.effects.tasks import Tasks
 from swapd.effects.upstream import HOP_BY_HOP, end_to_end
 from swapd.effects.watch import FileWatch
+from swapd.words.catalog import ModelSpec
 from tests.disk import fill, small_disk
 
 HOLD = (
@@ -243,3 +245,11 @@ async def test_a_changed_file_is_noticed_and_its_neighbours_are_not(
     await asyncio.wait_for(changed.wait(), 10)
     for watch in watches:
         watch.close()
+
+
+async def test_files_are_read_ahead_and_those_that_are_not_there_cost_nothing(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "m.gguf").write_bytes(bytes(2**20))
+    for argv in (("w", "-m", "m.gguf"), ("w", "--model=none.gguf", "a\0b.gguf"), ("w",)):
+        await read_ahead(ModelSpec("m", argv), tmp_path)

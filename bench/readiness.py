@@ -1,0 +1,68 @@
+"""From a worker's own time of being ready to the first byte of the request that waits for it.
+
+The supervisor of swapd runs in this process; the worker, `ready_worker.py`, speaks the contract of
+our workers and takes the time itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import uvloop
+
+from bench import common
+from swapd.effects.guardian import Guardian
+from swapd.effects.learned import Learnings
+from swapd.effects.logs import Logs
+from swapd.effects.register import Register
+from swapd.effects.spawn import Place
+from swapd.effects.upstream import new_session
+from swapd.supervisor import Supervisor
+from swapd.words.catalog import Catalog, ModelSpec
+
+WORKER = Path(__file__).with_name("ready_worker.py")
+
+
+async def measure(home: Path, starts: int) -> list[float]:
+    """Milliseconds, one for each start."""
+    logs = Logs(home, "error", False)
+    guardian = Guardian(logs.own, Register(home / "workers.json", logs.own))
+    place = Place(home, guardian, {})
+    catalog = Catalog({"m": ModelSpec("m", (sys.executable, "-I", "-S", str(WORKER)))})
+    session, found = new_session(), list[float]()
+    learnings = Learnings(home / "learned.json", home, logs.own)
+    supervisor = Supervisor(catalog, place, logs, session, lambda *_: None, learnings)
+    for _ in range(starts):
+        lease = await supervisor.admit("m")
+        async with session.get(f"{lease.base_url}/") as answer:
+            found.append(1e3 * float(await answer.text()))
+        supervisor.release(lease, answered=True)
+        await supervisor.unload("m")
+    supervisor.close(1.0)
+    await supervisor.closed.wait()
+    await supervisor.end()
+    await session.close()
+    guardian.dismiss()
+    logs.close()
+    return found
+
+
+def main() -> None:
+    """The command line."""
+    parser = common.arguments(__doc__, rounds=False)
+    parser.add_argument("--starts", type=int, default=200)
+    given = parser.parse_args()
+    conditions = common.Conditions()
+    uvloop.install()
+    with common.home() as home:
+        found = asyncio.run(measure(home, given.starts))
+    shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "most": 1.0}
+    told = {name: common.percentile(found, share) for name, share in shares.items()}
+    common.print_table("ms", list(told), [list(told.values())])
+    common.print_json("readiness", conditions, {"starts": len(found), "milliseconds": told})
+
+
+if __name__ == "__main__":
+    main()
