@@ -30,6 +30,8 @@ STATUS = {
 
 def body(message: str, kind: str, code: str | None = None, param: str | None = None) -> bytes:
     """`{"error": {"message", "type", "param", "code"}}`, encoded."""
+    # What came in a request's head need not be UTF-8.
+    message = message.encode(errors="backslashreplace").decode()
     error = {"message": message, "type": kind, "param": param, "code": code}
     return msgspec.json.encode({"error": error})
 

@@ -8,7 +8,7 @@ from aiohttp.typedefs import Handler
 from swapd.doors import errors
 from swapd.doors.keys import OPENED, Grant, Keyring
 from swapd.doors.metrics import Metrics
-from swapd.doors.origins import Origins
+from swapd.doors.origins import Origins, split_target
 from swapd.effects.clock import now
 from swapd.words.access import Access
 
@@ -65,20 +65,21 @@ class Guard:
 
     def _foreign(self, request: web.Request) -> tuple[web.Response, str] | None:
         headers = request.headers
-        host = headers.get(hdrs.HOST)
-        if host is None:
-            if request.version >= (1, 1):
-                return errors.response(400, "the request has no Host header"), "host"
-        elif not self._origins.knows_host(host):
-            message = (
-                f"this server is not called {host[:200]!r}: "
-                "if it should be, add the name to allowed_hosts in the configuration"
-            )
-            return _forbidden(message, "host_not_allowed"), "host"
+        if hdrs.HOST not in headers and request.version >= (1, 1):
+            return errors.response(400, "the request has no Host header"), "host"
+        # As to a proxy, a request can name the server in its target too.
+        named = (headers.get(hdrs.HOST), split_target(request.raw_path)[0] or None)
+        for host in named:
+            if host is not None and not self._origins.knows_host(host):
+                message = (
+                    f"this server is not called {host[:200]!r}: "
+                    "if it should be, add the name to allowed_hosts in the configuration"
+                )
+                return _forbidden(message, "host_not_allowed"), "host"
         origin = self._origins.stranger(headers)
         if origin:
             message = (
-                f"pages of {origin[:200]} may not use this server: if they should, "
+                f"pages of {origin[:200]!r} may not use this server: if they should, "
                 "add their origin to cors.allowed_origins in the configuration"
             )
             return _forbidden(message, "origin_not_allowed"), "origin"

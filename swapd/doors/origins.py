@@ -53,6 +53,15 @@ def name_in(host: str) -> str:
     return match[1].strip("[]").removesuffix(".").lower() if match else ""
 
 
+def split_target(target: str) -> tuple[str, str]:
+    """A request's target as authority, which most leave empty, and path with query."""
+    if target.startswith("/") or "://" not in target:
+        return "", target
+    rest = target.partition("://")[2]
+    cut = next((i for i, char in enumerate(rest) if char in "/?#"), len(rest))
+    return rest[:cut], rest[cut:] if rest[cut:].startswith("/") else f"/{rest[cut:]}"
+
+
 class Origins:
     """Which hosts and origins are let in. What was let in once is known without another look."""
 

@@ -12,6 +12,7 @@ from swapd.doors import errors, wishes
 from swapd.doors.house import HOUSE, House
 from swapd.doors.keys import OPENED, NotAllowedError, grant_of
 from swapd.doors.naming import adapters_of
+from swapd.doors.origins import split_target
 from swapd.doors.progress import Told, asks_to_be_told
 from swapd.doors.tries import Passing, serve
 from swapd.effects.upstream import Passage, WorkerFailedError
@@ -68,7 +69,8 @@ async def by_body(request: web.Request) -> web.StreamResponse:
     spec = house.find(named.model, grant_of(request))
     rewritten = _rewritten(spec, named.model, body)
     told = asks_to_be_told(request, spec, named.stream is True)
-    passing = Passing(spec, request.raw_path, rewritten, wish, asks_ids=True)
+    path = split_target(request.raw_path)[1]
+    passing = Passing(spec, path, rewritten, wish, asks_ids=True)
     return await _pass(house, request, passing, told)
 
 
@@ -79,7 +81,8 @@ async def by_path(request: web.Request) -> web.StreamResponse:
     """
     house = request.app[HOUSE]
     # As the client wrote it: what is encoded in the path stays so for the worker.
-    raw, question, query = request.raw_path.removeprefix("/upstream/").partition("?")
+    target = split_target(request.raw_path)[1]
+    raw, question, query = target.removeprefix("/upstream/").partition("?")
     words = raw.split("/")
     for cut in range(len(words), 0, -1):
         spec = house.supervisor.catalog.resolve(unquote("/".join(words[:cut])))

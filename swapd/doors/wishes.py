@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import msgspec
@@ -43,6 +44,19 @@ def seconds(value: object) -> float:
 
     Negative: for ever. Raises ValueError.
     """
+    try:
+        found = _seconds(value)
+    except OverflowError:
+        found = math.inf
+    if found is None:
+        told = "'keep_alive' must be seconds or a duration such as \"5m\", negative for ever"
+        raise ValueError(told)
+    if not math.isfinite(found):
+        raise ValueError("'keep_alive' is too large a number: what is negative means for ever")
+    return found
+
+
+def _seconds(value: object) -> float | None:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, str):
@@ -52,4 +66,4 @@ def seconds(value: object) -> float:
         if whole := DURATION.fullmatch(text):
             total = sum(float(n) * UNITS[unit] for n, unit in PART.findall(whole[2]))
             return -total if whole[1] else total
-    raise ValueError("'keep_alive' must be seconds or a duration such as \"5m\", negative for ever")
+    return None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from swapd.doors.origins import Origins, name_in, risks
+from swapd.doors.origins import Origins, name_in, risks, split_target
 from swapd.words.access import Access, ApiKey, Tls
 from swapd.words.settings import Settings
 from tests.doors.conftest import fake
@@ -184,3 +184,39 @@ def test_the_risk_of_an_address_is_named() -> None:
     assert "no API key" not in keyed
     assert "keys, prompts and answers can be read" in keyed
     assert risks(Settings(host="0.0.0.0", access=Access((KEY,)), tls=Tls("c", "k"))) == []
+
+
+def _status(swapd: Swapd, sent: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", swapd.port), timeout=20) as sock:
+        sock.sendall(sent)
+        return sock.recv(65536)
+
+
+def test_a_target_may_name_the_server_as_long_as_the_name_is_ours(swapd: Swapd) -> None:
+    body = b'{"model": "a", "messages": []}'
+    end = b"Host: localhost\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    for authority, status in ((b"localhost:7", b"200"), (b"evil.example", b"403")):
+        for path in (b"/v1/chat/completions?x=1", b"/upstream/a/v1/chat/completions"):
+            sent = b"POST http://" + authority + path + b" HTTP/1.1\r\n" + end
+            assert _status(swapd, sent).split()[1] == status, (authority, path)
+    bare = b"GET http://evil.example?x HTTP/1.0\r\n\r\n"
+    assert b"not called 'evil.example'" in _status(swapd, bare)
+
+
+@pytest.mark.parametrize(
+    ("target", "parts"),
+    [
+        ("/a/b?c=http://d", ("", "/a/b?c=http://d")),
+        ("*", ("", "*")),
+        ("http://h:1/a?b", ("h:1", "/a?b")),
+        ("http://h?b", ("h", "/?b")),
+        ("http://h", ("h", "/")),
+    ],
+)
+def test_a_target_is_taken_apart(target: str, parts: tuple[str, str]) -> None:
+    assert split_target(target) == parts
+
+
+def test_an_origin_that_is_no_text_is_refused_like_others(swapd: Swapd) -> None:
+    sent = b"GET /running HTTP/1.1\r\nHost: localhost\r\nOrigin: http://caf\xe9\r\n\r\n"
+    assert _status(swapd, sent).startswith(b"HTTP/1.1 403 ")

@@ -39,6 +39,12 @@ def test_what_is_no_duration_is_told(value: object) -> None:
         seconds(value)
 
 
+@pytest.mark.parametrize("value", [10**400, "1" + "0" * 400, "9" * 400 + "h"])
+def test_what_is_no_time_any_more_is_told(value: object) -> None:
+    with pytest.raises(ValueError, match="'keep_alive' is too large"):
+        seconds(value)
+
+
 @pytest.mark.parametrize(
     ("tail", "tokens"),
     [
