@@ -75,10 +75,10 @@ class Grant:
 
 
 class Opened(NamedTuple):
-    """Whose key was shown, and in which header."""
+    """Whose key was shown, and in which headers one of ours stands."""
 
     grant: Grant
-    header: str
+    headers: tuple[str, ...]
 
 
 OPENED: web.RequestKey[Opened] = web.RequestKey("opened", Opened)
@@ -108,12 +108,13 @@ class Keyring:
         What is compared are sums, each with all keys and to the end, also when nothing is shown.
         """
         shown = shown_in(headers)
-        opened = None
+        opened: Opened | None = None
         for header, key in shown or (("", b""),):
             digest = digest_of(key)
             for grant in self._grants:
                 if compare_digest(digest, grant.key.digest):
-                    opened = Opened(grant, header)
+                    others = opened.headers if opened is not None else ()
+                    opened = Opened(grant, (*others, header))
         return opened if shown else None
 
 

@@ -129,7 +129,7 @@ async def _pass(
 ) -> web.StreamResponse:
     """Have workers answer the request; an error if none does."""
     opened = request.get(OPENED)
-    withheld = opened.header if opened is not None else ""
+    withheld = opened.headers if opened is not None else ()
     passage = Passage(house.session, request, passing.path, passing.body, STREAM_HEADERS, withheld)
     meanwhile = Told(house, request, passing.spec, passage).until if told else None
     instead = None

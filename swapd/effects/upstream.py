@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import aiohttp
 import msgspec
@@ -113,7 +113,7 @@ class Passage:
         path: str,
         body: bytes,
         added: Mapping[str, str],
-        withheld: str = "",
+        withheld: Iterable[str] = (),
     ) -> None:
         self.response: web.StreamResponse | None = None
         self._session = session
@@ -123,7 +123,7 @@ class Passage:
         self._added = added
         """Headers that the answer gets on top."""
         self._withheld = withheld
-        """A header of the request that is no business of the worker's."""
+        """Headers of the request that are no business of the worker's."""
         self._events: EventIds | None = None
         self._tail = b""
 
@@ -179,7 +179,7 @@ class Passage:
             "Expect",
             "Content-Encoding",
             RESUMABLE,
-            self._withheld,
+            *self._withheld,
         ):
             headers.popall(name, None)
         if resumable:
