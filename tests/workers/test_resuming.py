@@ -210,7 +210,7 @@ def test_calls_and_thoughts(start: Start, tmp_path: Path) -> None:
     }
     whole = events(one, "/v1/chat/completions", body)
     assert len(whole) > 30
-    for cut in range(1, len(whole) + 1, 3):
+    for cut in range(1, len(whole) + 1, 7):
         rest = rest_of(other, "/v1/chat/completions", body, whole[:cut])
         assert rest == whole[cut:], cut
     # and one that is made freely, and bound from its mark on
@@ -219,7 +219,7 @@ def test_calls_and_thoughts(start: Start, tmp_path: Path) -> None:
     del free["grammar"]
     whole = events(one, "/v1/chat/completions", free)
     assert any('"tool_calls":[{"index":0' in data for _, data in whole)
-    for cut in range(1, len(whole) + 1, 5):
+    for cut in range(1, len(whole) + 1, 11):
         assert rest_of(other, "/v1/chat/completions", free, whole[:cut]) == whole[cut:], cut
 
 
