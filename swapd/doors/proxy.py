@@ -99,7 +99,9 @@ async def by_path(request: web.Request) -> web.StreamResponse:
     wish = Wish(request.headers.get("X-Tenant-Id", "")[:256])
     body = await request.read()
     return await _pass(
-        house, request, Passing(spec, f"/{path}{question}{query}", body, wish, needs_slot)
+        house,
+        request,
+        Passing(spec, f"/{path}{question}{query}", body, wish, needs_slot, asks_ids=True),
     )
 
 

@@ -68,10 +68,12 @@ def asked(model: str, **fields: Any) -> dict[str, Any]:
     return chat(model, stream=True, **{**more, **fields})
 
 
-def follow(swapd: Swapd, body: dict[str, Any]) -> Iterator[Stream]:
+def follow(
+    swapd: Swapd, body: dict[str, Any], path: str = "/v1/chat/completions"
+) -> Iterator[Stream]:
     """Ask, and give the stream after each of its lines; the last one given is whole or broken."""
     stream = Stream()
-    with swapd.http.stream("POST", "/v1/chat/completions", json=body) as r:
+    with swapd.http.stream("POST", path, json=body) as r:
         assert r.status_code == 200, r.read()
         lines = r.iter_lines()
         while True:

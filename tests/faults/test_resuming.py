@@ -46,6 +46,17 @@ def test_a_drawn_answer_goes_on_as_it_would_have(bard: Swapd) -> None:
     assert outcome.same == 2, outcome.different
 
 
+def test_a_stream_by_its_models_path_goes_on_too(bard: Swapd) -> None:
+    right, stream = read(bard, asked("bard")).whole, Stream()
+    before, killed = bard.worker("bard"), False
+    for stream in follow(bard, asked("bard"), "/upstream/bard/v1/chat/completions?some=query"):
+        if len(stream.texts) >= 30 and not killed:
+            os.kill(before["pid"], signal.SIGKILL)
+            killed = True
+    assert stream.whole == right
+    assert bard.worker("bard")["resumed"] == before["resumed"] + 1
+
+
 def test_an_answer_that_is_not_streamed_is_made_again_without_a_word(bard: Swapd) -> None:
     body = chat("bard", max_tokens=900, ignore_eos=True)
     right = said(bard.http.post("/v1/chat/completions", json=body))
