@@ -28,9 +28,9 @@ ANSWER = 24
 class Keeper(Started):
     """Our worker, with or without a folder for what it keeps."""
 
-    def __init__(self, model: Path, context: int, folder: Path | None) -> None:
+    def __init__(self, model: Path, context: int, threads: int, folder: Path | None) -> None:
         words: list[object] = ["--model", model, "--port", 0, "--parallel", 1]
-        words += ["--ctx-size", context, "--threads", common.THREADS]
+        words += ["--ctx-size", context, "--threads", threads]
         words += ["--slot-save-path", folder] if folder is not None else []
         argv = [sys.executable, "-m", "workers.serve", *map(str, words)]
         super().__init__(argv, {}, None, tell="SWAPD_READY_FD={fd}")
@@ -72,18 +72,18 @@ def said(answer: Answer) -> str:
     return "".join(text for _, text in answer.texts())
 
 
-def measure(model: Path, tokens: int, rounds: int) -> Figures:
+def measure(model: Path, tokens: int, rounds: int, threads: int) -> Figures:
     """Medians of so many swaps there and back."""
     seen: dict[str, list[float]] = {}
     for number in range(rounds):
         wish = body(tokens, number)
         with common.home() as folder:
-            with Keeper(model, tokens + 512, folder) as worker:
+            with Keeper(model, tokens + 512, threads, folder) as worker:
                 cold = ask(worker.url, wish)
                 warm = ask(worker.url, wish)
                 stop = worker.end()
             size = sum(path.stat().st_size for path in folder.glob("*/*"))
-            with Keeper(model, tokens + 512, folder) as worker:
+            with Keeper(model, tokens + 512, threads, folder) as worker:
                 restored = ask(worker.url, wish)
         figures = {
             "computed_ms": 1e3 * cold.to_first,
@@ -104,12 +104,17 @@ def main() -> None:
     parser: argparse.ArgumentParser = common.arguments(__doc__)
     parser.add_argument("--sizes", type=int, nargs="*", default=[60, 800], metavar="MB")
     parser.add_argument("--tokens", type=int, default=1500, help="tokens of the prompt")
+    parser.add_argument(
+        "--threads", type=int, default=common.THREADS, help="1: the answers must be the same"
+    )
     given = parser.parse_args()
     conditions = common.Conditions()
     result = {}
     for size in given.sizes:
         common.note(f"{size} MB, {given.tokens} tokens")
-        result[f"{size} MB"] = measure(generate.model(size), given.tokens, given.rounds)
+        result[f"{size} MB"] = measure(
+            generate.model(size), given.tokens, given.rounds, given.threads
+        )
     keys = list(next(iter(result.values())))
     rows: list[list[object]] = [
         [title, *(figures[key] for key in keys)] for title, figures in result.items()
