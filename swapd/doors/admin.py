@@ -136,8 +136,9 @@ async def unload(request: web.Request) -> web.Response:
 
 async def health(request: web.Request) -> web.Response:
     """Whether new requests are taken, and what is loaded."""
-    house = request.app[HOUSE]
-    loaded = [s.status.model for s in house.supervisor.sights() if s.status.state == "ready"]
+    house, grant = request.app[HOUSE], grant_of(request)
+    seen = (sight for sight in house.supervisor.sights() if _visible(house, sight, grant))
+    loaded = [sight.status.model for sight in seen if sight.status.state == "ready"]
     if house.supervisor.closing:
         return errors.response(
             503, "swapd is shutting down", "unavailable_error", "shutting_down", retry_after=5

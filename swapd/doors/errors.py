@@ -94,7 +94,7 @@ def _told(request: web.Request, error: Exception) -> web.Response:
         case NoModelError():
             told = response(404, str(error), code="model_not_found", param="model")
         case NotAllowedError():
-            told = response(403, str(error), "permission_error", "model_not_allowed", "model")
+            told = response(403, str(error), "permission_error", "scope")
         case SlowBodyError():
             told = response(408, str(error), code="timeout")
             told.force_close()

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from swapd.doors.keys import Grant
 from swapd.doors.metrics import Metrics
-from swapd.doors.naming import Names, NoModelError
+from swapd.doors.naming import Names
 from swapd.doors.patience import HEAD_LONGEST, Patience
 from swapd.effects.logs import Logs
 from swapd.supervisor import Supervisor
@@ -30,22 +30,19 @@ class House:
     """Seconds since 1970."""
     _names: Names | None = None
 
-    def find(self, name: str, grant: Grant | None = None) -> ModelSpec:
-        """The model that a client means by `name`.
-
-        Raises NoModelError, and NotAllowedError when the client's key is not good for it.
-        """
+    def names(self, grant: Grant | None = None) -> Names:
+        """The names of all models, or of those that a key is good for: to whoever shows it, there
+        are no others."""
         catalog = self.supervisor.catalog
+        if grant is not None and not grant.all_models:
+            return grant.names(catalog)
         if self._names is None or self._names.catalog is not catalog:
             self._names = Names(catalog)
-        if grant is None or grant.all_models:
-            return self._names.find(name)
-        try:
-            spec = self._names.find(name)
-        except NoModelError:
-            raise NoModelError(grant.names(catalog).unknown(name)) from None
-        grant.require(spec, name)
-        return spec
+        return self._names
+
+    def find(self, name: str, grant: Grant | None = None) -> ModelSpec:
+        """The model that a client means by `name`. Raises NoModelError."""
+        return self.names(grant).find(name)
 
     @property
     def patience(self) -> Patience:
@@ -55,10 +52,7 @@ class House:
 
     def listed(self, grant: Grant | None = None) -> list[ModelSpec]:
         """The models that are shown to clients, by name."""
-        catalog = self.supervisor.catalog
-        if grant is not None and not grant.all_models:
-            catalog = grant.names(catalog).catalog
-        models = catalog.models.values()
+        models = self.names(grant).catalog.models.values()
         return sorted((m for m in models if not m.unlisted), key=lambda m: m.name)
 
     def states(self) -> dict[str, str]:

@@ -68,11 +68,6 @@ class Grant:
             self._catalog, self._names = catalog, Names(Catalog(MappingProxyType(opened)))
         return self._names
 
-    def require(self, spec: ModelSpec, asked: str) -> None:
-        """Raises NotAllowedError when the key is not good for the model."""
-        if not self.opens(spec):
-            raise NotAllowedError(f"the key {self.key.name!r} is not good for the model {asked!r}")
-
 
 class Opened(NamedTuple):
     """Whose key was shown, and in which headers one of ours stands."""

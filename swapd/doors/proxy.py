@@ -84,17 +84,17 @@ async def by_path(request: web.Request) -> web.StreamResponse:
     target = split_target(request.raw_path)[1]
     raw, question, query = target.removeprefix("/upstream/").partition("?")
     words = raw.split("/")
+    grant = grant_of(request)
+    catalog = house.names(grant).catalog
     for cut in range(len(words), 0, -1):
-        spec = house.supervisor.catalog.resolve(unquote("/".join(words[:cut])))
+        spec = catalog.resolve(unquote("/".join(words[:cut])))
         if spec is not None:
             break
     else:
-        spec, cut = house.find(unquote(words[0]), grant_of(request)), 1
+        spec, cut = house.find(unquote(words[0]), grant), 1
     path = "/".join(words[cut:])
-    if (grant := grant_of(request)) is not None:
-        grant.require(spec, spec.name)
-        if not grant.key.admin and path not in WITH_ANY_KEY:
-            raise NotAllowedError(f"the key {grant.key.name!r} is not good for /{path} of a worker")
+    if grant is not None and not grant.key.admin and path not in WITH_ANY_KEY:
+        raise NotAllowedError(f"the key {grant.key.name!r} is not good for /{path} of a worker")
     needs_slot = path.rstrip("/") not in WITHOUT_SLOT
     wish = Wish(request.headers.get("X-Tenant-Id", "")[:256])
     body = await request.read()

@@ -21,7 +21,7 @@ from swapd.words.catalog import ModelSpec
 from swapd.words.events import WorkerId
 
 TAIL_LINES = 5
-"""Of what it printed last, this many lines tell why it did not come up; later one does."""
+"""Of what it printed last, this many lines tell why it did not come up."""
 TAIL_WIDTH = 300
 
 
@@ -116,8 +116,8 @@ class WorkerProcess:
         self._listener.worker_spoke(self.worker, word)
 
     def came_up(self) -> None:
-        """It serves. What it prints from now on may be about requests of others."""
-        self._tail = deque(maxlen=1)
+        """It serves. What it prints from now on may be of requests, which is for the log alone."""
+        self._tail = deque(maxlen=0)
 
     def _printed(self, line: bytes) -> None:
         text = line.decode("utf-8", "replace").rstrip()
@@ -232,7 +232,10 @@ class WorkerProcess:
             how = f"the worker was ended by {_named(-status)}"
         else:
             how = f"the worker ended with exit status {status}"
-        return f"{how}: {' | '.join(self._tail)}" if self._tail else how
+        # SIGKILL leaves no last words: what was printed before it is of something else.
+        if status == -signal.SIGKILL or not self._tail:
+            return how
+        return f"{how}: {' | '.join(self._tail)}"
 
 
 def _named(number: int) -> str:

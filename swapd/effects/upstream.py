@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import socket
 from collections.abc import Iterable, Mapping
@@ -257,5 +258,15 @@ def tokens_told(tail: bytes) -> int:
 
 
 def told(error: Exception) -> str:
-    """What went wrong, in a word at least."""
-    return str(error) or type(error).__name__
+    """What went wrong, in a word at least; where workers are is not for clients."""
+    match error:
+        case aiohttp.ClientConnectorError():
+            number = error.os_error.errno
+            said = f"it takes no connection{f': {os.strerror(number)}' if number else ''}"
+        case aiohttp.ServerTimeoutError():
+            said = "it did not answer in time"
+        case aiohttp.ClientResponseError():
+            said = f"its answer is no proper HTTP: {error.message.strip().partition(chr(10))[0]}"
+        case _:
+            said = str(error)
+    return said or type(error).__name__

@@ -7,6 +7,7 @@ import http.server
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,13 +15,14 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from swapd.effects.oom import oom_kills
 from swapd.effects.probe import StrangerError, until_ready
 from swapd.effects.process import Word, WorkerProcess
 from swapd.effects.spawn import Place
-from swapd.effects.upstream import new_session
+from swapd.effects.upstream import new_session, told
 from swapd.words.catalog import ModelSpec
 from tests.swapd import FAKE, alive, eventually
 
@@ -119,6 +121,23 @@ async def test_the_last_lines_tell_why(spawn: Spawn) -> None:
     assert await heard.end() == (
         "the worker ended with exit status 9: line-3 | line-4 | line-5 | line-6 | line-7"
     )
+
+
+async def test_what_it_printed_of_requests_is_no_reason(spawn: Spawn, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    script = f"echo loading; read x < {gate}; echo a prompt; exit 9"
+    process, heard = spawn("sh", argv=("sh", "-c", script), own=False)
+    process.came_up()
+    with gate.open("r+b", buffering=0) as both_ends:
+        both_ends.write(b"on\n")
+        ended = await heard.end()
+    assert ended == "the worker ended with exit status 9"
+
+
+async def test_a_kill_leaves_no_last_words(spawn: Spawn) -> None:
+    _, heard = spawn("sh", argv=("sh", "-c", "echo not why; kill -9 $$"), own=False)
+    assert await heard.end() == "the worker was ended by SIGKILL"
 
 
 async def test_a_command_that_cannot_be_run_raises(spawn: Spawn) -> None:
@@ -281,3 +300,13 @@ def test_the_guardian_ends_what_it_watches_when_its_owner_is_gone(tmp_path: Path
         owner.stdout.close()
         assert owner.stdin is not None
         owner.stdin.close()
+
+
+async def test_where_a_worker_is_stays_here() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+    async with new_session() as session:
+        with pytest.raises(aiohttp.ClientError) as failed:
+            await session.get(f"http://127.0.0.1:{port}/")
+    assert str(port) in str(failed.value)
+    assert told(failed.value) == "it takes no connection: Connection refused"
