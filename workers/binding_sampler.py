@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import ctypes
 import math
+import re
 import time
 from array import array
 from collections import deque
@@ -232,6 +233,10 @@ class Guide:
     """Each token drawn: its logarithmic probability before any sampler, and the alternatives'."""
 
 
+_HALF_SURROGATE = re.compile(rb"\xed[\xa0-\xbf]")
+"""What Python's decoder goes on from, and nothing can follow."""
+
+
 class GuidedSampler(Sampler):
     """Draws what a grammar admits, and only text that is UTF-8; tells how likely it was.
 
@@ -370,8 +375,9 @@ class GuidedSampler(Sampler):
         before = self._character.getstate()
         try:
             self._character.decode(piece)
+            begun = self._character.getstate()[0]
         except UnicodeDecodeError:
             return False
         finally:
             self._character.setstate(before)
-        return True
+        return not _HALF_SURROGATE.match(begun)

@@ -195,6 +195,15 @@ def test_a_model_that_can_not_go_on_ends(tiny: WorkerProcess) -> None:
     assert (forever["text"], forever["finish_reason"]) == ("abc", "stop")
 
 
+def test_half_a_surrogate_is_no_beginning_of_a_character(tiny: WorkerProcess) -> None:
+    """Nothing could follow, so the answer would end there. Its tokens are bytes."""
+    bias = {str(0xED): 30, str(0xA0): 30, str(0xBF): 20}
+    body = {"prompt": "O", "grammar": "root ::= .{3}", "logit_bias": bias, "temperature": 0}
+    choice = tiny.post("/v1/completions", {**body, "max_tokens": 20})["choices"][0]
+    assert (len(choice["text"]), choice["finish_reason"]) == (3, "stop")
+    assert "\ufffd" not in choice["text"]
+
+
 async def test_a_grammar_that_takes_too_long_for_a_token_ends_its_answer(
     bard_gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
