@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from swapd.config.state import FOLDER
 from swapd.config.tree import line_of, parse_tree, textual
 
 CONFIG = "config.yaml"
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9][\w./:-]*:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +102,15 @@ def sync(
 def names_in(config: Path) -> frozenset[str]:
     """The names of the models in a configuration that a sync wrote; none where there is none."""
     try:
-        return frozenset(_models(_sections(_old_text(config) or "")))
+        text = _old_text(config) or ""
     except ConfigError:
         return frozenset()
+    # Most are written as they are, each on a line of its own: no need to parse 500 models.
+    _, _, below = text.partition("\nmodels:\n")
+    keys = [line[2:] for line in below.splitlines() if re.match("  [^ ]", line)]
+    if keys and all(_PLAIN_KEY.fullmatch(key) for key in keys):
+        return frozenset(key[:-1] for key in keys)
+    return frozenset(_models(_sections(text)))
 
 
 def made_of(plan: Plan, total_memory: int, schema: str = "") -> tuple[str, tuple[Problem, ...]]:

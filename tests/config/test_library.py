@@ -19,6 +19,7 @@ from swapd.config.card import Card
 from swapd.config.cards import Cards
 from swapd.config.library import Entry, library
 from swapd.config.metadata import DamagedModelError
+from swapd.config.sync import names_in
 from tests.config.ggufs import write_gguf
 from tests.config.made_up import BARD, DEMO, Machine, fill
 from tests.config.reading import RAM
@@ -85,6 +86,16 @@ def test_a_custom_server_and_another_use_of_a_file_are_listed(machine: Machine) 
     far, hot = entries["ls/far"], entries["ls/hot"]
     assert (far.source, far.command, far.path) == ("custom_models.yaml", "far ${PORT}", None)
     assert (hot.base, hot.path, hot.context) == ("m:7b", entries["ls/m:7b"].path, 512)
+
+
+def test_the_names_in_a_configuration_are_those_that_load(machine: Machine) -> None:
+    custom = "models:\n"
+    assert names_in(machine.home / "config.yaml") == frozenset()
+    for name in ("plain", "'quoted: name'", "'7'", "ümlaut", "a" * 200, "'it''s # odd'"):
+        custom += f"  {name}:\n    cmd: |\n      # of several lines\n      x --port ${{PORT}}\n"
+        (machine.home / "custom_models.yaml").write_text(custom)
+        machine.sync()
+        assert names_in(machine.home / "config.yaml") == set(machine.load().catalog.models), name
 
 
 def test_heads_are_read_once_and_again_when_the_file_changes(tmp_path: Path) -> None:
