@@ -64,13 +64,13 @@ class Lease:
     base_url: str
     running: Running
 
-    async def fate(self) -> str:
-        """How the worker has ended, if it has or does so within a moment; else empty.
+    async def fate(self, within: float = ENDS_WITHIN) -> str:
+        """How the worker has ended, if it has or does so `within` some seconds; else empty.
 
         Its connections break before its end is known, by the time a thread takes to wake.
         """
         try:
-            await asyncio.wait_for(self.running.gone.wait(), ENDS_WITHIN)
+            await asyncio.wait_for(self.running.gone.wait(), within)
         except asyncio.TimeoutError:
             return ""
         return self.running.fate

@@ -30,6 +30,8 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--word-gate", help="FIFO; one word for each byte, all at its end")
     parser.add_argument("--fail", default="", help="say this as the reason and exit with 1")
     parser.add_argument("--crash-at-word", type=int, default=-1, help="abort before it")
+    parser.add_argument("--until-closed", action="store_true", help="streams end by closing")
+    parser.add_argument("--torn", action="store_true", help="begin an event before the first")
     parser.add_argument("--crash-on", default="", help="abort when a request has this in it")
     parser.add_argument("--wedge-on", default="", help="answer nobody any more after such a one")
     parser.add_argument("--exit-after", type=int, default=-1, help="exit at the request after it")
@@ -98,9 +100,14 @@ class Handler(BaseHTTPRequestHandler):
     def _stream(self, body: dict[str, Any]) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Transfer-Encoding", "chunked")
+        if self.server.args.until_closed:
+            self.close_connection = True
+        else:
+            self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         try:
+            if self.server.args.torn:
+                self._chunk(b"data: ")
             for word in self.server.words(body):
                 delta = {"choices": [{"index": 0, "delta": {"content": word}}]}
                 self._chunk(b"data: " + json.dumps(delta).encode() + b"\n\n")
@@ -111,7 +118,10 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _chunk(self, data: bytes) -> None:
-        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+        if self.server.args.until_closed:
+            self.wfile.write(data)
+        else:
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
         self.wfile.flush()
 
     def _json(self, value: object, status: int = 200) -> None:

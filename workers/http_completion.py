@@ -76,14 +76,14 @@ class CompletionRoutes:
 
     async def complete(self, http: web.Request) -> web.StreamResponse:
         """POST /completion."""
-        call = await read_call(http)
+        call = await read_call(http, self._worker.identity)
         request = decode(call.body, Completion)
         prompts = await token_lists(self._worker, request.prompt, "prompt")
         return await self._answer(http, call, request, prompts)
 
     async def infill(self, http: web.Request) -> web.StreamResponse:
         """POST /infill."""
-        call = await read_call(http)
+        call = await read_call(http, self._worker.identity)
         request = decode(call.body, Infill)
         worker = self._worker
         prefix, begun = [

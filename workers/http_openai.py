@@ -36,7 +36,7 @@ class OpenAIRoutes:
 
     async def chat(self, http: web.Request) -> web.StreamResponse:
         """POST /v1/chat/completions."""
-        call = await read_call(http)
+        call = await read_call(http, self._worker.identity)
         request = decode(call.body, ChatRequest)
         check(request)
         await self._worker.prepare(request)
@@ -57,7 +57,7 @@ class OpenAIRoutes:
 
     async def complete(self, http: web.Request) -> web.StreamResponse:
         """POST /v1/completions."""
-        call = await read_call(http)
+        call = await read_call(http, self._worker.identity)
         request = decode(call.body, CompletionRequest)
         check(request)
         await self._worker.prepare(request)

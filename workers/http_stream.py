@@ -28,9 +28,10 @@ class Shape(Writer, Protocol):
         """The body that is not streamed: a part for each answer."""
 
 
-async def read_call(http: web.Request) -> Call:
-    """Reads the request whole. Raises ApiError 400."""
-    return call_of(http.path, http.headers, await http.read())
+async def read_call(http: web.Request, identity: str) -> Call:
+    """Reads the request whole. Raises ApiError 400, and 409 for the rest of an answer that began
+    with another worker's `identity`."""
+    return call_of(http.path, http.headers, await http.read(), identity)
 
 
 async def respond(

@@ -6,9 +6,9 @@ the request as it was and these lines, up to any event, `/resume/PATH` goes on b
 it lets the same tokens pass through the same samplers and parsers, and says nothing of what was
 sent before.
 
-A line is `HEAD;PLACE=TOKENS`. HEAD, in the first one only, is the answer's name, its time and its
-seed. PLACE is left out for the first of several answers. TOKENS are numbers, `-` for none, or `.`
-for what comes when all answers have ended.
+A line is `HEAD;PLACE=TOKENS`. HEAD, in the first one only, is the answer's name, its time, its seed
+and the identity of the worker that began it. PLACE is left out for the first of several answers.
+TOKENS are numbers, `-` for none, or `.` for what comes when all answers have ended.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HEADER = "X-Swapd-Resumable"
 PREFIX = "/resume/"
 CLOSING, NOTHING = ".", "-"
 _LINE = re.compile(
-    r"(?:(?P<name>[0-9a-f]{32})\.(?P<created>\d{1,12})\.(?P<seed>\d{1,10});)?"
+    r"(?:(?P<name>[0-9a-f]{32})\.(?P<created>\d{1,12})\.(?P<seed>\d{1,10})\.(?P<of>[0-9a-f]*);)?"
     r"(?:(?P<place>\d{1,3})=)?(?P<tokens>[.-]|-?\d{1,9}(?:,-?\d{1,9})*)",
     re.ASCII,
 )
@@ -44,17 +44,19 @@ class Birth:
     created: int
     seed: int
     """For its samplers, where nobody names another."""
+    of: str
+    """The identity of the worker that began it; one with another can't go on with it."""
 
     @classmethod
-    def now(cls) -> Birth:
+    def now(cls, identity: str) -> Birth:
         """Of an answer that begins."""
         seed = int.from_bytes(os.urandom(4), "little") & 0x7FFFFFFF
-        return cls(os.urandom(16).hex(), int(time.time()), seed)
+        return cls(os.urandom(16).hex(), int(time.time()), seed, identity)
 
     @property
     def line(self) -> str:
         """As the first `id:` line has it."""
-        return f"{self.name}.{self.created}.{self.seed};"
+        return f"{self.name}.{self.created}.{self.seed}.{self.of};"
 
 
 @dataclass
@@ -101,17 +103,18 @@ class Resumption(msgspec.Struct):
     resume: list[str]
 
 
-def call_of(path: str, headers: Mapping[str, str], body: bytes) -> Call:
-    """The request, or that which is to be gone on with. Raises ApiError 400."""
+def call_of(path: str, headers: Mapping[str, str], body: bytes, identity: str) -> Call:
+    """The request, or that which is to be gone on with. Raises ApiError 400, and 409 where that
+    was begun by a worker with another model or other settings."""
     tenant = headers.get("X-Tenant-Id", "")
     if not path.startswith(PREFIX):
-        return Call(body, tenant, Birth.now(), headers.get(HEADER) == "1")
+        return Call(body, tenant, Birth.now(identity), headers.get(HEADER) == "1")
     given = decode(body, Resumption)
-    return _resumed(bytes(given.request), tenant, given.resume)
+    return _resumed(bytes(given.request), tenant, given.resume, identity)
 
 
-def _resumed(body: bytes, tenant: str, lines: list[str]) -> Call:
-    birth, past, closed = Birth.now(), dict[int, Past](), 0
+def _resumed(body: bytes, tenant: str, lines: list[str], identity: str) -> Call:
+    birth, past, closed = Birth.now(identity), dict[int, Past](), 0
     for number, line in enumerate(lines):
         found = _LINE.fullmatch(line)
         if found is None or (found["name"] is None) != (number > 0):
@@ -119,7 +122,9 @@ def _resumed(body: bytes, tenant: str, lines: list[str]) -> Call:
                 400, f"`resume` has {line[:80]!r}, which no event of ours carries.", param="resume"
             )
         if found["name"] is not None:
-            birth = Birth(found["name"], int(found["created"]), int(found["seed"]))
+            if found["of"] != identity:
+                raise lost("it was begun with another model, or with other settings")
+            birth = Birth(found["name"], int(found["created"]), int(found["seed"]), identity)
         if found["tokens"] == CLOSING:
             closed += 1
             continue

@@ -18,6 +18,7 @@ from workers.detokenize import TextOutput
 from workers.embedding import EmbeddingJob
 from workers.engine import Engine, Task
 from workers.errors import ApiError, exceeds_context, too_long_at_once
+from workers.kv_files import fingerprint, identity_of
 from workers.openai_requests import Generation
 from workers.resuming import Call, check_resumed
 from workers.sampling_requests import sampling_of
@@ -43,6 +44,8 @@ class Worker:
         self.log = log
         self.load_seconds = load_seconds
         self.created = int(time.time())
+        self.identity = _identity(settings, engine)
+        """By which a worker that would have answered as this one does is known."""
         self.template = ChatTemplate(
             settings.chat_template or self.model.chat_template() or CHATML,
             bos=self.model.token_text(self.model.bos),
@@ -216,3 +219,15 @@ class Worker:
 async def in_thread(work: Callable[[], T]) -> T:
     """Runs `work` beside the event loop."""
     return await asyncio.get_running_loop().run_in_executor(None, work)
+
+
+def _identity(settings: Settings, engine: Engine) -> str:
+    """Of all that shapes an answer and is not in its request."""
+    facts = {
+        "model": fingerprint(Path(settings.model)),
+        "context": (engine.options.n_ctx, settings.cache_type_k, settings.cache_type_v),
+        "adapters": (settings.loras, settings.adapter_paths, settings.adapters),
+        "template": (settings.chat_template, settings.chat_template_kwargs),
+        "sampling": (settings.sampling, settings.predict, settings.deterministic),
+    }
+    return identity_of(facts)[:16]

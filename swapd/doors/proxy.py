@@ -149,18 +149,21 @@ async def _pass(
         assert instead is not None, "who has no answer has an error"
         return instead
     if instead is not None:
-        await _break_off(request, begun, instead)
+        await _break_off(request, begun, instead, passage.is_within_event)
     return begun
 
 
-async def _break_off(request: web.Request, begun: web.StreamResponse, error: web.Response) -> None:
+async def _break_off(
+    request: web.Request, begun: web.StreamResponse, error: web.Response, is_within_event: bool
+) -> None:
     """End an answer that can't be completed so that the client sees that it is not whole.
 
     A stream of events gets an error event; then the connection is closed without the ending that
     a whole answer has.
     """
     if begun.content_type == "text/event-stream":
-        await begun.write(errors.as_event(error))
+        # What there is of an event would swallow the error.
+        await begun.write(b"\n\n" * is_within_event + errors.as_event(error))
     begun.force_close()
     if request.transport is not None:
         request.transport.close()

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from swapd.doors.house import House
 from swapd.effects.pulse import Pulse
-from swapd.effects.upstream import WorkerFailedError
+from swapd.effects.upstream import Fate, WorkerFailedError
 from swapd.lease import Lease, RefusedError, Wish
 from swapd.words.catalog import ModelSpec
 from swapd.words.orders import Why
@@ -26,8 +26,11 @@ class Passage(Protocol):
     def has_begun(self) -> bool:
         """Whether the client has a part of a stream that another worker is to go on with."""
 
-    async def through(self, base_url: str, pulse: Pulse, resumable: bool) -> int:
-        """Have this worker answer, or go on; the tokens that it took. Raises WorkerFailedError."""
+    async def through(self, base_url: str, pulse: Pulse, resumable: bool, fate: Fate) -> int:
+        """Have this worker answer, or go on; the tokens that it took. Raises WorkerFailedError.
+
+        `fate` tells whether the worker has just ended, where its answer can't tell.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +84,13 @@ async def _through(house: House, passing: Passing, passage: Passage, lease: Leas
     try:
         while not answered:
             try:
-                if passage.has_begun:
-                    house.metrics.resumed(name)
                 resumable = passing.asks_ids and lease.running.resumable
-                tokens = await passage.through(lease.base_url, lease.running.pulse, resumable)
+                if passage.has_begun:
+                    if not resumable:
+                        raise WorkerFailedError("the next one can't go on with what it began")
+                    house.metrics.resumed(name)
+                pulse = lease.running.pulse
+                tokens = await passage.through(lease.base_url, pulse, resumable, lease.fate)
                 answered = True
             except WorkerFailedError as error:
                 fate = await lease.fate()

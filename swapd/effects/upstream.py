@@ -6,7 +6,8 @@ import asyncio
 import os
 import re
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TypeAlias
 
 import aiohttp
 import msgspec
@@ -33,6 +34,9 @@ HOP_BY_HOP = frozenset(
 )
 """Headers that speak of one connection only (RFC 9110, section 7.6.1)."""
 
+BODILESS = frozenset({204, 304})
+"""Statuses of answers that have no body."""
+
 CONNECT_WITHIN = 5.0
 KEPT_FOR = 3.0
 """An idle connection is closed before a worker would do so (llama-server: 5 s): a request sent
@@ -54,6 +58,14 @@ TAIL = 2048
 TOTAL = re.compile(rb'"total_tokens":\s*(\d{1,12})')
 PROMPT_N = re.compile(rb'"prompt_n":\s*(\d{1,12})')
 PREDICTED_N = re.compile(rb'"predicted_n":\s*(\d{1,12})')
+
+
+Fate: TypeAlias = Callable[[float], Awaitable[str]]
+"""Waits so many seconds for a worker's end and says how it was; empty if it lives on."""
+CLOSED_WITHIN = 0.1
+"""Seconds in which a worker that ended with its connection is found to have done so."""
+_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+"""How an event of a stream may end."""
 
 
 class Fault(msgspec.Struct):
@@ -143,7 +155,12 @@ class Passage:
         """Whether the client has events that the next worker is not to send again."""
         return self._events is not None and bool(self._events.ids)
 
-    async def through(self, base_url: str, pulse: Pulse, resumable: bool) -> int:
+    @property
+    def is_within_event(self) -> bool:
+        """Whether the client has a part of an event without its end."""
+        return bool(self._tail) and not self._tail.endswith(_ENDS)
+
+    async def through(self, base_url: str, pulse: Pulse, resumable: bool, fate: Fate) -> int:
         """Send the request to a worker and stream the answer to the client as it comes.
 
         What was begun is gone on with; a worker that is `resumable` is asked for what that needs.
@@ -168,7 +185,11 @@ class Passage:
         except FAILURES as error:
             raise WorkerFailedError(told(error)) from error
         async with answer:
-            await self._relay(answer, await self._prepared(answer, resumable), pulse)
+            response = await self._prepared(answer, resumable)
+            await self._relay(answer, response, pulse)
+            if _ends_by_closing(answer) and (reason := await fate(CLOSED_WITHIN)):
+                raise WorkerFailedError(reason)
+            await response.write_eof()
         return tokens_told(self._tail)
 
     def _headers(self, resumable: bool) -> CIMultiDict[str]:
@@ -223,7 +244,6 @@ class Passage:
             self._tail = (self._tail + chunk)[-TAIL:]
         if events is not None and (rest := events.rest()):
             await response.write(rest)
-        await response.write_eof()
 
     async def _next_chunk(self, answer: aiohttp.ClientResponse) -> bytes:
         """What has come since the last call, at once; empty at the answer's end."""
@@ -233,6 +253,14 @@ class Passage:
             if self._tail.endswith(DONE):
                 return b""
             raise WorkerFailedError(told(error)) from error
+
+
+def _ends_by_closing(answer: aiohttp.ClientResponse) -> bool:
+    """Whether the end of the connection is the answer's, so that one broken off looks whole."""
+    if answer.method == "HEAD" or answer.status in BODILESS:
+        return False
+    chunked = "chunked" in answer.headers.get("Transfer-Encoding", "").lower()
+    return not chunked and "Content-Length" not in answer.headers
 
 
 async def _reason(answer: aiohttp.ClientResponse) -> str:

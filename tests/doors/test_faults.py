@@ -33,6 +33,32 @@ def test_a_broken_stream_does_not_look_whole_to_a_plain_client(home: Path) -> No
         assert "data: [DONE]" not in seen
 
 
+def test_an_answer_that_ends_by_closing_is_not_whole_when_its_worker_died(home: Path) -> None:
+    flags = "--until-closed --words 3"
+    models = {"well": fake("well", flags), "dying": fake("dying", f"{flags} --crash-at-word 2")}
+    with Swapd(home, config(models)) as swapd:
+        for name in models:
+            body = chat(name, stream=True)
+            with swapd.http.stream("POST", "/v1/chat/completions", json=body) as r:
+                if name == "well":
+                    assert [line for line in r.iter_lines() if line][-1] == "data: [DONE]"
+                    continue
+                with pytest.raises(httpx.RemoteProtocolError):
+                    list(r.iter_lines())
+
+
+def test_the_error_is_an_event_of_its_own(home: Path) -> None:
+    with Swapd(home, config({"a": fake("a", "--torn --crash-at-word 0")})) as swapd:
+        seen: list[str] = []
+        body = chat("a", stream=True)
+        with (
+            pytest.raises(httpx.RemoteProtocolError),
+            swapd.http.stream("POST", "/v1/chat/completions", json=body) as r,
+        ):
+            seen.extend(filter(None, r.iter_lines()))
+    assert (seen[0], '"error"' in seen[1]) == ("data: ", True)
+
+
 def test_a_worker_that_does_not_come_up_says_why_and_cools_down(home: Path) -> None:
     models = {"a": fake("a", "--fail broken"), "b": fake("b")}
     with Swapd(home, config(models)) as swapd:

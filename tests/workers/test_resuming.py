@@ -24,7 +24,6 @@ ASIDE = re.compile(
     r'"timings":\{[^}]*\}|"cached_tokens":\d+|"id_slot":-?\d+|"tokens_cached":\d+|"id":"[0-9a-f]{9}"'
 )
 """What may differ: how long it took, what was in the cache, and the random names of calls."""
-HEAD = "0123456789abcdef0123456789abcdef.1.1"
 Event = tuple[str, str]
 """Its `id:` line, and its data."""
 
@@ -272,19 +271,30 @@ def test_a_worker_says_that_it_can(pair: Pair) -> None:
     [
         (["17"], 400),
         (["nonsense"], 400),
-        ([f"{HEAD};17", f"{HEAD};17"], 400),
-        ([f"{HEAD};999999"], 409),
-        ([f"{HEAD};-1", "5"], 409),
-        ([f"{HEAD};3=17"], 409),
-        ([f"{HEAD};17,17,17,17,17"], 409),
-        ([f"{HEAD};17", *["-"] * 20], 409),
+        (["HEAD;17", "HEAD;17"], 400),
+        (["HEAD;999999"], 409),
+        (["HEAD;-1", "5"], 409),
+        (["HEAD;3=17"], 409),
+        (["HEAD;17,17,17,17,17"], 409),
+        (["HEAD;17", *["-"] * 20], 409),
+        (["0123456789abcdef0123456789abcdef.1.1.abc;17"], 409),
     ],
     ids=str,
 )  # fmt: skip
 def test_what_can_t_be_gone_on_with_is_refused(pair: Pair, lines: list[str], status: int) -> None:
     body = {"prompt": "The king", "stream": True, "max_tokens": 4}
-    answer = post(pair[0], "/resume/v1/completions", {"request": body, "resume": lines})
+    head = events(pair[0], "/v1/completions", body)[0][0].split(";")[0]
+    sent = [line.replace("HEAD", head) for line in lines]
+    answer = post(pair[0], "/resume/v1/completions", {"request": body, "resume": sent})
     assert (answer[0], list(json.loads(answer[1]))) == (status, ["error"])
+
+
+def test_nothing_goes_on_with_another_models_answer(pair: Pair, start: Start) -> None:
+    body = {"prompt": "The king", "stream": True, "max_tokens": 9}
+    lines = [line for line, _ in events(pair[0], "/v1/completions", body)[:3]]
+    asked = {"request": body, "resume": lines}
+    status, answer = post(start(ROOT / "demo" / "alice.gguf"), "/resume/v1/completions", asked)
+    assert (status, "with another model" in answer.decode()) == (409, True)
 
 
 def test_tokens_that_the_form_has_no_room_for_are_refused(pair: Pair) -> None:

@@ -14,7 +14,14 @@ from swapd.doors.tries import Passing, serve
 from swapd.effects.clock import now
 from swapd.effects.event_ids import EventIds
 from swapd.effects.pulse import Pulse
-from swapd.effects.upstream import FAILURES, RESUMABLE, WorkerFailedError, told
+from swapd.effects.upstream import (
+    CLOSED_WITHIN,
+    FAILURES,
+    RESUMABLE,
+    Fate,
+    WorkerFailedError,
+    told,
+)
 from swapd.lease import Wish
 from swapd.words.catalog import ModelSpec
 
@@ -77,7 +84,7 @@ class _Talk:
     def has_begun(self) -> bool:
         return self._ids is not None and bool(self._ids.ids)
 
-    async def through(self, base_url: str, pulse: Pulse, resumable: bool) -> int:
+    async def through(self, base_url: str, pulse: Pulse, resumable: bool, fate: Fate) -> int:
         path, body, headers = PATH, self._body, dict(JSON)
         if resumable:
             headers[RESUMABLE] = "1"
@@ -88,14 +95,14 @@ class _Talk:
         try:
             async with self._session.post(base_url + path, data=body, headers=headers) as answer:
                 if answer.status == 200:
-                    await self._hear(answer, pulse)
+                    await self._hear(answer, pulse, fate)
                 else:
                     self.refused = _message(await answer.read())
         except FAILURES as error:
             raise WorkerFailedError(told(error)) from error
         return int((self.last.get("usage") or {}).get("total_tokens") or 0)
 
-    async def _hear(self, answer: aiohttp.ClientResponse, pulse: Pulse) -> None:
+    async def _hear(self, answer: aiohttp.ClientResponse, pulse: Pulse, fate: Fate) -> None:
         """Tell tokens as they come, to the end of the stream."""
         rest = b""
         async for chunk in answer.content.iter_any():
@@ -114,6 +121,8 @@ class _Talk:
                         pulse.held -= 1
             if len(rest) > EVENT_BYTES:
                 raise TroubleError("worker_failed", "the worker sent an event without an end")
+        if reason := await fate(CLOSED_WITHIN):
+            raise WorkerFailedError(reason)
         raise TroubleError("worker_failed", "the worker's answer broke off")
 
     async def _tell(self, event: bytes) -> None:
