@@ -200,7 +200,7 @@ def test_any_answer(words: list[str], dialect: Dialect | None) -> None:
 def test_any_id_line(line: str) -> None:
     body = json.dumps({"request": {}, "resume": [line]}).encode("utf-8", "surrogatepass")
     try:
-        call = call_of("/resume/x", {}, body)
+        call = call_of("/resume/x", {}, body, "")
     except ApiError as error:
         assert error.status == 400
     else:
