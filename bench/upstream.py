@@ -99,7 +99,7 @@ class Upstream(asyncio.Protocol):
 async def serve(port: int) -> None:
     """Until standard input ends."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(Upstream, "127.0.0.1", port)
+    server = await loop.create_server(Upstream, "127.0.0.1", port, backlog=1024)
     number = server.sockets[0].getsockname()[1]
     print(f'{{"url": "http://127.0.0.1:{number}"}}', flush=True)
     await loop.run_in_executor(None, sys.stdin.buffer.read)
