@@ -24,6 +24,7 @@ from swapd.words.learned import Learned
 from swapd.words.orders import Bring, Grant, Kill, Order, Refuse, Remember, Start, Stop, TakeSample
 
 PRESSURE = "memory pressure"
+UNCLAIMED = "nobody waits for it any more"
 CHANGED = "its configuration changed"
 NOTHING: Mapping[str, Learned] = MappingProxyType({})
 
@@ -100,7 +101,7 @@ class Desk:
         self._orders.append(Stop(resident.worker, because))
         heir = self._books.serving(resident.spec.name)
         if heir and heir.state is State.STARTING and resident.spec.name not in self._books.queues:
-            self._stop(heir, because, now)
+            self._stop(heir, UNCLAIMED, now)
 
     def _drain(self, resident: Resident) -> None:
         self._books.step(resident, Step.DRAIN)

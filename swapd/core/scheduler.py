@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from swapd.core.desk import PRESSURE
+from swapd.core.desk import PRESSURE, UNCLAIMED
 from swapd.core.lifecycle import WORKING, State
 from swapd.core.pressure import Pressure, pressure_of
 from swapd.core.queue import Waiting
@@ -170,7 +170,7 @@ class Scheduler(Succession):
         wanted = resident.spec.name in self._books.queues
         if resident.state is State.STARTING:
             claimed = wanted or (resident.heir and self._closing is None)
-            return "" if claimed else "nobody waits for it any more"
+            return "" if claimed else UNCLAIMED
         if resident.state is State.DRAINING:
             return "" if resident.busy else resident.because
         if not resident.idle or wanted:
