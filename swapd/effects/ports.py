@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 
 import psutil
 
@@ -27,6 +28,16 @@ def family(pid: int) -> list[psutil.Process]:
         return []
 
 
+def _members(pid: int) -> Iterator[psutil.Process]:
+    """The family, its head first: whoever is content with that spares a look at all processes."""
+    try:
+        head = psutil.Process(pid)
+        yield head
+        yield from head.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return
+
+
 def stranger_on(port: int, pid: int) -> str:
     """Who listens on `port` and does not belong to `pid`'s family; empty when the family does.
 
@@ -35,7 +46,7 @@ def stranger_on(port: int, pid: int) -> str:
     """
     looked_at_all = True
     names = set()
-    for member in family(pid):
+    for member in _members(pid):
         try:
             names.add(member.name())
             for c in member.net_connections(kind="tcp"):

@@ -35,7 +35,9 @@ async def until_ready(process: WorkerProcess, session: aiohttp.ClientSession) ->
         await pause(interval)
         interval = min(interval * GROWTH, LONGEST_PAUSE)
     if "${PORT}" in process.spec.proxy and URL(process.base_url).host in LOOPBACK:
-        stranger = stranger_on(process.port, process.pid)
+        # Looking through processes takes milliseconds, in which others are not to wait.
+        loop = asyncio.get_running_loop()
+        stranger = await loop.run_in_executor(None, stranger_on, process.port, process.pid)
         if stranger:
             raise StrangerError(f"port {process.port} is held by {stranger}")
 
