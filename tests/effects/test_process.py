@@ -110,7 +110,8 @@ def _descriptors() -> int:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGRTMIN"), reason="no real-time signals here")
 async def test_a_signal_without_a_name_has_its_number(spawn: Spawn) -> None:
-    worker, heard = spawn(f"{sys.executable} -c 'input()'")
+    worker, heard = spawn(FAKE)
+    await heard.word()
     os.kill(worker.pid, 40)
     assert await heard.end() == "the worker was ended by signal 40"
 
