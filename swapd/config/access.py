@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from collections.abc import Mapping as MappingType
 from fnmatch import fnmatchcase
 
-from swapd.config.problems import Path, did_you_mean
+from swapd.config.problems import did_you_mean
 from swapd.config.schema import KeyEntry, Server
 from swapd.config.tree import Mapping, Scalar, node_at
 from swapd.config.typed import Report, read
@@ -79,21 +79,21 @@ def _named(
                 told = "must be sha256: and 64 hexadecimal digits; key add NAME makes one"
                 report.problem((*path, "hash"), told)
                 continue
-            _check_patterns(report, (*path, "models"), key.models, models)
+            for i, told in opens_nothing(key.models, models):
+                report.warn((*path, "models", i), told)
             digest = bytes.fromhex(match[1])
             found.append(ApiKey(name, digest, tuple(key.models), key.admin, key.rate))
     return found
 
 
-def _check_patterns(
-    report: Report, path: Path, patterns: list[str], models: Collection[ModelSpec]
-) -> None:
-    """A name that means no model opens nothing, which its author should know."""
+def opens_nothing(
+    patterns: Iterable[str], models: Collection[ModelSpec]
+) -> Iterator[tuple[int, str]]:
+    """Those that mean no model: their place, and a sentence that their author should see."""
     names = [name for spec in models for name in (spec.name, *spec.aliases)]
     for i, pattern in enumerate(patterns):
         if not any(fnmatchcase(name, pattern) for name in names) and pattern != "*":
-            near = did_you_mean(pattern, names)
-            report.warn((*path, i), f"there is no model {pattern} now{near}")
+            yield i, f"there is no model {pattern} now{did_you_mean(pattern, names)}"
 
 
 def _plain(report: Report, server: Server) -> list[ApiKey]:

@@ -17,6 +17,10 @@ def test_keys_are_made_used_and_taken_out(user: User) -> None:
     assert "every HTTP request but GET /health needs one" in added.stderr
     assert "there is a key laptop already" in user.fails("key", "add", "laptop")
     assert "can't be a key's name" in user.fails("key", "add", "my laptop", status=2)
+    assert "names no model" in user.fails("key", "add", "none", "--models", "", status=2)
+    assert "names no model" in user.fails("key", "add", "none", "--models", " , ", status=2)
+    both = ("key", "add", "none", "--models", "bard", "--admin")
+    assert "--admin opens every model" in user.fails(*both, status=2)
     assert key not in user.custom.read_text() + user.config.read_text()
     listed = msgspec.json.decode(user.says("key", "list", "--json"))["keys"]
     assert listed == [{"name": "laptop", "models": ["bard"], "admin": False, "rate": 100}]
@@ -50,6 +54,11 @@ def test_a_configuration_of_ones_own_is_edited_where_it_is(user: User) -> None:
     assert not user.custom.exists()
     rows = [line.split() for line in user.says("key", "list").splitlines()[1:]]
     assert rows == [["ops", "all", "yes"], ["apiKeys[0]", "all", "yes"]]
+    typo = user.types("key", "add", "typo", "--models", "bart, bard*")
+    assert typo.returncode == 0, typo.stderr
+    assert "there is no model bart now" in typo.stderr
+    assert "there is no model bard* now" in typo.stderr
+    text = user.config.read_text()
     shown = user.says("config", "show")
     assert "5ecret" not in shown
     assert shown == text.replace("plain-5ecret", "'***'")

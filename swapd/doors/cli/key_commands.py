@@ -26,7 +26,7 @@ def add(
     """Make a key and print it, this once."""
     from swapd.doors.cli import keys
 
-    raise typer.Exit(keys.add(name, models or [], admin, rate, config))
+    raise typer.Exit(keys.add(name, models, admin, rate, config))
 
 
 def list_(config: Config = None, as_json: Json = False) -> None:

@@ -15,19 +15,24 @@ PREFIX = "sk-swapd-"
 RANDOM_BYTES = 32
 
 
-def add(name: str, models: list[str], admin: bool, rate: int, config: Path | None) -> int:
+def add(name: str, models: list[str] | None, admin: bool, rate: int, config: Path | None) -> int:
     """Make a key, write its sum into the configuration, print the key. Raises FailedError."""
     from swapd.config.access import NAME, hash_of
     from swapd.config.edit import put
 
     if not NAME.fullmatch(name):
         raise FailedError(f"{name!r} can't be a key's name: it is of A-Z a-z 0-9 _ . -", 2)
+    names = [part.strip() for text in models or () for part in text.split(",") if part.strip()]
+    if models is not None and not names:
+        raise FailedError("--models names no model; without it the key is good for all of them", 2)
+    if admin and names:
+        raise FailedError("--admin opens every model: leave it out, or --models", 2)
     place = _Place(config)
     if any(known == name for known in place.names()):
         raise FailedError(f"there is a key {name} already; {command()} key rm {name} takes it out")
     key = PREFIX + secrets.token_urlsafe(RANDOM_BYTES)
     entry: dict[str, object] = {"hash": hash_of(key)}
-    if names := [part for text in models for part in text.split(",") if part]:
+    if names:
         entry["models"] = names
     if admin:
         entry["admin"] = True
@@ -37,9 +42,20 @@ def add(name: str, models: list[str], admin: bool, rate: int, config: Path | Non
     place.write(put(place.text, ("keys", name), entry, place.file.name))
     print(key)
     complain(f"{place.file} has its SHA-256 sum; the key itself is shown this once")
+    _warn_of_unknown(names, config)
     if first:
         complain("as long as there is a key, every HTTP request but GET /health needs one")
     return 0
+
+
+def _warn_of_unknown(patterns: list[str], config: Path | None) -> None:
+    """Say which of them open nothing, for no model has such a name."""
+    from swapd.config.access import opens_nothing
+
+    home = find_home()
+    models = read(home, config or home.config).catalog.models.values() if patterns else ()
+    for _, told in opens_nothing(patterns, models):
+        complain(told)
 
 
 def rm(name: str, config: Path | None) -> int:
