@@ -53,12 +53,15 @@ class Swapd:
         self.config.write_text(config)
         self.environ = {**os.environ, "SWAPD_HOME": str(home), "SWAPD_HOST": "", **environ}
         self._seen: set[int] = set()
+        self.wrapper: tuple[str, ...] = ()
+        """A command that becomes the daemon's."""
 
     def __enter__(self) -> Swapd:
         hear, tell = os.pipe()
         self.output = (self.home / "output").open("w+b")
         self.process = subprocess.Popen(
             [
+                *self.wrapper,
                 *(sys.executable, "-m", "swapd.doors.daemon"),
                 *("--port", str(self.port), "--ready-fd", str(tell)),
             ],

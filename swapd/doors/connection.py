@@ -22,6 +22,8 @@ MEAN_BYTES = 16384
 """Bytes a second that a body has to bring on the average, beyond what patience allows."""
 LARGEST_HEADERS = 128
 LARGEST_HEADER = 16384
+LINGERING = 2.0
+"""Seconds for which a body that nobody wants is read away, for its sender to hear why."""
 NOTHING = (0, 0.0)
 
 
@@ -78,6 +80,7 @@ class Connection(web.RequestHandler):
             keepalive_timeout=patience.idle,
             access_log=None,  # type: ignore[arg-type]  # None is how aiohttp wants to hear "none".
             logger=logger,
+            lingering_time=LINGERING,
             max_headers=LARGEST_HEADERS,
             max_field_size=LARGEST_HEADER,
         )
@@ -228,7 +231,8 @@ def _malformed(error: BaseException | None) -> web.Response:
 
 def _bare(status: int, message: str, code: str) -> bytes:
     """A whole answer for where there is no request to answer."""
-    body = errors.body(message, "invalid_request_error", code)
+    kind = "overloaded_error" if status == 503 else "invalid_request_error"
+    body = errors.body(message, kind, code)
     reason = {408: "Request Timeout", 503: "Service Unavailable"}[status]
     head = (
         f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\n"

@@ -86,7 +86,8 @@ class Front:
             overview=OVERVIEW,
         )
         room = (raise_limit() - SPARE_DESCRIPTORS) // 2
-        self._crowd = Crowd(max(64, min(room, MOST_CONNECTIONS)), house.logs.own)
+        self._most_trusted = max(32, min(room // 4, MOST_CONNECTIONS))
+        self._most = max(64, min(room - self._most_trusted, MOST_CONNECTIONS))
         self._listeners: list[asyncio.Server] = []
         self._runners: list[web.AppRunner] = []
         self._lines: SocketDoor | None = None
@@ -121,7 +122,10 @@ class Front:
         )
         await runner.setup()
         assert runner.server is not None
-        made = factory(runner.server, self._crowd, house.patience, logger)
+        # Each door has its own: whoever crowds the port keeps nobody from the socket.
+        most = self._most if guard is not None else self._most_trusted
+        crowd = Crowd(most, house.logs.own)
+        made = factory(runner.server, crowd, house.patience, logger)
         listener = await asyncio.get_running_loop().create_server(
             made,
             sock=sock,

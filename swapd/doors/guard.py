@@ -60,6 +60,9 @@ class Guard:
             response, reason = refused
             if reason:
                 self._metrics.turned_away(reason)
+            if not request.content.is_eof():
+                # What is still to come of it is not worth a place.
+                response.force_close()
             return response
         return None
 

@@ -235,6 +235,33 @@ def test_slow_readers_cost_little_and_disturb_nobody(swapd: Swapd) -> None:
     eventually(lambda: process.num_fds() <= files + 1, within=30)
 
 
+def test_who_is_refused_does_not_keep_a_place_by_a_body(swapd: Swapd) -> None:
+    begun = now()
+    answer = told(swapd, head_of(1000, CHAT, "Origin: https://evil.example"))
+    assert answer.status_code == 403
+    assert answer.headers["Connection"] == "close"
+    assert now() - begun < 8
+    kept = swapd.http.post(CHAT, content=b"{}", headers={"Origin": "https://evil.example"})
+    assert kept.status_code == 403
+    assert kept.headers.get("Connection") != "close"
+
+
+def test_who_crowds_the_port_keeps_nobody_from_the_socket(home: Path) -> None:
+    crowded = Swapd(home, config({"a": fake("a")}))
+    crowded.wrapper = ("sh", "-c", 'ulimit -n 300 && exec "$@"', "sh")
+    with crowded as swapd, contextlib.ExitStack() as open_ones:
+        for _ in range(64):
+            sock = socket.create_connection(("127.0.0.1", swapd.port), timeout=20)
+            open_ones.enter_context(sock)
+            sock.sendall(head_of(1000))
+        refused = told(swapd, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert refused.status_code == 503
+        assert error_of(refused)["type"] == "overloaded_error"
+        inner = httpx.HTTPTransport(uds=str(home / ".swapd/http.sock"))
+        with httpx.Client(transport=inner, base_url="http://any.name") as http:
+            assert http.get("/health").status_code == 200
+
+
 # -- many connections, and idle ones: a small server of our own kind, with less patience
 
 
