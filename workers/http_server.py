@@ -16,6 +16,7 @@ from workers.http_completion import CompletionRoutes
 from workers.http_json import Handler, errors_as_json, json_response
 from workers.http_llama import LlamaRoutes
 from workers.http_openai import OpenAIRoutes
+from workers.http_pages import refuse_pages
 from workers.http_patience import Limits, Patience
 from workers.http_slots import SlotRoutes
 from workers.pulse import Pulse
@@ -29,7 +30,14 @@ LOADING = {"error": {"code": 503, "message": "Loading model", "type": "unavailab
 class Server:
     """Answers on one socket from before the model is loaded until everything is served."""
 
-    def __init__(self, limits: Limits = Limits()) -> None:  # noqa: B008  it is frozen
+    def __init__(
+        self,
+        limits: Limits = Limits(),  # noqa: B008  it is frozen
+        *,
+        owned: bool = False,
+    ) -> None:
+        """`owned`: all requests come through a supervisor, and none from web pages."""
+        self._owned = owned
         self._patience = Patience(limits)
         self._routes: dict[tuple[str, str], Handler] = {}
         self._active = 0
@@ -180,6 +188,8 @@ class Server:
 
         A `*` in it stands for any last part of a path.
         """
+        if self._owned:
+            refuse_pages(request.headers)
         if not self._routes:
             return json_response(LOADING, 503)
         patterns = (request.path, request.path.rpartition("/")[0] + "/*")

@@ -41,6 +41,11 @@ class Lifeline:
         except (ValueError, OSError) as error:
             raise ValueError(f"{VARIABLE}={named!r} is not an open descriptor") from error
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether there is a supervisor."""
+        return self._descriptor is not None
+
     def ready(self, **facts: object) -> None:
         """The worker listens and its model is loaded."""
         self._write({"ready": True, **facts})

@@ -87,7 +87,7 @@ async def _serve(settings: Settings, lifeline: Lifeline, loaded: Future[Worker])
     from workers.pulse import Pulse
     from workers.worker import in_thread
 
-    server = Server()
+    server = Server(owned=lifeline.is_heard)
     try:
         host, port = await server.listen(settings.host, settings.port)
     except OSError as error:

@@ -200,6 +200,9 @@ class Passage:
             "Content-Length",
             "Expect",
             "Content-Encoding",
+            # Both were judged at our door, and speak of it.
+            "Origin",
+            "Sec-Fetch-Site",
             RESUMABLE,
             *self._withheld,
         ):
