@@ -82,6 +82,7 @@ class Connection(web.RequestHandler):
             logger=logger,
             lingering_time=LINGERING,
             max_headers=LARGEST_HEADERS,
+            max_line_size=LARGEST_HEADER,
             max_field_size=LARGEST_HEADER,
         )
         self._crowd = crowd

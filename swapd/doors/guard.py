@@ -86,7 +86,8 @@ class Guard:
                 "add their origin to cors.allowed_origins in the configuration"
             )
             return _forbidden(message, "origin_not_allowed"), "origin"
-        if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in headers:
+        asks_first = hdrs.ORIGIN in headers and hdrs.ACCESS_CONTROL_REQUEST_METHOD in headers
+        if request.method == hdrs.METH_OPTIONS and asks_first:
             return _preflight(request), ""
         return None
 
@@ -100,7 +101,8 @@ class Guard:
                 return None
             return _unauthorized(request), "key"
         request[OPENED] = opened
-        wait = opened.grant.pace.take(now()) if opened.grant.key.rate else 0.0
+        counts = bool(opened.grant.key.rate) and handler not in self._public
+        wait = opened.grant.pace.take(now()) if counts else 0.0
         if wait:
             name, rate = opened.grant.key.name, opened.grant.key.rate
             message = f"the key {name!r} is good for {rate} requests a minute"

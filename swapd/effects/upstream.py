@@ -42,6 +42,8 @@ KEPT_FOR = 3.0
 """An idle connection is closed before a worker would do so (llama-server: 5 s): a request sent
 into a connection that the other end is just closing can't be told from one that was lost."""
 RECEIVED_BYTES = 256 * 1024
+LONGEST_LINE = 65536
+"""Bytes that a line of the head of a worker's answer may have."""
 FAILURES = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
 NEVER = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_WITHIN)
 """An answer may take as long as it takes: a long prefill is not a fault."""
@@ -100,6 +102,8 @@ def new_session() -> aiohttp.ClientSession:
         timeout=NEVER,
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
+        max_line_size=LONGEST_LINE,
+        max_field_size=LONGEST_LINE,
         skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
     )
 

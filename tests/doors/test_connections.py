@@ -106,6 +106,11 @@ def test_a_body_that_can_not_be_unpacked_is_a_bad_request(swapd: Swapd) -> None:
     error_of(answer)
 
 
+def test_a_line_may_be_as_long_as_is_documented(swapd: Swapd) -> None:
+    assert swapd.http.get("/health?" + "x" * 16_000).status_code == 200
+    assert swapd.http.get("/health", headers={"X": "x" * 16_000}).status_code == 200
+
+
 def test_a_head_that_does_not_come_to_its_end(swapd: Swapd) -> None:
     begun = now()
     answer = told(swapd, b"GET /health HTTP/1.1\r\nHost: local")

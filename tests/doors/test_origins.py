@@ -132,6 +132,8 @@ def test_a_preflight_is_answered_by_configuration_only(swapd: Swapd) -> None:
     refused = ask(swapd, "OPTIONS", path, Origin="https://evil.example", **wish)
     assert refused.status_code == 403
     assert "Access-Control-Allow-Methods" not in refused.headers
+    nobody = ask(swapd, "OPTIONS", path, **wish)
+    assert nobody.status_code == 405, "no page has asked"
 
 
 @pytest.mark.parametrize(

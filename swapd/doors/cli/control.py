@@ -218,7 +218,8 @@ def _stopped(home: Home, now: bool) -> list[str] | None:
     elif holder is not None and not holder.closing:
         # A second SIGTERM would mean "at once", which nobody has asked for.
         process.send_signal(signal.SIGTERM)
-    told = f"waiting for running requests to end; {command()} stop --now does not wait"
+    hint = f"running requests to end; {command()} stop --now does not wait for them"
+    told = f"waiting for {'the workers to be gone' if now else hint}"
     reminder = threading.Timer(PATIENCE, print, [told])
     reminder.start()
     wait_until_free(home.state)
