@@ -6,15 +6,27 @@ import re
 from collections.abc import Iterable
 
 MASK = "***"
-_NAME = r"(?:api[-_]?keys?|token|passw(?:or)?d|secret)"
-_FLAG = re.compile(rf"--?[a-z0-9_-]*{_NAME}|-hft", re.IGNORECASE)
-_ASSIGNED = re.compile(rf"((?:--?)?[a-z0-9_-]*(?:{_NAME}|key)=).*", re.IGNORECASE | re.DOTALL)
+_NAME = (
+    r"(?:[a-z0-9_-]*(?:api[-_]?keys?|token|passw(?:or)?d|passphrase|secret|credentials?)"
+    r"|(?:[a-z0-9_-]*[-_])?(?:key|auth|authorization))"
+)
+"""Words that name a secret: flags, variables, headers, fields of an address."""
+_VALUE = r"(?!\$\{env\.)(?:\"[^\"]*\"|'[^']*'|[^\s'\"]*[^\s'\",;\]}])"
+_FLAG = re.compile(rf"--?{_NAME}|-hft", re.IGNORECASE)
+_FLAG_IN_TEXT = re.compile(rf"(?<![^\s'\"])((?:--?{_NAME}|-hft)\s+)(?!-){_VALUE}", re.IGNORECASE)
+_ASSIGNED = re.compile(rf"((?:--?)?{_NAME}=).*", re.IGNORECASE | re.DOTALL)
+_ASSIGNED_IN_TEXT = re.compile(rf"(?<![a-z0-9_.])(-*{_NAME}=){_VALUE}", re.IGNORECASE)
+_HEADER = re.compile(rf"((?:{_NAME}|cookie):).+", re.IGNORECASE | re.DOTALL)
+_HEADER_IN_TEXT = re.compile(
+    rf"(['\"](?:{_NAME}|cookie)['\"]?:\s*['\"]?)[^'\"]+", re.IGNORECASE | re.DOTALL
+)
 _IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
 def without_secrets(words: Iterable[str]) -> list[str]:
     """The words of a command, with a mask for what follows a flag such as `--api-key`, for the
-    value of a variable such as `HF_TOKEN=`, and for the user and password of an address."""
+    value of a variable such as `HF_TOKEN=` or of a header such as `Authorization:`, and for the
+    user and password of an address; also where a word is a command itself."""
     shown = []
     secret = False
     for word in words:
@@ -23,6 +35,13 @@ def without_secrets(words: Iterable[str]) -> list[str]:
             secret = False
             continue
         secret = _FLAG.fullmatch(word) is not None
-        assigned = _ASSIGNED.fullmatch(word)
-        shown.append(f"{assigned[1]}{MASK}" if assigned else _IN_URL.sub(MASK, word))
+        whole = _ASSIGNED.fullmatch(word) or _HEADER.fullmatch(word)
+        shown.append(f"{whole[1]}{MASK}" if whole else without_secrets_in(word))
     return shown
+
+
+def without_secrets_in(text: str) -> str:
+    """The same for a text in which there are commands."""
+    for pattern in (_FLAG_IN_TEXT, _ASSIGNED_IN_TEXT, _HEADER_IN_TEXT):
+        text = pattern.sub(rf"\g<1>{MASK}", text)
+    return _IN_URL.sub(MASK, text)

@@ -15,7 +15,7 @@ from multidict import CIMultiDict
 
 from swapd.config.access import digest_of, hash_of
 from swapd.doors.keys import Keyring, Pace
-from swapd.doors.secrets import without_secrets
+from swapd.doors.secrets import without_secrets, without_secrets_in
 from swapd.words.access import ApiKey
 from tests.doors.conftest import fake
 from tests.swapd import Swapd, alive, chat, config, error_of, eventually
@@ -156,6 +156,7 @@ def test_a_key_has_its_pace(swapd: Swapd) -> None:
     assert answer.status_code == 429
     assert error_of(answer)["code"] == "rate_limit_exceeded"
     assert 0 < int(answer.headers["Retry-After"]) <= 30
+    assert get(swapd, "/health", **bearer(SLOW)).status_code == 200, "which needs no key at all"
     assert get(swapd, "/v1/models", **bearer(ALL)).status_code == 200
 
 
@@ -212,6 +213,39 @@ def test_a_command_is_shown_without_its_secrets() -> None:
     assert not any(f"s{i}" in word for i in range(1, 6) for word in shown)
     for kept in ("serve", "--max-tokens", "5", "--verbose", "/f", "--hf-token=***"):
         assert kept in shown
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sh", "-c", "exec server --api-key 5ecret --port 1"],
+        ["sh", "-c", "exec server --api-key='5 5ecret' --port 1"],
+        ["sh", "-c", "export HF_TOKEN=5ecret; exec server --port 1"],
+        ["sh", "-c", "curl -H 'Authorization: Bearer 5ecret' x --port 1"],
+        ["docker", "run", "--env=HF_TOKEN=5ecret", "--port", "1"],
+        ["docker", "run", "-e", "AWS_SECRET_ACCESS_KEY=5ecret", "--port", "1"],
+        ["server", "--header", "Authorization: Bearer 5ecret", "--port", "1"],
+        ["server", "-H", "x-api-key:5ecret", "--port", "1"],
+        ["server", "http://host/v1?x=2&api_key=5ecret", "--port", "1"],
+        *(
+            ["server", flag, "5ecret", "--port", "1"]
+            for flag in ("--key", "--auth", "--passphrase", "--credential", "--hf-token")
+        ),
+    ],
+)
+def test_whatever_names_a_secret_hides_it(words: list[str]) -> None:
+    shown = " ".join(without_secrets(words))
+    assert "5ecret" not in shown
+    assert "***" in shown
+    assert shown.endswith("--port 1")
+
+
+def test_what_only_looks_like_a_secret_is_shown() -> None:
+    words = ["server", "--max-tokens", "5", "--tokenizer", "t", "--model", "secrets.gguf"]
+    words += ["--override-kv", "tokenizer.ggml.add_bos_token=bool:false", "--keep", "3"]
+    words += ["--api-key-file", "/f", "--flash-attn", "auto", "--author", "me", "--key-cache=q8"]
+    assert without_secrets(words) == words
+    assert without_secrets_in("HF_TOKEN=${env.HF_TOKEN} x") == "HF_TOKEN=${env.HF_TOKEN} x"
 
 
 def test_a_reload_changes_who_is_let_in_and_breaks_nothing(home: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from swapd.doors.cli.library import in_use
 from swapd.doors.cli.say import FailedError, command, complain
+from swapd.doors.secrets import without_secrets_in
 from swapd.home import WORKER_COMMAND, Home, demo_folder, find_home
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def path() -> int:
 def show() -> int:
     """Print the configuration in use as it is, but for keys that stand in it in plain text."""
     file = in_use(find_home())
-    print(without_keys(_text(file), file), end="")
+    print(without_secrets_in(without_keys(_text(file), file)), end="")
     return 0
 
 

@@ -18,6 +18,7 @@ from swapd.doors.cli.say import (
     show_time,
     table,
 )
+from swapd.doors.secrets import without_secrets, without_secrets_in
 from swapd.home import Home, find_home
 
 if TYPE_CHECKING:
@@ -96,9 +97,9 @@ def show(name: str, as_json: bool) -> int:
     entry = find(models(home), name)
     spec = catalog(home).models.get(entry.name) if in_use(home).is_file() else None
     worker = next((w for w in _workers(home) if w["model"] == entry.name), None)
-    argv = shlex.join(spec.argv) if spec else entry.command
+    argv = shlex.join(without_secrets(spec.argv)) if spec else without_secrets_in(entry.command)
     if as_json:
-        settings = msgspec.to_builtins(spec, enc_hook=dict) if spec else None
+        settings = _settings(spec) if spec else None
         print_json({**_plain(entry), "command": argv, "settings": settings, "worker": worker})
         return 0
     lines = {**_about(entry), **(_terms(spec) if spec else {}), "command": argv}
@@ -111,6 +112,16 @@ def show(name: str, as_json: bool) -> int:
         if value:
             print(f"{key:<{width}}  {plain(value)}")
     return 0
+
+
+def _settings(spec: ModelSpec) -> dict[str, Any]:
+    """All that is configured, but for secrets."""
+    settings: dict[str, Any] = msgspec.to_builtins(spec, enc_hook=dict)
+    for name in ("argv", "stop_argv"):
+        settings[name] = without_secrets(settings[name])
+    pairs = [f"{name}={value}" for name, value in spec.env]
+    settings["env"] = [word.split("=", 1) for word in without_secrets(pairs)]
+    return settings
 
 
 def _about(entry: Entry) -> dict[str, str]:
