@@ -23,13 +23,13 @@ from tests.doors.conftest import demo
 from tests.swapd import Swapd, chat, config
 
 LIVE = settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-PURE = settings(max_examples=200, deadline=None)
+PURE = settings(max_examples=80, deadline=None, derandomize=True, database=None)
 KEYRING = Keyring([ApiKey("k", digest_of(b"key"))])
 
 HEADER_TEXT = st.text(st.characters(codec="latin-1", exclude_characters="\r\n\0"), max_size=60)
@@ -191,6 +191,11 @@ EVENT = st.one_of(
 )
 
 
+def _without_ids(stream: bytes) -> list[bytes]:
+    """Its lines but for ids; how many blank ones stand between events means nothing."""
+    return [line for line in stream.split(b"\n") if line and not line.startswith(b"id:")]
+
+
 @given(st.lists(EVENT, max_size=8).map(b"".join), st.lists(st.integers(0, 80), max_size=8))
 @PURE
 def test_streams_of_events_in_whatever_pieces(stream: bytes, cuts: list[int]) -> None:
@@ -200,6 +205,5 @@ def test_streams_of_events_in_whatever_pieces(stream: bytes, cuts: list[int]) ->
     for start, end in itertools.pairwise(places):
         passed += ids.take(stream[start:end])
     passed += ids.rest()
-    kept = [line for line in stream.split(b"\n") if not line.startswith(b"id:")]
-    assert [line for line in passed.split(b"\n") if not line.startswith(b"id:")] == kept
+    assert _without_ids(passed) == _without_ids(stream)
     assert msgspec.json.decode(ids.resumption(b"{}")).keys() == {"request", "resume"}

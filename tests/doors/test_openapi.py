@@ -107,7 +107,7 @@ def test_what_is_described_is_what_happens(
     """Requests made from the description, and others that break it on purpose: never a 500, and no
     status, type or shape that is not described."""
     long = request.config.getoption("--long")
-    examples = (4 if path in SLOW_ONES else 16) * (25 if long else 1)
+    examples = (3 if path in SLOW_ONES else 10) * (25 if long else 1)
     mode = schemathesis.GenerationMode.POSITIVE if sane else schemathesis.GenerationMode.NEGATIVE
     operation = described[path][method]
     if not sane and not (operation.body or operation.query):
