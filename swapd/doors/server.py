@@ -38,7 +38,7 @@ def application(house: House, guard: Guard | None) -> web.Application:
     app.add_routes([web.post(path, proxy.by_body, **how) for path in proxy.BY_BODY])
     app.add_routes(
         [
-            web.route("*", "/upstream/{rest:.+}", proxy.by_path, **how),
+            web.route("*", "/upstream/{rest:(?s:.+)}", proxy.by_path, **how),
             web.get("/v1/models", admin.models, **how),
             web.get("/models", admin.models, **how),
             web.get("/v1/models/{name:.+}", admin.one_model, **how),

@@ -49,6 +49,7 @@ NEVER = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_WITHIN)
 """An answer may take as long as it takes: a long prefill is not a fault."""
 
 
+SWITCHING = 101
 EVENTS = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
 """What a whole stream ends with, where it ends with anything."""
@@ -189,6 +190,10 @@ class Passage:
         except FAILURES as error:
             raise WorkerFailedError(told(error)) from error
         async with answer:
+            if answer.status == SWITCHING:
+                # Nobody has asked for it; there is no answer behind it.
+                answer.close()
+                raise WorkerFailedError(f"it answered with status {SWITCHING}")
             response = await self._prepared(answer, resumable)
             await self._relay(answer, response, pulse)
             if _ends_by_closing(answer) and (reason := await fate(CLOSED_WITHIN)):

@@ -252,6 +252,39 @@ def test_a_foreign_worker_is_served_as_it_is(home: Path) -> None:
         assert str(worker["proxy"]).startswith("http://127.0.0.1:")
 
 
+ODD = """
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+class Odd(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        self.send_response(101 if self.path == "/101" else 200)
+        self.send_header("X-Path", self.path)
+        self.send_header("X-Long", "x" * (20_000 if self.path == "/long" else 1))
+        if self.path != "/101":
+            self.send_header("Content-Length", "0")
+        self.end_headers()
+        if self.path == "/101":
+            self.rfile.read()
+
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Odd).serve_forever()
+"""
+
+
+def test_odd_answers_of_a_foreign_worker(home: Path) -> None:
+    (home / "odd.py").write_text(ODD)
+    cmd = f"{sys.executable} {home}/odd.py ${{PORT}}"
+    with Swapd(home, config({"odd": {"cmd": cmd, "checkEndpoint": "/"}})) as swapd:
+        long = swapd.http.get("/upstream/odd/long")
+        assert len(long.headers["X-Long"]) == 20_000
+        # An encoded end of line is a letter like others, and stays encoded.
+        assert swapd.http.get("/upstream/odd/a%0d%0ab").headers["X-Path"] == "/a%0d%0ab"
+        switched = swapd.http.get("/upstream/odd/101")
+        assert switched.status_code == 502
+        assert error_of(switched)["message"].endswith("it answered with status 101")
+
+
 def test_requests_that_wait_are_refused_when_their_model_fails(
     home: Path, gate: Callable[[str], Gate]
 ) -> None:
