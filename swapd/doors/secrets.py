@@ -20,6 +20,10 @@ _HEADER = re.compile(rf"((?:{_NAME}|cookie):).+", re.IGNORECASE | re.DOTALL)
 _HEADER_IN_TEXT = re.compile(
     rf"(['\"](?:{_NAME}|cookie)['\"]?:\s*['\"]?)[^'\"]+", re.IGNORECASE | re.DOTALL
 )
+_IN_YAML = re.compile(
+    rf"^([ \t]*(?:-[ \t]+)?['\"]?{_NAME}['\"]?:[ \t]+)(?![|>&*{{\[#]|['\"]?\${{env\.)\S.*",
+    re.IGNORECASE | re.MULTILINE,
+)
 _IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
@@ -41,7 +45,7 @@ def without_secrets(words: Iterable[str]) -> list[str]:
 
 
 def without_secrets_in(text: str) -> str:
-    """The same for a text in which there are commands."""
-    for pattern in (_FLAG_IN_TEXT, _ASSIGNED_IN_TEXT, _HEADER_IN_TEXT):
+    """The same for a text in which there are commands, and for values in YAML with such names."""
+    for pattern in (_IN_YAML, _FLAG_IN_TEXT, _ASSIGNED_IN_TEXT, _HEADER_IN_TEXT):
         text = pattern.sub(rf"\g<1>{MASK}", text)
     return _IN_URL.sub(MASK, text)
