@@ -310,6 +310,8 @@ class SchemaCompiler:
         if not isinstance(properties, Mapping):
             raise SchemaError("`properties` must be an object.")
         required = listed(required, "required", may_be_empty=True)
+        if not all(isinstance(name, str) for name in required):
+            raise SchemaError("`required` must be a list of names.")
         others = schema.get("additionalProperties", not properties)
         missing = [name for name in required if name not in properties]
         if missing and others is False and "additionalProperties" in schema:

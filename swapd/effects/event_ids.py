@@ -50,18 +50,18 @@ class EventIds:
         return chunk
 
     def _take_several(self, events: bytes) -> bytes:
-        passed = []
+        passed = bytearray()
         *whole, rest = events.split(END)
         for event in whole:
-            line, _, data = event.partition(b"\n")
+            line, more, data = event.partition(b"\n")
             if line.startswith(b"id: "):
                 self._ids += line[4:] + b"\n"
-                passed.append(data)
+                passed += data + END if more else b"\n"
             else:
                 # An error, or a worker that gives no ids for this path.
                 self.can_resume = False
-                passed.append(event)
-        return END.join([*passed, rest])
+                passed += event + END
+        return bytes(passed + rest)
 
     def rest(self) -> bytes:
         """At the stream's end: what came of an event that has no end."""

@@ -246,9 +246,13 @@ def test_who_is_refused_does_not_keep_a_place_by_a_body(swapd: Swapd) -> None:
     assert answer.status_code == 403
     assert answer.headers["Connection"] == "close"
     assert now() - begun < 8
-    kept = swapd.http.post(CHAT, content=b"{}", headers={"Origin": "https://evil.example"})
+    whole = head_of(2, CHAT, "Origin: https://evil.example") + b"{}"
+    kept = told(
+        swapd, whole + b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    )
     assert kept.status_code == 403
     assert kept.headers.get("Connection") != "close"
+    assert b"HTTP/1.1 200" in kept.content
 
 
 def test_who_crowds_the_port_keeps_nobody_from_the_socket(home: Path) -> None:

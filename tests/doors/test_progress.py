@@ -65,7 +65,7 @@ def test_a_refusal_after_that_is_an_error_event(home: Path, gate: Callable[[str]
         with swapd.http.stream("POST", "/v1/chat/completions", json=body, headers=ASKS) as response:
             lines = response.iter_lines()
             assert next(lines).startswith(": loading")
-            os.kill(swapd.worker("a")["pid"], signal.SIGKILL)
+            os.kill(swapd.worker("a")["pid"], signal.SIGABRT)
             seen: list[str] = []
             with pytest.raises(httpx.RemoteProtocolError):
                 seen.extend(lines)
