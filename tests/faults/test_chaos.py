@@ -12,7 +12,7 @@ from tests.faults.chaos_clients import FOREIGN, Books, Plan, Question, _judged
 
 @pytest.mark.timeout(300)
 def test_the_books_balance_whatever_is_thrown_at_it(tmp_path: Path) -> None:
-    outcome = chaos(tmp_path, seconds=25, seed=1)
+    outcome = chaos(tmp_path, seconds=12, seed=1)
     assert outcome.faults() == [], f"{outcome}\n{outcome.log[-4000:]}"
     assert outcome.books.count("answered") > 20
     assert sum(outcome.thrown.values()) > 10

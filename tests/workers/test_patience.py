@@ -147,7 +147,7 @@ def unread(worker: WorkerProcess, body: dict[str, object]) -> socket.socket:
     connection.settimeout(PATIENCE)
     connection.connect(("127.0.0.1", worker.port))
     data = json.dumps(body).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n"
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n"
     connection.sendall(f"{head}Connection: close\r\n\r\n".encode() + data)
     return connection
 
