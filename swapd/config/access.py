@@ -82,7 +82,7 @@ def _named(
             for i, told in opens_nothing(key.models, models):
                 report.warn((*path, "models", i), told)
             digest = bytes.fromhex(match[1])
-            found.append(ApiKey(name, digest, tuple(key.models), key.admin, key.rate))
+            found.append(ApiKey(name, digest, tuple(key.models), key.admin, key.rate, key.priority))
     return found
 
 

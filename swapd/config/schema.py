@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 
 Seconds: TypeAlias = Annotated[float, Meta(ge=0, description="seconds, 0 or more")]
 Count: TypeAlias = Annotated[int, Meta(ge=0, description="a whole number, 0 or more")]
+Whole: TypeAlias = Annotated[int, Meta(description="a whole number")]
 Places: TypeAlias = Annotated[int, Meta(ge=1, description="a whole number, 1 or more")]
 """Room in a queue; every request passes through one, so 0 would refuse them all."""
 Flag: TypeAlias = Annotated[bool, Meta(description="true or false")]
@@ -97,6 +98,7 @@ class KeyEntry(Struct, frozen=True, kw_only=True):
     models: Names = msgspec.field(default_factory=lambda: ["*"])
     admin: Flag = False
     rate: Count = 0
+    priority: Whole = 0
 
 
 class Cors(Struct, frozen=True, kw_only=True):
@@ -140,7 +142,7 @@ class Model(Struct, frozen=True, kw_only=True):
     use_model_name: Text = msgspec.field(name="useModelName", default="")
     unlisted: Flag = False
     weight: Annotated[float, Meta(gt=0, description="a number, more than 0")] = 1.0
-    priority: Annotated[int, Meta(description="a whole number")] = 0
+    priority: Whole = 0
     pinned: Flag = False
     min_stay: Seconds = 0.0
     preload: Flag = False

@@ -96,7 +96,8 @@ async def by_path(request: web.Request) -> web.StreamResponse:
     if grant is not None and not grant.key.admin and path not in WITH_ANY_KEY:
         raise NotAllowedError(f"the key {grant.key.name!r} is not good for /{path} of a worker")
     needs_slot = path.rstrip("/") not in WITHOUT_SLOT
-    wish = Wish(request.headers.get("X-Tenant-Id", "")[:256])
+    tenant = request.headers.get("X-Tenant-Id", "")[:256]
+    wish = Wish(tenant, priority=wishes.priority_of(request))
     body = await request.read()
     return await _pass(
         house,

@@ -8,6 +8,7 @@ import re
 import msgspec
 from aiohttp import web
 
+from swapd.doors.keys import grant_of
 from swapd.lease import Wish
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -31,12 +32,19 @@ def of(request: web.Request, named: Named) -> Wish:
     """The wish in headers and body. Raises ValueError with a sentence.
 
     The tenant is `X-Tenant-Id`, else the body's `user` as OpenAI has it. `keep_alive` is Ollama's.
+    The priority is the key's: what a request could ask for itself, everybody would.
     """
     tenant = request.headers.get("X-Tenant-Id", "")
     if not tenant and isinstance(named.user, str):
         tenant = named.user
     keep_alive = None if named.keep_alive is None else seconds(named.keep_alive)
-    return Wish(tenant[:256], keep_alive)
+    return Wish(tenant[:256], keep_alive, priority_of(request))
+
+
+def priority_of(request: web.Request) -> int:
+    """That of the key which the request shows."""
+    grant = grant_of(request)
+    return grant.key.priority if grant is not None else 0
 
 
 def seconds(value: object) -> float:

@@ -19,6 +19,8 @@ class ApiKey:
     worker's paths."""
     rate: int = 0
     """Requests a minute; 0: no limit."""
+    priority: int = 0
+    """Added to the model's for each request that shows the key."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from tests.swapd import eventually
 
 
 def test_keys_are_made_used_and_taken_out(user: User) -> None:
-    added = user.types("key", "add", "laptop", "--models", "bard", "--rate", "100")
+    added = user.types("key", "add", "laptop", "--models", "bard", "--rate", "100", "--priority=-2")
     assert added.returncode == 0, added.stderr
     key = added.stdout.strip()
     assert key.startswith("sk-swapd-")
@@ -23,8 +23,9 @@ def test_keys_are_made_used_and_taken_out(user: User) -> None:
     assert "--admin opens every model" in user.fails(*both, status=2)
     assert key not in user.custom.read_text() + user.config.read_text()
     listed = msgspec.json.decode(user.says("key", "list", "--json"))["keys"]
-    assert listed == [{"name": "laptop", "models": ["bard"], "admin": False, "rate": 100}]
-    assert user.says("key", "list").splitlines()[1].split() == ["laptop", "bard", "100"]
+    terms = {"models": ["bard"], "admin": False, "rate": 100, "priority": -2}
+    assert listed == [{"name": "laptop", **terms}]
+    assert user.says("key", "list").splitlines()[1].split() == ["laptop", "bard", "100", "-2"]
 
     user.says("start")
     models = f"http://127.0.0.1:{user.port}/v1/models"

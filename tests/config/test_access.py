@@ -18,9 +18,11 @@ def test_a_hash_is_the_sha256_sum_of_the_key() -> None:
 
 
 def test_keys_are_read_with_what_they_open() -> None:
-    loaded = read(f"keys:\n  laptop: {{hash: '{SUM}', models: [will, 'b*'], rate: 60}}\n{BARD}")
+    terms = "models: [will, 'b*'], rate: 60, priority: -1"
+    loaded = read(f"keys:\n  laptop: {{hash: '{SUM}', {terms}}}\n{BARD}")
     (key,) = loaded.settings.access.keys
     assert (key.name, key.models, key.admin, key.rate) == ("laptop", ("will", "b*"), False, 60)
+    assert key.priority == -1
     assert f"sha256:{key.digest.hex()}" == SUM
     assert loaded.warnings == ()
 
@@ -29,7 +31,7 @@ def test_a_key_opens_all_models_and_no_admin_actions_unless_it_says_so() -> None
     (key,) = read(
         f"keys: {{a: {{hash: '{SUM.upper().replace('SHA', 'sha')}'}}}}\n{BARD}"
     ).settings.access.keys
-    assert (key.models, key.admin, key.rate) == (("*",), False, 0)
+    assert (key.models, key.admin, key.rate, key.priority) == (("*",), False, 0, 0)
 
 
 def test_llama_swaps_keys_open_everything_as_they_do_there() -> None:

@@ -92,6 +92,15 @@ def _failures_count_as_served(self: Facts, event: ev.Finished) -> None:
     _finished(self, ev.Finished(event.now, event.request, True, event.tokens))
 
 
+def _no_wish_for_priority(self: Facts, event: ev.Arrived) -> None:
+    _arrived(self, replace(event, priority=0))
+
+
+def _no_priority_of_models(self: Facts, event: ev.Arrived) -> None:
+    spec = self._catalog.models[event.model]
+    _arrived(self, replace(event, priority=event.priority - spec.priority))
+
+
 def _at_the_end(line: dict[int, Any], waiting: Any) -> None:
     line[waiting.request] = waiting
 
@@ -104,6 +113,7 @@ def _all_guilty(self: Suspects, served: Any, reason: str) -> bool:
 
 _worker_ended = Suspects.worker_ended
 _decide, _finished, _lasts = Store.decide, Facts._finished, Resident.lasts
+_arrived = Facts._arrived
 _plan, _place, _pressure = placement.plan, Scheduler._place, pressure_of
 
 
@@ -194,6 +204,10 @@ FAULTS: list[Fault] = [
      sharing.test_priority_goes_first_and_waiting_makes_up_for_it),
     ("priority counts for nothing", queues, "STEP", 0.0,
      sharing.test_priority_goes_first_and_waiting_makes_up_for_it),
+    ("only the model's priority counts", Facts, "_arrived", _no_wish_for_priority,
+     sharing.test_the_priorities_of_a_model_and_of_a_request_add_up),
+    ("only the request's priority counts", Facts, "_arrived", _no_priority_of_models,
+     sharing.test_the_priorities_of_a_model_and_of_a_request_add_up),
     ("priority has no end", queues, "MOST", 10**9, sharing.test_priorities_have_an_end),
     ("no bound for a tenant", refusals, "too_many", _tenants_unbounded,
      sharing.test_a_tenant_has_a_bound_of_its_own),

@@ -98,6 +98,16 @@ def test_priorities_have_an_end() -> None:
     talk >> ev.Finished(400, 1) << "grant:2->1"
 
 
+def test_the_priorities_of_a_model_and_of_a_request_add_up() -> None:
+    talk = Talk(Limits(max_resident=1, max_wait=0), a=A, b=replace(B, priority=1), c=C)
+    talk >> ev.Arrived(0, 1, "a") >> ev.CameUp(1, 1)
+    talk >> ev.Arrived(2, 2, "b", priority=-1) >> ev.Arrived(3, 3, "c", priority=1)
+    talk >> ev.Arrived(4, 4, "b", priority=1)
+    # Of b, 30 s for the model and 30 s for the request: before c, that has come earlier.
+    talk >> ev.Finished(5, 1) >> ev.Exited(6, 1) << "start:b=2 wake:106"
+    talk >> ev.CameUp(7, 2) << "grant:4->2 wake:never"
+
+
 def test_a_models_priority_counts_for_room_as_well() -> None:
     talk = Talk(Limits(max_resident=1, max_wait=0), a=A, b=B, c=replace(C, priority=1))
     talk >> ev.Arrived(0, 1, "a") >> ev.CameUp(1, 1)

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from swapd.config.access import hash_of
 from swapd.doors.wishes import seconds
 from swapd.effects.upstream import tokens_told
 from tests.doors.conftest import GateMaker, fake
-from tests.swapd import Swapd, alive, config, error_of, eventually
+from tests.swapd import Swapd, alive, chat, config, error_of, eventually
 
 
 @pytest.mark.parametrize(
@@ -111,5 +112,37 @@ def test_tenants_take_turns_for_a_slot(home: Path, gate: GateMaker, way: str) ->
             words.let()
             eventually(lambda n=done: len(order) >= n)  # type: ignore[misc]
         assert order.index("modest") <= 2
+        for one in asked:
+            one.result()
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/upstream/a/v1/chat/completions"])
+def test_a_key_of_higher_priority_is_served_before_those_that_wait(
+    home: Path, gate: GateMaker, path: str
+) -> None:
+    words = gate("words")
+    models = {"a": fake("a", f"--word-gate {words.path}", slots=1)}
+    priorities = {"low": -1, "plain": 0, "high": 1}
+    keys = {name: {"hash": hash_of(name), "priority": step} for name, step in priorities.items()}
+    keys["watcher"] = {"hash": hash_of("watcher")}
+    with Swapd(home, config(models, keys=keys)) as swapd, ThreadPoolExecutor(6) as pool:
+        swapd.http.headers["x-api-key"] = "watcher"
+        order: list[str] = []
+
+        def ask(key: str) -> None:
+            body = chat("a", max_tokens=1)
+            assert swapd.http.post(path, json=body, headers={"x-api-key": key}).status_code == 200
+            order.append(key)
+
+        asked = [pool.submit(ask, "low")]
+        swapd.until(lambda states: states == {"a": "ready"})
+        eventually(lambda: swapd.worker("a")["busy"] == 1)
+        for count, key in enumerate(("low", "low", "plain", "high"), 1):
+            asked.append(pool.submit(ask, key))
+            eventually(lambda n=count: swapd.worker("a")["waiting"] == n)  # type: ignore[misc]
+        for done in range(1, 6):
+            words.let()
+            eventually(lambda n=done: len(order) >= n)  # type: ignore[misc]
+        assert order == ["low", "high", "plain", "low", "low"]
         for one in asked:
             one.result()

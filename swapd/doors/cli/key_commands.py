@@ -21,12 +21,15 @@ def add(
         bool, typer.Option("--admin", help="Good for everything, logs and unloading too.")
     ] = False,
     rate: Annotated[int, typer.Option(help="Requests a minute; 0: no limit.", min=0)] = 0,
+    priority: Annotated[
+        int, typer.Option(help="Higher goes first, 30 s for each step; added to the model's.")
+    ] = 0,
     config: Config = None,
 ) -> None:
     """Make a key and print it, this once."""
     from swapd.doors.cli import keys
 
-    raise typer.Exit(keys.add(name, models, admin, rate, config))
+    raise typer.Exit(keys.add(name, models, admin, rate, priority, config))
 
 
 def list_(config: Config = None, as_json: Json = False) -> None:

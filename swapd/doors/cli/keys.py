@@ -15,7 +15,14 @@ PREFIX = "sk-swapd-"
 RANDOM_BYTES = 32
 
 
-def add(name: str, models: list[str] | None, admin: bool, rate: int, config: Path | None) -> int:
+def add(
+    name: str,
+    models: list[str] | None,
+    admin: bool,
+    rate: int,
+    priority: int,
+    config: Path | None,
+) -> int:
     """Make a key, write its sum into the configuration, print the key. Raises FailedError."""
     from swapd.config.access import NAME, hash_of
     from swapd.config.edit import put
@@ -38,6 +45,8 @@ def add(name: str, models: list[str] | None, admin: bool, rate: int, config: Pat
         entry["admin"] = True
     if rate:
         entry["rate"] = rate
+    if priority:
+        entry["priority"] = priority
     first = not place.names()
     place.write(put(place.text, ("keys", name), entry, place.file.name))
     print(key)
@@ -79,7 +88,14 @@ def list_keys(config: Path | None, as_json: bool) -> int:
     keys = read(home, config or home.config).settings.access.keys
     if as_json:
         told = [
-            {"name": k.name, "models": k.models, "admin": k.admin, "rate": k.rate} for k in keys
+            {
+                "name": key.name,
+                "models": key.models,
+                "admin": key.admin,
+                "rate": key.rate,
+                "priority": key.priority,
+            }
+            for key in keys
         ]
         print_json({"keys": told})
     elif not keys:
@@ -91,10 +107,11 @@ def list_keys(config: Path | None, as_json: bool) -> int:
                 "all" if key.admin or "*" in key.models else ", ".join(key.models) or "none",
                 "yes" if key.admin else "",
                 str(key.rate or ""),
+                str(key.priority or ""),
             ]
             for key in keys
         ]
-        print("\n".join(table(["KEY", "MODELS", "ADMIN", ">PER MINUTE"], rows)))
+        print("\n".join(table(["KEY", "MODELS", "ADMIN", ">PER MINUTE", ">PRIORITY"], rows)))
     return 0
 
 
