@@ -176,7 +176,7 @@ def test_what_is_no_command_is_told(user: User) -> None:
         assert words[-1 if len(words) == 1 else 1] in told
 
 
-SLOW = {"rich", "numpy", "gguf", "huggingface_hub", "aiohttp", "jinja2", "llama_cpp"}
+SLOW = {"rich", "pydantic", "numpy", "gguf", "huggingface_hub", "aiohttp", "jinja2", "llama_cpp"}
 
 
 def test_a_command_imports_what_it_uses(user: User) -> None:

@@ -16,12 +16,11 @@ UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """What the library under typer raises; which library that is differs by version."""
 _PLAINLY = MappingProxyType(
     {
-        r"Invalid value for (.*): Input should be a valid integer.*": r"\1 must be a whole number",
-        r"Invalid value for (.*): Input should be a valid number.*": r"\1 must be a number",
-        r"Invalid value for (.*): Input should be greater than or equal to (.*)":
-            r"\1 must be \2 or more",
-        r"Invalid value for (.*): Input should be less than or equal to (.*)":
-            r"\1 must be \2 or less",
+        r"Invalid value for (.*): .* is not a valid int.*": r"\1 must be a whole number",
+        r"Invalid value for (.*): .* is not a valid float.*": r"\1 must be a number",
+        r"Invalid value for (.*): .* is not in the range x>=(.*)\.": r"\1 must be \2 or more",
+        r"Invalid value for (.*): .* is not in the range (.*)<=x<=(.*)\.":
+            r"\1 must be from \2 to \3",
         r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)": r"there is nothing to do with \1",
     }
 )  # fmt: skip
