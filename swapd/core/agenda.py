@@ -14,25 +14,33 @@ class Agenda:
     Times that were replaced stay in the heap until they come up, or are too many.
     """
 
+    __slots__ = ("_heap", "_when", "soonest")
+
     def __init__(self) -> None:
+        self.soonest = math.inf
+        """The next time at which somebody is due; infinite when nobody is."""
         self._when: dict[WorkerId, float] = {}
         self._heap: list[tuple[float, WorkerId]] = []
 
     def set(self, worker: WorkerId, when: float) -> None:
         """The worker's time is now this one; infinite: it has none."""
-        if self._when.get(worker, math.inf) == when:
+        before = self._when.get(worker, math.inf)
+        if before == when:
             return
         if when == math.inf:
             del self._when[worker]
-            return
-        self._when[worker] = when
-        heappush(self._heap, (when, worker))
-        if len(self._heap) > 2 * len(self._when) + 64:
-            self._heap = [(when, worker) for worker, when in self._when.items()]
-            heapify(self._heap)
+        else:
+            self._when[worker] = when
+            heappush(self._heap, (when, worker))
+            if len(self._heap) > 2 * len(self._when) + 64:
+                self._heap = [(when, worker) for worker, when in self._when.items()]
+                heapify(self._heap)
+        if when < self.soonest:
+            self.soonest = when
+        elif before == self.soonest:
+            self.soonest = self._first()
 
-    def soonest(self) -> float:
-        """The next time at which somebody is due; infinite when nobody is."""
+    def _first(self) -> float:
         heap = self._heap
         while heap and self._when.get(heap[0][1]) != heap[0][0]:
             heappop(heap)
@@ -40,6 +48,4 @@ class Agenda:
 
     def due(self, now: float) -> list[WorkerId]:
         """Those whose time has come. They stay due until their time is set anew."""
-        if self.soonest() > now:
-            return []
         return [worker for worker, when in self._when.items() if when <= now]

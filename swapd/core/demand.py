@@ -1,9 +1,9 @@
 """How likely each of many things is to be asked for next, from when each was asked for before.
 
-There are as many views of the past as there are spans: what is on now, the last hours, the days.
-In each, a thing's share is how much of what was asked lately was asked of it. Which view tells
-most about what comes differs from one installation to another, so that is learned: the views are
-mixed in the proportion in which they foretold what came.
+There are three views of the past: what is on now, the last hours, the days. In each, a thing's
+share is how much of what was asked lately was asked of it. Which view tells most about what comes
+differs from one installation to another, so that is learned: the views are mixed in the proportion
+in which they foretold what came.
 
 What is asked again and again stays loaded anyway. So in the longer views, and for learning, a
 request counts by the pause before it: full after long absence, next to nothing within a
@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import math
 from math import exp
+from typing import TypeAlias
 
-SPANS = (90.0, 7200.0, 400_000.0)
-"""Seconds in which what is past fades to a third."""
+NEAR, MIDDLE, FAR = 90.0, 7200.0, 400_000.0
+"""Seconds in which what is past fades to a third, in each of the views."""
 PAUSE = 600.0
 """Seconds of absence after which a request counts for two thirds in the longer views."""
 LEARN = 0.01
@@ -25,23 +26,29 @@ UNSEEN = 0.02
 """Requests that everything is credited with in every view, so that none is impossible."""
 
 
+Views: TypeAlias = tuple[float, float, float]
+"""A figure for each view. Written out and not looped over, for each request has some of them."""
+
+
 class Demand:
-    """What one thing was asked for, seen over each span."""
+    """What one thing was asked for, in each view."""
 
     __slots__ = ("counts", "last")
 
     def __init__(self) -> None:
-        self.counts = [0.0] * len(SPANS)
+        self.counts: Views = (0.0, 0.0, 0.0)
         self.last = -math.inf
 
-    def at(self, now: float) -> list[float]:
+    def at(self, now: float) -> Views:
         """The counts, faded to this moment."""
         past = self.last - now
-        return [c * exp(past / span) for c, span in zip(self.counts, SPANS)]  # noqa: B905
+        near, middle, far = self.counts
+        return near * exp(past / NEAR), middle * exp(past / MIDDLE), far * exp(past / FAR)
 
-    def count(self, faded: list[float], visit: float, now: float) -> None:
+    def count(self, faded: Views, visit: float, now: float) -> None:
         """One request more now, given what `at` tells and how much of a visit it is."""
-        self.counts = [faded[0] + 1.0, *(count + visit for count in faded[1:])]
+        near, middle, far = faded
+        self.counts = near + 1.0, middle + visit, far + visit
         self.last = now
 
 
@@ -51,19 +58,21 @@ class Forecast:
     def __init__(self) -> None:
         self._all = Demand()
         self._things = 0
-        self._mixture = [1.0 / len(SPANS)] * len(SPANS)
+        self._mixture: Views = (1.0 / 3, 1.0 / 3, 1.0 / 3)
 
     def note(self, demand: Demand, now: float) -> None:
         """A thing is asked for: learn which view foretold it, and count it."""
         self._things += demand.last == -math.inf
-        visit = 1.0 - math.exp((demand.last - now) / PAUSE)
+        visit = 1.0 - exp((demand.last - now) / PAUSE)
         mine, everything = demand.at(now), self._all.at(now)
         parts = self._parts(mine, everything)
         told, learn = sum(parts), LEARN * visit
-        self._mixture = [
-            weight + learn * (part / told - weight)
-            for weight, part in zip(self._mixture, parts, strict=True)
-        ]
+        a, b, c = self._mixture
+        self._mixture = (
+            a + learn * (parts[0] / told - a),
+            b + learn * (parts[1] / told - b),
+            c + learn * (parts[2] / told - c),
+        )
         demand.count(mine, visit, now)
         self._all.count(everything, visit, now)
 
@@ -71,9 +80,11 @@ class Forecast:
         """The likelihood that this thing is what is asked for next."""
         return sum(self._parts(demand.at(now), self._all.at(now)))
 
-    def _parts(self, mine: list[float], everything: list[float]) -> list[float]:
+    def _parts(self, mine: Views, everything: Views) -> Views:
         credit = UNSEEN * max(1, self._things)
-        return [
-            weight * (count + UNSEEN) / (total + credit)
-            for weight, count, total in zip(self._mixture, mine, everything, strict=True)
-        ]
+        a, b, c = self._mixture
+        return (
+            a * (mine[0] + UNSEEN) / (everything[0] + credit),
+            b * (mine[1] + UNSEEN) / (everything[1] + credit),
+            c * (mine[2] + UNSEEN) / (everything[2] + credit),
+        )

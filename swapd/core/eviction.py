@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Generic
 
 from swapd.core.policy import Candidate, Key, Policy, reluctance
@@ -21,7 +21,7 @@ def first_to_go(
 
 
 def choose(
-    policy: Policy, short: Room, candidates: Iterable[Candidate[Key]]
+    policy: Policy, short: Room, candidates: Collection[Candidate[Key]]
 ) -> tuple[Key, ...] | None:
     """Those that must go to make up for `short`; None when all of them would not do.
 
@@ -30,6 +30,8 @@ def choose(
     """
     if not short:
         return ()
+    if not candidates:
+        return None
     order = sorted(candidates, key=reluctance(policy, short))
     chosen: list[Candidate[Key]] = []
     freed = Room()

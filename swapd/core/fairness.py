@@ -34,8 +34,9 @@ def keeps_place_until(
     In the past when it has to make room now. Nothing is known of a model that never loaded, so
     its turn is empty.
     """
-    stays = resident.up_since + resident.spec.min_stay if resident.spec.min_stay else -math.inf
-    return max(stays, _turn_ends(books, resident, rival, asked, limits))
+    ends = _turn_ends(books, resident, rival, asked, limits)
+    stay = resident.spec.min_stay
+    return max(resident.up_since + stay, ends) if stay else ends
 
 
 def _turn_ends(

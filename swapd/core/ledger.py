@@ -320,16 +320,20 @@ class Ledger:
     def load_seconds(self, model: str) -> float:
         """How long a worker of this model takes to be ready; 0 when none ever was."""
         record = self.records.get(model)
-        return (record.mean_load if record else None) or 0.0
+        return 0.0 if record is None else record.mean_load or 0.0
 
     def in_flight(self, model: str) -> bool:
         """Whether any request for this model waits or is served."""
         return model in self.queues or any(r.busy for r in self._of_model.get(model, ()))
 
-    def need(self, spec: ModelSpec) -> Room:
-        """What a worker of this model takes: as measured, or as estimated if it never ran."""
+    def size(self, spec: ModelSpec) -> int:
+        """Bytes that a worker of this model takes: as measured, or as estimated if it never ran."""
         record = self.records.get(spec.name)
-        return Room(1, (record.measured if record else 0) or spec.need_bytes)
+        return (record.measured if record is not None else 0) or spec.need_bytes
+
+    def need(self, spec: ModelSpec) -> Room:
+        """What a worker of this model takes."""
+        return Room(1, self.size(spec))
 
     def total(self, residents: Iterable[Resident]) -> Room:
         """What these workers take together."""
@@ -349,19 +353,22 @@ class Ledger:
 
     def _all_sums(self) -> tuple[Room, Room, Room]:
         if self._sums is None:
-            taken, stays, pinned = [0, 0], [0, 0], [0, 0]
+            taken = stays = pinned = stay_bytes = pinned_bytes = taken_bytes = 0
             for r in self.residents.values():
-                stay = r.state not in LEAVING
-                size = self.need(r.spec).bytes
-                for amount, counts in (
-                    (taken, True),
-                    (stays, stay),
-                    (pinned, r.spec.pinned and stay),
-                ):
-                    if counts:
-                        amount[0] += 1
-                        amount[1] += size
-            self._sums = Room(*taken), Room(*stays), Room(*pinned)
+                size = self.size(r.spec)
+                taken += 1
+                taken_bytes += size
+                if r.state not in LEAVING:
+                    stays += 1
+                    stay_bytes += size
+                    if r.spec.pinned:
+                        pinned += 1
+                        pinned_bytes += size
+            self._sums = (
+                Room(taken, taken_bytes),
+                Room(stays, stay_bytes),
+                Room(pinned, pinned_bytes),
+            )
         return self._sums
 
     def staying(self) -> Iterator[Resident]:

@@ -60,13 +60,13 @@ TABLE = MappingProxyType(
     }
 )
 
-SERVING = frozenset({State.STARTING, State.READY})
+SERVING = State.STARTING, State.READY
 """States in which a worker serves its model or soon will: at most one such worker per model."""
 
-WORKING = frozenset({State.READY, State.DRAINING})
+WORKING = State.READY, State.DRAINING
 """States in which a worker has requests to serve, and nobody has told it to end."""
 
-LEAVING = frozenset({State.DRAINING, State.STOPPING, State.KILLED})
+LEAVING = State.DRAINING, State.STOPPING, State.KILLED
 """States from which a worker never comes back: its memory will be free, and is not yet."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from swapd.core import eviction
@@ -15,7 +14,7 @@ from swapd.core.policy import POLICIES, Candidate
 from swapd.core.queue import Rank
 from swapd.core.resident import Resident
 from swapd.core.room import Room, missing
-from swapd.words.catalog import Catalog, ModelSpec
+from swapd.words.catalog import Catalog, Limits, ModelSpec
 from swapd.words.events import WorkerId
 
 
@@ -46,11 +45,12 @@ class Plan:
 
 @dataclass(slots=True)
 class _Room:
-    """How far the plan has given the room away."""
+    """How far the plan has given the room away. What is reserved is in both amounts."""
 
     taken: Room
+    """By all workers alive."""
     stays: Room
-    reserved: Room
+    """By those that nobody has asked to go, the plan included."""
     held_for: list[str] = field(default_factory=list)
     """Models that others must part from already: started, or next for their place."""
 
@@ -64,37 +64,35 @@ def plan(books: Ledger, catalog: Catalog, now: float) -> Plan:
     made = Plan(books.version)
     if not books.wanted:
         return made
-    room = _Room(books.taken(), books.stays(), Room())
+    room, limits = _Room(books.taken(), books.stays()), catalog.limits
     for rank, model in books.wanted:
-        spec, need = catalog.models[model], books.need(catalog.models[model])
-        parting = _parting(books, catalog, spec)
-        fits = not missing(room.taken + room.reserved + need, catalog.limits)
-        if fits and not parting and not _held(room, spec, catalog):
+        spec = catalog.models[model]
+        need = books.need(spec)
+        parting = _parting(books, limits, spec) if limits.groups else []
+        fits = not missing(room.taken + need, limits)
+        room.taken += need
+        room.stays += need
+        if fits and not parting and not (limits.groups and _held(room, spec, limits)):
             made.start.append(spec)
-            room.taken += need
-            room.stays += need
-        elif not _make_room(made, room, books, catalog, (rank, spec), now) and not fits:
+        elif not _make_room(made, room, books, limits, (rank, spec, parting), now) and not fits:
             made.reached = (rank[0], rank[1] + 1)
             break
         room.held_for.append(model)
     return made
 
 
-def _parting(books: Ledger, catalog: Catalog, spec: ModelSpec) -> list[Resident]:
+def _parting(books: Ledger, limits: Limits, spec: ModelSpec) -> list[Resident]:
     """Workers alive that have to be gone before one of `spec` is started."""
-    if not catalog.limits.groups:
-        return []
     return [
         r
         for r in books.residents.values()
-        if must_part(spec.name, r.spec.name, catalog.limits) and not r.spec.pinned
+        if must_part(spec.name, r.spec.name, limits) and not r.spec.pinned
     ]
 
 
-def _held(room: _Room, spec: ModelSpec, catalog: Catalog) -> bool:
+def _held(room: _Room, spec: ModelSpec, limits: Limits) -> bool:
     """Whether one before it, started or waiting for its place, can't be together with it."""
-    limits = catalog.limits
-    return bool(limits.groups) and any(
+    return any(
         must_part(spec.name, other, limits) or must_part(other, spec.name, limits)
         for other in room.held_for
     )
@@ -104,40 +102,37 @@ def _make_room(
     made: Plan,
     room: _Room,
     books: Ledger,
-    catalog: Catalog,
-    wish: tuple[Rank, ModelSpec],
+    limits: Limits,
+    wish: tuple[Rank, ModelSpec, list[Resident]],
     now: float,
 ) -> bool:
-    """Reserve room for a model and name who goes for it; False when they are not enough."""
-    rank, spec = wish
-    limits, policy = catalog.limits, POLICIES[catalog.limits.policy]
-    parting = [
-        r
-        for r in _parting(books, catalog, spec)
-        if r.state not in LEAVING and r.worker not in made.going
-    ]
-    need = books.need(spec)
-    short = missing(room.stays + room.reserved + need, limits)
-    if not policy.makes_room:
-        if short or parting:
-            made.refused.append((spec, short))
-            return True
-        room.reserved += need
-        return True
+    """Name who goes for a model, whose room is reserved; False when they are not enough."""
+    rank, spec, alive = wish
+    policy = POLICIES[limits.policy]
+    parting = [r for r in alive if r.state not in LEAVING and r.worker not in made.going]
+    short = missing(room.stays, limits)
     if not short and not parting:
         # Who is on the way out leaves enough.
-        room.reserved += need
         return True
-    may_go, kept = _split(books, catalog, rank, spec, made, now)
+    if not policy.makes_room:
+        made.refused.append((spec, short))
+        need = books.need(spec)
+        room.taken, room.stays = room.taken - need, room.stays - need
+        return True
+    may_go, kept = _split(books, limits, rank, spec, made, now)
     must = {r.worker for r in parting}
     forced = [c for c in may_go if c.key in must]
-    others = [c for c in may_go if c.key not in must]
-    freed = sum((Room(1, c.bytes) for c in forced), Room())
-    chosen = eviction.choose(policy, short - freed, others) if len(forced) == len(must) else None
-    made.holds_until = min([made.holds_until, *kept])
-    room.reserved += need
+    chosen: tuple[WorkerId, ...] | None = None
+    if len(forced) == len(must):
+        if forced:
+            may_go = [c for c in may_go if c.key not in must]
+            short -= sum((Room(1, c.bytes) for c in forced), Room())
+        chosen = eviction.choose(policy, short, may_go)
+    if kept:
+        made.holds_until = min(made.holds_until, *kept)
     if chosen is None:
-        made.again_at = min([made.again_at, *kept])
+        if kept:
+            made.again_at = min(made.again_at, *kept)
         return False
     for worker in (*(c.key for c in forced), *chosen):
         made.going[worker] = spec.name
@@ -146,17 +141,17 @@ def _make_room(
 
 
 def _split(
-    books: Ledger, catalog: Catalog, rank: Rank, spec: ModelSpec, made: Plan, now: float
+    books: Ledger, limits: Limits, rank: Rank, spec: ModelSpec, made: Plan, now: float
 ) -> tuple[list[Candidate[WorkerId]], list[float]]:
     """Who may be asked to make room now, and the times at which others will have to."""
-    may_go, kept = [], []
+    may_go: list[Candidate[WorkerId]] = []
+    kept: list[float] = []
     for resident in leavable(books):
-        name = resident.spec.name
         if resident.worker in made.going:
             continue
-        if is_spared(spec.name, name, catalog.limits):
+        if limits.groups and is_spared(spec.name, resident.spec.name, limits):
             continue
-        until = keeps_place_until(books, resident, spec, rank, catalog.limits)
+        until = keeps_place_until(books, resident, spec, rank, limits)
         if until <= now:
             may_go.append(candidate(books, resident, now))
         else:
@@ -164,11 +159,9 @@ def _split(
     return may_go, kept
 
 
-def leavable(books: Ledger) -> Iterator[Resident]:
+def leavable(books: Ledger) -> list[Resident]:
     """Workers that may be asked to go: ready ones that are not pinned."""
-    for r in books.residents.values():
-        if r.state is State.READY and not r.spec.pinned:
-            yield r
+    return [r for r in books.residents.values() if r.state is State.READY and not r.spec.pinned]
 
 
 def candidate(books: Ledger, r: Resident, now: float) -> Candidate[WorkerId]:
@@ -181,7 +174,7 @@ def candidate(books: Ledger, r: Resident, now: float) -> Candidate[WorkerId]:
     record, in_use = books.record(name), bool(r.busy) or name in books.queues
     return Candidate(
         key=r.worker,
-        bytes=books.need(r.spec).bytes,
+        bytes=books.size(r.spec),
         in_use=in_use,
         last_used=r.up_since if in_use else r.last_used,
         uses=0 if in_use else record.uses,

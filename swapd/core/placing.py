@@ -16,6 +16,12 @@ from swapd.words.orders import LookAtFree, ReadAhead
 class Placing(Facts):
     """The part of the settle pass that gives wanted models their workers."""
 
+    def _is_done(self, now: float) -> bool:
+        """Whether nothing is left to be done of the plan, which would be the same if made anew,
+        when no worker has changed."""
+        made = self._plan
+        return not (made.start or made.refused) and made.holds(self._books, now)
+
     def _place(self, now: float) -> set[str]:
         """Start what is wanted and fits, stop idle workers where room is short.
 
@@ -32,7 +38,7 @@ class Placing(Facts):
                 books.put_behind(resident.spec.name, wanted, now)
                 self._stop(resident, f"makes room for {wanted}", now)
         for spec, short in made.refused:
-            retry_after = max(1.0, min(self._agenda.soonest() - now, COOL_DOWN_MOST))
+            retry_after = max(1.0, min(self._agenda.soonest - now, COOL_DOWN_MOST))
             self._refuse_all(spec.name, no_room(spec, short, self._limits, retry_after))
         for spec in self._affordable(made.start, now):
             self._start(spec, now)

@@ -36,21 +36,20 @@ def too_many(
     mine = len(books.of_tenant.get(event.tenant, ()))
     queue, total = books.queues.get(spec.name), len(books.waiting)
     queued = len(queue) if queue else 0
-    retry_after = expected_wait(books, spec, queued)
     if 0 < limits.max_per_tenant <= mine:
         message = f"{mine} requests of this tenant wait already, which is the limit"
-        return Verdict(Why.TENANT_FULL, message, retry_after), None
+        return Verdict(Why.TENANT_FULL, message, expected_wait(books, spec, queued)), None
     if queue and queued >= spec.max_queue:
         verdict = Verdict(
             Why.QUEUE_FULL,
             f"{queued} requests wait for {spec.name!r} already, which is the limit",
-            retry_after,
+            expected_wait(books, spec, queued),
         )
         most, newest = queue.greediest()
         return verdict, newest if queue.of(event.tenant) + 2 <= most else None
     if 0 < limits.max_waiting <= total:
         message = f"{total} requests wait already, which is the limit"
-        verdict = Verdict(Why.OVERLOADED, message, retry_after)
+        verdict = Verdict(Why.OVERLOADED, message, expected_wait(books, spec, queued))
         greedy = max(books.of_tenant.values(), key=len)
         newest = next(reversed(greedy.values()))
         return verdict, newest if mine + 2 <= len(greedy) else None

@@ -116,11 +116,18 @@ class Scheduler(Succession):
         if self._outdated:
             self._succeed(now)
         models = self._concerned(now)
-        self._refuse_the_hopeless(models, now)
-        self._let_go(models, now, pressure)
-        models |= self._place(now)
-        self._grant(models, now)
-        self._keep_deadlines(models | self._books.touched, now)
+        if models:
+            self._refuse_the_hopeless(models, now)
+            self._dismiss(models, now)
+        if pressure is not Pressure.NONE:
+            self._relieve(pressure, now)
+        books = self._books
+        if self._plan.version != books.version:
+            self._shrink(now)
+        if models or books.touched or not self._is_done(now):
+            models |= self._place(now)
+            self._grant(models, now)
+            self._keep_deadlines(models | books.touched, now)
         self._wish_to_wake(now)
 
     def _concerned(self, now: float) -> set[str]:
@@ -130,14 +137,14 @@ class Scheduler(Succession):
         if self._look_at_all or self._closing is not None:
             self._look_at_all = False
             return books.models()
-        for worker in self._agenda.due(now):
-            models.add(books.residents[worker].spec.name)
+        if self._agenda.soonest <= now:
+            for worker in self._agenda.due(now):
+                models.add(books.residents[worker].spec.name)
         return models
 
     def _refuse_the_hopeless(self, models: set[str], now: float) -> None:
-        for model in sorted(models):
-            if model not in self._books.queues:
-                continue
+        queued = self._books.queues.keys() & models
+        for model in sorted(queued):
             verdict = self._hopeless(model, now)
             if verdict is not None:
                 self._refuse_all(model, verdict)
@@ -152,18 +159,18 @@ class Scheduler(Succession):
             return Verdict(Why.UNKNOWN_MODEL, f"there is no model {model!r} any more")
         return None if served else cannot_start(self._books, self._catalog, spec, now)
 
-    def _let_go(self, models: set[str], now: float, pressure: Pressure) -> None:
-        """Stop whoever is not needed: unclaimed, drained, past its time, or over the limits."""
+    def _dismiss(self, models: set[str], now: float) -> None:
+        """Stop whoever is not needed: unclaimed, drained or past its time."""
         for resident in self._workers_of(models):
             because = self._dismissal(resident, now)
             if because:
                 self._stop(resident, because, now)
-        if pressure is not Pressure.NONE:
-            victim = self._first_to_go(now, pressure is Pressure.BUSY)
-            if victim is not None:
-                self._stop(victim, PRESSURE, now)
-        if self._plan.version != self._books.version:
-            self._shrink(now)
+
+    def _relieve(self, pressure: Pressure, now: float) -> None:
+        """Stop one worker because the memory is pressed."""
+        victim = self._first_to_go(now, pressure is Pressure.BUSY)
+        if victim is not None:
+            self._stop(victim, PRESSURE, now)
 
     def _dismissal(self, resident: Resident, now: float) -> str:
         """Why this worker is to go, whatever the others do; empty: it may stay."""
@@ -248,10 +255,9 @@ class Scheduler(Succession):
             self._orders.append(Look(resident.worker))
 
     def _wish_to_wake(self, now: float) -> None:
-        soonest = self._agenda.soonest()
+        soonest = min(self._agenda.soonest, self._scarcity.look_at)
         if self._books.residents:
             soonest = min(soonest, self._sample_at, self._plan.again_at)
-        soonest = min(soonest, self._scarcity.look_at)
         if self._closing is not None and now < self._closing and not self.at_rest:
             soonest = min(soonest, self._closing)
         wish = None if soonest == math.inf else soonest
