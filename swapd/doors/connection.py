@@ -81,6 +81,7 @@ class Connection(web.RequestHandler):
             access_log=None,  # type: ignore[arg-type]  # None is how aiohttp wants to hear "none".
             logger=logger,
             lingering_time=LINGERING,
+            auto_decompress=False,  # it takes what breaks off for whole: see `bodies`
             max_headers=LARGEST_HEADERS,
             max_line_size=LARGEST_HEADER,
             max_field_size=LARGEST_HEADER,

@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from swapd.doors.bodies import KNOWN, BadPackingError, UnknownPackingError
 from swapd.doors.keys import NotAllowedError
 from swapd.doors.naming import NoModelError
 from swapd.doors.patience import SlowBodyError
@@ -82,6 +83,8 @@ async def shaped(request: web.Request, handler: Handler) -> web.StreamResponse:
         NoModelError,
         NotAllowedError,
         SlowBodyError,
+        BadPackingError,
+        UnknownPackingError,
         web.RequestPayloadError,
         web.HTTPClientError,
         web.HTTPServerError,
@@ -98,6 +101,11 @@ def _told(request: web.Request, error: Exception) -> web.Response:
         case SlowBodyError():
             told = response(408, str(error), code="timeout")
             told.force_close()
+        case BadPackingError():
+            told = response(400, str(error))
+        case UnknownPackingError():
+            told = response(415, str(error))
+            told.headers["Accept-Encoding"] = KNOWN
         case web.HTTPRequestEntityTooLarge():
             told = too_large(request.app[BODY_LIMIT])
         case web.HTTPNotFound():

@@ -9,6 +9,7 @@ import msgspec
 from aiohttp import web
 
 from swapd.doors import errors, wishes
+from swapd.doors.bodies import body_of
 from swapd.doors.house import HOUSE, House
 from swapd.doors.keys import OPENED, NotAllowedError, grant_of
 from swapd.doors.naming import adapters_of
@@ -51,7 +52,7 @@ seen or changed, which are everybody's."""
 async def by_body(request: web.Request) -> web.StreamResponse:
     """A request whose JSON body names its model."""
     house = request.app[HOUSE]
-    body = await request.read()
+    body = await body_of(request, house.settings.max_body_bytes)
     try:
         named = wishes.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -98,7 +99,7 @@ async def by_path(request: web.Request) -> web.StreamResponse:
     needs_slot = path.rstrip("/") not in WITHOUT_SLOT
     tenant = request.headers.get("X-Tenant-Id", "")[:256]
     wish = Wish(tenant, priority=wishes.priority_of(request))
-    body = await request.read()
+    body = await body_of(request, house.settings.max_body_bytes)
     return await _pass(
         house,
         request,
