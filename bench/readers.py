@@ -88,7 +88,7 @@ async def measure(daemon: Daemon, clients: int, slow: int, seconds: float) -> di
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await asyncio.sleep(5)
+    await asyncio.sleep(5)  # after three, it gives back what is free
     result["after"] = _held(process)
     return result
 

@@ -22,6 +22,8 @@ MEAN_BYTES = 16384
 """Bytes a second that a body has to bring on the average, beyond what patience allows."""
 LARGEST_HEADERS = 128
 LARGEST_HEADER = 16384
+UNTAKEN_BYTES = 16 * 1024
+"""Of an answer, which are kept here for its client before the worker has to wait."""
 LINGERING = 2.0
 """Seconds for which a body that nobody wants is read away, for its sender to hear why."""
 NOTHING = (0, 0.0)
@@ -111,6 +113,7 @@ class Connection(web.RequestHandler):
             return
         super().connection_made(transport)
         self._wire = wire
+        wire.set_write_buffer_limits(UNTAKEN_BYTES)
         self._look_later()
 
     def connection_lost(self, exc: BaseException | None) -> None:

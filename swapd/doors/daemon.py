@@ -32,6 +32,7 @@ from swapd.effects import memory
 from swapd.effects.clock import wall
 from swapd.effects.environment import for_workers
 from swapd.effects.guardian import Guardian
+from swapd.effects.heap import Heap
 from swapd.effects.learned import Learnings
 from swapd.effects.lock import HeldError, HomeLock
 from swapd.effects.logs import Logs
@@ -199,7 +200,7 @@ class Daemon:
             self._loaded.catalog, place, self._logs, session, metrics.observe, learnings, spare
         )
         metrics.watch(supervisor)
-        house = House(supervisor, session, metrics, self._logs, settings, wall())
+        house = House(supervisor, session, metrics, self._logs, settings, Heap(self._log), wall())
         front = Front(house, self._options.home, sock, tls)
         await front.open()
         files = [self._options.config, *map(Path, filter(None, astuple(settings.tls)))]

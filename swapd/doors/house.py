@@ -11,6 +11,7 @@ from swapd.doors.keys import Grant
 from swapd.doors.metrics import Metrics
 from swapd.doors.naming import Names
 from swapd.doors.patience import HEAD_LONGEST, Patience
+from swapd.effects.heap import Heap
 from swapd.effects.logs import Logs
 from swapd.supervisor import Supervisor
 from swapd.words.catalog import ModelSpec
@@ -26,6 +27,7 @@ class House:
     metrics: Metrics
     logs: Logs
     settings: Settings
+    heap: Heap
     started: float
     """Seconds since 1970."""
     _names: Names | None = None

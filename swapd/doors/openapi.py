@@ -25,6 +25,7 @@ WHY = {
     404: "There is no such model, or the worker does not know the path.",
     408: "The request did not come in time.",
     413: "The body is over the limit.",
+    415: "The body is packed in a way that is not known here.",
     417: "Something else than 100-continue is expected.",
     429: "Too many requests: of this key, for this model, or of this tenant.",
     431: "The request's head is too large.",
@@ -35,7 +36,7 @@ WHY = {
 }
 EVERYWHERE = (400, 401, 403, 408, 413, 417, 429, 431)
 """What any request may be refused with."""
-FOR_MODELS = (404, *sorted({status for status, _, _ in STATUS.values()} | {501} - {429}))
+FOR_MODELS = (404, 415, *sorted({status for status, _, _ in STATUS.values()} | {501} - {429}))
 SUMMARIES = {
     "/v1/chat/completions": "A chat's next message, whole or as a stream of events",
     "/v1/completions": "A text's continuation, whole or as a stream of events",

@@ -66,6 +66,7 @@ async def serve(
     """
     supervisor = house.supervisor
     known = passing.fingerprint() if supervisor.is_wary else ""
+    house.heap.enter()
     try:
         coming = supervisor.admit(passing.spec.name, passing.needs_slot, passing.wish, known)
         lease = await (meanwhile(coming) if meanwhile is not None else coming)
@@ -75,6 +76,8 @@ async def serve(
             name, known = passing.spec.name, passing.fingerprint()
             house.logs.own.warning("%s: refused, fingerprint %s: %s", name, known, error)
         raise
+    finally:
+        house.heap.leave()
 
 
 async def _through(house: House, passing: Passing, passage: Passage, lease: Lease) -> None:

@@ -41,7 +41,10 @@ CONNECT_WITHIN = 5.0
 KEPT_FOR = 3.0
 """An idle connection is closed before a worker would do so (llama-server: 5 s): a request sent
 into a connection that the other end is just closing can't be told from one that was lost."""
-RECEIVED_BYTES = 256 * 1024
+RECEIVED_BYTES = 64 * 1024
+READ_AHEAD_BYTES = 16 * 1024
+"""Of an answer, for a client that does not keep up; as small pieces they take several times as
+much, and there may be hundreds of such clients."""
 LONGEST_LINE = 65536
 """Bytes that a line of the head of a worker's answer may have."""
 FAILURES = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
@@ -102,6 +105,7 @@ def new_session() -> aiohttp.ClientSession:
         ),
         timeout=NEVER,
         auto_decompress=False,
+        read_bufsize=READ_AHEAD_BYTES,
         cookie_jar=aiohttp.DummyCookieJar(),
         max_line_size=LONGEST_LINE,
         max_field_size=LONGEST_LINE,
@@ -243,7 +247,7 @@ class Passage:
     async def _relay(
         self, answer: aiohttp.ClientResponse, response: web.StreamResponse, pulse: Pulse
     ) -> None:
-        events = self._events
+        events, writer = self._events, self._request.writer
         while chunk := await self._next_chunk(answer):
             pulse.flowed = now()
             if events is not None and not (chunk := events.take(chunk)):
@@ -251,6 +255,8 @@ class Passage:
             pulse.held += 1
             try:
                 await response.write(chunk)
+                # That waits for a client only now and then, when 64 KiB lie there in small pieces.
+                await writer.drain()
             finally:
                 pulse.held -= 1
             self._tail = (self._tail + chunk)[-TAIL:]

@@ -229,7 +229,7 @@ def test_slow_readers_cost_little_and_disturb_nobody(swapd: Swapd) -> None:
             assert swapd.ask("quick").status_code == 200
         grown = process.memory_info().rss - before
         over.set()
-    assert grown < 32 * 2 * 2**20, f"{grown / 2**20:.1f} MiB"
+    assert grown < 32 * 2**19, f"{grown / 2**20:.1f} MiB"
     eventually(lambda: swapd.worker("a")["busy"] == 0, within=30)
     eventually(lambda: process.num_fds() <= files + 1, within=30)
 

@@ -1,0 +1,86 @@
+"""What a crowd held goes back to the system."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import weakref
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from swapd.effects.clock import now, pause
+from swapd.effects.heap import LOOK_AFTER, WORTH, Heap
+
+LOG = logging.getLogger("test")
+
+
+class Ring:
+    """Something that nobody can reach any more, until the collector comes by."""
+
+    def __init__(self, size: int) -> None:
+        self.ring = self
+        self.held = b"x" * size
+
+
+def _leave_lying(size: int) -> weakref.ref[Ring]:
+    return weakref.ref(Ring(size))
+
+
+@pytest.fixture(autouse=True)
+def _no_collector() -> Iterator[None]:
+    """It may come by at any time."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+async def test_when_half_have_gone_what_they_left_is_collected() -> None:
+    heap = Heap(LOG)
+    for _ in range(4):
+        heap.enter()
+    lying = _leave_lying(4 * WORTH)
+    heap.leave()
+    heap.look()
+    assert lying() is not None, "three of four are still there"
+    heap.leave()
+    heap.look()
+    assert lying() is None
+
+
+async def test_a_look_comes_by_itself_when_a_request_has_ended() -> None:
+    heap = Heap(LOG)
+    heap.enter()
+    lying = _leave_lying(4 * WORTH)
+    heap.leave()
+    end = now() + LOOK_AFTER + 20
+    while lying() is not None:
+        assert now() < end
+        await pause(0.05)
+
+
+async def test_for_little_nobody_is_stopped() -> None:
+    heap = Heap(LOG)
+    heap.enter()
+    lying = _leave_lying(1000)
+    heap.leave()
+    heap.look()
+    assert lying() is not None
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library's own")
+async def test_free_pages_between_others_are_given_back() -> None:
+    heap, process = Heap(LOG), psutil.Process()
+    heap.enter()
+    pieces = [b"x" * 2000 + bytes([i % 256]) for i in range(30_000)]
+    kept = pieces[::10]
+    before = process.memory_info().rss
+    pieces.clear()
+    assert process.memory_info().rss > before - 2**22, "the library would give it back by itself"
+    heap.leave()
+    heap.look()
+    assert process.memory_info().rss < before - 20 * 2**20
+    assert len(kept) == 3000
