@@ -124,7 +124,7 @@ async def swap(daemon: Daemon, requests: int, seed: int) -> tuple[int, list[floa
 def main() -> None:
     """The command line."""
     parser = common.arguments(__doc__, rounds=False)
-    parser.add_argument("--requests", type=int, default=290, help="about 200 of them swap")
+    parser.add_argument("--requests", type=int, default=330, help="some 220 of them swap")
     parser.add_argument("--budget", type=int, default=300, metavar="MIB")
     parser.add_argument("--limit", type=int, default=450, metavar="MIB", help="of the whole tree")
     parser.add_argument("--seed", type=int, default=1)
