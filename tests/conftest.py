@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+AT_ONCE = 4
+"""Processes that run tests, at most: each has shared workers of its own."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -15,3 +20,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("long"):
             item.add_marker(pytest.mark.skip(reason="a nightly-size profile; use --long"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """How many run tests for `-n auto`. What the long profiles measure is measured alone."""
+    return 0 if config.getoption("--long") else min(os.cpu_count() or 1, AT_ONCE)
