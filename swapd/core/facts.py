@@ -136,10 +136,11 @@ class Facts(Desk):
         resident = self._books.residents[event.worker]
         failed_start = resident.state is State.STARTING or bool(resident.late)
         failed_serving = resident.state is State.READY and not resident.served
+        served = [self._books.granted[request].waiting for request in resident.busy]
         if event.accident:
             failed_serving = False
+            self._suspects.worker_killed(served)
         elif resident.hung or resident.state in WORKING:
-            served = [self._books.granted[request].waiting for request in resident.busy]
             # What one request is the cause of says nothing of the model.
             failed_serving &= not self._suspects.worker_ended(served, resident.hung or event.reason)
         if failed_start and resident.heir:

@@ -40,6 +40,8 @@ class Waiting:
     fingerprint: str = ""
     losses: int = 0
     """Workers that ended under it."""
+    kills: int = 0
+    """Those of them that somebody killed."""
     falls: int = 0
     """Those of them of whose end it may be the cause."""
     rank: Rank = field(init=False)

@@ -18,7 +18,9 @@ from swapd.words.events import RequestId
 from swapd.words.orders import Why
 
 TRIES = 3
-"""Workers that a request may lose."""
+"""Workers that a request may lose, but for those that somebody killed."""
+KILLS = 10
+"""Workers that somebody may kill under a request: that may go on for ever."""
 POISON_FOR = 600.0
 """Seconds for which what happened is remembered, and poison refused."""
 MOST = 1024
@@ -48,6 +50,8 @@ class Suspects:
 
     def __init__(self) -> None:
         self._falls: dict[RequestId, Fall] = {}
+        self._bereft: set[RequestId] = set()
+        """Those whose worker somebody has killed."""
         self._known: dict[str, Suspicion] = {}
         """Oldest first."""
 
@@ -61,6 +65,10 @@ class Suspects:
         for waiting in served:
             self._falls[waiting.request] = Fall(reason, guilty)
         return guilty
+
+    def worker_killed(self, served: Collection[Waiting]) -> None:
+        """Somebody has killed a worker that served these."""
+        self._bereft.update(waiting.request for waiting in served)
 
     def arrived(self, waiting: Waiting, now: float) -> Verdict | None:
         """A request is here whose fingerprint may be known; the verdict on it if it is poison."""
@@ -79,6 +87,8 @@ class Suspects:
         fall = self._falls.pop(waiting.request, None)
         waiting.fingerprint = fingerprint
         waiting.losses += 1
+        waiting.kills += waiting.request in self._bereft
+        self._bereft.discard(waiting.request)
         waiting.falls += fall is not None
         reason = fall.reason if fall else "they were killed"
         if fall:
@@ -87,8 +97,8 @@ class Suspects:
             self._known[fingerprint] = Suspicion(falls, now + POISON_FOR, why)
             if fall.guilty:
                 return _poison(reason)
-        if waiting.losses >= TRIES:
-            return Verdict(Why.WORKER_FAILED, f"{TRIES} workers ended under it: {reason}")
+        if waiting.losses - waiting.kills >= TRIES or waiting.kills >= KILLS:
+            return Verdict(Why.WORKER_FAILED, f"{waiting.losses} workers ended under it: {reason}")
         return None
 
     def finished(self, waiting: Waiting, fingerprint: str, answered: bool, now: float) -> None:
@@ -98,6 +108,7 @@ class Suspects:
         elif fingerprint and waiting.request in self._falls:
             self.returned(waiting, fingerprint, now)
         self._falls.pop(waiting.request, None)
+        self._bereft.discard(waiting.request)
 
 
 def _poison(reason: str) -> Verdict:

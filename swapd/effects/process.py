@@ -23,6 +23,8 @@ from swapd.words.events import WorkerId
 TAIL_LINES = 5
 """Of what it printed last, this many lines tell why it did not come up."""
 TAIL_WIDTH = 300
+ASKED_TO_END = frozenset({-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP})
+"""Exit statuses by signals that nothing in a program raises by mistake."""
 
 
 class Word(msgspec.Struct, frozen=True):
@@ -217,8 +219,11 @@ class WorkerProcess:
         return True
 
     def _is_accident(self) -> bool:
-        """Whether somebody else killed it, and not the system for want of memory."""
-        killed = self._process.returncode == -signal.SIGKILL and not self._killed
+        """Whether somebody else ended it, and not the system for want of memory."""
+        status = self._process.returncode
+        if status in ASKED_TO_END:
+            return not self._told
+        killed = status == -signal.SIGKILL and not self._killed
         return killed and self._oom_kills is not None and oom_kills() == self._oom_kills
 
     def _reason(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from swapd.core.suspects import POISON_FOR, TRIES
+from swapd.core.suspects import KILLS, POISON_FOR, TRIES
 from swapd.words import events as ev
 from swapd.words import orders as od
 from tests.core.process import Process
@@ -52,7 +52,9 @@ def check_hung(m: Machine) -> None:
 def check_grant(m: Machine, request: int, p: Process) -> None:
     """Each has so many tries, and from the second loss on a worker for itself."""
     falls, losses = m.falls.get(request, 0), m.losses.get(request, 0)
-    m.require(losses < TRIES, f"request {request} is served after {losses} losses")
+    m.require(
+        not _is_out_of_tries(m, request), f"request {request} is served after {losses} losses"
+    )
     beside = p.serving - m.guests - {request}
     if request not in m.guests:
         m.require(not beside or falls < 2, f"request {request} must be served alone")
@@ -66,15 +68,23 @@ def check_refusal(m: Machine, request: int, why: od.Why) -> None:
         until = m.poison.get(fingerprint(request), m.now)
         m.require(m.now < until, f"request {request} is refused for nothing it did")
     if why is od.Why.WORKER_FAILED:
-        m.require(m.losses.get(request, 0) >= TRIES, f"request {request} had tries left")
+        m.require(_is_out_of_tries(m, request), f"request {request} had tries left")
+
+
+def _is_out_of_tries(m: Machine, request: int) -> bool:
+    losses, kills = m.losses.get(request, 0), m.kills.get(request, 0)
+    return losses - kills >= TRIES or kills >= KILLS
 
 
 def note_end(m: Machine, p: Process, accident: bool) -> None:
     """A worker has ended with what it serves now; whose fault that may be, if anybody's."""
     by_itself = p.ready and not (p.killed or p.told is not None)
+    slotted = p.serving - m.guests
+    if accident:
+        for request in slotted:
+            m.kills[request] = m.kills.get(request, 0) + 1
     if accident or not (by_itself or p.killed_as_hung):
         return
-    slotted = p.serving - m.guests
     for request in slotted:
         known = fingerprint(request)
         again = m.falls.get(request, 0) > 0 or m.fell.get(known, -math.inf) + POISON_FOR > m.now

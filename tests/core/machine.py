@@ -43,6 +43,8 @@ class Machine:
     ended: dict[int, str] = field(default_factory=dict)
     losses: dict[int, int] = field(default_factory=dict)
     """Workers that each request has lost."""
+    kills: dict[int, int] = field(default_factory=dict)
+    """How many of these workers somebody killed."""
     falls: dict[int, int] = field(default_factory=dict)
     """Those of whose end it may be the cause."""
     fell: dict[str, float] = field(default_factory=dict)

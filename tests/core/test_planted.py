@@ -307,6 +307,8 @@ FAULTS: list[Fault] = [
      lost.test_a_poisonous_one_is_found_and_those_beside_it_are_served),
     ("company is no excuse", Suspects, "worker_ended", _all_guilty,
      lost.test_a_poisonous_one_is_found_and_those_beside_it_are_served),
+    ("kills from outside are not told from other ends", Suspects, "worker_killed", _nobody_else,
+     lost.test_whoever_is_killed_from_outside_however_often_makes_nobody_a_suspect),
     ("an accident is remembered for ever", Suspects, "finished", _nobody_else,
      lost.test_one_accident_makes_nobody_a_suspect),
 ]  # fmt: skip

@@ -86,15 +86,15 @@ def test_a_request_that_can_not_come_again_is_known_by_its_fingerprint() -> None
 
 def test_whoever_is_killed_from_outside_however_often_makes_nobody_a_suspect() -> None:
     talk = _three_served() >> ev.Arrived(4.5, 4, "a")
-    for worker in (1, 2):
+    for worker in range(1, suspects.KILLS):
         now = 5 * worker
         talk >> ev.Exited(now, worker, "killed", accident=True)
         _return(talk, now, 1, 2, 3) >> ev.CameUp(now + 1, worker + 1)
         talk << f"grant:1->{worker + 1} grant:2->{worker + 1} grant:3->{worker + 1} wake:never"
     assert not talk.core.is_wary
-    talk >> ev.Finished(13, 1) << "grant:4->3"
-    talk >> ev.Finished(13, 2) >> ev.Exited(14, 3, "killed", accident=True)
-    _return(talk, 14, 3) << "refuse:3:worker_failed"
+    talk >> ev.Finished(53, 1) << f"grant:4->{suspects.KILLS}"
+    talk >> ev.Finished(53, 2) >> ev.Exited(54, suspects.KILLS, "killed", accident=True)
+    _return(talk, 54, 3) << "refuse:3:worker_failed"
 
 
 def test_what_swapd_ends_itself_is_nobodys_fault() -> None:

@@ -155,17 +155,32 @@ async def test_a_kill_from_outside_is_an_accident_and_no_other_end_is(spawn: Spa
     os.kill(process.pid, signal.SIGKILL)
     assert await heard.end() == "the worker was ended by SIGKILL"
     assert heard.accident
-    for number in (signal.SIGSEGV, signal.SIGTERM):
-        process, heard = spawn(FAKE)
-        await heard.word()
-        os.kill(process.pid, number)
-        await heard.end()
-        assert heard.accident is False
     process, heard = spawn(FAKE)
     await heard.word()
     process.kill()
     await heard.end()
     assert heard.accident is False
+
+
+@pytest.mark.parametrize(
+    ("number", "asked", "accident"),
+    [
+        (signal.SIGTERM, False, True),
+        (signal.SIGHUP, False, True),
+        (signal.SIGTERM, True, False),
+        (signal.SIGSEGV, False, False),
+        (signal.SIGABRT, False, False),
+    ],
+)
+async def test_what_somebody_else_asks_to_end_met_with_an_accident(
+    spawn: Spawn, number: signal.Signals, asked: bool, accident: bool
+) -> None:
+    process, heard = spawn("sleep 600")
+    if asked:
+        process.stop()
+    os.kill(process.pid, number)
+    await heard.end()
+    assert heard.accident is accident
 
 
 async def test_a_kill_takes_the_children_too(spawn: Spawn) -> None:
