@@ -20,8 +20,11 @@ _HEADER = re.compile(rf"((?:{_NAME}|cookie):).+", re.IGNORECASE | re.DOTALL)
 _HEADER_IN_TEXT = re.compile(
     rf"(['\"](?:{_NAME}|cookie)['\"]?:\s*['\"]?)[^'\"]+", re.IGNORECASE | re.DOTALL
 )
+_KEY_FILE = r"\S+\.(?:pem|key)['\"]?[ \t]*(?:#.*)?$"
+"""The path of a certificate's key, as `tls` has it, is no secret."""
 _IN_YAML = re.compile(
-    rf"^([ \t]*(?:-[ \t]+)?['\"]?{_NAME}['\"]?:[ \t]+)(?![|>&*{{\[#]|['\"]?\${{env\.)\S.*",
+    rf"^([ \t]*(?:-[ \t]+)?['\"]?{_NAME}['\"]?:[ \t]+)"
+    rf"(?![|>&*{{\[#]|['\"]?\${{env\.|{_KEY_FILE})\S.*",
     re.IGNORECASE | re.MULTILINE,
 )
 _IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")

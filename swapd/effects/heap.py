@@ -19,6 +19,8 @@ LOOK_AFTER = 3.0
 """Seconds from the end of a request to the look whether it has become quiet."""
 WORTH = 4 * 2**20
 """Bytes beyond what was held after the last time, for which it is worth the while."""
+CROWD = 32
+"""So many that have gone are worth it in any case: what they left may be free and kept."""
 
 
 class Heap:
@@ -53,9 +55,9 @@ class Heap:
         """Give back what there is, if it has become quiet."""
         if 2 * self._under_way > self._most:
             return
-        self._most = self._under_way
+        gone, self._most = self._most - self._under_way, self._under_way
         held = _held()
-        if held < self._floor + WORTH:
+        if gone < CROWD and held < self._floor + WORTH:
             return
         # Some milliseconds, in which those who are still here wait.
         gc.collect()

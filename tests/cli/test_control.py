@@ -57,12 +57,26 @@ def test_a_first_visit(user: User) -> None:
     assert again.stdout == f"swapd runs already at {url} (pid {told['pid']})\n"
 
     stopped = user.types("stop")
-    assert (stopped.returncode, stopped.stdout) == (0, "swapd has stopped\n")
+    # Where it takes long it says before what it waits for.
+    assert (stopped.returncode, stopped.stdout.splitlines()[-1:]) == (0, ["swapd has stopped"])
     assert user.processes() == []
     assert list((user.home / "user").iterdir()) == []
     after = user.types("status")
     assert (after.returncode, after.stdout) == (3, "✗ swapd is not running\n")
     assert user.types("stop").stdout == "swapd is not running\n"
+
+
+def test_a_stop_that_takes_long_says_what_it_waits_for(user: User) -> None:
+    user.says("start")
+    pid = msgspec.json.decode(user.says("status", "--json"))["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    with user.at_terminal("stop") as terminal:
+        terminal.expect_exact("waiting for running requests to end; ")
+        terminal.expect_exact("stop --now does not wait for them")
+    with user.at_terminal("stop", "--now") as terminal:
+        terminal.expect_exact("waiting for the workers to be gone")
+        os.kill(pid, signal.SIGCONT)
+        terminal.expect_exact("swapd has stopped")
 
 
 def test_a_start_that_fails_shows_the_log_and_leaves_nothing(user: User) -> None:

@@ -295,5 +295,6 @@ def test_every_look_for_a_key_compares_with_all_of_them(headers: dict[str, str])
 
 def test_values_that_are_named_as_secrets_are_not_shown() -> None:
     told = "env:\n  HF_TOKEN: abc def\n  - api_key: 'x y'\nmax_tokens: 5\ntoken: ${env.X}\n"
+    told += "tls:\n  cert: /etc/c.pem\n  key: /etc/k.pem  # mine\n"
     shown = told.replace("abc def", "***").replace("'x y'", "***")
     assert without_secrets_in(told) == shown

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from swapd.effects.clock import now, pause
-from swapd.effects.heap import LOOK_AFTER, WORTH, Heap
+from swapd.effects.heap import CROWD, LOOK_AFTER, WORTH, Heap
 
 LOG = logging.getLogger("test")
 
@@ -69,6 +69,17 @@ async def test_for_little_nobody_is_stopped() -> None:
     heap.leave()
     heap.look()
     assert lying() is not None
+
+
+async def test_for_a_crowd_it_is_worth_it_in_any_case() -> None:
+    heap = Heap(LOG)
+    for _ in range(CROWD):
+        heap.enter()
+    lying = _leave_lying(1000)
+    for _ in range(CROWD):
+        heap.leave()
+    heap.look()
+    assert lying() is None
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library's own")
