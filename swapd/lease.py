@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from swapd.effects.clock import now
 from swapd.effects.process import WorkerProcess
 from swapd.effects.pulse import Pulse
 from swapd.words import events as ev
@@ -53,6 +54,8 @@ class Running:
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     fate: str = ""
     """How it ended, once it has."""
+    since: float = field(default_factory=now)
+    """When it was started, by the clock that nobody sets."""
 
 
 @dataclass(slots=True)

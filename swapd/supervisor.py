@@ -381,7 +381,7 @@ class Supervisor:
         running = self._workers[worker]
         assert running.process is not None
         running.process.came_up()
-        took = wall() - running.started
+        took = now() - running.since
         name, url = running.process.spec.name, running.process.base_url
         self._log.info("%s: ready after %.2f s at %s", name, took, url)
         self.post(ev.CameUp(now(), worker, slots))

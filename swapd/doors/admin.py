@@ -14,7 +14,7 @@ from swapd.doors.house import HOUSE, House
 from swapd.doors.keys import OPENED, Grant, grant_of
 from swapd.doors.naming import adapters_of
 from swapd.doors.secrets import without_secrets
-from swapd.effects.clock import wall
+from swapd.effects.clock import now
 from swapd.lease import RefusedError, Sight
 from swapd.words.catalog import ModelSpec
 
@@ -147,7 +147,7 @@ async def health(request: web.Request) -> web.Response:
     if guard is not None and guard.needs_keys and OPENED not in request:
         # Without a key one learns that swapd is well, and no more.
         return _json({"status": "ok"})
-    uptime = round(wall() - house.started, 1)
+    uptime = round(now() - house.since, 1)
     return _json({"status": "ok", "loaded": loaded, "uptime_seconds": uptime})
 
 

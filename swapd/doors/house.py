@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import aiohttp
 from aiohttp import web
@@ -11,6 +11,7 @@ from swapd.doors.keys import Grant
 from swapd.doors.metrics import Metrics
 from swapd.doors.naming import Names
 from swapd.doors.patience import HEAD_LONGEST, Patience
+from swapd.effects.clock import now
 from swapd.effects.heap import Heap
 from swapd.effects.logs import Logs
 from swapd.supervisor import Supervisor
@@ -30,6 +31,8 @@ class House:
     heap: Heap
     started: float
     """Seconds since 1970."""
+    since: float = field(default_factory=now)
+    """The same by the clock that nobody sets."""
     _names: Names | None = None
 
     def names(self, grant: Grant | None = None) -> Names:

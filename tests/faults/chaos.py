@@ -1,12 +1,14 @@
 """The chaos run: a real swapd under load, and everything thrown at it that one seed tells.
 
 `python -m tests.faults.chaos --seconds 3600 --seed 1`. Kills and stops workers, the spare one and
-the guardian; fills swapd's disk; edits the configuration, also into nonsense; unloads; lets
-clients leave, read slowly and connect for nothing. Then the books: requests sent = answered +
-refused + gone, every whole answer the known one, no process left, descriptors and memory back.
+the guardian; fills swapd's disk; steps its clock; edits the configuration, also into nonsense;
+unloads; lets clients leave, read slowly and connect for nothing. Then the books: requests sent =
+answered + refused + gone, every whole answer the known one, no process left, descriptors and memory
+back.
 
 The same seed draws the same faults and requests in the same order; when they meet depends on the
-machine. Steps of the clock are left out: they would be everybody's on this machine.
+machine. Steps of the clock are those of swapd's time of day and its workers' (`tests/clock`); that
+of the machine would be everybody's.
 """
 
 from __future__ import annotations
@@ -30,12 +32,14 @@ import psutil
 from swapd.effects.clock import now
 from swapd.effects.identity import variable_of
 from swapd.effects.register import MARK
+from tests.clock import SteppedClock, can_step
 from tests.disk import can_mount, fill, small_disk
 from tests.doors.conftest import demo, fake
 from tests.faults.chaos_clients import FOREIGN, OURS, QUESTIONS, Books, Client, Plan
 from tests.swapd import Swapd, alive, config, eventually
 
 CLIENTS = 6
+STEP = 365 * 86400
 DISK_KIB = 24 * 1024
 MAY_BREAK_OFF = ("broken off (foreign, ", "broken off (ours, model_start_failed)")
 """Answers that may end in an error event: a foreign worker's, and one that was to go on in a next
@@ -53,6 +57,7 @@ FAULTS = {
     "edit_nonsense": 1,
     "edit_models": 2,
     "fill_disk": 2,
+    "step_clock": 2,
     "idle_connections": 2,
 }
 """How often each is drawn, as against the others."""
@@ -81,6 +86,7 @@ class Faults:
     swapd: Swapd
     chance: random.Random
     disk: Path | None
+    clock: SteppedClock | None
     over: threading.Event
     thrown: Counter[str] = field(default_factory=Counter)
     _models: dict[str, Any] = field(default_factory=_models)
@@ -171,6 +177,11 @@ class Faults:
             self.over.wait(2 * self._number)
             filling.unlink()
 
+    def _step_clock(self) -> None:
+        """By up to a year, there or back."""
+        if self.clock is not None:
+            self.clock.step(int((self._number - 0.5) * 2 * STEP))
+
     def _idle_connections(self) -> None:
         """Connections that say nothing, or half of something, and then go."""
         with ExitStack() as stack:
@@ -252,7 +263,9 @@ def chaos(home: Path, seconds: float, seed: int) -> Outcome:
     with ExitStack() as stack:
         state = home / ".swapd"
         disk = stack.enter_context(small_disk(state, DISK_KIB)) if can_mount() else None
-        swapd = stack.enter_context(Swapd(home, _text(_models())))
+        clock = SteppedClock(home) if can_step() else None
+        environ = clock.environ if clock is not None else {}
+        swapd = stack.enter_context(Swapd(home, _text(_models()), **environ))
         books, over = Books(), threading.Event()
         _learn(swapd, books)
         before = _at_rest(swapd)
@@ -260,7 +273,7 @@ def chaos(home: Path, seconds: float, seed: int) -> Outcome:
         clients = [Client(swapd.port, books, f"{seed}/{i}", over) for i in range(CLIENTS)]
         for client in clients:
             client.start()
-        faults = Faults(swapd, random.Random(seed), disk, threading.Event())
+        faults = Faults(swapd, random.Random(seed), disk, clock, threading.Event())
         faults.throw_until(now() + seconds)
         over.set()
         for client in clients:
