@@ -47,6 +47,9 @@ from swapd.home import SPARE_COMMAND, WORKER_COMMAND, Home, find_home
 from swapd.supervisor import Supervisor
 from swapd.words.settings import Settings
 
+SWITCH_INTERVAL = 0.0005
+"""Seconds until a thread that looks through processes lets the event loop go on; Python's own 5 ms
+would be several tokens' time."""
 SPARE_FROM_BYTES = 8 * 2**30
 
 
@@ -110,6 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     hold_standard_descriptors()
     options = parse(sys.argv[1:] if argv is None else argv)
     tell = _Teller(options.ready_fd)
+    sys.setswitchinterval(SWITCH_INTERVAL)
     try:
         return _run(options, tell)
     except CannotServeError as error:

@@ -96,7 +96,7 @@ class WorkerProcess:
         own = self.spec.own
         self._words = LineReader(self._loop, spawned.words, self._heard) if own else None
         self._lines = LineReader(self._loop, spawned.lines, self._printed)
-        threading.Thread(target=self._wait, name=f"wait for {self.pid}", daemon=True).start()
+        self._await_end()
 
     def _fill(self, text: str, pid: int = 0) -> str:
         return text.replace("${PORT}", str(self.port)).replace("${PID}", str(pid))
@@ -169,6 +169,21 @@ class WorkerProcess:
         except PermissionError:
             # macOS answers so for a group of which only a zombie is left.
             self._output.debug("swapd: %d could not be sent %s", self.pid, number.name)
+
+    def _await_end(self) -> None:
+        """Have `_reap` called when the process has ended, without reaping it."""
+        try:
+            # A thread would have to be waited for until it has begun.
+            end = os.pidfd_open(self.pid)
+        except (AttributeError, OSError):
+            threading.Thread(target=self._wait, name=f"wait for {self.pid}", daemon=True).start()
+            return
+        self._loop.add_reader(end, self._came_to_its_end, end)
+
+    def _came_to_its_end(self, end: int) -> None:
+        self._loop.remove_reader(end)
+        os.close(end)
+        self._reap()
 
     def _wait(self) -> None:
         """In a thread of its own: sleep until the process has ended, then report it."""

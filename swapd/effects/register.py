@@ -6,6 +6,7 @@ finds here whom to look for.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -20,6 +21,7 @@ from swapd.effects.set_aside import set_aside
 
 MARK = "SWAPD_MARK"
 """Variable in the environment of all workers: its value is that of one life of swapd."""
+BLOCK = 4096
 GONE_WITHIN = 5.0
 """Seconds in which a killed process is gone, unless the kernel holds it."""
 
@@ -40,7 +42,8 @@ class Page(msgspec.Struct, frozen=True):
 
 
 class Register:
-    """Keeps the file in step with what runs. A full disk is told once and stops nothing."""
+    """Keeps the file in step with what runs. A disk that was full from the beginning is told once
+    and stops nothing."""
 
     def __init__(self, file: Path, log: logging.Logger) -> None:
         self.mark = uuid.uuid4().hex
@@ -48,6 +51,9 @@ class Register:
         self._log = log
         self._workers: dict[int, Noted] = {}
         self._failing = False
+        self._descriptor = -1
+        self._length = BLOCK
+        self._write()  # so that it has its block when the disk is full
 
     def add(self, pid: int) -> None:
         """A worker was spawned."""
@@ -60,11 +66,17 @@ class Register:
             self._write()
 
     def _write(self) -> None:
-        """Replace the file as a whole. Not forced to the disk: a power cut ends workers too."""
-        beside = self._file.with_name(self._file.name + ".new")
+        """In place, and always as long: a block that the file has needs no room on the disk, and
+        to rename one over it can take as long as the disk does, twice for each worker.
+
+        Not forced to the disk: a power cut ends workers too.
+        """
         try:
-            beside.write_bytes(msgspec.json.encode(Page(self.mark, [*self._workers.values()])))
-            beside.replace(self._file)
+            file = self._opened()
+            page = msgspec.json.encode(Page(self.mark, [*self._workers.values()])) + b"\n"
+            self._length = max(self._length, -(-len(page) // BLOCK) * BLOCK)
+            if os.pwrite(file, page.ljust(self._length), 0) < self._length:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             if not self._failing:
                 self._log.warning(
@@ -76,6 +88,18 @@ class Register:
             self._failing = True
         else:
             self._failing = False
+
+    def _opened(self) -> int:
+        """The file; another one if somebody has taken it away. It is closed with this process."""
+        if self._descriptor >= 0:
+            if os.fstat(self._descriptor).st_nlink:
+                return self._descriptor
+            os.close(self._descriptor)
+            self._descriptor = -1
+        self._descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT, 0o644)
+        # What an earlier life left must not show behind our page.
+        self._length = max(BLOCK, os.fstat(self._descriptor).st_size)
+        return self._descriptor
 
 
 def reap_left_overs(file: Path, log: logging.Logger) -> None:

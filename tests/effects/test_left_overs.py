@@ -43,6 +43,10 @@ def _note(file: Path, *workers: Noted, mark: str = "nobody's") -> Path:
     return file
 
 
+def _page(file: Path) -> Page:
+    return msgspec.json.decode(file.read_bytes(), type=Page)
+
+
 def _session(head: int) -> list[int]:
     return [pid for pid in psutil.pids() if alive(pid) and os.getsid(pid) == head]
 
@@ -117,16 +121,38 @@ def test_the_page_says_who_runs_and_survives_a_full_disk(
     with small_disk(tmp_path / "disk", 64) as disk:
         register = Register(disk / "workers.json", logging.getLogger("register"))
         register.add(os.getpid())
-        (noted,) = msgspec.json.decode((disk / "workers.json").read_bytes(), type=Page).workers
+        (noted,) = _page(disk / "workers.json").workers
         assert (noted.pid, noted.born) == (os.getpid(), birth_of(os.getpid()))
+        fill(disk)
+        register.remove(os.getpid())
+        assert _page(disk / "workers.json") == Page(register.mark, [])
+        assert not caplog.text
+
+
+def test_a_page_for_which_there_is_no_room_is_told_once_and_written_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with small_disk(tmp_path / "disk", 64) as disk:
         filling = fill(disk)
-        register.add(1)
-        register.remove(1)
+        register = Register(disk / "workers.json", logging.getLogger("register"))
+        register.add(os.getpid())
         assert caplog.text.count("can't be written (No space left on device)") == 1
         filling.unlink()
-        register.remove(os.getpid())
-        page = msgspec.json.decode((disk / "workers.json").read_bytes(), type=Page)
-        assert page == Page(register.mark, [])
+        register.add(os.getppid())
+        assert len(_page(disk / "workers.json").workers) == 2
+
+
+def test_of_an_earlier_page_nothing_is_left_and_one_that_was_taken_away_is_made_anew(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "workers.json"
+    file.write_bytes(b"x" * 100_000)
+    register = Register(file, LOG)
+    register.add(os.getpid())
+    assert len(_page(file).workers) == 1
+    file.unlink()
+    register.add(os.getppid())
+    assert len(_page(file).workers) == 2
 
 
 def test_a_guardian_that_is_killed_is_replaced_by_one_that_knows_all(tmp_path: Path) -> None:
