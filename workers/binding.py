@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from workers.lean import skip_package_init
@@ -211,6 +212,10 @@ class Model:
     def spelled(self, token: int) -> bytes:
         """What `token` stands for, control tokens included."""
         return self._piece_bytes(token, special=True)
+
+    def text(self, tokens: Iterable[int]) -> str:
+        """What they stand for together, control tokens included."""
+        return b"".join(map(self.spelled, tokens)).decode("utf-8", "replace")
 
     def _piece_bytes(self, token: int, *, special: bool) -> bytes:
         room = 64

@@ -68,9 +68,11 @@ async def open_chat(worker: Worker, request: ChatRequest, at: float) -> Chat:
                 400, "An answer can't be a call and have another form.", param="tool_choice"
             )
         grammar = _forced(worker, tools, thinking=thinking)
-    elif thinking and grammar is not None:
-        prompt += f"\n{END_THINK}\n\n"  # the answer has that form from its first letter on
-        thinking = False
+    else:
+        grammar = grammar or worker.grammars.default
+        if thinking and grammar is not None:
+            prompt += f"\n{END_THINK}\n\n"  # the answer has that form from its first letter on
+            thinking = False
     call = None if tools is None or grammar is not None else _begun(worker, tools)
     return Chat(prompt, tools, thinking, grammar, call)
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import codecs
 from dataclasses import replace
 
+from workers.binding import Model
 from workers.binding_context import Batch, Context
 from workers.binding_sampler import Probabilities
 from workers.errors import exceeds_context
 from workers.openai_responses import Echo
 from workers.token_log import Told, spell
-from workers.worker import Worker
+from workers.worker import Worker, unhurried
 
 CHUNK = 32
 """Tokens of a step: each needs a row of logits."""
@@ -29,17 +30,26 @@ async def echoes(
     Raises ApiError 400 for one that the context does not hold.
     """
     found = []
-    for tokens in prompts:
+    firsts = [_first_shown(worker.model, tokens) for tokens in prompts]
+    texts = await unhurried(
+        sum(map(len, prompts)),
+        lambda: [
+            worker.model.text(tokens[first:]) for tokens, first in zip(prompts, firsts, strict=True)
+        ],
+    )
+    for tokens, first, text in zip(prompts, firsts, texts, strict=True):
         told: list[Told] = []
-        model = worker.model
-        first = 1 if model.adds_bos and tokens and tokens[0] == model.bos else 0
-        text = b"".join(map(model.spelled, tokens[first:])).decode("utf-8", "replace")
         if alternatives is not None:
             if len(tokens) > worker.engine.longest_sequence:
                 raise exceeds_context(len(tokens), worker.engine.longest_sequence)
             told = await _read(worker, tokens, first, alternatives)
         found += [Echo(text, told)] * copies
     return found
+
+
+def _first_shown(model: Model, tokens: list[int]) -> int:
+    """All but the beginning-of-text that the tokenizer puts before a prompt."""
+    return 1 if model.adds_bos and tokens and tokens[0] == model.bos else 0
 
 
 async def _read(worker: Worker, tokens: list[int], first: int, alternatives: int) -> list[Told]:

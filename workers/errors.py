@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+LONGEST = 500
+"""Characters of a sentence. What a client sent may be in it, and be of any length."""
+
 
 class ApiError(Exception):
     """An answer with an error status, shaped as OpenAI's."""
@@ -17,6 +20,7 @@ class ApiError(Exception):
         **facts: int,
     ) -> None:
         """`message` is one sentence; `facts` are further members of the error object."""
+        message = message if len(message) <= LONGEST else message[: LONGEST - 1] + "…"
         super().__init__(message)
         self.status = status
         self.body: dict[str, object] = {

@@ -8,6 +8,7 @@ nearest: a typo must not become a default.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,19 @@ def _json_object(text: str) -> dict[str, Any]:
     return value
 
 
+def _json(text: str) -> str:
+    json.loads(text)
+    return text
+
+
+def _bias(text: str) -> tuple[int, float]:
+    """TOKEN+BIAS or TOKEN-BIAS; `inf` is a bias too."""
+    parts = re.fullmatch(r"(\d{1,9})([+-])(\d+\.?\d*|\.\d+|inf)", text, re.ASCII)
+    if parts is None:
+        raise ValueError("must be TOKEN+BIAS or TOKEN-BIAS, the token by its number")
+    return int(parts[1]), float(parts[2] + parts[3])
+
+
 def _named_path(text: str) -> tuple[str, str]:
     name, equals, path = text.partition("=")
     if not equals or not name or not path or ":" in name:
@@ -167,6 +181,12 @@ FLAGS = (
     Flag("--dry-allowed-length", "sampling.dry_allowed_length", _whole(0)),
     Flag("--dry-penalty-last-n", "sampling.dry_penalty_last_n", _whole(-1)),
     Flag("--dry-sequence-breaker", "sampling.dry_sequence_breakers", _breaker, gathers=True),
+    Flag("--ignore-eos", "ignore_eos", value=True),
+    Flag("-l --logit-bias", "sampling.logit_bias", _bias, gathers=True),
+    Flag("--grammar", "grammar", str),
+    Flag("--grammar-file", "grammar", _file),
+    Flag("-j --json-schema", "json_schema", _json),
+    Flag("-jf --json-schema-file", "json_schema", lambda text: _json(_file(text))),
     Flag("--samplers", "sampling.samplers", _samplers),
     Flag("--sampler-seq --sampling-seq", "sampling.samplers", sampler_order),
     Flag("--repeat-last-n", "sampling.repeat_last_n", _whole(-1)),
@@ -217,6 +237,8 @@ def parse(arguments: list[str]) -> Settings:
         for target in list(found)
         if target.startswith("sampling.")
     }
+    if "logit_bias" in sampling:
+        sampling["logit_bias"] = dict(sampling["logit_bias"])
     found.pop("", None)
     _join_loras(found)
     settings = Settings(**found, sampling=Sampling(**sampling))
@@ -224,6 +246,8 @@ def parse(arguments: list[str]) -> Settings:
         raise FlagError("--batch-size must be at least --parallel: every slot steps every time")
     if settings.spec_lookup and settings.model_draft:
         raise FlagError("--spec-lookup and --model-draft both guess ahead: choose one")
+    if settings.grammar is not None and settings.json_schema is not None:
+        raise FlagError("--grammar and --json-schema both say what answers follow: choose one")
     return settings
 
 

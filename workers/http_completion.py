@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from workers.answers import Answers
+from workers.answers import MOST_ANSWERS, Answers
 from workers.errors import ApiError
 from workers.http_json import json_response
 from workers.http_stream import read_call, respond
@@ -17,7 +17,7 @@ from workers.openai_requests import Generation, check, decode
 from workers.prompts import token_lists
 from workers.ranking import ranking_prompt
 from workers.resuming import Call
-from workers.worker import Worker
+from workers.worker import Worker, unhurried
 
 
 class LlamaGeneration(Generation, kw_only=True):
@@ -78,21 +78,27 @@ class CompletionRoutes:
         """POST /completion."""
         call = await read_call(http, self._worker.identity)
         request = decode(call.body, Completion)
-        prompts = await token_lists(self._worker, request.prompt, "prompt")
+        model = self._worker.model
+        prompts = await unhurried(
+            len(call.body), lambda: token_lists(model, request.prompt, "prompt", MOST_ANSWERS)
+        )
         return await self._answer(http, call, request, prompts)
 
     async def infill(self, http: web.Request) -> web.StreamResponse:
         """POST /infill."""
         call = await read_call(http, self._worker.identity)
         request = decode(call.body, Infill)
-        worker = self._worker
+        prompt = await unhurried(len(call.body), lambda: self._infill_prompt(request))
+        return await self._answer(http, call, request, [prompt])
+
+    def _infill_prompt(self, request: Infill) -> list[int]:
+        model = self._worker.model
         prefix, begun = [
-            await worker.tokenize(text, add_special=False, parse_special=False)
+            model.tokenize(text, add_special=False, parse_special=False)
             for text in (request.input_prefix, request.prompt)
         ]
         files = [(extra.filename, extra.text) for extra in request.input_extra]
-        prompt = await infill_prompt(worker, prefix, request.input_suffix, begun=begun, files=files)
-        return await self._answer(http, call, request, [prompt])
+        return infill_prompt(model, prefix, request.input_suffix, begun=begun, files=files)
 
     async def _answer(
         self, http: web.Request, call: Call, request: LlamaGeneration, prompts: list[list[int]]
@@ -105,28 +111,29 @@ class CompletionRoutes:
             request,
             prompts,
             call,
-            grammar=worker.grammars.wished(request),
+            grammar=worker.grammars.wished(request) or worker.grammars.default,
             tell=request.n_probs or None,
         )
-        texts = [
-            b"".join(map(worker.model.spelled, tokens)).decode("utf-8", "replace")
-            for tokens in prompts
-            for _ in range(request.n or 1)
-        ]
+        told = await unhurried(len(call.body), lambda: list(map(worker.model.text, prompts)))
+        texts = [text for text in told for _ in range(request.n or 1)]
         name = request.model or worker.settings.name
         shape = LlamaShape(name, answers, texts, tokens=request.return_tokens)
         return await respond(http, call, answers, shape, streaming=streaming)
 
     async def rerank(self, http: web.Request) -> web.Response:
         """POST /rerank."""
-        request = decode(await http.read(), Rerank)
-        worker = self._worker
+        body = await http.read()
+        request = decode(body, Rerank)
+        worker, query = self._worker, request.query
         if worker.engine.embedding_options.pooling != "rank":
             raise ApiError(400, "This model can't rank: it was not trained to.")
         documents = [_text(one) for one in request.documents or request.texts or []]
         if not documents:
             raise ApiError(400, "`documents` must not be empty.", param="documents")
-        inputs = [await ranking_prompt(worker, request.query, text) for text in documents]
+        size = len(body) + len(documents) * len(query)
+        inputs = await unhurried(
+            size, lambda: [ranking_prompt(worker.model, query, text) for text in documents]
+        )
         scores = [vector[0] for vector in await worker.embed(inputs)]
         order = sorted(range(len(scores)), key=lambda place: -scores[place])
         order = order[: max(request.top_n, 0)] if request.top_n is not None else order

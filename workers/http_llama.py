@@ -13,7 +13,7 @@ from workers.http_json import json_response
 from workers.llama_responses import parameters
 from workers.openai_requests import ChatRequest, decode
 from workers.sequence import Sequence
-from workers.worker import Worker, in_thread
+from workers.worker import Worker, in_thread, unhurried
 
 
 class Tokenize(msgspec.Struct):
@@ -69,7 +69,10 @@ class LlamaRoutes:
     async def tokenize(self, http: web.Request) -> web.Response:
         """POST /tokenize."""
         request = decode(await http.read(), Tokenize)
-        tokens = await self._worker.tokenize(
+        return await unhurried(len(request.content), lambda: self._tokens(request))
+
+    def _tokens(self, request: Tokenize) -> web.Response:
+        tokens = self._worker.model.tokenize(
             request.content, add_special=request.add_special, parse_special=request.parse_special
         )
         if not request.with_pieces:
@@ -79,12 +82,15 @@ class LlamaRoutes:
 
     async def detokenize(self, http: web.Request) -> web.Response:
         """POST /detokenize."""
-        tokens = decode(await http.read(), Detokenize).tokens
+        body = await http.read()
+        tokens = decode(body, Detokenize).tokens
+        return await unhurried(len(body), lambda: self._text(tokens))
+
+    def _text(self, tokens: list[int]) -> web.Response:
         model = self._worker.model
         if not all(0 <= token < model.n_vocab for token in tokens):
             raise ApiError(400, "`tokens` has a token the model does not.", param="tokens")
-        text = b"".join(map(model.spelled, tokens)).decode("utf-8", "replace")
-        return json_response({"content": text})
+        return json_response({"content": model.text(tokens)})
 
     async def apply_template(self, http: web.Request) -> web.Response:
         """POST /apply-template."""

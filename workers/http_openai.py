@@ -7,7 +7,7 @@ from array import array
 
 from aiohttp import web
 
-from workers.answers import Answers
+from workers.answers import MOST_ANSWERS, Answers
 from workers.chat import open_chat
 from workers.chat_responses import ChatShape
 from workers.echo import echoes
@@ -25,7 +25,7 @@ from workers.openai_requests import (
 )
 from workers.openai_responses import CompletionShape
 from workers.prompts import token_lists
-from workers.worker import Worker
+from workers.worker import Worker, unhurried
 
 
 class OpenAIRoutes:
@@ -61,16 +61,22 @@ class OpenAIRoutes:
         request = decode(call.body, CompletionRequest)
         check(request)
         await self._worker.prepare(request)
-        worker = self._worker
-        texts = prompts = await token_lists(worker, request.prompt, "prompt")
-        if request.suffix:
-            prompts = [await infill_prompt(worker, tokens, request.suffix) for tokens in prompts]
+        worker, suffix = self._worker, request.suffix
+        texts = prompts = await unhurried(
+            len(call.body),
+            lambda: token_lists(worker.model, request.prompt, "prompt", MOST_ANSWERS),
+        )
+        if suffix:
+            prompts = await unhurried(
+                len(call.body) + len(texts) * len(suffix),
+                lambda: [infill_prompt(worker.model, tokens, suffix) for tokens in texts],
+            )
         answers = Answers(
             worker,
             request,
             prompts,
             call,
-            grammar=worker.grammars.wished(request),
+            grammar=worker.grammars.wished(request) or worker.grammars.default,
             tell=request.logprobs,
         )
         echo = None
@@ -92,17 +98,19 @@ class OpenAIRoutes:
 
     async def embed(self, http: web.Request) -> web.Response:
         """POST /v1/embeddings."""
-        request = decode(await http.read(), EmbeddingRequest)
+        body = await http.read()
+        request = decode(body, EmbeddingRequest)
         if request.encoding_format not in (None, "float", "base64"):
             raise ApiError(
                 400, "`encoding_format` must be float or base64.", param="encoding_format"
             )
         if self._worker.engine.embedding_options.pooling == "rank":
             raise ApiError(400, "This model ranks, and computes no embeddings.")
-        width = self._worker.model.n_embd
+        model = self._worker.model
+        width = model.n_embd
         if request.dimensions not in (None, width):
             raise ApiError(400, f"This model's vectors have {width} numbers.", param="dimensions")
-        inputs = await token_lists(self._worker, request.input, "input")
+        inputs = await unhurried(len(body), lambda: token_lists(model, request.input, "input"))
         vectors = await self._worker.embed(inputs)
         count = sum(map(len, inputs))
         as_text = request.encoding_format == "base64"

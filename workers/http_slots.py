@@ -16,6 +16,7 @@ from workers.errors import ApiError
 from workers.http_json import json_response
 from workers.kv_files import MANIFEST, DamagedError, Saved
 from workers.lane import Lane
+from workers.numerals import natural
 from workers.openai_requests import decode
 from workers.worker import Worker
 
@@ -43,17 +44,18 @@ class SlotRoutes:
 
     async def act(self, http: web.Request) -> web.Response:
         """The handler."""
-        slot = http.path.rpartition("/")[2]
-        if not slot.isdecimal() or int(slot) >= len(self._lane.slots):
-            raise ApiError(400, f"There is no slot {slot}.")
+        name = http.path.rpartition("/")[2]
+        slot = natural(name)
+        if slot is None or slot >= len(self._lane.slots):
+            raise ApiError(400, f"There is no slot {name[:80]}.")
         action = self._actions.get(http.query.get("action", ""))
         if action is None:
             raise ApiError(400, "`action` must be save, restore or erase.", param="action")
         body = await http.read()
         return json_response(
             {
-                "id_slot": int(slot),
-                **await self._worker.on_engine(lambda: action(int(slot), body)),
+                "id_slot": slot,
+                **await self._worker.on_engine(lambda: action(slot, body)),
             }
         )
 

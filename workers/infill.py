@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from workers.binding import Model, api
 from workers.errors import ApiError
-from workers.worker import Worker
 
 REPOSITORY = "myproject\n"
 FILE = "filename\n"
@@ -47,8 +46,8 @@ class Markers:
         return min(self.prefix, self.suffix, self.middle) >= 0
 
 
-async def infill_prompt(
-    worker: Worker,
+def infill_prompt(
+    model: Model,
     prefix: Sequence[int],
     suffix: str,
     *,
@@ -57,25 +56,24 @@ async def infill_prompt(
 ) -> list[int]:
     """The prompt for what is between `prefix` and `suffix` and begins with `begun`; `files` are
     names and texts. Raises ApiError 400 for a model that was not trained to fill in."""
-    model = worker.model
     markers = Markers.of(model)
     if not markers.complete:
         raise ApiError(400, "This model can't fill in: it has no tokens for it.", param="suffix")
     if model.adds_bos and prefix and prefix[0] == model.bos:
         prefix = prefix[1:]
 
-    async def plain(text: str) -> list[int]:
-        return await worker.tokenize(text, add_special=False, parse_special=False)
+    def plain(text: str) -> list[int]:
+        return model.tokenize(text, add_special=False, parse_special=False)
 
     prompt = [model.bos] if model.adds_bos else []
     if markers.repository >= 0:
-        prompt += [markers.repository, *await plain(REPOSITORY)]
+        prompt += [markers.repository, *plain(REPOSITORY)]
     for name, text in files:
         if markers.file >= 0:
-            prompt += [markers.file, *await plain(f"{name}\n{text}")]
+            prompt += [markers.file, *plain(f"{name}\n{text}")]
         else:
-            prompt += await plain(SNIPPET + text)
+            prompt += plain(SNIPPET + text)
     if markers.repository >= 0 and markers.file >= 0:
-        prompt += [markers.file, *await plain(FILE)]
+        prompt += [markers.file, *plain(FILE)]
     prompt += [markers.prefix, *prefix, *begun]
-    return [*prompt, markers.suffix, *await plain(suffix), markers.middle]
+    return [*prompt, markers.suffix, *plain(suffix), markers.middle]

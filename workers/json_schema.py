@@ -31,6 +31,7 @@ from workers.json_keywords import (
 from workers.json_numbers import INTEGER, NUMBER, integers, numbers
 from workers.json_objects import members, other_name
 from workers.json_strings import CHARACTER, FORMATS, PatternError, matching, of_format, of_length
+from workers.numerals import natural
 
 _PRIMITIVE = {
     "ws": '(" " | "\\n" [ \\t]{0,20})?',
@@ -174,10 +175,11 @@ class SchemaCompiler:
         place: Any = self._root
         for step in pointer.split("/")[1:]:
             key = step.replace("~1", "/").replace("~0", "~")
+            number = natural(key)
             if isinstance(place, Mapping) and key in place:
                 place = place[key]
-            elif isinstance(place, list) and key.isdecimal() and int(key) < len(place):
-                place = place[int(key)]
+            elif isinstance(place, list) and number is not None and number < len(place):
+                place = place[number]
             else:
                 raise SchemaError(f"The reference {pointer!r} leads nowhere.")
         return place

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from workers.errors import ApiError
-from workers.sampling_requests import SamplingWish, check_numbers
+from workers.sampling_requests import SamplingWish, check_lists, check_numbers
 
 T = TypeVar("T")
 Texts = list[str | int | list[int]]
@@ -124,6 +124,7 @@ def decode(body: bytes, kind: type[T]) -> T:
 def check(request: Generation) -> None:
     """Raises ApiError 400 for values that mean nothing, and for what this worker can't do."""
     check_numbers(request)
+    check_lists(request)
     if isinstance(request, ChatRequest):
         if request.top_logprobs is not None and not request.logprobs:
             raise ApiError(400, "`top_logprobs` needs `logprobs: true`.", param="top_logprobs")

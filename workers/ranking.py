@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from workers.binding import api
-from workers.worker import Worker
+from workers.binding import Model, api
 
 
-async def ranking_prompt(worker: Worker, query: str, document: str) -> list[int]:
+def ranking_prompt(model: Model, query: str, document: str) -> list[int]:
     """Question and text as tokens: by the model's own template for it, if it has one, else
     `<start>query<end><separator>document<end>`, of the marks that it uses. As llama-server does."""
-    model = worker.model
     template: bytes | None = api.llama_model_chat_template(model.handle, b"rerank")
     if template is not None:
         pieces = template.decode("utf-8", "replace").split("{query}")
         text = query.join(piece.replace("{document}", document) for piece in pieces)
-        return await worker.tokenize(text)
+        return model.tokenize(text, add_special=True, parse_special=True)
     vocab = model.vocab
     end = [model.eos] if api.llama_vocab_get_add_eos(vocab) else []
     between = [api.llama_vocab_sep(vocab)] if api.llama_vocab_get_add_sep(vocab) else []
     start = [model.bos] if model.adds_bos else []
-    asked = await worker.tokenize(query, add_special=False, parse_special=False)
-    text_tokens = await worker.tokenize(document, add_special=False, parse_special=False)
+    asked = model.tokenize(query, add_special=False, parse_special=False)
+    text_tokens = model.tokenize(document, add_special=False, parse_special=False)
     return [*start, *asked, *end, *between, *text_tokens, *end]

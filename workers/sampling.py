@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from workers.binding import Model
 from workers.binding_sampler import Guide, GuidedSampler, Sampler
-from workers.settings import ANY_SEED, Sampling
+from workers.settings import ANY_SEED, Sampling, within
 
 MIROSTAT_TOKENS = 100
 """The number of likeliest tokens that version 1 estimates by, as llama-server has it."""
@@ -53,7 +53,7 @@ def _penalties(chain: Sampler, wish: Sampling, model: Model, context: int) -> No
     chain.add(
         "penalties",
         model.n_vocab,
-        context if wish.repeat_last_n < 0 else wish.repeat_last_n,
+        within(wish.repeat_last_n, context),
         wish.repeat_penalty,
         wish.frequency_penalty,
         wish.presence_penalty,
@@ -66,7 +66,7 @@ def _dry(chain: Sampler, wish: Sampling, model: Model, context: int) -> None:
         wish.dry_multiplier,
         wish.dry_base,
         wish.dry_allowed_length,
-        context if wish.dry_penalty_last_n < 0 else wish.dry_penalty_last_n,
+        within(wish.dry_penalty_last_n, context),
         wish.dry_sequence_breakers,
     )
 

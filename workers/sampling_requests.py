@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
 import msgspec
 
 from workers.errors import ApiError
+from workers.numerals import natural
 from workers.settings import SamplerNameError, Sampling, sampler_order
 
 Number = float | int
 Biases = dict[str, Number | bool] | list[tuple[int | str, Number | bool]]
 """By token id; in a list also by text, which means each of its tokens. `false` means never."""
 LARGEST_INT = 2**31 - 1
+LONGEST_LIST = {"stop": 128, "dry_sequence_breakers": 32, "samplers": 64}
+"""Members. Each stop string is looked for after every token, and for each breaker of DRY llama.cpp
+looks through the vocabulary, 1.7 ms for 32,000 words, while everybody waits."""
 AT_LEAST = {
     "temperature": 0, "top_p": 0, "min_p": 0, "typical_p": 0, "repeat_last_n": -1, "min_keep": 0,
     "dynatemp_range": 0, "xtc_probability": 0, "xtc_threshold": 0, "dry_multiplier": 0,
@@ -85,6 +90,15 @@ def check_numbers(request: msgspec.Struct) -> None:
             raise ApiError(400, f"`{name}` is too large.", param=name)
 
 
+def check_lists(request: msgspec.Struct) -> None:
+    """Raises ApiError 400 for lists so long that others would wait for what comes of them."""
+    for name, most in LONGEST_LIST.items():
+        value = getattr(request, name, None)
+        one = name == "stop" and isinstance(value, str)
+        if value is not None and not one and len(value) > most:
+            raise ApiError(400, f"`{name}` has more than {most}.", param=name)
+
+
 def sampling_of(request: SamplingWish, defaults: Sampling, vocabulary: Vocabulary) -> Sampling:
     """The request's sampler settings over the server's. Raises ApiError 400."""
     if request.repeat_penalty is not None and request.repeat_penalty <= 0:
@@ -94,7 +108,10 @@ def sampling_of(request: SamplingWish, defaults: Sampling, vocabulary: Vocabular
         for name in SamplingWish.__struct_fields__
         if (value := getattr(request, name)) is not None
     }
-    wished["logit_bias"] = _bias(request.logit_bias or {}, vocabulary)
+    if request.logit_bias is None:
+        wished["logit_bias"] = {**defaults.logit_bias}
+    else:
+        wished["logit_bias"] = _bias(request.logit_bias, vocabulary)
     if "dry_sequence_breakers" in wished:
         wished["dry_sequence_breakers"] = tuple(wished["dry_sequence_breakers"])
     if request.samplers is not None:
@@ -106,15 +123,18 @@ def sampling_of(request: SamplingWish, defaults: Sampling, vocabulary: Vocabular
 
 
 def _bias(given: Biases, vocabulary: Vocabulary) -> dict[int, float]:
+    if len(given) > vocabulary.n_vocab:
+        raise ApiError(400, "`logit_bias` has more than the model has tokens.", param="logit_bias")
     bias = {}
+    tokens: Sequence[int | None]
     pairs = given.items() if isinstance(given, dict) else given
     for key, value in pairs:
         if isinstance(key, str) and isinstance(given, list):
             tokens = vocabulary.tokenize(key, add_special=False, parse_special=False)
         else:
-            tokens = [int(key)] if isinstance(key, int) or key.isdecimal() else [-1]
+            tokens = [key if isinstance(key, int) else natural(key)]
         for token in tokens:
-            if not 0 <= token < vocabulary.n_vocab:
+            if token is None or not 0 <= token < vocabulary.n_vocab:
                 raise ApiError(
                     400, f"`logit_bias` names no token of this model: {key!r}.", param="logit_bias"
                 )

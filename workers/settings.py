@@ -50,6 +50,12 @@ def sampler_order(names: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def within(last: int, context: int) -> int:
+    """How many past tokens `last` means, of which there are never more than `context`: llama.cpp
+    would make room for as many as it is told, 8 GB for the largest number there is."""
+    return context if last < 0 else min(last, context)
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Sampler settings, named and defaulted as llama-server has them."""
@@ -123,9 +129,9 @@ class Sampling:
         """How many past tokens matter; `context` is what -1 means."""
         lengths = [0]
         if "penalties" in self.samplers and self.uses("penalties"):
-            lengths.append(context if self.repeat_last_n < 0 else self.repeat_last_n)
+            lengths.append(within(self.repeat_last_n, context))
         if "dry" in self.samplers and self.uses("dry"):
-            lengths.append(context if self.dry_penalty_last_n < 0 else self.dry_penalty_last_n)
+            lengths.append(within(self.dry_penalty_last_n, context))
         return max(lengths)
 
     @property
@@ -167,6 +173,12 @@ class Settings:
     predict: int = -1
     """Default for `max_tokens`; -1: to the end of the context."""
     sampling: Sampling = field(default_factory=Sampling)
+    ignore_eos: bool = False
+    """Whether answers go on past what would end them, unless a request says otherwise."""
+    grammar: str | None = None
+    """GBNF that answers follow which nobody wants otherwise."""
+    json_schema: str | None = None
+    """The same as a JSON schema, in JSON."""
     adapter_paths: tuple[tuple[str, str], ...] = ()
     """Adapters by name."""
     adapters: str | None = None

@@ -25,6 +25,8 @@ class Grammars:
         self._model = model
         self._log = log
         self._compiled: OrderedDict[bytes, Grammar] = OrderedDict()
+        self.default: Grammar | None = None
+        """What answers follow that need follow nothing else."""
 
     def wished(self, request: Generation) -> Grammar | None:
         """The grammar that `request` asks for in one of four ways. Raises ApiError 400."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import TypeVar
 
 from workers.adapter_names import AdapterNames
 from workers.answer_parser import SPELLED
-from workers.binding import LlamaLog
+from workers.binding import LlamaLog, LoadError
 from workers.binding_sampler import Guide
 from workers.detokenize import TextOutput
 from workers.embedding import EmbeddingJob
@@ -56,19 +57,35 @@ class Worker:
             if mark in self.template.source:
                 self.model.reveal(mark)
         self.grammars = Grammars(self.model, log)
+        self._check_flags()
         self.adapters = AdapterNames(settings)
         self._numbers = itertools.count()
         self._endings: dict[int, float] | None = None
         """The bias of `ignore_eos`, once somebody has asked for it."""
 
+    def _check_flags(self) -> None:
+        """Of those that only a loaded model can judge. Raises LoadError."""
+        grammar, schema = self.settings.grammar, self.settings.json_schema
+        try:
+            if grammar is not None:
+                self.grammars.default = self.grammars.compile(grammar, "grammar")
+            elif schema is not None:
+                self.grammars.default = self.grammars.of_schema(json.loads(schema), "json_schema")
+        except ApiError as error:
+            raise LoadError(
+                f"--{'json-schema' if grammar is None else 'grammar'}: {error}"
+            ) from error
+        for token in self.settings.sampling.logit_bias:
+            if token >= self.model.n_vocab:
+                raise LoadError(f"--logit-bias: the model has no token {token}")
+
     async def tokenize(
         self, text: str, *, add_special: bool = True, parse_special: bool = True
     ) -> list[int]:
         """Text to tokens; a long one does not hold up the streams."""
-        if len(text) < LONG_TEXT:
-            return self.model.tokenize(text, add_special=add_special, parse_special=parse_special)
-        return await in_thread(
-            lambda: self.model.tokenize(text, add_special=add_special, parse_special=parse_special)
+        return await unhurried(
+            len(text),
+            lambda: self.model.tokenize(text, add_special=add_special, parse_special=parse_special),
         )
 
     async def tokenize_rendered(self, prompt: str) -> list[int]:
@@ -83,9 +100,14 @@ class Worker:
 
         Looking through a vocabulary for all that ends an answer takes 10 ms for 32,000 tokens.
         """
-        if request.ignore_eos and self._endings is None:
+        if self._goes_on(request) and self._endings is None:
             found = await in_thread(self.model.ending_tokens)
             self._endings = dict.fromkeys(found, float("-inf"))
+
+    def _goes_on(self, request: Generation) -> bool:
+        """Whether nothing that the model says is to end the answer."""
+        wish = request.ignore_eos
+        return self.settings.ignore_eos if wish is None else wish
 
     def begin(
         self,
@@ -115,7 +137,7 @@ class Worker:
         if limit is None and self.settings.predict >= 0:
             limit = self.settings.predict
         sampling = sampling_of(request, self.settings.sampling, self.model)
-        if request.ignore_eos:
+        if self._goes_on(request):
             sampling.logit_bias.update(self._endings or {})
         lonely = self.settings.deterministic or bool(request.deterministic)
         if lonely:
@@ -216,6 +238,12 @@ class Worker:
             raise
 
 
+async def unhurried(size: int, work: Callable[[], T]) -> T:
+    """Does `work`, whose time grows with `size` characters of a request, where it holds up
+    nobody: beside the event loop if they are many."""
+    return work() if size < LONG_TEXT else await in_thread(work)
+
+
 async def in_thread(work: Callable[[], T]) -> T:
     """Runs `work` beside the event loop."""
     return await asyncio.get_running_loop().run_in_executor(None, work)
@@ -229,5 +257,6 @@ def _identity(settings: Settings, engine: Engine) -> str:
         "adapters": (settings.loras, settings.adapter_paths, settings.adapters),
         "template": (settings.chat_template, settings.chat_template_kwargs),
         "sampling": (settings.sampling, settings.predict, settings.deterministic),
+        "form": (settings.grammar, settings.json_schema, settings.ignore_eos),
     }
     return identity_of(facts)[:16]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psutil
 import pytest
 
+from swapd.effects.clock import now
 from tests.workers.process import WorkerProcess
 from workers.flags import FlagError, parse
 
 CHAT, TEXT, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 HI = [{"role": "user", "content": "Hi"}]
 TOOL = {"type": "function", "function": {"name": "f"}}
+LOOP = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}
 
 TABLE: list[tuple[str, object, str, str | None]] = [
     (CHAT, b"{not json", "not valid JSON", None),
@@ -49,6 +53,17 @@ TABLE: list[tuple[str, object, str, str | None]] = [
     (CHAT, {"messages": HI, "logit_bias": {"99999999": 1}}, "no token", "logit_bias"),
     (CHAT, {"messages": HI, "logit_bias": {"king": 1}}, "no token", "logit_bias"),
     (CHAT, {"messages": HI, "logit_bias": [["king", True], [-5, 1]]}, "no token", "logit_bias"),
+    (CHAT, {"messages": HI, "logit_bias": {"9" * 5000: 1}}, "no token", "logit_bias"),
+    (CHAT, {"messages": HI, "logit_bias": {"٣": 1}}, "no token", "logit_bias"),
+    (CHAT, {"messages": HI, "logit_bias": [["a", 1]] * 999}, "more than the mod", "logit_bias"),
+    (CHAT, {"messages": HI, "stop": ["x"] * 129}, "has more than 128", "stop"),
+    (CHAT, {"messages": HI, "samplers": "k" * 65}, "has more than 64", "samplers"),
+    (
+        CHAT,
+        {"messages": HI, "dry_sequence_breakers": ["x"] * 33},
+        "has more than 32",
+        "dry_sequence_breakers",
+    ),
     (CHAT, {"messages": HI, "samplers": ["temprature"]}, "mean temperature?", "samplers"),
     (CHAT, {"messages": HI, "samplers": "kz"}, "no sampler 'z'", "samplers"),
     (CHAT, {"messages": HI, "mirostat": 3}, "must be 2 or less", "mirostat"),
@@ -82,6 +97,13 @@ TABLE: list[tuple[str, object, str, str | None]] = [
     (TEXT, {"prompt": "a", "grammar": "root ::= root"}, "begins with itself", "grammar"),
     (TEXT, {"prompt": "a", "grammar": 'root ::= "\\q"'}, "The grammar can't be used", "grammar"),
     (TEXT, {"prompt": "a", "json_schema": {"type": "x"}}, "no type 'x'", "json_schema"),
+    (TEXT, {"prompt": "a", "json_schema": LOOP}, "begins with itself", "json_schema"),
+    (
+        TEXT,
+        {"prompt": "a", "json_schema": {"$ref": "#/" + "9" * 5000}},
+        "The reference",
+        "json_schema",
+    ),
     (TEXT, {"prompt": "a", "json_schema": {}, "grammar": "x"}, "exclude", "json_schema"),
     (CHAT, {"messages": HI, "response_format": {"type": "xml"}}, "text, json", "response_format"),
     (
@@ -100,6 +122,7 @@ TABLE: list[tuple[str, object, str, str | None]] = [
     (TEXT, {"prompt": []}, "must not be empty", "prompt"),
     (TEXT, {"prompt": ""}, "is empty", "prompt"),
     (TEXT, {"prompt": ["a", ""]}, "is empty", "prompt"),
+    (TEXT, {"prompt": ["a"] * 257}, "more than 256 texts", "prompt"),
     (TEXT, {"prompt": [5, 10**9]}, "a token the model does not", "prompt"),
     (TEXT, {"prompt": [-1]}, "a token the model does not", "prompt"),
     (TEXT, {"prompt": "x " * 5_000_000}, "the context holds", None),
@@ -134,6 +157,7 @@ def test_a_bad_body_gets_400(
     assert sentence in error["message"]
     assert "Traceback" not in error["message"]
     assert "\n" not in error["message"]
+    assert len(error["message"]) <= 500
     assert error["param"] == param
     assert set(error) >= {"message", "type", "param", "code"}
 
@@ -167,6 +191,10 @@ def test_an_unknown_path_a_wrong_method_and_too_large_a_body(tiny: WorkerProcess
         (["-m", "x", "--mirostat", "3"], "--mirostat 3: must be from 0 to 2"),
         (["-m", "x", "--dry-multiplyer", "3"], "did you mean --dry-multiplier?"),
         (["-m", "x", "extra"], "unknown flag extra"),
+        (["-m", "x", "-l", "5"], "-l 5: must be TOKEN+BIAS or TOKEN-BIAS"),
+        (["-m", "x", "-j", "{"], "-j {: Expecting property name"),
+        (["-m", "x", "-j", "{}", "--grammar", "x"], "choose one"),
+        (["-m", "x", "--grammer", "x"], "did you mean --grammar?"),
     ],
 )
 def test_flags_that_make_no_sense(arguments: list[str], sentence: str) -> None:
@@ -207,3 +235,43 @@ def test_samplers_by_flags() -> None:
     assert sampling.dry_penalty_last_n == 99
     assert sampling.dry_sequence_breakers == ("\n", ";")
     assert parse(["-m", "x", "--sampler-seq", "tk"]).sampling.samplers == ("temperature", "top_k")
+
+
+HOLDING_UP: list[tuple[str, object]] = [
+    ("/tokenize", {"content": "a b " * 50_000, "with_pieces": True}),
+    ("/detokenize", {"tokens": [65] * 200_000}),
+    ("/completion", {"prompt": [["a", 65] * 30_000]}),
+    (EMBED, {"input": [[65] * 4] * 30_000 + [""]}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), HOLDING_UP, ids=[path for path, _ in HOLDING_UP])
+def test_long_work_on_a_body_is_done_beside_the_event_loop(
+    tiny: WorkerProcess, path: str, body: object
+) -> None:
+    """While it goes on, others are answered, none of whom waits for most of it."""
+    longest, began = 0.0, now()
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(tiny.ask, path, body)
+        while not long.done():
+            asked = now()
+            assert tiny.ask("/health")[0] == 200
+            longest = max(longest, now() - asked)
+        long.result()
+    assert longest < 0.6 * (now() - began)
+
+
+@pytest.mark.parametrize("name", ["repeat_last_n", "dry_penalty_last_n"])
+def test_looking_back_on_more_than_there_is_takes_no_memory(tiny: WorkerProcess, name: str) -> None:
+    """llama.cpp makes room for as many tokens as it is told: 8 GB."""
+    process = psutil.Process(tiny.process.pid)
+    wish = {"repeat_penalty": 1.1, "dry_multiplier": 0.5, name: 2**31 - 1}
+    tiny.text(prompt="a", max_tokens=1)
+    before = process.memory_info().rss
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(tiny.text, prompt="a", max_tokens=3, **wish)
+        most = 0
+        while not answer.done():
+            most = max(most, process.memory_info().rss)
+        answer.result()
+    assert most < before + 100_000_000

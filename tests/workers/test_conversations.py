@@ -170,6 +170,7 @@ def test_slots_are_saved_restored_and_erased_by_name(
     [
         ("/slots/9?action=save", {"filename": "x"}, "no slot 9"),
         ("/slots/x?action=save", {"filename": "x"}, "no slot x"),
+        ("/slots/" + "9" * 5000 + "?action=save", {"filename": "x"}, "no slot 9"),
         ("/slots/0?action=eat", {"filename": "x"}, "save, restore or erase"),
         ("/slots/0", {"filename": "x"}, "save, restore or erase"),
         ("/slots/0?action=save", {}, "missing required field `filename`"),

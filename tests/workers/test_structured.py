@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
+from tests.workers.conftest import Start
 from tests.workers.process import PATIENCE, WorkerProcess
 from tests.workers.test_engine import Bench, Reader
 from tests.workers.validator import fits
@@ -221,3 +222,40 @@ async def test_a_grammar_that_takes_too_long_for_a_token_ends_its_answer(
     assert isinstance(reader.end, Failed)
     assert (reader.end.status, "too ambiguous" in reader.end.message) == (400, True)
     assert bench.engine.slots == [None, None]
+
+
+def test_what_the_flags_say_of_answers_holds_unless_a_request_says_otherwise(
+    start: Start, tiny_gguf: Path
+) -> None:
+    worker = start(tiny_gguf, "--grammar", 'root ::= "ab" "c"{2}', "--ctx-size", "256")
+    body: dict[str, Any] = {"prompt": "go", "max_tokens": 9, "temperature": 0}
+    chat = {"messages": [{"role": "user", "content": "Hi"}], **body}
+    assert worker.text(**body) == "abcc"
+    assert worker.post("/completion", body)["content"] == "abcc"
+    said = worker.post("/v1/chat/completions", chat)["choices"][0]["message"]["content"]
+    assert said == "abcc"
+    assert worker.text(**body, grammar='root ::= "x"') == "x"
+    assert worker.text(**body, json_schema={"const": 5}) == "5"
+    bound = start(tiny_gguf, "--json-schema", '{"enum": [12, 13]}', "--logit-bias", "51+90")
+    assert bound.text(**body) == "13", "51 is the token of a 3"
+    assert bound.text(**body, logit_bias={"50": 90}) == "12", "as llama-server, instead of it"
+
+
+def test_flags_that_only_a_loaded_model_can_judge(start: Start, tiny_gguf: Path) -> None:
+    for flag, sentence in (
+        (("--grammar", "root ::= x"), "there is no rule x."),
+        (("--json-schema", '{"type": "x"}'), "--json-schema: "),
+        (("--logit-bias", "99999+1"), "--logit-bias: the model has no token 99999"),
+    ):
+        error = start(tiny_gguf, *flag).first["error"]
+        assert error.startswith(flag[0])
+        assert sentence in error
+
+
+def test_a_worker_whose_answers_nothing_ends(start: Start, tiny_gguf: Path) -> None:
+    worker = start(tiny_gguf, "--ignore-eos")
+    end = worker.ask("/v1/models")[1]["data"][0]["meta"]["n_vocab"] - 2
+    body = {"prompt": "go", "max_tokens": 9, "logit_bias": {str(end): 90}}
+    for wish, count in (({}, 9), ({"ignore_eos": False}, 1)):
+        usage = worker.post("/v1/completions", {**body, **wish})["usage"]
+        assert usage["completion_tokens"] == count
