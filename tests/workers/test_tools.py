@@ -13,10 +13,10 @@ from typing import Any
 
 import openai
 import pytest
+from jsonschema_rs import is_valid
 
 from tests.workers.process import WorkerProcess
 from tests.workers.random_gguf import write_random_gguf
-from tests.workers.validator import fits
 from workers.answer_parser import MARKERS, Dialect
 from workers.gbnf import literal
 from workers.tools import dialect_of
@@ -143,7 +143,7 @@ def test_a_call_that_must_be_made_is_made(client: openai.OpenAI) -> None:
         *_, calls, reason = streamed(client, **ASK, tool_choice=named, seed=seed)
         assert [call["name"] for call in calls] == ["weather"]
         if reason == "tool_calls":
-            assert fits(json.loads(calls[0]["arguments"]), SCHEMA)
+            assert is_valid(SCHEMA, json.loads(calls[0]["arguments"]))
         else:
             assert reason == "length"
         names = {call["name"] for call in streamed(client, **ASK, tool_choice="required")[2]}
@@ -170,7 +170,7 @@ def test_a_call_that_is_made_freely_is_held_to_its_schema(
     for call in called:
         arguments = json.loads(call["function"]["arguments"])
         schema = SCHEMA if call["function"]["name"] == "weather" else {"type": "object"}
-        assert fits(arguments, schema), arguments
+        assert is_valid(schema, arguments), arguments
 
 
 def test_a_thought_comes_before_a_call_that_must_be_made(
