@@ -13,7 +13,7 @@ from workers.http_json import json_response
 from workers.http_stream import read_call, respond
 from workers.infill import infill_prompt
 from workers.llama_responses import LlamaShape
-from workers.openai_requests import Generation, check, decode
+from workers.openai_requests import Generation, decode
 from workers.prompts import token_lists
 from workers.ranking import ranking_prompt
 from workers.resuming import Call
@@ -76,8 +76,7 @@ class CompletionRoutes:
 
     async def complete(self, http: web.Request) -> web.StreamResponse:
         """POST /completion."""
-        call = await read_call(http, self._worker.identity)
-        request = decode(call.body, Completion)
+        call, request = await read_call(http, self._worker, Completion)
         model = self._worker.model
         prompts = await unhurried(
             len(call.body), lambda: token_lists(model, request.prompt, "prompt", MOST_ANSWERS)
@@ -86,8 +85,7 @@ class CompletionRoutes:
 
     async def infill(self, http: web.Request) -> web.StreamResponse:
         """POST /infill."""
-        call = await read_call(http, self._worker.identity)
-        request = decode(call.body, Infill)
+        call, request = await read_call(http, self._worker, Infill)
         prompt = await unhurried(len(call.body), lambda: self._infill_prompt(request))
         return await self._answer(http, call, request, [prompt])
 
@@ -103,8 +101,6 @@ class CompletionRoutes:
     async def _answer(
         self, http: web.Request, call: Call, request: LlamaGeneration, prompts: list[list[int]]
     ) -> web.StreamResponse:
-        check(request)
-        await self._worker.prepare(request)
         worker, streaming = self._worker, bool(request.stream)
         answers = Answers(
             worker,

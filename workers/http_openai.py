@@ -20,7 +20,6 @@ from workers.openai_requests import (
     CompletionRequest,
     EmbeddingRequest,
     Generation,
-    check,
     decode,
 )
 from workers.openai_responses import CompletionShape
@@ -36,10 +35,7 @@ class OpenAIRoutes:
 
     async def chat(self, http: web.Request) -> web.StreamResponse:
         """POST /v1/chat/completions."""
-        call = await read_call(http, self._worker.identity)
-        request = decode(call.body, ChatRequest)
-        check(request)
-        await self._worker.prepare(request)
+        call, request = await read_call(http, self._worker, ChatRequest)
         chat = await open_chat(self._worker, request, call.birth.created)
         answers = Answers(
             self._worker,
@@ -57,10 +53,7 @@ class OpenAIRoutes:
 
     async def complete(self, http: web.Request) -> web.StreamResponse:
         """POST /v1/completions."""
-        call = await read_call(http, self._worker.identity)
-        request = decode(call.body, CompletionRequest)
-        check(request)
-        await self._worker.prepare(request)
+        call, request = await read_call(http, self._worker, CompletionRequest)
         worker, suffix = self._worker, request.suffix
         texts = prompts = await unhurried(
             len(call.body),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from aiohttp import web
 
@@ -10,9 +10,13 @@ from workers.answers import Answers, Part
 from workers.errors import ApiError
 from workers.event_ids import EventIds, Writer
 from workers.http_json import json_response
+from workers.openai_requests import Generation, check, decode
 from workers.openai_responses import error_event
 from workers.resuming import Call, call_of
 from workers.sequence import Timings
+from workers.worker import Worker
+
+G = TypeVar("G", bound=Generation)
 
 STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -28,10 +32,17 @@ class Shape(Writer, Protocol):
         """The body that is not streamed: a part for each answer."""
 
 
-async def read_call(http: web.Request, identity: str) -> Call:
-    """Reads the request whole. Raises ApiError 400, and 409 for the rest of an answer that began
-    with another worker's `identity`."""
-    return call_of(http.path, http.headers, await http.read(), identity)
+async def read_call(http: web.Request, worker: Worker, kind: type[G]) -> tuple[Call, G]:
+    """Reads the request whole, its body as a checked `kind`, and prepares the worker for it.
+
+    Raises ApiError 400, and 409 for the rest of an answer that began with another worker's
+    identity.
+    """
+    call = call_of(http.path, http.headers, await http.read(), worker.identity)
+    request = decode(call.body, kind)
+    check(request)
+    await worker.prepare(request)
+    return call, request
 
 
 async def respond(
