@@ -69,7 +69,7 @@ class Lane:
         """Where kept sequences are when the process is not; None: nowhere."""
         self._shelf = shelf
         shelf.serve(self.context, lambda: [admitted.adapters for admitted in self.admitted])
-        self._turns: Turns[Adapters] = Turns()
+        self.turns: Turns[Adapters] = Turns()
         self._n_batch = options.n_batch
         self._log = log
         self._counters = counters
@@ -132,7 +132,7 @@ class Lane:
         self._admit()
         if not self.admitted:
             return
-        adapters = self._turns.next([sequence.adapters for sequence in self.admitted])
+        adapters = self.turns.next([sequence.adapters for sequence in self.admitted])
         self._shelf.apply(self.context, adapters)
         step = self._plan([one for one in self.admitted if one.adapters == adapters])
         guesses = self._guesses(step)

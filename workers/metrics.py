@@ -142,6 +142,8 @@ class EngineCollector:
             ("n_tokens_max", "Tokens of the longest sequence so far.", count.longest),
             ("n_busy_slots_per_decode", "Sequences in a step, on average.",
              _rate(count.busy_slots, count.steps)),
+            ("adapter_wait_steps_max", "Most steps of others before one with its adapters.",
+             engine.lane.turns.longest),
             ("python_share", "What Python takes of the step time, at most.", share),
         ):  # fmt: skip
             yield GaugeMetricFamily(f"llamacpp:{name}", text, gauge)

@@ -24,6 +24,10 @@ class Turns(Generic[S]):
         """The sets in use, the longest unserved first; the last one has the turn."""
         self._left = 0
         """Steps that are left of its turn."""
+        self._waited: dict[S, int] = {}
+        """For each that is present, the steps of others since it came or had one."""
+        self.longest = 0
+        """The most steps of others that any set in use has waited for one of its own."""
 
     def next(self, present: Collection[S]) -> S:
         """The set of the next step, out of those that have sequences; there is one at least."""
@@ -36,4 +40,6 @@ class Turns(Generic[S]):
             self._left = TURN
         self._left -= 1
         self._order = waiting + last
+        self._waited = {one: self._waited.get(one, 0) + 1 for one in waiting}
+        self.longest = max([self.longest, *self._waited.values()])
         return last[0]

@@ -11,13 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.workers.process import ROOT
+from workers.adapter_shelf import Wanted
 from workers.binding import LlamaLog, Model
 from workers.binding_context import Batch, Context, ContextOptions
 from workers.detokenize import TextOutput
 from workers.engine import Engine
+from workers.fair_queue import PREFILL_COST, TOKEN_COST
 from workers.lane import EngineBrokenError
 from workers.sequence import End, Failed, Finished, Sequence
 from workers.settings import Sampling
+from workers.turns import TURN
 
 GREEDY = Sampling(temperature=0)
 NEAR = 0.02
@@ -229,6 +233,52 @@ async def test_a_tenant_that_floods_does_not_bury_another(tiny_bench: Bench) -> 
     for reader in readers:
         await reader.ended.wait()
     assert ended.index("small") <= 4, "two slots, and what was in them when it came"
+
+
+async def test_three_tenants_with_three_sets_of_adapters_wait_within_bounds(
+    bard_gguf: Path,
+) -> None:
+    """60 requests at once on four slots, one tenant's before the next one's. Counted in what is
+    computed: of no tenant may more be, beyond what the waiting one has had itself, than a request
+    and what the slots hold. And a set of adapters waits for two turns at most."""
+    bench, slots, limit = Bench(bard_gguf, slots=4, cells=4096), 4, 8
+    alice = ROOT / "demo" / "alice-lora.gguf"
+    sets: list[Wanted] = [(), ((alice, 1.0),), ((alice, 0.5),)]
+    had = dict.fromkeys("abc", 0)
+    ahead: list[int] = []
+    """How much more another tenant had had, when a request had its first token."""
+
+    class Counted(Reader):
+        """Books what a tenant has had."""
+
+        def __init__(self, tenant: str, prompt: int) -> None:
+            super().__init__()
+            self.tenant, self.prompt = tenant, prompt
+
+        def deliver(self, text: str, end: End | None, generated: int) -> None:
+            if self.generated == 0:
+                ahead.append(max(had.values()) - had[self.tenant])
+                had[self.tenant] += PREFILL_COST * self.prompt
+            had[self.tenant] += TOKEN_COST * (generated - self.generated)
+            super().deliver(text, end, generated)
+
+    readers = []
+    for number, tenant in enumerate("a" * 20 + "b" * 20 + "c" * 20):
+        prompt = [300 + number, *range(400, 410)]
+        reader = Counted(tenant, len(prompt))
+        readers.append(reader)
+        bench.engine.submit(
+            Sequence(
+                number, prompt, limit, GREEDY, TextOutput([]), reader, True, 0.0,
+                tenant=tenant, wanted=sets[number % 3],
+            )
+        )  # fmt: skip
+    for reader in readers:
+        await reader.ended.wait()
+        assert isinstance(reader.end, Finished)
+    assert len(ahead) == 60
+    assert max(ahead) <= (slots + 1) * (11 * PREFILL_COST + limit * TOKEN_COST)
+    assert 0 < bench.engine.lane.turns.longest <= TURN * (len(sets) - 1)
 
 
 async def test_who_does_not_fit_holds_up_nobody_else(tiny_bench: Bench) -> None:

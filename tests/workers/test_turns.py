@@ -14,11 +14,14 @@ SETS = st.lists(st.integers(0, 5), min_size=1, max_size=6, unique=True)
 def test_everybody_has_a_step_within_the_bound(history: list[list[int]]) -> None:
     turns: Turns[int] = Turns()
     waited: dict[int, int] = {}
+    longest = 0
     for present in history:
         chosen = turns.next(present)
         assert chosen in present
         waited = {one: waited.get(one, -1) + 1 for one in present if one != chosen}
         assert all(steps < 5 * TURN for steps in waited.values())
+        longest = max([longest, *(steps + 1 for steps in waited.values())])
+        assert turns.longest == longest
 
 
 @given(st.integers(1, 6))
