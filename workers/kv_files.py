@@ -126,7 +126,7 @@ class KvFiles:
                     found.append(self.read(data))
                 except DamagedError as damage:
                     self.discard(data, str(damage))
-            elif time.time() - _age(path) > ABANDONED and not _manifest(path).exists():
+            elif _is_old(path) and not _manifest(path).exists():
                 self.discard(path, "it was never finished")
         return found
 
@@ -209,8 +209,11 @@ class KvFiles:
         self.remove(path)
 
     def _everybodys(self) -> Iterator[Path]:
+        """All that is no manifest: sequences, and what a worker that was killed left of one."""
         for path in self.root.glob("*/*"):
-            if not path.name.endswith((MANIFEST, PART)) and path.name != UNUSABLE:
+            if path.name.endswith(PART) and not _is_old(path):
+                continue  # it is being written
+            if not path.name.endswith(MANIFEST) and path.name != UNUSABLE:
                 yield path
 
 
@@ -224,6 +227,11 @@ def _age(path: Path) -> float:
         return path.stat().st_mtime
     except FileNotFoundError:
         return 0.0
+
+
+def _is_old(path: Path) -> bool:
+    """Whether nobody is writing it any more."""
+    return time.time() - _age(path) > ABANDONED
 
 
 def _size(path: Path) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -13,6 +15,7 @@ import pytest
 from tests.workers.conftest import Start
 from tests.workers.odd_gguf import write_recurrent_gguf, write_sliding_gguf
 from tests.workers.process import WorkerProcess
+from tests.workers.random_gguf import write_random_gguf
 from tests.workers.test_prefix import BODY, SPEECH, cached, said
 
 FLAGS = ("--parallel", "2", "--ctx-size", "2048", "--flash-attn", "off")
@@ -45,6 +48,32 @@ def test_a_conversation_survives_a_swap(start: Start, bard_gguf: Path, tmp_path:
     assert cached(third.post("/v1/completions", longer)) >= before["usage"]["prompt_tokens"]
     stop(third)
     assert len([*tmp_path.glob("*/*.json")]) == 1, "the longer one has taken its place"
+
+
+@pytest.mark.parametrize(
+    "arithmetic", [("-t", "2", "-fa", "off"), ("-t", "1", "-fa", "on")], ids=" ".join
+)
+def test_greedy_answers_go_on_as_if_nothing_had_been(
+    start: Start, tmp_path: Path, arithmetic: tuple[str, ...]
+) -> None:
+    """To the last bit of a logit, where llama.cpp does not divide the cells of a row among
+    threads. A model with random weights, which would notice."""
+    model = write_random_gguf(tmp_path / "m.gguf", width=128, context=4096)
+    flags = ("-np", "2", "-c", "4096", *arithmetic)
+    keeping = (*flags, "--slot-save-path", str(tmp_path / "kv"))
+    prompt = [(7 * k * k) % 250 for k in range(1500)]
+    body = {"prompt": prompt, "temperature": 0, "ignore_eos": True, "logprobs": 1}
+    stays, goes = start(model, *flags), start(model, *keeping)
+    for worker in (stays, goes):
+        worker.post("/v1/completions", {**body, "max_tokens": 1})
+    stop(goes)
+    comes = start(model, *keeping)
+    unswapped, swapped = (
+        worker.post("/v1/completions", {**body, "max_tokens": 200}) for worker in (stays, comes)
+    )
+    assert cached(swapped) == cached(unswapped) == 1499
+    assert comes.metric("kv_tokens_restored_total") > 0
+    assert swapped["choices"] == unswapped["choices"]
 
 
 @pytest.mark.parametrize(
@@ -107,26 +136,57 @@ def test_a_restore_that_fails_half_way_leaves_nothing_behind(
     assert stop(worker).count("llama.cpp does not restore it") == 1
 
 
+def written(folder: Path) -> tuple[int, int, int]:
+    """Bytes of data so far, files that have their name, and manifests."""
+    size = named = manifests = 0
+    for path in folder.glob("*/*"):
+        if path.name.endswith(".json"):
+            manifests += 1
+            continue
+        named += not path.name.endswith(".part")
+        with suppress(FileNotFoundError):
+            size += path.stat().st_size
+    return size, named, manifests
+
+
 def test_killing_it_while_it_saves_leaves_a_start_that_works(
     start: Start, tiny_gguf: Path, tmp_path: Path
 ) -> None:
-    """Killed when the first file appears, whatever part of it is there by then."""
-    flags = ("-np", "1", "-c", "32768", "-fa", "off", "--slot-save-path", str(tmp_path))
-    worker = start(tiny_gguf, *flags)
-    bodies = [
-        {"prompt": [n, *[(n * k) % 250 for k in range(4000)]], "max_tokens": 1} for n in (3, 5)
-    ]
-    for body in bodies:
-        worker.post("/v1/completions", body)
-    worker.process.send_signal(signal.SIGTERM)
-    while not [*tmp_path.glob("*/*")]:
-        assert worker.process.poll() is None
-    worker.process.kill()
-    worker.process.wait()
-    again = start(tiny_gguf, *flags)
-    for body in bodies:
-        assert again.post("/v1/completions", body)["usage"]["completion_tokens"] == 1
-    assert stop(again).count("removed") <= 1
+    """Killed at the first byte, at any of the later ones, between data and manifest, and behind it;
+    and each time the next one starts, answers as ever, and is killed in its turn."""
+    flags = ("-np", "2", "-c", "8192", "-fa", "off", "--slot-save-path", str(tmp_path))
+    dice = random.Random(5)
+    said_first: dict[int, str] = {}
+
+    def ask(worker: WorkerProcess, number: int) -> str:
+        prompt = [number, *[(number * k) % 250 for k in range(2500)]]
+        body = {"prompt": prompt, "max_tokens": 5, "temperature": 0, "ignore_eos": True}
+        return said(worker.post("/v1/completions", body))
+
+    for number in range(1, 9):
+        worker = start(tiny_gguf, *flags)
+        if said_first:
+            earlier = dice.choice([*said_first])
+            assert ask(worker, earlier) == said_first[earlier]
+        said_first[number] = ask(worker, number)
+        size, named, manifests = written(tmp_path)
+        enough = dice.randrange(1, 1_300_000)
+        worker.process.send_signal(signal.SIGTERM)
+        while worker.process.poll() is None:
+            now = written(tmp_path)
+            if (
+                (number < 6 and now[0] >= size + enough)
+                or (number == 6 and now[1] > named)
+                or (number > 6 and now[2] > manifests)
+            ):
+                break
+        worker.process.kill()
+        worker.process.wait()
+    last = start(tiny_gguf, *flags)
+    for number, expected in said_first.items():
+        assert ask(last, number) == expected
+    assert last.metric("kv_restore_seconds_count") > 0, "what was finished is not lost"
+    assert "Traceback" not in stop(last)
 
 
 def test_memory_that_cannot_be_cut_survives_as_a_whole(start: Start, tmp_path: Path) -> None:

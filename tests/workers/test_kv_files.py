@@ -99,6 +99,19 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert [*tmp_path.glob("*/*")] == []
 
 
+def test_what_a_killed_worker_left_counts_and_goes_first(tmp_path: Path) -> None:
+    files = KvFiles(tmp_path, "me", 5000)
+    path = written(files, TOKENS, b"x")
+    left = tmp_path / "of-another-model" / "half.123.part"
+    left.parent.mkdir()
+    left.write_bytes(b"x" * 3000)
+    assert files.make_room(3000)
+    assert left.exists(), "somebody may be writing it"
+    os.utime(left, (0, 0))
+    assert files.make_room(3000)
+    assert (left.exists(), path.exists()) == (False, True)
+
+
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 400)), max_size=12))
 def test_the_folder_never_grows_beyond_its_bound(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[tuple[str, int]]
