@@ -16,6 +16,7 @@ from tests.workers.conftest import Start
 from tests.workers.odd_gguf import write_recurrent_gguf, write_sliding_gguf
 from tests.workers.process import ROOT, WorkerProcess
 from tests.workers.random_gguf import write_random_gguf
+from tests.workers.test_answers import FIM
 from tests.workers.test_tools import MESSAGES, TEMPLATES, TOOLS
 from workers.answer_parser import Dialect
 from workers.gbnf import literal
@@ -220,6 +221,25 @@ def test_calls_and_thoughts(start: Start, tmp_path: Path) -> None:
     assert any('"tool_calls":[{"index":0' in data for _, data in whole)
     for cut in range(1, len(whole) + 1, 11):
         assert rest_of(other, "/v1/chat/completions", free, whole[:cut]) == whole[cut:], cut
+
+
+def test_filling_in(start: Start, tmp_path: Path) -> None:
+    model = write_random_gguf(tmp_path / "fim.gguf", context=2048, control=FIM)
+    flags = ("--ctx-size", "1024", "--flash-attn", "on")
+    one, other = start(model, *flags), start(model, *flags)
+    body: dict[str, Any] = {
+        "input_prefix": "def f(", "input_suffix": "): pass", "prompt": "a",
+        "input_extra": [{"filename": "x.py", "text": "import y"}], "stream": True, "n_predict": 40,
+    }  # fmt: skip
+    wishes: list[dict[str, Any]] = [
+        {"temperature": 0, "n_probs": 2, "return_tokens": True},
+        {"seed": 7, "repeat_penalty": 1.2},
+    ]
+    for wish in wishes:
+        whole = events(one, "/infill", body | wish)
+        assert len(whole) > 20
+        for cut in range(1, len(whole) + 1, 5):
+            assert rest_of(other, "/infill", body | wish, whole[:cut]) == whole[cut:], (wish, cut)
 
 
 def test_many_are_gone_on_with_at_once_where_there_is_no_room(
