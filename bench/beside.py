@@ -5,15 +5,21 @@ There is no peer for this; the aim stands beside the figures: within twice the 9
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import os
+import select
 import socket
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from bench import common
 from bench.client import Connection
@@ -57,9 +63,10 @@ def answer_for_strangers(told: Path) -> None:
                 time.sleep(0.2)
 
 
-async def disturb(url: str, model: str, outcome: dict[str, int]) -> None:
-    """Ask for a faulty model again and again; count what comes of it by status."""
-    while True:
+async def disturb(url: str, model: str) -> dict[str, int]:
+    """Ask for a faulty model until standard input ends; what came of it, by status."""
+    outcome: dict[str, int] = {}
+    while not select.select([0], [], [], 0)[0]:
         with contextlib.suppress(ConnectionError):
             connection = await Connection.open(url)
             answer = await connection.ask("/v1/chat/completions", body(model))
@@ -67,30 +74,47 @@ async def disturb(url: str, model: str, outcome: dict[str, int]) -> None:
             outcome[name] = outcome.get(name, 0) + 1
             connection.close()
         await asyncio.sleep(BETWEEN)
+    return outcome
 
 
-async def latencies(url: str, seconds: float, beside: str = "") -> tuple[list[float], Any]:
-    """Of requests for the good model, one after the other, for so long."""
+@contextlib.contextmanager
+def disturbed(url: str, model: str) -> Iterator[dict[str, int]]:
+    """Meanwhile somebody asks for a faulty model; afterwards it is known what came of that.
+
+    In a process of its own, which lets others go first: what it computes is nobody's fault.
+    """
     outcome: dict[str, int] = {}
-    task = asyncio.create_task(disturb(url, beside, outcome)) if beside else None
+    argv = ["nice", "-n", "19", sys.executable, "-m", "bench.beside"]
+    with subprocess.Popen(
+        [*argv, "--disturb", url, model], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            yield outcome
+        finally:
+            told, _ = process.communicate()
+            outcome.update(msgspec.json.decode(told))
+
+
+async def latencies(url: str, seconds: float) -> list[float]:
+    """Of requests for the good model, one after the other, for so long."""
     connection = await Connection.open(url)
     taken, end = [], time.perf_counter() + seconds
     while time.perf_counter() < end:
         answer = (await connection.ask("/v1/chat/completions", body("bard"))).checked()
         taken.append(answer.seconds * 1e3)
     connection.close()
-    if task is not None:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-    return taken, outcome
+    return taken
 
 
 def main() -> None:
     """The command line."""
     parser = common.arguments(__doc__, rounds=False)
     parser.add_argument("--seconds", type=float, default=8.0, help="for each fault")
+    parser.add_argument("--disturb", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.disturb:
+        print(msgspec.json.encode(asyncio.run(disturb(*given.disturb))).decode())
+        return
     conditions = common.Conditions()
     rows: list[list[object]] = []
     result: dict[str, Any] = {}
@@ -104,8 +128,9 @@ def main() -> None:
             asyncio.run(latencies(daemon.url, 1.0))
             for name in models:
                 common.note(name)
-                alone, _ = asyncio.run(latencies(daemon.url, given.seconds / 2))
-                beside, outcome = asyncio.run(latencies(daemon.url, given.seconds, name))
+                alone = asyncio.run(latencies(daemon.url, given.seconds / 2))
+                with disturbed(daemon.url, name) as outcome:
+                    beside = asyncio.run(latencies(daemon.url, given.seconds))
                 p99 = [common.percentile(some, 0.99) for some in (alone, beside)]
                 p50 = [common.median(some) for some in (alone, beside)]
                 rows.append([name, *p50, *p99, p99[1] / p99[0], outcome])
