@@ -162,6 +162,24 @@ def test_a_worker_that_can_not_be_replaced_ends_the_stream_with_the_reason(home:
         assert error_of(swapd.ask("bard"))["code"] == "model_start_failed"
 
 
+def test_who_does_not_say_that_it_can_is_not_asked_to_go_on(home: Path) -> None:
+    """The model is another program's by the time its worker is killed."""
+    with Swapd(home, config({"bard": demo("bard")})) as swapd:
+        stream = Stream()
+        for stream in follow(swapd, asked("bard")):
+            if len(stream.texts) == 10:
+                pid = swapd.worker("bard")["pid"]
+                os.kill(pid, signal.SIGSTOP)
+                swapd.config.write_text(config({"bard": fake("bard")}))
+                eventually(lambda: swapd.pids() - {pid})  # noqa: B023
+                os.kill(pid, signal.SIGKILL)
+                stream.texts.append("")
+        assert stream.error is not None
+        told = "the worker of 'bard' failed: the next one can't go on with what it began"
+        assert stream.error["message"] == told
+        assert swapd.worker("bard")["resumed"] == 0
+
+
 def _talk(line: Line, number: int, swapd: Swapd, kill_at: int) -> tuple[str, str, int]:
     """A chat over the socket, whose worker is killed when so many characters have come."""
     line.ask(number, model="bard", prompt="x", max_tokens=900, ignore_eos=True, temperature=0)
