@@ -97,8 +97,7 @@ async def by_path(request: web.Request) -> web.StreamResponse:
     if grant is not None and not grant.key.admin and path not in WITH_ANY_KEY:
         raise NotAllowedError(f"the key {grant.key.name!r} is not good for /{path} of a worker")
     needs_slot = path.rstrip("/") not in WITHOUT_SLOT
-    tenant = request.headers.get("X-Tenant-Id", "")[:256]
-    wish = Wish(tenant, priority=wishes.priority_of(request))
+    wish = Wish(wishes.tenant_of(request), priority=wishes.priority_of(request))
     body = await body_of(request, house.settings.max_body_bytes)
     return await _pass(
         house,

@@ -34,11 +34,16 @@ def of(request: web.Request, named: Named) -> Wish:
     The tenant is `X-Tenant-Id`, else the body's `user` as OpenAI has it. `keep_alive` is Ollama's.
     The priority is the key's: what a request could ask for itself, everybody would.
     """
-    tenant = request.headers.get("X-Tenant-Id", "")
-    if not tenant and isinstance(named.user, str):
-        tenant = named.user
+    user = named.user if isinstance(named.user, str) else ""
     keep_alive = None if named.keep_alive is None else seconds(named.keep_alive)
-    return Wish(tenant[:256], keep_alive, priority_of(request))
+    return Wish(tenant_of(request, user), keep_alive, priority_of(request))
+
+
+def tenant_of(request: web.Request, user: str = "") -> str:
+    """For whom a request is. A key speaks for tenants of its own: it can't crowd another's."""
+    tenant = (request.headers.get("X-Tenant-Id", "") or user)[:256]
+    grant = grant_of(request)
+    return tenant if grant is None else f"{grant.key.name}/{tenant}"
 
 
 def priority_of(request: web.Request) -> int:

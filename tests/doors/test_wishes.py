@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from swapd.config.access import hash_of
@@ -146,3 +147,28 @@ def test_a_key_of_higher_priority_is_served_before_those_that_wait(
         assert order == ["low", "high", "plain", "low", "low"]
         for one in asked:
             one.result()
+
+
+@pytest.mark.parametrize("name", ["", "theirs"])
+def test_a_key_crowds_its_own_tenants_only(home: Path, gate: GateMaker, name: str) -> None:
+    words = gate("words")
+    models = {"a": fake("a", f"--word-gate {words.path}", slots=1)}
+    keys = {"one": {"hash": hash_of("sk-one")}, "two": {"hash": hash_of("sk-two")}}
+    text = config(models, keys=keys, max_per_tenant=1)
+    with Swapd(home, text) as swapd, ThreadPoolExecutor(4) as pool:
+
+        def ask(key: str) -> httpx.Response:
+            headers = {"x-api-key": key, **({"X-Tenant-Id": name} if name else {})}
+            return swapd.http.post("/v1/chat/completions", json=chat("a"), headers=headers)
+
+        swapd.http.headers["x-api-key"] = "sk-one"
+        asked = [pool.submit(ask, "sk-one")]
+        swapd.until(lambda states: states == {"a": "ready"})
+        eventually(lambda: swapd.worker("a")["busy"] == 1)
+        asked.append(pool.submit(ask, "sk-one"))
+        eventually(lambda: swapd.worker("a")["waiting"] == 1)
+        assert error_of(ask("sk-one"))["code"] == "tenant_queue_full"
+        asked.append(pool.submit(ask, "sk-two"))
+        eventually(lambda: swapd.worker("a")["waiting"] == 2)
+        words.open_for_good()
+        assert [one.result().status_code for one in asked] == [200] * 3
