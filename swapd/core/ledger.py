@@ -113,7 +113,7 @@ class Ledger:
             # Where others wait for a worker already, one more gives the pass nothing to do.
             self.touched.add(model)
         if queue is None:
-            queue = self.queues[model] = Queue()
+            queue = self.queues[model] = Queue(self.record(model).mean_tokens or TOKENS)
         queue.add(waiting)
         self.waiting[waiting.request] = (model, waiting)
         put(self.of_tenant.setdefault(waiting.tenant, {}), waiting)
@@ -153,7 +153,7 @@ class Ledger:
             self.forecast.note(record.demand, now)
             tokens = record.mean_tokens or TOKENS
         if waiting.request in self.waiting:
-            self.queues[model].grant(waiting, tokens)
+            self.queues[model].grant(waiting, tokens, now)
             self.dequeue(waiting.request)
         self.granted[waiting.request] = Granted(
             resident.worker, model, now, waiting.tenant, waiting.priority, tokens, waiting

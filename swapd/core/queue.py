@@ -1,11 +1,14 @@
-"""Who of those that wait for one model is next: by priority, then by tokens served, then by age.
+"""Who of those that wait for one model is next: by priority, then by tokens asked for, then by age.
 
 A step of priority counts as `STEP` seconds of waiting. So a request is passed only by those that
 arrive within that time after it, for each step that they stand above it, and nobody waits for
-ever. Among equals in priority tenants share by tokens: next is who was served least. A tenant that
-was away comes back with what it was served then, but not with more than `CREDIT` less than who was
-served last: absence earns no more than that, and a tenant that asks for little is served before
-one that asks for all there is. Within a tenant the order is that of arrival.
+ever. Among equals in priority tenants share by tokens. What counts is what a tenant was served, and
+a part of what it waits for, up to `AHEAD`: so who asks for all there is stands behind those who ask
+for little, and where all ask for much they are served alike. Those who differ by less than `SLACK`
+are served by age: an order among them would only make some wait longer. A tenant that was away
+comes back with what it was served then, but not with more than `CREDIT` less than who was served
+last: absence earns no more than that. One that waits and was served nothing for `PASSED` seconds is
+next, whatever it asks for. Within a tenant the order is that of arrival.
 """
 
 from __future__ import annotations
@@ -22,6 +25,14 @@ MOST = 10
 """Priorities beyond this are cut off, so that waits are bounded."""
 CREDIT = 16_000.0
 """Tokens that a tenant may be served before others when it was served less than they."""
+WAITED_FOR = 0.25
+"""How much a token counts that a tenant waits for, against one that it was served."""
+AHEAD = 100_000.0
+"""As how many tokens what a tenant waits for counts at most."""
+SLACK = 1
+"""Requests of the usual length, for each slot, that make no difference between tenants."""
+PASSED = 120.0
+"""Seconds for which a tenant that waits may be served nothing while others are."""
 Rank: TypeAlias = tuple[float, int]
 """Arrival, brought forward by priority; then the place in the order of arrival."""
 
@@ -67,9 +78,13 @@ def put(line: dict[RequestId, Waiting], waiting: Waiting) -> None:
 class Level:
     """Those of one priority: a line for each tenant, and what each was served lately."""
 
-    __slots__ = ("_served", "_since", "lines", "waiting")
+    __slots__ = ("_granted", "_served", "_since", "_usual", "lines", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, usual: float) -> None:
+        self._usual = usual
+        """Tokens of a request, on the average."""
+        self._granted: dict[str, float] = {}
+        """When each tenant was granted a request last."""
         self.waiting: dict[RequestId, Waiting] = {}
         self.lines: dict[str, dict[RequestId, Waiting]] = {}
         self._served: dict[str, float] = {}
@@ -91,6 +106,7 @@ class Level:
             # Who is away and below the rest would be lifted anyway.
             kept = {t: s for t, s in served.items() if t in self.lines or s > self._since - CREDIT}
             self._served = kept
+            self._granted = {t: when for t, when in self._granted.items() if t in kept}
 
     def remove(self, waiting: Waiting) -> None:
         del self.waiting[waiting.request]
@@ -102,38 +118,46 @@ class Level:
     def oldest(self) -> Waiting:
         return next(iter(self.waiting.values()))
 
-    def next(self) -> Waiting:
-        """The oldest of the tenant that was served least."""
+    def next(self, slots: int, now: float) -> Waiting:
+        """The oldest of those tenants that asked for least, or were passed for long."""
         if len(self.lines) == 1:
             return self.oldest()
-        least, found = math.inf, None
+        usual, least, heads = self._usual, math.inf, list[tuple[float, Waiting]]()
+        long_ago = now - PASSED
         for tenant, line in self.lines.items():
-            served = self._served[tenant]
-            if served <= least:
-                head = next(iter(line.values()))
-                if found is None or served < least or head.place < found.place:
-                    least, found = served, head
-        assert found is not None
-        return found
+            head = next(iter(line.values()))
+            if head.since < long_ago and self._granted.get(tenant, -math.inf) < long_ago:
+                asked = -math.inf
+            else:
+                asked = self._served[tenant] + min(WAITED_FOR * usual * len(line), AHEAD)
+            least = min(least, asked)
+            heads.append((asked, head))
+        most = least + SLACK * slots * usual
+        return min((head for asked, head in heads if asked <= most), key=lambda head: head.place)
 
-    def grant(self, tenant: str, tokens: float) -> None:
+    def grant(self, tenant: str, tokens: float, now: float) -> None:
         """A request of this tenant is granted, and will be served so many tokens, as it seems."""
         self._since = max(self._since, self._served[tenant])
         self._served[tenant] += tokens
+        self._granted[tenant] = now
+        self._usual = tokens or self._usual
 
     def correct(self, tenant: str, tokens: float) -> None:
         """What a granted request was served differs from the estimate by so many tokens."""
         if tenant in self._served:
-            self._served[tenant] += tokens
+            # It may have been granted before anybody waited, and not be counted here.
+            self._served[tenant] = max(0.0, self._served[tenant] + tokens)
 
 
 class Queue:
     """All that wait for one model. Adding, taking out and picking cost nothing for the others
     that wait, and little for each tenant and priority among them."""
 
-    __slots__ = ("_levels", "_waiting", "guests")
+    __slots__ = ("_levels", "_usual", "_waiting", "guests")
 
-    def __init__(self) -> None:
+    def __init__(self, usual: float) -> None:
+        self._usual = usual
+        """Tokens of a request, on the average, as far as it is known yet."""
         self._waiting: dict[RequestId, Waiting] = {}
         self.guests = 0
         """How many of them need no slot."""
@@ -150,7 +174,7 @@ class Queue:
         self.guests += not waiting.needs_slot
         level = self._levels.get(waiting.priority)
         if level is None:
-            level = self._levels[waiting.priority] = Level()
+            level = self._levels[waiting.priority] = Level(self._usual)
         level.add(waiting)
 
     def remove(self, request: RequestId) -> Waiting:
@@ -169,13 +193,13 @@ class Queue:
             return next(iter(self._waiting.values()))
         return min((level.oldest() for level in self._levels.values()), key=lambda w: w.rank)
 
-    def next(self) -> Waiting:
-        """The one to be granted next."""
-        return self._levels[self.head().priority].next()
+    def next(self, slots: int, now: float) -> Waiting:
+        """The one to be granted next by a worker with so many slots."""
+        return self._levels[self.head().priority].next(slots, now)
 
-    def grant(self, waiting: Waiting, tokens: float) -> None:
+    def grant(self, waiting: Waiting, tokens: float, now: float) -> None:
         """Count a granted request with the tokens that it is likely to take."""
-        self._levels[waiting.priority].grant(waiting.tenant, tokens)
+        self._levels[waiting.priority].grant(waiting.tenant, tokens, now)
 
     def correct(self, priority: int, tenant: str, tokens: float) -> None:
         """Count what is known now of a granted request."""

@@ -17,7 +17,9 @@ by priority. A worker whose room is wanted goes on serving for a turn (see `fair
 yields, and its model ranks behind those for whom it went. So a wait is bounded: for each model
 before it at most a turn, the time of the requests that are running at its end, one stop and one
 start; then within its queue (see `queue`) the requests of its own tenant before it, each with as
-many tokens of every other tenant, and once for the credit of each that comes back.
+many tokens of every other tenant, and once for what each that comes back, or asks for less, is
+ahead. Before the next request of its own tenant it waits for two minutes at most, where so many are
+served in that time as there are tenants.
 """
 
 from __future__ import annotations
@@ -207,16 +209,16 @@ class Scheduler(Succession):
             if resident is None or resident.state is not State.READY:
                 continue
             if resident.worker not in self._plan.going:
-                while waiting := self._admissible(resident):
+                while waiting := self._admissible(resident, now):
                     self._give(waiting, resident, now)
         self._books.touched = touched
 
-    def _admissible(self, resident: Resident) -> Waiting | None:
+    def _admissible(self, resident: Resident, now: float) -> Waiting | None:
         """The next that waits for this worker's model, if the worker can take it."""
         queue, free = self._books.queues.get(resident.spec.name), resident.free_slots > 0
         if queue is None or not (free or queue.guests):
             return None
-        waiting = queue.next()
+        waiting = queue.next(resident.slots, now)
         if waiting.alone and resident.busy:
             return None
         return waiting if free or not waiting.needs_slot else None

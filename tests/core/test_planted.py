@@ -57,8 +57,13 @@ Fault = tuple[str, Any, str, Any, Test]
 level, ledger_class = queues.Level, ledger.Ledger
 
 
-def _grant_uncounted(self: queues.Level, tenant: str, tokens: float) -> None:
-    del self, tenant, tokens
+def _grant_uncounted(self: queues.Level, tenant: str, tokens: float, now: float) -> None:
+    del self, tenant, tokens, now
+
+
+def _oldest(self: queues.Level, slots: int, now: float) -> queues.Waiting:
+    del slots, now
+    return self.oldest()
 
 
 def _policy(name: str, **changes: Any) -> dict[str, Policy]:
@@ -190,10 +195,20 @@ def _another(self: Succession, resident: Resident) -> Any:
 
 
 FAULTS: list[Fault] = [
-    ("the oldest is next, whoever it is", level, "next", level.oldest,
+    ("the oldest is next, whoever it is", level, "next", _oldest,
      sharing.test_tenants_take_turns_however_many_requests_one_of_them_has),
     ("what is served is not counted", level, "grant", _grant_uncounted,
      sharing.test_tenants_take_turns_however_many_requests_one_of_them_has),
+    ("what is waited for does not count", queues, "WAITED_FOR", 0.0,
+     sharing.test_who_asks_for_much_is_behind_those_who_ask_for_little),
+    ("what is waited for counts without bound", queues, "AHEAD", math.inf,
+     sharing.test_what_a_tenant_waits_for_counts_up_to_a_bound),
+    ("a token makes a difference", queues, "SLACK", 0,
+     sharing.test_tenants_that_differ_by_little_are_served_by_age),
+    ("no token makes a difference", queues, "SLACK", 1e9,
+     sharing.test_what_counts_is_tokens_and_not_requests),
+    ("who asks for much is passed without end", queues, "PASSED", math.inf,
+     sharing.test_who_waits_is_passed_for_a_while_and_no_longer),
     ("requests are counted, not tokens", level, "correct", _nobody_else,
      sharing.test_what_counts_is_tokens_and_not_requests),
     ("absence earns without bound", queues, "CREDIT", math.inf,

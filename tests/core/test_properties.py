@@ -75,11 +75,11 @@ class VictimLeftReady(Scheduler):
 class GrantWithoutSlot(Scheduler):
     """Sees one slot more than there is."""
 
-    def _admissible(self, resident: Resident) -> Waiting | None:
+    def _admissible(self, resident: Resident, now: float) -> Waiting | None:
         queue = self._books.queues.get(resident.spec.name)
         if queue is not None and len(resident.busy) <= resident.slots:
-            return queue.next()
-        return super()._admissible(resident)
+            return queue.next(resident.slots, now)
+        return super()._admissible(resident, now)
 
 
 class ForgottenQueueEntry(Scheduler):

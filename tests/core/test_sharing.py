@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from swapd.core.queue import CREDIT, STEP
+from swapd.core.queue import AHEAD, CREDIT, STEP, WAITED_FOR
 from swapd.words import events as ev
 from swapd.words import orders as od
 from swapd.words.catalog import Group, Limits
@@ -27,30 +27,84 @@ def _served(talk: Talk, tokens: int, rounds: int, now: float = 10.0) -> list[int
     return granted
 
 
-def test_tenants_take_turns_however_many_requests_one_of_them_has() -> None:
+def test_who_asks_for_much_is_behind_those_who_ask_for_little() -> None:
     talk = Talk(a=PATIENT)
-    for request in range(10):
+    for request in range(40):
         talk >> ev.Arrived(0, request, "a", tenant="greedy")
-    for request in (20, 21):
+    for request in (50, 51):
         talk >> ev.Arrived(1, request, "a", tenant="x")
         talk >> ev.Arrived(1, request + 10, "a", tenant="y")
-    talk >> ev.CameUp(2, 1) << "grant:0->1 wake:never"
-    assert _served(talk, 100, 7) == [20, 30, 1, 21, 31, 2, 3]
+    talk >> ev.CameUp(2, 1) << "grant:50->1 wake:never"
+    assert _served(talk, 100, 6) == [60, 51, 61, 0, 1, 2]
+
+
+def test_tenants_that_differ_by_little_are_served_by_age() -> None:
+    talk = Talk(a=PATIENT)
+    for request in range(12):
+        talk >> ev.Arrived(request, request, "a", tenant="xxyy"[request % 4])
+    talk >> ev.CameUp(20, 1) << "grant:0->1 wake:never"
+    assert _served(talk, 256, 11, now=20.0) == list(range(1, 12))
+
+
+def _by_turns(talk: Talk, tokens: dict[str, int], rounds: int, step: float = 1.0) -> list[str]:
+    """Whose request is served each time, when each of these tenants asks again as it ends."""
+    now, last, order = 10.0, 10_000, list[str]()
+    for _ in range(rounds):
+        now += step
+        (running,) = [o.request for o in talk.last if isinstance(o, od.Grant)]
+        tenant = min(tokens) if running % 2 else max(tokens)
+        order.append(tenant)
+        last += 2
+        talk >> ev.Arrived(now, last + running % 2, "a", tenant=tenant)
+        talk >> ev.Finished(now, running, tokens=tokens[tenant])
+    return order
+
+
+def test_tenants_take_turns_however_many_requests_one_of_them_has() -> None:
+    talk = Talk(a=PATIENT)
+    for request in range(0, 60, 2):
+        talk >> ev.Arrived(0, request, "a", tenant="y")
+    for request in range(1, 11, 2):
+        talk >> ev.Arrived(1, request, "a", tenant="x")
+    talk >> ev.CameUp(2, 1)
+    order = _by_turns(talk, {"x": 200, "y": 200}, 100)
+    assert order[:5] == ["x"] * 5
+    assert order[20:].count("x") == pytest.approx(40, abs=3)
 
 
 def test_what_counts_is_tokens_and_not_requests() -> None:
     talk = Talk(a=PATIENT)
-    for request in range(9):
+    for request in range(20):
         talk >> ev.Arrived(0, request, "a", tenant="long" if request % 2 else "short")
     talk >> ev.CameUp(1, 1)
-    order: list[int] = []
-    now, running = 2.0, 0
-    while len(order) < 7:
-        now += 1
-        talk >> ev.Finished(now, running, tokens=1000 if running % 2 else 250)
-        (running,) = [o.request for o in talk.last if isinstance(o, od.Grant)]
-        order.append(running)
-    assert order == [1, 2, 4, 6, 3, 8, 5]
+    order = _by_turns(talk, {"long": 1000, "short": 250}, 200)
+    assert order.count("short") == pytest.approx(160, abs=6)
+
+
+def test_what_a_tenant_waits_for_counts_up_to_a_bound() -> None:
+    talk = Talk(a=PATIENT)
+    for request in range(0, 1600, 2):
+        talk >> ev.Arrived(0, request, "a", tenant="y")
+    talk >> ev.Arrived(1, 1, "a", tenant="x") >> ev.Arrived(1, 3, "a", tenant="x")
+    talk >> ev.CameUp(2, 1)
+    order = _by_turns(talk, {"x": 4000, "y": 4000}, 60)
+    # From the time at which it is known how long requests are.
+    assert 20 < order.index("y") < 4 + AHEAD / 4000
+    assert order[30:].count("x") == pytest.approx(15, abs=3)
+
+
+def test_who_waits_is_passed_for_a_while_and_no_longer() -> None:
+    talk = Talk(a=PATIENT)
+    for request in range(0, 200, 2):
+        talk >> ev.Arrived(0, request, "a", tenant="y")
+    talk >> ev.CameUp(1, 1)
+    _served(talk, 1000, 1)
+    for request in (1, 3):
+        talk >> ev.Arrived(11, request, "a", tenant="x")
+    talk >> ev.Finished(12, 2, tokens=1000)
+    order = _by_turns(talk, {"x": 100, "y": 100}, 30, step=10.0)
+    # Ten seconds each: y is next when more than PASSED have gone by.
+    assert order == [*["x"] * 13, "y", *["x"] * 12, "y", *["x"] * 3]
 
 
 def test_absence_earns_no_more_than_the_credit() -> None:
@@ -60,25 +114,28 @@ def test_absence_earns_no_more_than_the_credit() -> None:
     talk >> ev.CameUp(1, 1)
     _served(talk, 1000, 100)
     running = 100
-    for request in range(500, 560):
+    for request in range(500, 799):
         talk >> ev.Arrived(200, request, "a", tenant="back")
     talk >> ev.Finished(201, running, tokens=1000)
-    grants = _served(talk, 1000, 40, now=202.0)
+    grants = _served(talk, 1000, 60, now=202.0)
     ahead = next(i for i, request in enumerate(grants) if request < 400)
-    assert ahead == pytest.approx(CREDIT / 1000, abs=2)
+    # What it waits for becomes less meanwhile, and counts too.
+    assert ahead == pytest.approx(CREDIT / 1000 / (1 - WAITED_FOR), abs=4)
     later = grants[ahead:]
-    assert sum(request < 400 for request in later) == pytest.approx(len(later) / 2, abs=1)
+    assert sum(request < 400 for request in later) == pytest.approx(len(later) / 2, abs=3)
 
 
 def test_a_failed_request_costs_its_tenant_nothing() -> None:
     talk = Talk(a=PATIENT)
-    for request in (1, 2, 3):
+    for request in range(1, 7):
         talk >> ev.Arrived(0, request, "a", tenant="x")
-    for request in (4, 5):
+    for request in (7, 8):
         talk >> ev.Arrived(0, request, "a", tenant="y")
     talk >> ev.CameUp(1, 1) << "grant:1->1 wake:never"
-    talk >> ev.Finished(2, 1, answered=False) << "grant:2->1"
-    talk >> ev.Finished(3, 2, tokens=10) << "grant:4->1"
+    for request in range(1, 5):
+        talk >> ev.Finished(1 + request, request, answered=False)
+        talk << f"grant:{request + 1}->1"
+    talk >> ev.Finished(6, 5, tokens=1000) << "grant:7->1"
 
 
 def test_priority_goes_first_and_waiting_makes_up_for_it() -> None:

@@ -114,11 +114,12 @@ def test_two_clients_of_two_models_swap_seldom_and_none_waits_beyond_the_bound()
     assert share[taken] <= 0.1 * share[by_arrival]
 
 
-def test_a_greedy_tenant_slows_itself_alone() -> None:
-    limits = Limits(interval=ENDLESS)
+@pytest.mark.parametrize(("share", "slots"), [(0.6, 1), (0.75, 2)])
+def test_a_greedy_tenant_slows_itself_alone(share: float, slots: int) -> None:
+    limits = Limits(interval=ENDLESS, max_waiting=0)
     p95 = {}
     for times in (0, 10):
-        outcome = greedy(limits, 3, times, share=0.6, slots=1)
+        outcome = greedy(limits, 3, times, share, slots)
         others = [s for s in outcome.served if s.ask.tenant != "greedy"]
         assert not any(s.refused for s in others)
         waited = [s.granted - s.ask.time for s in others if s.granted is not None]
