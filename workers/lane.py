@@ -161,7 +161,11 @@ class Lane:
                 spent += time.perf_counter() - before
         sampled += [(one.sequence, [], self.replayer.play(one)) for one in self._replays]
         self._counters.llama_seconds += spent
-        self._count(step, time.perf_counter() - began)
+        took = time.perf_counter() - began
+        self._count(step, took)
+        if self.speculation is not None and size == len(rows) + self._guessed:
+            drawn = sum(len(tokens) for _, _, tokens in sampled)
+            self.speculation.settle(len(rows), self._guessed, drawn, took)
         now = time.monotonic()
         for sequence, count in step:
             self.cache.extend(sequence, count)

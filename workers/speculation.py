@@ -7,9 +7,11 @@ llama.cpp's rounding, which depends on how many rows a step has.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence as Tokens
 from typing import Protocol
 
+from workers.guess_balance import GuessBalance
 from workers.sequence import Sequence
 
 GUESSES = 16
@@ -31,15 +33,23 @@ class Drafter(Protocol):
 
 
 class Speculation:
-    """Decides how far to guess for whom."""
+    """Decides how far to guess for whom, and whether at all."""
 
     def __init__(self, drafter: Drafter, most: int) -> None:
         """`most`: tokens guessed for one sequence in a step."""
         self._drafter = drafter
         self._most = most
+        self._balances: dict[int, GuessBalance] = {}
+        """By how many are running."""
+        self._proposing = 0.0
+        """Seconds that the guesses of this step took."""
 
     def guesses(self, running: list[Sequence], room: int) -> dict[Sequence, list[int]]:
         """What to try for each, `room` tokens at most; who is not in it is not guessed for."""
+        self._proposing = 0.0
+        balance = self._balances.setdefault(len(running), GuessBalance())
+        if not balance.allows:
+            return {}
         share = min(room, GUESSES) // max(len(running), 1)
         wishes = []
         for sequence in running:
@@ -51,7 +61,9 @@ class Speculation:
                 wishes.append((sequence, min(left, share, max(draft.reach, 1), self._most)))
         if not wishes:
             return {}
+        began = time.perf_counter()
         proposals = self._drafter.propose(wishes)
+        self._proposing = time.perf_counter() - began
         return {one: guess for (one, _), guess in zip(wishes, proposals, strict=True) if guess}
 
     def judge(self, sequence: Sequence, guessed: int, right: int) -> None:
@@ -66,6 +78,15 @@ class Speculation:
             draft.pause = 0 if draft.reach else PAUSE
         else:
             draft.reach = max(right, 1)
+
+    def settle(self, running: int, guessed: int, drawn: int, seconds: float) -> None:
+        """A step of `running` sequences and nothing else, with so many guesses, took `seconds` and
+        brought `drawn` tokens."""
+        balance = self._balances.setdefault(running, GuessBalance())
+        if guessed:
+            balance.guessed(drawn / running, seconds + self._proposing)
+        else:
+            balance.plain(seconds)
 
     def forget(self, sequence: Sequence) -> None:
         """It has left its slot."""

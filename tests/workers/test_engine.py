@@ -62,11 +62,18 @@ class Reader:
 class Bench:
     """An engine with its thread."""
 
-    def __init__(self, path: Path, slots: int, cells: int) -> None:
+    def __init__(self, path: Path, slots: int, cells: int, guesses: int = 0) -> None:
         self.log = LlamaLog(silent=True)
         self.model = Model(str(path), gpu_layers=0, mmap=True, mlock=False, log=self.log)
         self.options = ContextOptions(
-            cells, 512, 512, slots, threads=1, threads_batch=1, flash_attention="off"
+            cells,
+            512,
+            512,
+            slots,
+            threads=1,
+            threads_batch=1,
+            flash_attention="off",
+            n_guesses=guesses,
         )
         self.engine = Engine(self.model, self.options, self.options, slots, 8, self.log)
         self.broken = asyncio.Event()
