@@ -69,3 +69,5 @@ def test_requests_cancelled_at_random_leave_nothing_behind(bard_gguf: Path, star
     with ThreadPoolExecutor(SLOTS) as pool:  # every slot and every cell is to be had
         answers = list(pool.map(lambda _: worker.post("/v1/completions", whole), range(SLOTS)))
     assert {answer["usage"]["completion_tokens"] for answer in answers} == {200}
+    worker.process.terminate()
+    assert "Traceback" not in worker.close()[1], "clients that go are nothing to write of"
