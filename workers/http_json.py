@@ -26,21 +26,18 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     """Answers every error in OpenAI's shape: one sentence, never a traceback."""
     try:
         return await handler(request)
-    except ApiError as error:
-        return json_response(error.body, error.status)
+    except ApiError as raised:
+        error = raised
     except web.HTTPRequestEntityTooLarge:
-        too_large = ApiError(413, f"The body has more than {request.client_max_size} bytes.")
-        return json_response(too_large.body, 413)
-    except web.HTTPMethodNotAllowed as error:
-        allowed = " or ".join(sorted(error.allowed_methods))
-        wrong = ApiError(405, f"{request.path} takes {allowed}, not {request.method}.")
-        return json_response(wrong.body, 405)
+        error = ApiError(413, f"The body has more than {request.client_max_size} bytes.")
+    except web.HTTPMethodNotAllowed as wrong:
+        allowed = " or ".join(sorted(wrong.allowed_methods))
+        error = ApiError(405, f"{request.path} takes {allowed}, not {request.method}.")
     except web.HTTPNotFound:
-        unknown = ApiError(404, f"There is no {request.path} here.", "not_found_error")
-        return json_response(unknown.body, 404)
+        error = ApiError(404, f"There is no {request.path} here.", "not_found_error")
     except ConnectionError:
         return web.Response()  # the client has gone: raised, it would be 30 lines in the log
     except Exception:  # noqa: BLE001  the log gets it whole, the client a sentence
         traceback.print_exc(file=sys.stderr)
-        failed = ApiError(500, "The worker failed at this; its log says how.", "server_error")
-        return json_response(failed.body, 500)
+        error = ApiError(500, "The worker failed at this; its log says how.", "server_error")
+    return json_response(error.body, error.status)

@@ -37,7 +37,6 @@ def test_beats_count_steps_while_it_works(tiny: WorkerProcess) -> None:
         first = tiny.line()["beat"]
         while tiny.line()["beat"] <= first:  # a beat within one long computation counts no step
             pass
-    assert first > 0
 
 
 def test_end_of_input_ends_it_in_the_middle_of_a_stream(start: Start, tiny_gguf: Path) -> None:
