@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from swapd.effects.clock import now
-from swapd.effects.process import WorkerProcess
+from swapd.effects.process import DeviceTold, WorkerProcess
 from swapd.effects.pulse import Pulse
 from swapd.words import events as ev
 from swapd.words import orders as od
@@ -50,6 +50,8 @@ class Running:
     pulse: Pulse = field(default_factory=Pulse)
     resumable: bool = False
     """Whether it can go on with a stream that another one began."""
+    devices: tuple[DeviceTold, ...] = ()
+    """What it told of devices beside the CPU."""
     probe: asyncio.Task[None] | None = None
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     fate: str = ""
@@ -91,3 +93,5 @@ class Sight:
     """Seconds since 1970."""
     silent: float | None
     """Seconds since the worker was last heard to make progress; None: never."""
+    devices: tuple[DeviceTold, ...] = ()
+    """What it told of devices beside the CPU."""

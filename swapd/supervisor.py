@@ -101,7 +101,8 @@ class Supervisor:
             beat = running.pulse.beat
             silent = None if beat is None else now() - beat
             url, argv = process.base_url, process.argv
-            seen.append(Sight(status, process.pid, argv, url, running.started, silent))
+            told = running.devices
+            seen.append(Sight(status, process.pid, argv, url, running.started, silent, told))
         return seen
 
     @property
@@ -374,7 +375,7 @@ class Supervisor:
         running = self._workers[worker]
         running.pulse.beat = now()
         if word.ready:
-            running.resumable = word.resumable
+            running.resumable, running.devices = word.resumable, word.devices
             self._came_up(worker, word.slots)
 
     def _came_up(self, worker: ev.WorkerId, slots: int = 0) -> None:

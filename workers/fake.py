@@ -38,6 +38,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--leak", type=int, default=0, help="keep so many MiB for each answer")
     parser.add_argument("--deaf", action="store_true", help="ignore SIGTERM")
     parser.add_argument("--silent", action="store_true", help="say nothing on SWAPD_READY_FD")
+    parser.add_argument("--device", action="append", default=[], help="tell of it: JSON")
     parser.add_argument("--child", action="store_true", help="leave a child process behind")
     parser.add_argument(
         "--outlive-stdin", action="store_true", help="ignore its end, as foreigners do"
@@ -237,7 +238,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN if args.deaf else stop)
     if not args.silent:
         host, port = server.server_address[:2]
-        say({"ready": True, "host": host, "port": port, "pid": os.getpid(), "slots": 4})
+        where = {"host": host, "port": port, "pid": os.getpid()}
+        told = [json.loads(device) for device in args.device]
+        say({"ready": True, **where, "slots": 4, "devices": told})
     server.serve_forever()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from workers.binding import LlamaLog, LoadError, Model, build
 from workers.binding_context import Context, ContextOptions
+from workers.binding_devices import devices, held
 from workers.conversations import Conversations
 from workers.cores import usable_cores
 from workers.draft_model import DraftModel
@@ -33,6 +34,7 @@ def load(settings: Settings) -> Worker:
     """Loads the model and makes its engine. Raises LoadError; called by the engine's thread."""
     began = time.monotonic()
     log = LlamaLog(verbose=settings.verbose, silent=not settings.log)
+    before = devices() if settings.n_gpu_layers else []
     model = _load_model(settings, settings.model, log)
     cores = 1 if model.size < SMALL_MODEL else usable_cores()
     threads = settings.threads if settings.threads > 0 else cores
@@ -59,7 +61,8 @@ def load(settings: Settings) -> Worker:
     if settings.slot_save_path is not None:
         engine.lane.conversations = _conversations(settings, settings.slot_save_path, engine)
     engine.lane.speculation = _speculation(settings, engine, log)
-    return Worker(settings, engine, log, load_seconds=time.monotonic() - began)
+    taken = held(before, devices() if before else [])
+    return Worker(settings, engine, log, load_seconds=time.monotonic() - began, devices=taken)
 
 
 def _cells(settings: Settings, trained: int) -> int:

@@ -111,6 +111,7 @@ async def _serve(settings: Settings, lifeline: Lifeline, loaded: Future[Worker])
         cells=engine.lane.context.n_ctx,
         load_seconds=round(worker.load_seconds, 4),
         resumable=True,
+        devices=worker.devices,
     )
     await in_thread(worker.template.prepare)
     gc.freeze()  # what was imported stays: no collection need look at it

@@ -37,13 +37,21 @@ class Worker:
     """One loaded model and what may be asked of it. Lives on the event loop's thread."""
 
     def __init__(
-        self, settings: Settings, engine: Engine, log: LlamaLog, *, load_seconds: float
+        self,
+        settings: Settings,
+        engine: Engine,
+        log: LlamaLog,
+        *,
+        load_seconds: float,
+        devices: list[dict[str, object]],
     ) -> None:
         self.settings = settings
         self.engine = engine
         self.model = engine.model
         self.log = log
         self.load_seconds = load_seconds
+        self.devices = devices
+        """The devices beside the CPU, with what loading took of their memory."""
         self.created = int(time.time())
         self.identity = _identity(settings, engine)
         """By which a worker that would have answered as this one does is known."""

@@ -109,6 +109,7 @@ def _worker(house: House, sight: Sight) -> dict[str, Any]:
         "silent_seconds": sight.silent,
         **house.metrics.troubles(status.model),
         "bytes": status.bytes,
+        "devices": [msgspec.to_builtins(device) for device in sight.devices],
         "context": spec.context if spec else 0,
     }
 

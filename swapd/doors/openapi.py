@@ -208,10 +208,11 @@ def _own_schemas() -> Json:
         {"id": text, "object": {"const": "model"}, "created": count, "owned_by": text},
         {"state": text, "context_length": count, "name": text, "description": text, "meta": {}},
     )
+    device = _object({"name": text} | dict.fromkeys(("total", "free", "held"), count), {})
     worker = _object(
         dict.fromkeys(("model", "state", "cmd", "proxy", "name", "description"), text)
         | dict.fromkeys(("busy", "slots", "waiting", "bytes", "context"), count),
-        {"pid": {}, "started": {}, "ttl": number}
+        {"pid": {}, "started": {}, "ttl": number, "devices": {"type": "array", "items": device}}
         | dict.fromkeys(("idle_seconds", "silent_seconds"), maybe_number),
     )
     return {

@@ -27,6 +27,17 @@ ASKED_TO_END = frozenset({-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP})
 """Exit statuses by signals that nothing in a program raises by mistake."""
 
 
+class DeviceTold(msgspec.Struct, frozen=True):
+    """A device beside the CPU that a worker of ours computes on, in bytes of its memory."""
+
+    name: str
+    total: int = 0
+    free: int = 0
+    """When the worker had loaded."""
+    held: int = 0
+    """What loading took."""
+
+
 class Word(msgspec.Struct, frozen=True):
     """One line that a worker of ours writes on `SWAPD_READY_FD`: ready, a failure, or a beat."""
 
@@ -37,6 +48,7 @@ class Word(msgspec.Struct, frozen=True):
     context: int = 0
     load_seconds: float = 0.0
     resumable: bool = False
+    devices: tuple[DeviceTold, ...] = ()
     error: str = ""
     beat: int = -1
 

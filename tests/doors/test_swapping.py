@@ -184,6 +184,7 @@ def test_a_memory_budget_holds_by_estimate_first_and_then_by_measurement(home: P
     with Swapd(home, config(models, memory=memory)) as swapd:
         swapd.ask("a")
         eventually(lambda: 2**20 < swapd.worker("a")["bytes"] < 50 * 2**20)
+        assert swapd.worker("a")["devices"] == [], "which only ours tells of"
         swapd.ask("b")
         assert swapd.states() == {"b": "ready"}
         eventually(lambda: swapd.worker("b")["bytes"] < 50 * 2**20)

@@ -20,7 +20,7 @@ import pytest
 
 from swapd.effects.oom import oom_kills
 from swapd.effects.probe import StrangerError, until_ready
-from swapd.effects.process import Word, WorkerProcess
+from swapd.effects.process import DeviceTold, Word, WorkerProcess
 from swapd.effects.spawn import Place
 from swapd.effects.upstream import new_session, told
 from swapd.words.catalog import ModelSpec
@@ -82,6 +82,12 @@ async def test_a_worker_of_ours_tells_its_own_address(spawn: Spawn) -> None:
     assert word.slots == 4
     assert process.base_url == f"http://127.0.0.1:{word.port}"
     assert os.getsid(process.pid) == process.pid
+
+
+async def test_a_worker_of_ours_tells_of_its_devices(spawn: Spawn) -> None:
+    device = '{"name":"CUDA0","total":8000,"free":5000,"held":3000,"more":0}'
+    _, heard = spawn(f"{FAKE} --device {device}")
+    assert (await heard.word()).devices == (DeviceTold("CUDA0", 8000, 5000, 3000),)
 
 
 async def test_it_ends_at_sigterm_with_status_0(spawn: Spawn) -> None:

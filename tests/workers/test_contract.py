@@ -12,10 +12,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.workers.conftest import Start
 from tests.workers.process import PATIENCE, ROOT, WorkerProcess
+from workers.binding_devices import CPU, Device, devices, held
 
 ENDLESS = {"prompt": "go", "ignore_eos": True, "max_tokens": 20_000, "temperature": 1}
 
@@ -28,7 +30,23 @@ def test_the_ready_line_tells_where_and_what(start: Start, tiny_gguf: Path) -> N
     assert (facts["model"], facts["slots"]) == (str(tiny_gguf), 3)
     assert (facts["context"], facts["cells"]) == (3072, 3072), "llama.cpp rounds to 256"
     assert 0 < facts["load_seconds"] < PATIENCE
+    assert [device["name"] for device in facts["devices"]] == [one.name for one in devices()]
     assert worker.ask("/health") == (200, {"status": "ok"})
+
+
+def test_devices_are_told_with_their_memory() -> None:
+    (cpu,) = devices([CPU])
+    assert cpu.name == "CPU"
+    assert cpu.total == pytest.approx(psutil.virtual_memory().total, rel=0.01)
+    assert 0 < cpu.free <= cpu.total
+
+
+def test_what_loading_took_of_a_device_is_what_is_no_longer_free() -> None:
+    before = [Device("CUDA0", 8000, 7500), Device("CUDA1", 8000, 8000)]
+    after = [Device("CUDA0", 8000, 4500), Device("CUDA1", 8000, 8000), Device("CUDA2", 8000, 100)]
+    told = [(device["name"], device["free"], device["held"]) for device in held(before, after)]
+    # Of one that was not there before nothing is known.
+    assert told == [("CUDA0", 4500, 3000), ("CUDA1", 8000, 0), ("CUDA2", 100, 0)]
 
 
 def test_beats_count_steps_while_it_works(tiny: WorkerProcess) -> None:
