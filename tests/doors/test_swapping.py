@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -167,6 +169,22 @@ def test_unloading_by_hand_lets_a_busy_worker_finish(
         assert said(asked.result()) == "a0 a1 "
         swapd.until(lambda states: states == {})
         assert swapd.http.post("/unload?model=nobody").status_code == 404
+
+
+def test_unloading_a_deaf_worker_delays_no_other_model(home: Path) -> None:
+    models = {"a": fake("a", "--deaf", stop_grace=600), "b": fake("b")}
+    with Swapd(home, config(models)) as swapd, ThreadPoolExecutor(1) as pool:
+        swapd.ask("a")
+        pid = swapd.worker("a")["pid"]
+        unloading = pool.submit(swapd.http.post, "/unload?model=a")
+        swapd.until(lambda states: states == {"a": "stopping"})
+        # One that has yet to be started, and then is there.
+        assert [swapd.ask("b").status_code for _ in range(2)] == [200, 200]
+        assert alive(pid)
+        assert not unloading.done()
+        os.kill(pid, signal.SIGKILL)
+        assert unloading.result().json()["unloaded"] == ["a"]
+        assert swapd.states() == {"b": "ready"}
 
 
 def test_the_least_recently_used_goes(home: Path) -> None:
