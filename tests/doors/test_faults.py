@@ -142,7 +142,8 @@ def test_a_real_model_finishes_its_answer_during_a_shutdown(home: Path) -> None:
 
 def test_a_second_signal_ends_at_once(home: Path, gate: Callable[[str], Gate]) -> None:
     words = gate("words")
-    with Swapd(home, config({"a": fake("a", f"--word-gate {words.path}")})) as swapd:
+    models = {"a": fake("a", f"--word-gate {words.path}")}
+    with Swapd(home, config(models, drain_grace=600)) as swapd:
         with swapd.http.stream("POST", "/v1/chat/completions", json=chat("a", stream=True)) as r:
             words.let()
             lines = r.iter_lines()

@@ -33,7 +33,10 @@ CHAT = "/v1/chat/completions"
 @pytest.fixture(scope="module")
 def swapd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swapd]:
     home = tmp_path_factory.mktemp("keys")
-    models = {"alpha": fake("alpha"), "beta": fake("beta", aliases=["also"])}
+    models = {
+        "alpha": fake("alpha", "--api-key of-a-worker-5ecret"),
+        "beta": fake("beta", aliases=["also"]),
+    }
     with Swapd(home, config(models, keys=KEYS, apiKeys=["sk-plain-5ecret"])) as swapd:
         swapd.http.headers["x-api-key"] = ADMIN
         yield swapd
@@ -193,6 +196,8 @@ def test_the_sockets_of_the_home_need_no_key(swapd: Swapd) -> None:
 
 
 def test_no_key_is_told_anywhere(swapd: Swapd) -> None:
+    swapd.ask("alpha")
+    assert "--api-key" in swapd.worker("alpha")["cmd"]
     for key in ("wrong-5ecret", ALL, ONE):
         get(swapd, "/nowhere", **bearer(key))
         get(swapd, "/logs", **basic(key))
