@@ -339,6 +339,18 @@ def test_an_illegal_step_says_what_and_where(state: State, step: Step) -> None:
         advance(state, step)
 
 
+def test_lowered_limits_send_idle_workers_away() -> None:
+    talk = Talk(Limits(policy="lru"), a=A, b=B, c=C)
+    for worker, name in enumerate("abc", 1):
+        talk >> ev.Arrived(worker, worker, name) >> ev.CameUp(worker, worker)
+    talk >> ev.Finished(4, 2) >> ev.Finished(5, 3)
+    talk >> ev.Reloaded(6, Catalog(talk.catalog.models, Limits(max_resident=2, policy="lru")))
+    talk << "stop:2 wake:11"
+    # The one that is busy counts, and is left alone.
+    talk >> ev.Exited(7, 2) >> ev.Reloaded(8, Catalog(talk.catalog.models, Limits(max_resident=1)))
+    talk << "stop:3 wake:13"
+
+
 def test_the_next_models_files_are_read_while_it_waits_for_its_place() -> None:
     talk = Talk(Limits(max_resident=1, max_wait=0), a=A, b=B, c=C)
     talk >> ev.Arrived(0, 1, "a")

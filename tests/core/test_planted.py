@@ -17,6 +17,7 @@ from swapd.core import (
     agenda,
     desk,
     eviction,
+    facts,
     fairness,
     groups,
     ledger,
@@ -24,6 +25,7 @@ from swapd.core import (
     placing,
     refusals,
     scheduler,
+    suspects,
 )
 from swapd.core import queue as queues
 from swapd.core.desk import Desk
@@ -39,7 +41,7 @@ from swapd.core.store import Store
 from swapd.core.succession import Succession
 from swapd.core.suspects import Suspects
 from swapd.words import events as ev
-from swapd.words.catalog import Limits
+from swapd.words.catalog import Limits, ModelSpec
 from swapd.words.orders import Bring, Why
 from tests.core import test_conversations as talks
 from tests.core import test_memory as memory
@@ -118,7 +120,7 @@ def _all_guilty(self: Suspects, served: Any, reason: str) -> bool:
 
 _worker_ended = Suspects.worker_ended
 _decide, _finished, _lasts = Store.decide, Facts._finished, Resident.lasts
-_arrived = Facts._arrived
+_arrived, _turn = Facts._arrived, fairness._turn_ends
 _plan, _place, _pressure = placement.plan, Scheduler._place, pressure_of
 
 
@@ -135,6 +137,10 @@ def _patient_plan(books: Any, catalog: Any, now: float) -> placement.Plan:
     made = _plan(books, catalog, now)
     made.holds_until = math.inf
     return made
+
+
+def _turn_without_bound(books: Any, resident: Any, rival: Any, asked: Any, limits: Any) -> float:
+    return _turn(books, resident, rival, asked, replace(limits, max_wait=1e9))
 
 
 def _deaf_to_stalls(event: Any, limits: Any) -> Any:
@@ -312,6 +318,45 @@ FAULTS: list[Fault] = [
      succession.test_the_old_one_serves_until_the_new_one_is_ready),
     ("an heir is given another one", Succession, "_successor", _another,
      succession.test_another_reload_starts_no_second_heir),
+    ("a start takes as long as it likes", Scheduler, "_keep_deadline", _nobody_else,
+     talks.test_a_worker_that_does_not_come_up_in_time_is_killed_and_that_is_the_reason),
+    ("a failed start is tried again at once", facts, "COOL_DOWN_MOST", 0.0,
+     talks.test_failed_starts_cool_down_and_the_rest_grows),
+    ("one accident rests a model", facts, "ACCIDENTS", 0,
+     talks.test_a_start_that_somebody_kills_is_tried_again_twice),
+    ("what crashes is started again for ever", facts, "ACCIDENTS", 10**9,
+     talks.test_a_crash_after_coming_up_rests_the_model_from_the_third_time_on),
+    ("queues have no bounds", refusals, "too_many", _nobody_else,
+     talks.test_queues_have_bounds_each_and_all_together),
+    ("when to come back is a guess", refusals, "expected_wait", lambda *_: 1.0,
+     talks.test_the_time_to_come_back_is_measured),
+    ("what is larger than the budget waits", refusals, "cannot_start", _nobody_else,
+     talks.test_more_than_the_budget_is_refused_with_the_numbers),
+    ("the estimate is believed for ever", ledger_class, "measured", lambda *_: False,
+     talks.test_what_was_measured_replaces_the_estimate),
+    ("a worker's word on its slots is not heard", Resident, "slots",
+     property(lambda self: self.spec.slots),
+     talks.test_a_worker_that_tells_its_slots_is_believed),
+    ("a turn is longer than max_wait", fairness, "_turn_ends", _turn_without_bound,
+     talks.test_a_turn_is_never_longer_than_max_wait),
+    ("who closes takes new requests", Facts, "_closing_asked", _nobody_else,
+     talks.test_closing_serves_what_has_a_worker_and_refuses_the_rest),
+    ("a reload ends everybody", ModelSpec, "same_process", lambda *_: False,
+     talks.test_a_reload_keeps_what_did_not_change),
+    ("lowered limits are for those who come", Scheduler, "_shrink", _nobody_else,
+     talks.test_lowered_limits_send_idle_workers_away),
+    ("nothing is read ahead", Placing, "_read_ahead", _nobody_else,
+     talks.test_the_next_models_files_are_read_while_it_waits_for_its_place),
+    ("the first answer teaches nothing", Desk, "_sample_soon", _nobody_else,
+     memory.test_the_first_answer_is_a_reason_to_look),
+    ("other files are the same model", ledger_class, "forget", _nobody_else,
+     memory.test_other_terms_change_nothing_that_was_learned),
+    ("a look that comes late is a verdict", scheduler, "LATE", math.inf,
+     lost.test_a_look_that_comes_late_starts_anew_because_swapd_itself_stood_still),
+    ("a request has tries without end", suspects, "TRIES", 10**9,
+     lost.test_one_under_whom_three_workers_end_in_whatever_company_has_had_its_tries),
+    ("an heir that fails is the end of it", Facts, "_part_from_predecessor", _nobody_else,
+     succession.test_a_new_one_that_fails_beside_the_old_may_try_without_it),
     ("a file is in the cache before it is there", Store, "decide", _admitted_before_the_transfer,
      files.test_a_file_is_there_only_when_its_transfer_has_succeeded),
     ("a failed transfer keeps its room", Store, "failed", _nobody_else,
