@@ -6,6 +6,7 @@ import os
 import signal
 
 import pytest
+from hypothesis import settings
 
 AT_ONCE = 4
 """Processes that run tests, at most: each has shared workers of its own."""
@@ -16,9 +17,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """What a shell starts in the background ignores Ctrl-C, and so would all that tests start."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """A shell's background and nohup have some signals ignored, and whatever a test starts would
+    ignore them too; what is handled, if only by doing nothing, is not inherited.
+
+    How long an example of Hypothesis takes depends on the machine, and is no fault."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+    settings.register_profile("patient", parent=settings(), deadline=None)
+    settings.load_profile("patient")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.swapd import eventually
 from tests.workers.conftest import Start
 from tests.workers.process import WorkerProcess
 from tests.workers.random_gguf import write_random_gguf
@@ -119,18 +120,20 @@ async def test_there_may_be_nothing_to_compute_yet(tiny_gguf: Path) -> None:
     assert [await resting.look() for _ in range(3)] == [True] * 3
 
 
-SEIZE, INTERRUPT, DETACH = 0x4206, 0x4207, 17
+SEIZE, INTERRUPT, CONT, DETACH = 0x4206, 0x4207, 7, 17
 WALL = 0x40000000
+
+
+def used(pid: int, thread: int) -> int:
+    """How much of the processor a thread has used, in ticks."""
+    fields = Path(f"/proc/{pid}/task/{thread}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11])
 
 
 def busiest(pid: int) -> int:
     """The thread that computes: the one that has used most of the processor."""
-
-    def used(thread: str) -> int:
-        fields = Path(f"/proc/{pid}/task/{thread}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[11])
-
-    return int(max((task.name for task in Path(f"/proc/{pid}/task").iterdir()), key=used))
+    threads = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
+    return max(threads, key=lambda thread: used(pid, thread))
 
 
 def trace(what: int, thread: int) -> None:
@@ -177,8 +180,15 @@ def stop_outside_python(worker: WorkerProcess, thread: int) -> None:
             connection.request("GET", "/health")
             assert connection.getresponse().status == 200
         except TimeoutError:
-            trace(7, thread)  # PTRACE_CONT
+            go_on(worker.process.pid, thread)
         else:
             return
         finally:
             connection.close()
+
+
+def go_on(pid: int, thread: int) -> None:
+    """Let a thread run; on a busy machine it would be stopped again before it has left the place."""
+    before = used(pid, thread)
+    trace(CONT, thread)
+    eventually(lambda: used(pid, thread) > before, within=30)

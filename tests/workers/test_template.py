@@ -111,7 +111,10 @@ def test_a_step_out_of_proportion_is_not_made_here(source: str) -> None:
     ],
     ids=lambda text: text[:40],
 )
-async def test_what_does_not_render_is_told_in_a_sentence(source: str, message: str) -> None:
+async def test_what_does_not_render_is_told_in_a_sentence(
+    source: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "APART", 60)
     with pytest.raises(TemplateError, match=message) as error:
         await rendered(source)
     assert str(error.value).startswith("The chat template ")
