@@ -188,7 +188,7 @@ def stop_outside_python(worker: WorkerProcess, thread: int) -> None:
 
 
 def go_on(pid: int, thread: int) -> None:
-    """Let a thread run; on a busy machine it would be stopped again before it has left the place."""
+    """Let a thread run: on a busy machine it could be stopped again where it stands."""
     before = used(pid, thread)
     trace(CONT, thread)
     eventually(lambda: used(pid, thread) > before, within=30)
