@@ -38,6 +38,7 @@ def write_random_gguf(
     quantized: bool = False,
     chat_template: str | None = CHAT_TEMPLATE,
     control: tuple[str, ...] = (),
+    pooling: gguf.PoolingType | None = None,
 ) -> Path:
     """A model of `layers` × `width` at `path`. Token ids 0–255 are the bytes themselves.
 
@@ -57,6 +58,8 @@ def write_random_gguf(
     out.add_rope_dimension_count(32)
     out.add_layer_norm_rms_eps(1e-5)
     out.add_vocab_size(vocabulary)
+    if pooling is not None:
+        out.add_pooling_type(pooling)
     add_vocabulary(out, vocabulary, control)
     if chat_template is not None:
         out.add_chat_template(chat_template)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from array import array
+from base64 import b64decode
 from pathlib import Path
+
+from gguf import PoolingType
 
 from tests.workers.conftest import Start
 from tests.workers.process import WorkerProcess
+from tests.workers.random_gguf import write_random_gguf
 
 
 def test_a_stream_on_the_wire(bard: WorkerProcess) -> None:
@@ -112,3 +117,28 @@ def test_embeddings_of_tokens_equal_those_of_text(bard: WorkerProcess) -> None:
     assert all(answer == answers[0] for answer in answers)
     many = bard.post("/v1/embeddings", {"input": [f"number {n}" for n in range(40)]})["data"]
     assert [item["index"] for item in many] == list(range(40))
+
+
+def test_embeddings_in_base64_are_the_same_numbers(bard: WorkerProcess) -> None:
+    body = {"input": ["The king", "is dead"]}
+    numbers, texts = (
+        [one["embedding"] for one in bard.post("/v1/embeddings", {**body, **wish})["data"]]
+        for wish in ({}, {"encoding_format": "base64"})
+    )
+    assert [array("f", b64decode(text)) for text in texts] == [array("f", one) for one in numbers]
+
+
+def test_embeddings_are_pooled_as_the_model_says(
+    start: Start, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    last = write_random_gguf(tmp_path / "m.gguf", context=32768, pooling=PoolingType.LAST)
+    own, flagged, mean, otherwise = (
+        start(model, *flags).post("/v1/embeddings", {"input": "The king"})["data"][0]["embedding"]
+        for model, flags in (
+            (last, ()),
+            (tiny_gguf, ("--pooling", "last")),
+            (tiny_gguf, ()),
+            (last, ("--pooling", "mean")),
+        )
+    )
+    assert own == flagged != mean == otherwise
