@@ -53,10 +53,11 @@ def _first_shown(model: Model, tokens: list[int]) -> int:
 
 
 async def _read(worker: Worker, tokens: list[int], first: int, alternatives: int) -> list[Told]:
-    reader = await worker.on_engine(lambda: _Reader(worker, tokens, alternatives))
-    if first == 0 and tokens:
-        await worker.on_engine(lambda: reader.tell(tokens[0], None, []))
-    try:
+    reader = _Reader(worker, tokens, alternatives)
+    try:  # a client that goes at any moment leaves nothing behind
+        await worker.on_engine(reader.begin)
+        if first == 0 and tokens:
+            await worker.on_engine(lambda: reader.tell(tokens[0], None, []))
         while not reader.done:
             await worker.on_engine(reader.step)
         return reader.told
@@ -68,17 +69,11 @@ class _Reader:
     """One prompt being read. The engine thread's own."""
 
     def __init__(self, worker: Worker, tokens: list[int], alternatives: int) -> None:
-        options = replace(
-            worker.engine.options,
-            n_ctx=len(tokens) + CHUNK,
-            n_batch=CHUNK,
-            n_ubatch=CHUNK,
-            n_seq_max=CHUNK,  # which is how many rows of logits there are
-        )
-        self._model = worker.model
-        self._context = Context(worker.model, options, worker.log)
+        self._worker, self._model = worker, worker.model
+        self._alternatives = alternatives
+        self._held: tuple[Context, Probabilities] | None = None
+        """What llama.cpp has memory for."""
         self._batch = Batch(CHUNK)
-        self._probabilities = Probabilities(worker.model.n_vocab, alternatives)
         self._tokens = tokens
         self._read = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -90,23 +85,39 @@ class _Reader:
         """Whether all of it has been told; the last token tells only of what would follow."""
         return self._read >= len(self._tokens) - 1
 
+    def begin(self) -> None:
+        """Takes the memory. Raises LoadError."""
+        options = replace(
+            self._worker.engine.options,
+            n_ctx=len(self._tokens) + CHUNK,
+            n_batch=CHUNK,
+            n_ubatch=CHUNK,
+            n_seq_max=CHUNK,  # which is how many rows of logits there are
+        )
+        context = Context(self._model, options, self._worker.log)
+        self._held = context, Probabilities(self._model.n_vocab, self._alternatives)
+
     def step(self) -> None:
         """Reads on. Raises RuntimeError if llama.cpp fails."""
+        if self._held is None:
+            raise RuntimeError("a prompt can't be read before it has begun")
+        context, probabilities = self._held
         chunk = self._tokens[self._read : min(self._read + CHUNK, len(self._tokens) - 1)]
         self._batch.clear()
         self._batch.add_run(chunk, self._read, 0, wanted="all")
-        code = self._context.decode(self._batch)
+        code = context.decode(self._batch)
         if code != 0:
             raise RuntimeError(f"llama.cpp could not read the prompt (code {code})")
         for row in range(len(chunk)):
             token = self._tokens[self._read + row + 1]
-            self.tell(token, *self._probabilities.of(self._context, row, token))
+            self.tell(token, *probabilities.of(context, row, token))
         self._read += len(chunk)
 
     def free(self) -> None:
-        """Gives its memory back."""
-        self._context.free()
-        self._probabilities.free()
+        """Gives its memory back, if it has any."""
+        for held in self._held or ():
+            held.free()
+        self._held = None
 
     def tell(self, token: int, logprob: float | None, top: list[tuple[int, float]]) -> None:
         """Notes the prompt's next token."""
