@@ -260,13 +260,20 @@ class Ledger:
     def _rank(self, model: str) -> None:
         """Bring the model's place among the wanted up to date."""
         queue = self.queues.get(model)
-        before, rank = self._ranks.get(model, NEVER), queue.head().rank if queue else NEVER
+        before, rank = (
+            self._ranks.get(model, NEVER),
+            queue.head().rank if queue is not None else NEVER,
+        )
         self._ranks[model] = rank
-        wish = NEVER if model in self._serving or not queue else self._claim(model, rank)
+        wish = NEVER if model in self._serving else self._claim(model, rank)
         wished = self._wishes.get(model, NEVER)
         if wish != wished:
             self._wish(model, wished, wish)
-        elif before != rank and self._ahead(before) != self._ahead(rank):
+        elif (
+            before != rank
+            and (before < self.horizon or rank < self.horizon)
+            and self._ahead(before) != self._ahead(rank)
+        ):
             # One that is served has become older, or younger, than one that waits for room.
             self.version += 1
 

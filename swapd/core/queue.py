@@ -58,7 +58,8 @@ class Waiting:
     rank: Rank = field(init=False)
 
     def __post_init__(self) -> None:
-        self.priority = max(-MOST, min(self.priority, MOST))
+        if not -MOST <= self.priority <= MOST:
+            self.priority = max(-MOST, min(self.priority, MOST))
         self.rank = (self.since - STEP * self.priority, self.place)
 
     @property
@@ -122,18 +123,22 @@ class Level:
         """The oldest of those tenants that asked for least, or were passed for long."""
         if len(self.lines) == 1:
             return self.oldest()
-        usual, least, heads = self._usual, math.inf, list[tuple[float, Waiting]]()
-        long_ago = now - PASSED
+        served, usual, heads = self._served, self._usual, list[tuple[float, Waiting]]()
+        each, long_ago, least = WAITED_FOR * usual, now - PASSED, math.inf
         for tenant, line in self.lines.items():
             head = next(iter(line.values()))
             if head.since < long_ago and self._granted.get(tenant, -math.inf) < long_ago:
                 asked = -math.inf
             else:
-                asked = self._served[tenant] + min(WAITED_FOR * usual * len(line), AHEAD)
+                asked = served[tenant] + min(each * len(line), AHEAD)
             least = min(least, asked)
             heads.append((asked, head))
-        most = least + SLACK * slots * usual
-        return min((head for asked, head in heads if asked <= most), key=lambda head: head.place)
+        most, found = least + SLACK * slots * usual, None
+        for asked, head in heads:
+            if asked <= most and (found is None or head.place < found.place):
+                found = head
+        assert found is not None
+        return found
 
     def grant(self, tenant: str, tokens: float, now: float) -> None:
         """A request of this tenant is granted, and will be served so many tokens, as it seems."""

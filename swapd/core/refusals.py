@@ -39,7 +39,7 @@ def too_many(
     if 0 < limits.max_per_tenant <= mine:
         message = f"{mine} requests of this tenant wait already, which is the limit"
         return Verdict(Why.TENANT_FULL, message, expected_wait(books, spec, queued)), None
-    if queue and queued >= spec.max_queue:
+    if queue is not None and queued >= spec.max_queue:
         verdict = Verdict(
             Why.QUEUE_FULL,
             f"{queued} requests wait for {spec.name!r} already, which is the limit",
