@@ -241,6 +241,11 @@ def test_failed_starts_cool_down_and_the_rest_grows() -> None:
         >> ev.Arrived(now + 3, 201, "a")
         << f"start:a=10 wake:{now + 103:g}"
     )
+    # What was answered has made up for all that.
+    talk >> ev.Exited(now + 4, 10, "no") << "refuse:201:start_failed wake:never"
+    (refusal, _) = talk.last
+    assert isinstance(refusal, od.Refuse)
+    assert refusal.retry_after == 1
 
 
 def test_a_crash_after_coming_up_rests_the_model_from_the_third_time_on() -> None:
