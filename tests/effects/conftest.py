@@ -1,17 +1,21 @@
-"""A place where workers are spawned."""
+"""A place where workers are spawned, and workers in it."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from swapd.effects.guardian import Guardian
+from swapd.effects.process import Word, WorkerProcess
 from swapd.effects.register import Register
 from swapd.effects.spawn import Place
+from swapd.words.catalog import ModelSpec
 
 LOG = logging.Logger("test")
 
@@ -21,3 +25,49 @@ def place(tmp_path: Path) -> Iterator[Place]:
     guardian = Guardian(LOG, Register(tmp_path / "workers.json", LOG))
     yield Place(tmp_path, guardian, dict(os.environ))
     guardian.dismiss()
+
+
+@dataclass
+class Heard:
+    """A listener that lets a test wait for what a worker says."""
+
+    words: asyncio.Queue[Word] = field(default_factory=asyncio.Queue)
+    ends: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    accident: bool | None = None
+    """Whether it was killed by somebody else; None until it has ended."""
+
+    def worker_spoke(self, worker: int, word: Word) -> None:
+        assert worker == 1
+        self.words.put_nowait(word)
+
+    def worker_exited(self, worker: int, reason: str, accident: bool) -> None:
+        assert worker == 1
+        self.accident = accident
+        self.ends.put_nowait(reason)
+
+    async def word(self) -> Word:
+        return await asyncio.wait_for(self.words.get(), 20)
+
+    async def end(self) -> str:
+        return await asyncio.wait_for(self.ends.get(), 20)
+
+
+@pytest.fixture
+async def spawn(place: Place) -> AsyncIterator[Callable[..., tuple[WorkerProcess, Heard]]]:
+    made: list[tuple[WorkerProcess, Heard]] = []
+
+    def make(command: str, **fields: object) -> tuple[WorkerProcess, Heard]:
+        heard = Heard()
+        given = {"argv": tuple(command.split()), **fields}
+        spec = ModelSpec("m", **given)  # type: ignore[arg-type]
+        made.append((WorkerProcess(1, spec, place, heard, LOG), heard))
+        return made[-1]
+
+    yield make
+    for process, heard in made:
+        if heard.accident is None:
+            process.kill()
+            await heard.end()
+
+
+Spawn = Callable[..., tuple[WorkerProcess, Heard]]

@@ -17,8 +17,7 @@ from swapd.effects.register import MARK
 from swapd.effects.spawn import Place
 from swapd.words.catalog import ModelSpec, WorkerLimits
 from tests.doors.conftest import demo, fake
-from tests.effects.conftest import LOG
-from tests.effects.test_process import Heard
+from tests.effects.conftest import LOG, Heard
 from tests.swapd import Swapd, config, eventually, said
 
 SECRETS = {

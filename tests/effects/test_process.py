@@ -11,8 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
@@ -20,59 +18,12 @@ import pytest
 
 from swapd.effects.oom import oom_kills
 from swapd.effects.probe import StrangerError, until_ready
-from swapd.effects.process import DeviceTold, Word, WorkerProcess
-from swapd.effects.spawn import Place
+from swapd.effects.process import DeviceTold
 from swapd.effects.upstream import new_session, told
-from swapd.words.catalog import ModelSpec
+from tests.effects.conftest import Spawn
 from tests.swapd import FAKE, alive, eventually
 
 LOG = logging.Logger("test")
-
-
-@dataclass
-class Heard:
-    """A listener that lets a test wait for what a worker says."""
-
-    words: asyncio.Queue[Word] = field(default_factory=asyncio.Queue)
-    ends: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
-    accident: bool | None = None
-    """Whether it was killed by somebody else; None until it has ended."""
-
-    def worker_spoke(self, worker: int, word: Word) -> None:
-        assert worker == 1
-        self.words.put_nowait(word)
-
-    def worker_exited(self, worker: int, reason: str, accident: bool) -> None:
-        assert worker == 1
-        self.accident = accident
-        self.ends.put_nowait(reason)
-
-    async def word(self) -> Word:
-        return await asyncio.wait_for(self.words.get(), 20)
-
-    async def end(self) -> str:
-        return await asyncio.wait_for(self.ends.get(), 20)
-
-
-@pytest.fixture
-async def spawn(place: Place) -> AsyncIterator[Callable[..., tuple[WorkerProcess, Heard]]]:
-    made: list[tuple[WorkerProcess, Heard]] = []
-
-    def make(command: str, **fields: object) -> tuple[WorkerProcess, Heard]:
-        heard = Heard()
-        given = {"argv": tuple(command.split()), **fields}
-        spec = ModelSpec("m", **given)  # type: ignore[arg-type]
-        made.append((WorkerProcess(1, spec, place, heard, LOG), heard))
-        return made[-1]
-
-    yield make
-    for process, heard in made:
-        if heard.accident is None:
-            process.kill()
-            await heard.end()
-
-
-Spawn = Callable[..., tuple[WorkerProcess, Heard]]
 
 
 async def test_a_worker_of_ours_tells_its_own_address(spawn: Spawn) -> None:

@@ -16,7 +16,7 @@ import pytest
 from swapd.effects.process import WorkerProcess
 from swapd.effects.spawn import Place, Spare
 from swapd.words.catalog import ModelSpec
-from tests.effects.test_process import Heard
+from tests.effects.conftest import Heard
 from tests.swapd import ROOT, alive, eventually
 
 LOG = logging.Logger("test")
