@@ -128,7 +128,10 @@ class CompletionRoutes:
             raise ApiError(400, "`documents` must not be empty.", param="documents")
         size = len(body) + len(documents) * len(query)
         inputs = await unhurried(
-            size, lambda: [ranking_prompt(worker.model, query, text) for text in documents]
+            size,
+            lambda: [
+                worker.at_once(ranking_prompt(worker.model, query, text)) for text in documents
+            ],
         )
         scores = [vector[0] for vector in await worker.embed(inputs)]
         order = sorted(range(len(scores)), key=lambda place: -scores[place])

@@ -62,7 +62,10 @@ class OpenAIRoutes:
         if suffix:
             prompts = await unhurried(
                 len(call.body) + len(texts) * len(suffix),
-                lambda: [infill_prompt(worker.model, tokens, suffix) for tokens in texts],
+                lambda: [
+                    worker.within_context(infill_prompt(worker.model, tokens, suffix))
+                    for tokens in texts
+                ],
             )
         answers = Answers(
             worker,

@@ -138,9 +138,7 @@ class Worker:
             raise ApiError(400, "This model computes embeddings and generates no text.")
         if not tokens:
             raise ApiError(400, "The prompt is empty.", param="prompt")
-        room = engine.longest_sequence - len(tokens)
-        if room <= 0:
-            raise exceeds_context(len(tokens), engine.longest_sequence)
+        room = engine.longest_sequence - len(self.within_context(tokens))
         limit = request.token_limit
         if limit is None and self.settings.predict >= 0:
             limit = self.settings.predict
@@ -176,6 +174,19 @@ class Worker:
             guide=guide,
             resumed=resumed,
         )
+
+    def within_context(self, prompt: list[int]) -> list[int]:
+        """`prompt`, if there is room for it and for an answer. Else raises ApiError 400."""
+        if len(prompt) >= self.engine.longest_sequence:
+            raise exceeds_context(len(prompt), self.engine.longest_sequence)
+        return prompt
+
+    def at_once(self, tokens: list[int]) -> list[int]:
+        """`tokens`, if one computation has room for them. Else raises ApiError 400."""
+        room = self.engine.embedding_options.n_ubatch
+        if len(tokens) > room:
+            raise too_long_at_once(len(tokens), room)
+        return tokens
 
     async def on_engine(self, work: Callable[[], T]) -> T:
         """Does `work` on the engine's thread, between two steps; its result, or its exception."""
@@ -221,12 +232,9 @@ class Worker:
 
     async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
         """A vector of length 1 for each input. Raises ApiError for one that is too long."""
-        room = self.engine.embedding_options.n_ubatch
         for tokens in inputs:
-            if not tokens:
+            if not self.at_once(tokens):
                 raise ApiError(400, "An input must not be empty.", param="input")
-            if len(tokens) > room:
-                raise too_long_at_once(len(tokens), room)
         result: asyncio.Future[list[list[float]]] = asyncio.get_running_loop().create_future()
 
         def done(outcome: list[list[float]] | Exception) -> None:

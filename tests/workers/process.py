@@ -8,10 +8,13 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
+
+import psutil
 
 ROOT = Path(__file__).parents[2]
 ONE_THREAD = ("--threads", "1")
@@ -100,6 +103,17 @@ class WorkerProcess:
                 yield events(response)
         finally:
             connection.close()
+
+    def grows_by(self, ask: Callable[[], object]) -> int:
+        """Bytes that it takes more, at most, while `ask` is under way."""
+        process = psutil.Process(self.process.pid)
+        before = most = process.memory_info().rss
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(ask)
+            while not answer.done():
+                most = max(most, process.memory_info().rss)
+            answer.result()
+        return most - before
 
     def kill(self) -> None:
         """Ends it without asking, and closes what belongs to it."""

@@ -169,3 +169,18 @@ def test_ranking_by_a_model_without_a_head_is_refused_at_the_start(
 ) -> None:
     worker = start(tiny_gguf, "--rerank")
     assert "no head" in worker.first["error"]
+
+
+def test_a_long_text_for_each_of_many_is_refused_at_the_first(
+    ranker: WorkerProcess, filler: WorkerProcess
+) -> None:
+    """Together they would be tokens by the ten million."""
+
+    def ask(worker: WorkerProcess, path: str, body: dict[str, Any]) -> None:
+        status, answer = worker.ask(path, body)
+        assert (status, answer["error"]["type"]) == (400, "exceed_context_size_error")
+
+    query = {"query": "a" * 20_000, "documents": ["b"] * 2000}
+    assert ranker.grows_by(lambda: ask(ranker, "/v1/rerank", query)) < 100_000_000
+    suffix = {"prompt": ["a"] * 256, "suffix": "b" * 150_000}
+    assert filler.grows_by(lambda: ask(filler, "/v1/completions", suffix)) < 100_000_000
