@@ -48,6 +48,11 @@ class Home:
         return self.state / "learned.json"
 
     @property
+    def edits(self) -> Path:
+        """Locked by a command while it changes a configuration."""
+        return self.state / "edits.lock"
+
+    @property
     def logs(self) -> Path:
         return self.state / "logs"
 

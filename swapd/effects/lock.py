@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -87,6 +89,15 @@ class HomeLock:
     def retire(self) -> None:
         """Nobody is served any more. The lock itself goes with the process, as its last sign."""
         os.ftruncate(self._fd, 0)
+
+
+@contextmanager
+def alone_with(path: Path) -> Iterator[None]:
+    """Hold the lock on a file that is there for that alone; waits while another process has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def wait_until_free(state: Path) -> None:

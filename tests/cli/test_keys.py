@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import httpx
 import msgspec
 
@@ -65,3 +67,29 @@ def test_a_configuration_of_ones_own_is_edited_where_it_is(user: User) -> None:
     assert shown == text.replace("plain-5ecret", "'***'")
     user.config.write_text("apiKeys: [plain-5ecret\n")
     assert "5ecret" not in user.fails("config", "show")
+
+
+def test_the_configuration_of_the_swapd_that_runs_gets_the_key(user: User) -> None:
+    other = user.home / "other.yaml"
+    other.write_text(f"port: {user.port}\nmodels: {{}}\n")
+    user.says("start", "--config", str(other))
+    added = user.types("key", "add", "laptop")
+    assert added.returncode == 0, added.stderr
+    assert f"{other} has its SHA-256 sum" in added.stderr
+    assert not user.custom.exists()
+    assert "laptop" in user.says("key", "list")
+    models = f"http://127.0.0.1:{user.port}/v1/models"
+    assert eventually(lambda: httpx.get(models, trust_env=False).status_code == 401)
+    user.says("key", "rm", "laptop")
+    assert "laptop" not in other.read_text()
+
+
+def test_edits_at_once_are_all_kept(user: User) -> None:
+    user.says("sync")
+    words = [("key", "add", f"parallel{i}") for i in range(4)]
+    words += [("set", "bard", f"metadata.mark{i}=x") for i in range(3)]
+    with ThreadPoolExecutor(len(words)) as several:
+        list(several.map(lambda one: user.says(*one), words))
+    listed = msgspec.json.decode(user.says("key", "list", "--json"))["keys"]
+    assert {key["name"] for key in listed} == {f"parallel{i}" for i in range(4)}
+    assert all(f"mark{i}: x" in user.custom.read_text() for i in range(3))

@@ -6,16 +6,12 @@ import os
 
 from swapd.doors.cli.say import FailedError
 from swapd.doors.cli.syncing import sync
-from swapd.home import demo_folder, find_home
+from swapd.effects.lock import alone_with
+from swapd.home import Home, demo_folder, find_home
 
 
 def set_values(name: str, settings: list[str]) -> int:
     """Write settings of a model into custom_models.yaml, and sync. Raises FailedError."""
-    from swapd.config.customise import customise
-    from swapd.config.edit import EditError
-    from swapd.config.problems import ConfigError
-    from swapd.effects import clock, memory
-
     wanted: dict[str, str | None] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
@@ -24,6 +20,19 @@ def set_values(name: str, settings: list[str]) -> int:
         wanted[key.strip()] = value or None
     home = find_home()
     home.folder.mkdir(parents=True, exist_ok=True)
+    with alone_with(home.edits):
+        _write(home, name, wanted)
+        sync(force=False, files=False)
+    return 0
+
+
+def _write(home: Home, name: str, wanted: dict[str, str | None]) -> None:
+    """Change custom_models.yaml and say so. Raises FailedError."""
+    from swapd.config.customise import customise
+    from swapd.config.edit import EditError
+    from swapd.config.problems import ConfigError
+    from swapd.effects import clock, memory
+
     try:
         done = customise(
             home.folder,
@@ -37,5 +46,3 @@ def set_values(name: str, settings: list[str]) -> int:
     except (EditError, ConfigError) as error:
         raise FailedError(f"nothing was changed: {error}") from error
     print(f"{home.custom}: models.{done.section} {'changed' if done.written else 'unchanged'}")
-    sync(force=False, files=False)
-    return 0

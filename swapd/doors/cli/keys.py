@@ -7,8 +7,10 @@ import secrets
 from pathlib import Path
 
 from swapd.doors.cli.configuration import read
+from swapd.doors.cli.library import in_use
 from swapd.doors.cli.say import FailedError, command, complain, print_json, table
 from swapd.doors.cli.syncing import sync
+from swapd.effects.lock import alone_with
 from swapd.home import demo_folder, find_home
 
 PREFIX = "sk-swapd-"
@@ -25,7 +27,6 @@ def add(
 ) -> int:
     """Make a key, write its sum into the configuration, print the key. Raises FailedError."""
     from swapd.config.access import NAME, hash_of
-    from swapd.config.edit import put
 
     if not NAME.fullmatch(name):
         raise FailedError(f"{name!r} can't be a key's name: it is of A-Z a-z 0-9 _ . -", 2)
@@ -34,9 +35,6 @@ def add(
         raise FailedError("--models names no model; without it the key is good for all of them", 2)
     if admin and names:
         raise FailedError("--admin opens every model: leave it out, or --models", 2)
-    place = _Place(config)
-    if any(known == name for known in place.names()):
-        raise FailedError(f"there is a key {name} already; {command()} key rm {name} takes it out")
     key = PREFIX + secrets.token_urlsafe(RANDOM_BYTES)
     entry: dict[str, object] = {"hash": hash_of(key)}
     if names:
@@ -47,8 +45,9 @@ def add(
         entry["rate"] = rate
     if priority:
         entry["priority"] = priority
-    first = not place.names()
-    place.write(put(place.text, ("keys", name), entry, place.file.name))
+    with alone_with(find_home().edits):
+        place = _Place(config)
+        first = _put(place, name, entry)
     print(key)
     complain(f"{place.file} has its SHA-256 sum; the key itself is shown this once")
     _warn_of_unknown(names, config)
@@ -57,12 +56,23 @@ def add(
     return 0
 
 
+def _put(place: _Place, name: str, entry: dict[str, object]) -> bool:
+    """Write the key down; whether it is the first one there. Raises FailedError."""
+    from swapd.config.edit import put
+
+    known = place.names()
+    if name in known:
+        raise FailedError(f"there is a key {name} already; {command()} key rm {name} takes it out")
+    place.write(put(place.text, ("keys", name), entry, place.file.name))
+    return not known
+
+
 def _warn_of_unknown(patterns: list[str], config: Path | None) -> None:
     """Say which of them open nothing, for no model has such a name."""
     from swapd.config.access import opens_nothing
 
     home = find_home()
-    models = read(home, config or home.config).catalog.models.values() if patterns else ()
+    models = read(home, config or in_use(home)).catalog.models.values() if patterns else ()
     for _, told in opens_nothing(patterns, models):
         complain(told)
 
@@ -71,11 +81,12 @@ def rm(name: str, config: Path | None) -> int:
     """Take a key out. Raises FailedError."""
     from swapd.config.edit import EditError, take
 
-    place = _Place(config)
-    try:
-        place.write(take(place.text, ("keys", name), f"a key {name}", place.file.name))
-    except EditError as error:
-        raise FailedError(f"nothing was changed: {error}") from error
+    with alone_with(find_home().edits):
+        place = _Place(config)
+        try:
+            place.write(take(place.text, ("keys", name), f"a key {name}", place.file.name))
+        except EditError as error:
+            raise FailedError(f"nothing was changed: {error}") from error
     print(f"{name} opens nothing any more")
     if not place.names():
         complain("that was the last key: whoever reaches the address is served now")
@@ -85,7 +96,7 @@ def rm(name: str, config: Path | None) -> int:
 def list_keys(config: Path | None, as_json: bool) -> int:
     """What each key is good for."""
     home = find_home()
-    keys = read(home, config or home.config).settings.access.keys
+    keys = read(home, config or in_use(home)).settings.access.keys
     if as_json:
         told = [
             {
@@ -117,13 +128,15 @@ def list_keys(config: Path | None, as_json: bool) -> int:
 
 class _Place:
     """The file that keys are written into: the one that sync makes the configuration of, or a
-    configuration that somebody wrote by hand."""
+    configuration that somebody wrote by hand. It is that of the swapd that runs, if one does."""
 
     def __init__(self, config: Path | None) -> None:
         from swapd.config.header import MARK
 
         self._home = find_home()
         self._home.folder.mkdir(parents=True, exist_ok=True)
+        if config is None and (used := in_use(self._home)) != self._home.config:
+            config = used
         self._by_hand = config is not None
         self.file = config.absolute() if config is not None else self._home.custom
         if config is None and self._home.config.is_file():
