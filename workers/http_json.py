@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 from aiohttp import web
@@ -14,11 +14,12 @@ from workers.errors import ApiError
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def json_response(body: object, status: int = 200) -> web.Response:
+def json_response(
+    body: object, status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
     """A response with `body` as JSON."""
-    return web.Response(
-        body=msgspec.json.encode(body), status=status, content_type="application/json"
-    )
+    data = msgspec.json.encode(body)
+    return web.Response(body=data, status=status, headers=headers, content_type="application/json")
 
 
 @web.middleware

@@ -23,6 +23,8 @@ from workers.pulse import Pulse
 from workers.worker import Worker
 
 LARGEST_BODY = 64 * 1024 * 1024
+LEAVING = "X-Swapd-Leaving"
+"""Tells swapd to have the request answered by the next worker."""
 RANKING = ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking")
 LOADING = {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}
 
@@ -163,7 +165,8 @@ class Server:
     async def _counted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Knows how many requests are being served; refuses new ones at the end."""
         if self._draining:
-            raise ApiError(503, "The worker is stopping.", "unavailable_error")
+            stopping = ApiError(503, "The worker is stopping.", "unavailable_error")
+            return json_response(stopping.body, stopping.status, {LEAVING: "1"})
         self._active += 1
         self._idle.clear()
         pulse = self._pulse

@@ -9,10 +9,13 @@ from typing import Protocol
 
 from swapd.doors.house import House
 from swapd.effects.pulse import Pulse
-from swapd.effects.upstream import Fate, WorkerFailedError
-from swapd.lease import Lease, RefusedError, Wish
+from swapd.effects.upstream import Fate, WorkerFailedError, WorkerLeavesError
+from swapd.lease import ENDS_WITHIN, Lease, RefusedError, Wish
 from swapd.words.catalog import ModelSpec
 from swapd.words.orders import Why
+
+LEAVES_WITHIN = 60.0
+"""Seconds in which a worker that takes nothing more has finished what it has."""
 
 
 class Passage(Protocol):
@@ -96,7 +99,8 @@ async def _through(house: House, passing: Passing, passage: Passage, lease: Leas
                 tokens = await passage.through(lease.base_url, pulse, resumable, lease.fate)
                 answered = True
             except WorkerFailedError as error:
-                fate = await lease.fate()
+                leaves = isinstance(error, WorkerLeavesError) and lease.running.resumable
+                fate = await lease.fate(LEAVES_WITHIN if leaves else ENDS_WITHIN)
                 house.logs.own.warning("%s: a request lost its worker: %s", name, fate or error)
                 known = passing.fingerprint() if fate else ""
                 if not fate or not passage.goes_on:

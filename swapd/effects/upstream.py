@@ -58,6 +58,8 @@ DONE = b"data: [DONE]\n\n"
 """What a whole stream ends with, where it ends with anything."""
 RESUMABLE = "X-Swapd-Resumable"
 """Asks a worker of ours for an id with each event, by which another one can go on behind it."""
+LEAVING = "X-Swapd-Leaving"
+"""Said by a worker of ours that somebody told to end: it finishes what it has."""
 LONGEST_REASON = 65536
 TAIL = 2048
 """Bytes at the end of an answer in which its usage stands."""
@@ -88,6 +90,10 @@ class Said(msgspec.Struct):
 
 class WorkerFailedError(Exception):
     """The worker's answer did not come, or broke off."""
+
+
+class WorkerLeavesError(WorkerFailedError):
+    """The worker takes no requests; one of ours then ends when it has done what it has."""
 
 
 def end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
@@ -191,9 +197,13 @@ class Passage:
                 headers=headers,
                 allow_redirects=False,
             )
+        except aiohttp.ClientConnectorError as error:
+            raise WorkerLeavesError(told(error)) from error
         except FAILURES as error:
             raise WorkerFailedError(told(error)) from error
         async with answer:
+            if LEAVING in answer.headers:
+                raise WorkerLeavesError(await _reason(answer))
             if answer.status == SWITCHING:
                 # Nobody has asked for it; there is no answer behind it.
                 answer.close()

@@ -42,7 +42,7 @@ async def test_when_half_have_gone_what_they_left_is_collected() -> None:
     heap = Heap(LOG)
     for _ in range(4):
         heap.enter()
-    lying = _leave_lying(4 * WORTH)
+    lying = _leave_lying(16 * WORTH)
     heap.leave()
     heap.look()
     assert lying() is not None, "three of four are still there"
@@ -54,7 +54,7 @@ async def test_when_half_have_gone_what_they_left_is_collected() -> None:
 async def test_a_look_comes_by_itself_when_a_request_has_ended() -> None:
     heap = Heap(LOG)
     heap.enter()
-    lying = _leave_lying(4 * WORTH)
+    lying = _leave_lying(16 * WORTH)
     heap.leave()
     end = now() + LOOK_AFTER + 20
     while lying() is not None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 
+import httpx
 import pytest
 
 from tests.doors.conftest import demo, fake
@@ -68,6 +69,25 @@ def test_an_answer_that_is_not_streamed_is_made_again_without_a_word(bard: Swapd
         assert said(answer.result()) == right
     assert bard.worker("bard")["returned"] > before["returned"]
     assert bard.worker("bard")["resumed"] == before["resumed"]
+
+
+def test_what_comes_while_a_worker_leaves_is_for_the_next_one(bard: Swapd) -> None:
+    """Somebody else tells the worker to end: it finishes its stream, and takes nothing more."""
+    right, stream = read(bard, asked("bard")).whole, Stream()
+    late: list[Future[httpx.Response]] = []
+    before, brief = bard.worker("bard"), chat("bard", max_tokens=4)
+    expected = said(bard.http.post("/v1/chat/completions", json=brief))
+    with ThreadPoolExecutor(5) as pool:
+        for stream in follow(bard, asked("bard")):
+            if len(stream.texts) >= 30 and not late:
+                os.kill(before["pid"], signal.SIGTERM)
+                late = [
+                    pool.submit(bard.http.post, "/v1/chat/completions", json=brief)
+                    for _ in range(5)
+                ]
+        assert stream.whole == right
+        assert [said(answer.result()) for answer in late] == [expected] * 5
+    assert bard.worker("bard")["pid"] != before["pid"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
