@@ -231,7 +231,10 @@ def test_whatever_the_layout_only_the_value_changes(
     assert len(removed) <= (1 if not isinstance(old, (dict, list)) else 9)
     assert changed.count("#") >= text.count("#") - 3
     if old is None and not isinstance(value, dict):
-        back = unset(changed, model, key)
+        try:
+            back = unset(changed, model, key)
+        except EditError:
+            return  # as above: it says that only its writer can edit this
         assert yaml.safe_load(back).get("z") == before.get("z")
 
 
