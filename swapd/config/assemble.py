@@ -144,7 +144,7 @@ class _Work:
             assert model is not None
             flags = self._flags(model, wanted)
             parallel = ("--parallel", str(self.settings.parallel))
-            argv = (*parallel, *shlex.split(flags), *_words(wanted.sampler_args))
+            argv = (*parallel, *shlex.split(flags), *words_of(wanted.sampler_args))
             terms = terms_of(argv, own=True)
             context = wanted.ctx_size or self._context(model.facts, terms)
             files = self._files(wanted)
@@ -267,7 +267,7 @@ class _Work:
                 filled = [word.replace(f"${{{macro}}}", str(path)) for word in filled]
         if model is None or not any("${MODEL_PATH}" in word for word in words):
             return {"cmd": filled}
-        argv = _words(filled) if isinstance(filled, str) else tuple(filled)
+        argv = words_of(filled) if isinstance(filled, str) else tuple(filled)
         terms = terms_of(argv, own=any("${worker}" in word for word in words))
         if terms.context is None:
             terms = replace(terms, context=self._context(model.facts, terms))
@@ -310,7 +310,7 @@ class _Work:
         return {"need": f"{mebibytes} MiB"}
 
 
-def _words(text: str) -> tuple[str, ...]:
+def words_of(text: str) -> tuple[str, ...]:
     """A command line's words; none when it cannot be split, which the check of the file tells."""
     try:
         return tuple(shlex.split(text))

@@ -18,6 +18,7 @@ from swapd.config.groups import groups_of
 from swapd.config.problems import ConfigError, Problem, did_you_mean
 from swapd.config.schema import Model, Server
 from swapd.config.specs import Ground, SpecBuilder, collect_macros
+from swapd.config.stamps import stamp_of
 from swapd.config.tree import Mapping, Scalar, parse_tree
 from swapd.config.typed import Report, read
 from swapd.config.units import parse_size, show_size
@@ -231,6 +232,7 @@ def _with_needs(loaded: Loaded, path: Path) -> Loaded:
             )
             warnings.append(Problem(path.name, 0, f"models.{name}", message))
             need = budget
-        models[name] = replace(spec, need_bytes=need)
+        stamp = spec.stamp or stamp_of(spec.argv, spec.own, path.parent)
+        models[name] = replace(spec, need_bytes=need, stamp=stamp)
     catalog = replace(loaded.catalog, models=MappingProxyType(models))
     return replace(loaded, catalog=catalog, warnings=tuple(warnings))

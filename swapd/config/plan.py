@@ -6,13 +6,15 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from swapd.config import cards, files, state
-from swapd.config.assemble import Assembled, assemble
+from swapd.config.assemble import Assembled, assemble, words_of
 from swapd.config.custom import FILE, Custom, parse_custom, read_custom
 from swapd.config.discover import Discovery, discover
 from swapd.config.env import SyncSettings, read_env, sync_settings
 from swapd.config.links import own_links
+from swapd.config.stamps import stamp_of
 
 NAMES = "names.json"
 """In the home's state: the name of each file found, so that it keeps it."""
@@ -70,7 +72,18 @@ def look(
     )
     keep(kept)
     assembled = assemble(discovery.found, custom, settings, total_memory, home, files.size)
+    for made in assembled.models:
+        _stamp(made.entry, home)
     return Plan(home, env, settings, custom, discovery, assembled, remembered)
+
+
+def _stamp(entry: dict[str, Any], home: Path) -> None:
+    """Let the entry say which files it means, so that one in the place of another changes it."""
+    cmd = entry["cmd"]
+    argv = words_of(cmd) if isinstance(cmd, str) else tuple(cmd)
+    stamp = stamp_of(argv, "${worker}" in argv, home)
+    if stamp:
+        entry.setdefault("stamp", stamp)
 
 
 def keep(heads: cards.Cards) -> None:

@@ -136,6 +136,7 @@ class Model(Struct, frozen=True, kw_only=True):
     concurrency_limit: Count = msgspec.field(name="concurrencyLimit", default=0)
     max_queue: Annotated[Places | None, Meta(description="a whole number, 1 or more")] = None
     need: Size = "0"
+    stamp: Text = ""
     context: Count = 0
     aliases: Names = msgspec.field(default_factory=list)
     filters: Filters = msgspec.field(default_factory=Filters)

@@ -123,6 +123,7 @@ class SpecBuilder:
             description=self._label("description", model.description),
             context=model.context or self._context(argv, own),
             metadata=self._metadata(),
+            stamp=model.stamp,
         )
 
     def _problem(self, key: str, message: str) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import logging
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -102,10 +103,15 @@ def paths_in(argv: tuple[str, ...]) -> list[str]:
 
 
 def _look(path: Path) -> tuple[str, int, int] | None:
-    """A file's path, size and time of change; None for what is no file."""
+    """A file's path, size and time of change; None for what is no file.
+
+    A folder is none: what workers leave in theirs changes its time.
+    """
     try:
         status = path.stat()
     except (OSError, ValueError):
+        return None
+    if not stat.S_ISREG(status.st_mode):
         return None
     return str(path), status.st_size, status.st_mtime_ns
 

@@ -76,12 +76,15 @@ class ModelSpec:
     context: int = 0
     """Tokens of context; 0: unknown."""
     metadata: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    stamp: str = ""
+    """A mark of the files that the worker reads; empty: not known."""
 
     def same_process(self, other: ModelSpec) -> bool:
         """Whether a worker started for `self` may go on serving as `other`.
 
         True when they differ at most in what swapd itself does with the worker (time to live,
-        names, slots it grants), not in what the process was started with.
+        names, slots it grants), not in what the process was started with, files that were replaced
+        since among it.
         """
         return (
             replace(
@@ -108,6 +111,8 @@ class ModelSpec:
                 title=other.title,
                 description=other.description,
                 metadata=other.metadata,
+                # A file that is gone for the moment is no other file.
+                stamp=self.stamp if self.stamp and other.stamp else other.stamp,
             )
             == other
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from swapd.config.diff import diff
 from swapd.config.load import Loaded, load
 from swapd.config.problems import ConfigError
 from swapd.config.sync import SyncReport, sync
@@ -91,6 +92,25 @@ def test_what_changes_is_told(home: Home) -> None:
     assert (report.added, report.changed) == (("ls/new",), ("ls/gemma:1b",))
     assert (report.removed, report.settings) == (("bard",), ("max_resident",))
     assert home.load().catalog.models["ls/gemma:1b"].context == 2048
+
+
+def test_a_file_in_the_place_of_another_changes_its_model(home: Home) -> None:
+    template = home.path / "chat.jinja"
+    template.write_text("{{ one }}")
+    home.custom("models: {bard: {chat_template_file: chat.jinja}}")
+    home.sync()
+    old = home.load().catalog
+    other = write_gguf(home.models / "../other.gguf", context=32768)
+    other.replace(home.models / "gemma/gemma-1b.gguf")
+    report = home.sync()
+    assert (report.written, report.changed) == (True, ("ls/gemma:1b",))
+    template.write_text("{{ two }}")
+    assert home.sync().changed == ("bard",)
+    assert diff(old, home.load().catalog).restarted == ("bard", "ls/gemma:1b")
+    now = home.load().catalog
+    template.unlink()
+    home.sync()
+    assert diff(now, home.load().catalog).restarted == ()
 
 
 def test_the_environment_and_dotenv_set_the_terms(home: Home) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -230,6 +231,24 @@ def test_terms_change_without_a_restart_and_models_come_and_go(home: Path) -> No
         swapd.process.send_signal(signal.SIGHUP)
         eventually(lambda: not alive(pid))
         assert swapd.ask("a").status_code == 404
+
+
+def test_a_file_in_the_place_of_another_makes_a_new_worker(home: Path) -> None:
+    file = home / "m.gguf"
+    shutil.copy(ROOT / "demo/bard.gguf", file)
+    entry = {"cmd": f"${{worker}} --model {file} --threads 1"}
+    with Swapd(home, config({"m": entry})) as swapd:
+        before = said(swapd.ask("m"))
+        pid = swapd.worker("m")["pid"]
+        swapd.process.send_signal(signal.SIGHUP)
+        eventually(lambda: "configuration reloaded: nothing changed" in swapd.log())
+        assert swapd.pids() == {pid}
+        shutil.copy(ROOT / "demo/alice.gguf", home / "other")
+        (home / "other").replace(file)
+        swapd.process.send_signal(signal.SIGHUP)
+        eventually(lambda: "configuration reloaded: restarted m" in swapd.log())
+        eventually(lambda: not alive(pid))
+        assert said(swapd.ask("m")) != before
 
 
 def test_a_broken_configuration_is_told_and_changes_nothing(home: Path) -> None:

@@ -67,6 +67,16 @@ async def test_it_belongs_to_the_command_and_its_files(kept: Kept) -> None:
     assert kept.recall() is None
 
 
+async def test_what_workers_leave_in_a_folder_of_their_command_makes_no_other_model(
+    kept: Kept,
+) -> None:
+    kept.spec = replace(kept.spec, argv=(*kept.spec.argv, "--slot-save-path", "./kv"))
+    (kept.folder / "kv").mkdir()
+    await kept.note(Learned(5, 1.5))
+    os.utime(kept.folder / "kv", ns=(1, 1))
+    assert kept.recall() == Learned(5, 1.5)
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"\xff", b"[]", b'{"version": 2, "models": {}}', b'{"version": 1}']
 )
