@@ -27,6 +27,8 @@ class Hub:
     """After so many bytes the next connections break, one after the other."""
     ranges: list[str] = field(default_factory=list)
     """What was asked for, in order."""
+    holds: list[threading.Event] = field(default_factory=list)
+    """The next connections bring the second half of a file when these are set."""
     etags: bool = True
     url: str = ""
 
@@ -87,6 +89,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.hub.break_at:
             self.wfile.write(rest[: self.hub.break_at.pop(0)])
             self.close_connection = True
+        elif self.hub.holds:
+            half = len(rest) // 2
+            hold = self.hub.holds.pop(0)
+            self.wfile.write(rest[:half])
+            hold.wait(60)
+            self.wfile.write(rest[half:])
         else:
             self.wfile.write(rest)
 

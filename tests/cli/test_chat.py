@@ -58,6 +58,17 @@ def test_what_cannot_be_asked_is_told(served: User) -> None:
     assert "there is nothing to ask" in served.fails("run", "bard")
 
 
+def test_what_is_not_utf_8_is_asked_with_signs_for_it(served: User) -> None:
+    clean = served.says("run", "bard", "hello \ufffd\ufffd", *GREEDY)
+    assert served.says("run", "bard", "hello \udcff\udcfe", *GREEDY) == clean
+    file = served.home / "latin"
+    file.write_bytes(b"hello \xff\xfe\n")
+    with file.open("rb") as piped:
+        assert served.says("run", "bard", *GREEDY, stdin=piped) == clean
+    assert "is not text in UTF-8" in served.fails("load", "b\udcffrd")
+    assert "is not text in UTF-8" in served.fails("run", "b\udcffrd", "Hello")
+
+
 def test_swapd_is_started_when_it_does_not_run(user: User) -> None:
     asked = user.types("run", "bard", "Who goes there?", "--max-tokens", "4")
     assert asked.returncode == 0, asked.stderr

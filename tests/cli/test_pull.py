@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -195,6 +197,25 @@ def test_a_part_of_another_version_is_not_gone_on_with(user: User, hub: Hub) -> 
     user.says("pull", url)
     assert set(hub.ranges) == {""}
     assert file.read_bytes() == ALICE
+
+
+def test_one_file_is_fetched_by_one_command_at_a_time(user: User, hub: Hub) -> None:
+    url = f"{hub.url}/some/where/resolve/main/Tiny.gguf"
+    file = _place(user, "some", "where", "Tiny.gguf")
+    hub.add("some/where", "Tiny.gguf", BARD)
+    hold = threading.Event()
+    hub.holds = [hold]
+    with ThreadPoolExecutor(1) as beside:
+        first = beside.submit(user.types, "pull", url)
+        try:
+            assert eventually(lambda: bool(parts(file)) and bool(hub.ranges))
+            told = user.fails("pull", url)
+        finally:
+            hold.set()
+        assert told == f"swapd: {file} is being fetched already\n"
+        assert first.result().returncode == 0, first.result().stderr
+    assert file.read_bytes() == BARD
+    assert parts(file) == []
 
 
 def test_what_cannot_be_pulled_is_told(user: User, hub: Hub) -> None:

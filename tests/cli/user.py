@@ -45,7 +45,7 @@ class User:
 
     def types(self, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
         """Run `./model` with these words to its end; without a word for it there is no input."""
-        if "input" not in more:
+        if not more.keys() & {"input", "stdin"}:
             more["stdin"] = subprocess.DEVNULL
         return subprocess.run(
             [str(ROOT / "model"), *words],

@@ -30,7 +30,7 @@ def run(name: str, prompt: str, system: str, settings: Mapping[str, object]) -> 
     `settings` are fields of the request, such as temperature. Starts swapd if it does not run.
     """
     home = find_home()
-    asked = _with_pipe(prompt)
+    asked, system = _with_pipe(_as_text(prompt)), _as_text(system)
     if not asked and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise FailedError("there is nothing to ask: give a prompt, or send one through a pipe")
     ensure_running(home)
@@ -52,7 +52,13 @@ def _with_pipe(prompt: str) -> str:
     mode = os.fstat(sys.stdin.fileno()).st_mode
     if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode)):
         return prompt
-    return "\n\n".join(part for part in (prompt, sys.stdin.read().strip()) if part)
+    piped = sys.stdin.buffer.read().decode("utf-8", "replace").replace("\r\n", "\n")
+    return "\n\n".join(part for part in (prompt, piped.strip()) if part)
+
+
+def _as_text(given: str) -> str:
+    """With a sign for each byte that is not UTF-8: what is not text can't be sent."""
+    return os.fsencode(given).decode("utf-8", "replace")
 
 
 def _converse(talk: Conversation) -> None:
@@ -66,6 +72,9 @@ def _converse(talk: Conversation) -> None:
         except KeyboardInterrupt:
             print("\n(Ctrl-D ends the chat)")
             continue
+        except UnicodeDecodeError:
+            complain("that is not text in UTF-8")
+            continue
         if text == "/bye":
             return
         if text == "/clear":
@@ -73,7 +82,7 @@ def _converse(talk: Conversation) -> None:
         elif text in ("/?", "/help"):
             print(HELP)
         elif text:
-            _answered(talk, text)
+            _answered(talk, _as_text(text))
 
 
 def _answered(talk: Conversation, text: str) -> None:

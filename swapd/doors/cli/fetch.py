@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import http.client
 import os
@@ -10,10 +11,12 @@ import shutil
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import IO
 
 from swapd.doors.cli.say import FailedError, confirm, show_bytes, waiting
 from swapd.effects.clock import wall
@@ -82,6 +85,51 @@ def fetch(wanted: Wanted, room: Callable[[int], None], moved: Moved) -> None:
     `room` is asked once, with the bytes that are missing. Raises FailedError.
     """
     wanted.target.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(wanted):
+        _fetch(wanted, room, moved)
+
+
+@contextmanager
+def _alone(wanted: Wanted) -> Iterator[None]:
+    """The part belongs to this process meanwhile. Raises FailedError where another has it."""
+    file = _held(wanted)
+    try:
+        yield
+    finally:
+        if _is_part(wanted, file) and wanted.part.is_file() and not wanted.part.stat().st_size:
+            wanted.part.unlink()
+        file.close()
+
+
+def _is_part(wanted: Wanted, file: IO[bytes]) -> bool:
+    """Whether the open file still has that name: it loses it when it is whole."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), wanted.part.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _held(wanted: Wanted) -> IO[bytes]:
+    """The part, opened and locked; made where there is none."""
+    while True:
+        file = wanted.part.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise FailedError(f"{wanted.target} is being fetched already") from error
+        except OSError as error:
+            # Some shares on a network know no locks; there it goes without.
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                file.close()
+                raise
+            return file
+        if _is_part(wanted, file):
+            return file
+        file.close()
+
+
+def _fetch(wanted: Wanted, room: Callable[[int], None], moved: Moved) -> None:
     failures = 0
     while True:
         before = wanted.there()

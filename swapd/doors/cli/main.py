@@ -83,6 +83,10 @@ def _run() -> None:
     except FailedError as error:
         complain(str(error))
         sys.exit(error.status)
+    except UnicodeError as error:
+        wrong = error.object if isinstance(error, UnicodeEncodeError | UnicodeDecodeError) else ""
+        complain(f"{wrong!r:.99} is not text in UTF-8")
+        sys.exit(1)
     except BrokenPipeError:
         sys.exit(READER_GONE)
     except OSError as error:
