@@ -21,7 +21,7 @@ from swapd.config.facts import Facts
 from swapd.config.need import estimate, fitting_context
 from swapd.config.problems import Problem, did_you_mean
 from swapd.config.resolve import Spellings
-from swapd.config.schema import CustomModel
+from swapd.config.schema import CustomModel, alias_id
 from swapd.config.terms import Terms, terms_of
 from swapd.config.tree import Mapping, Scalar
 from swapd.config.units import parse_size, show_size
@@ -160,7 +160,7 @@ class _Work:
         if metadata:
             entry["metadata"] = metadata
         if wanted.aliases:
-            entry["aliases"] = list(wanted.aliases)
+            entry["aliases"] = [alias_id(alias) for alias in wanted.aliases]
         self.models[name] = Made(name, bare, entry, context, model, key, files)
 
     def add_unfound(self, key: str) -> None:
@@ -178,6 +178,11 @@ class _Work:
         elif not wanted.cmd:
             hint = did_you_mean(key, self.by_bare)
             message = f"no model of this name was found, and it has no cmd{hint}"
+            self.warnings.append(self.custom.warn(key, message))
+            return
+        elif any("${MODEL_PATH}" in word for word in _uncommented(wanted.cmd)):
+            hint = did_you_mean(key, self.by_bare)
+            message = f"no model of this name was found for the ${{MODEL_PATH}} in its cmd{hint}"
             self.warnings.append(self.custom.warn(key, message))
             return
         self.add(key, base, key)
@@ -316,6 +321,13 @@ def words_of(text: str) -> tuple[str, ...]:
         return tuple(shlex.split(text))
     except ValueError:
         return ()
+
+
+def _uncommented(cmd: str | list[str]) -> list[str]:
+    """The pieces of a command that count; its lines that are comments do not."""
+    if not isinstance(cmd, str):
+        return cmd
+    return [line for line in cmd.split("\n") if not line.lstrip().startswith("#")]
 
 
 def _bare_name(made: Made) -> tuple[str, ...]:

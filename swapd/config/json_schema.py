@@ -169,6 +169,8 @@ def _section(
         properties[key] = {"description": described, **_lenient(shown)}
         if shown.get("default") is not None:
             properties[key]["default"] = shown["default"]
+        if shape.also:
+            properties[shape.also] = properties[key]
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
@@ -194,6 +196,8 @@ def _wide(part: dict[str, Any]) -> dict[str, Any]:
     for inner in ("items", "additionalProperties"):
         if isinstance(wide.get(inner), dict):
             wide[inner] = _wide(wide[inner])
+    if "anyOf" in wide:
+        wide["anyOf"] = [_wide(inner) for inner in wide["anyOf"]]
     return wide
 
 

@@ -4,7 +4,7 @@ Field names are ours, `name=` is how the key is spelled in the file. `Meta(descr
 what a value has to be, in the words of an error message. `extra={"inert": …}` marks a key of
 llama-swap's that is accepted and does nothing yet, with what to say about it; `extra={"macros":
 True}` marks text in which `${…}` stands for a macro; `extra={"secret": True}` keeps a value out of
-error messages.
+error messages; `extra={"also": …}` is another spelling of the key, which llama-swap had before.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ Places: TypeAlias = Annotated[int, Meta(ge=1, description="a whole number, 1 or 
 Flag: TypeAlias = Annotated[bool, Meta(description="true or false")]
 Text: TypeAlias = Annotated[str, Meta(description="text")]
 Names: TypeAlias = Annotated[list[str], Meta(description="a list of names")]
+Aliases: TypeAlias = Annotated[
+    list[str | dict[str, Any]], Meta(description="a list of names, or of sections with an id")
+]
 FilePath: TypeAlias = Annotated[str, Meta(description="the path of a file")]
 Size: TypeAlias = Annotated[str, Meta(description="a size like 8 GiB")]
 Section: TypeAlias = Annotated[dict[str, Any], Meta(description="a section")]
@@ -39,7 +42,10 @@ class Filters(Struct, frozen=True, kw_only=True):
 
     strip_params: Annotated[
         str | list[str],
-        Meta(description="names between commas, or a list of names", extra={"macros": True}),
+        Meta(
+            description="names between commas, or a list of names",
+            extra={"macros": True, "also": "strip_params"},
+        ),
     ] = msgspec.field(name="stripParams", default="")
     set_params: Annotated[Any, Meta(extra={"inert": "requests go on as they came"})] = (
         msgspec.field(name="setParams", default=None)
@@ -138,7 +144,7 @@ class Model(Struct, frozen=True, kw_only=True):
     need: Size = "0"
     stamp: Text = ""
     context: Count = 0
-    aliases: Names = msgspec.field(default_factory=list)
+    aliases: Aliases = msgspec.field(default_factory=list)
     filters: Filters = msgspec.field(default_factory=Filters)
     use_model_name: Text = msgspec.field(name="useModelName", default="")
     unlisted: Flag = False
@@ -252,3 +258,8 @@ class CustomModel(Model, frozen=True, kw_only=True):
     jinja: Flag = False
     chat_template_file: FilePath = ""
     chat_template_kwargs: Section = msgspec.field(default_factory=dict)
+
+
+def alias_id(alias: str | dict[str, Any]) -> str:
+    """The name that an entry of `aliases` stands for; empty for a section that has no id."""
+    return alias if isinstance(alias, str) else str(alias.get("id") or "")

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from swapd.config.commands import RESERVED, Expander, Macro, MacroError, Scope
 from swapd.config.problems import Path
-from swapd.config.schema import Model, Server
+from swapd.config.schema import Model, Server, alias_id
 from swapd.config.tree import Mapping, Scalar, node_at
 from swapd.config.typed import Report
 from swapd.config.units import parse_size
@@ -112,7 +112,7 @@ class SpecBuilder:
             pinned=model.pinned,
             min_stay=model.min_stay,
             preload=model.preload,
-            aliases=tuple(model.aliases),
+            aliases=self._aliases(),
             upstream_name=model.use_model_name,
             drop_params=self._drop_params(),
             send_loading_state=server.send_loading_state
@@ -232,6 +232,19 @@ class SpecBuilder:
             self._problem("cmd", f"{names[0]} must be a whole number, not {text}")
             return default
         return int(text)
+
+    def _aliases(self) -> tuple[str, ...]:
+        for i, alias in enumerate(self._model.aliases):
+            path = (*self._path, "aliases", i)
+            if isinstance(alias, dict):
+                for key in sorted(alias.keys() - {"id"}):
+                    if key in ("name", "unlisted"):
+                        self._report.warn((*path, key), "has no effect yet: its id alone counts")
+                    else:
+                        self._report.problem(
+                            (*path, key), "means nothing in an alias, which has an id"
+                        )
+        return tuple(alias_id(alias) for alias in self._model.aliases)
 
     def _drop_params(self) -> tuple[str, ...]:
         given = self._model.filters.strip_params

@@ -61,6 +61,8 @@ class Shape:
     macros: bool
     secret: bool
     nested: type[msgspec.Struct] | None
+    also: str = ""
+    """Another spelling of its name."""
 
 
 @functools.cache
@@ -85,6 +87,7 @@ def shapes(struct: type[msgspec.Struct]) -> MappingType[str, Shape]:
             macros=extra.get("macros", False),
             secret=extra.get("secret", False),
             nested=nested if nested and issubclass(nested, msgspec.Struct) else None,
+            also=extra.get("also", ""),
         )
     return MappingProxyType(found)
 
@@ -102,15 +105,18 @@ def read(
     A key without a value means its default. Keys in `beside` are left to the caller.
     """
     known = shapes(struct)
+    other = {shape.also: name for name, shape in known.items() if shape.also}
     values: dict[str, Any] = {}
     for key, entry in section.entries.items():
         here = (*path, key)
-        shape = known.get(key)
+        shape = known.get(other.get(key, key))
         if key in beside:
             continue
         if shape is None:
             message = f"unknown key{did_you_mean(key, {*known, *beside})}"
             report.problem(here, message)
+        elif key in other and other[key] in section.entries:
+            report.problem(here, f"means the same as {other[key]}; give one of them")
         elif isinstance(entry.node, Scalar) and entry.node.value is None:
             continue
         elif shape.inert:

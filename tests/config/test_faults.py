@@ -26,8 +26,8 @@ FAULTS = [
         "config.yaml:1: memory.thresold: unknown key; did you mean threshold?",
     ),
     (
-        BARD + "    filters:\n      strip_params: a",
-        "config.yaml:5: models.bard.filters.strip_params: unknown key; did you mean stripParams?",
+        BARD + "    filters:\n      strip_parms: a",
+        "config.yaml:5: models.bard.filters.strip_parms: unknown key; did you mean stripParams?",
     ),
     (
         BARD + "    cmd: other --port ${PORT}",
@@ -77,8 +77,10 @@ FAULTS = [
         "config.yaml:5: models.bard.need: 1.5 GiB is more than memory.budget, 1 GiB",
     ),
     (BARD + "    ttl: -2", "config.yaml:4: models.bard.ttl: must be seconds, 0 for never or -1 for the default, not -2"),
-    (BARD + "    aliases: b", "config.yaml:4: models.bard.aliases: must be a list of names, not b"),
-    (BARD + "    aliases:\n      - b\n      - {id: c}", "config.yaml:6: models.bard.aliases[1]: must be text, not a section"),
+    (BARD + "    aliases: b", "config.yaml:4: models.bard.aliases: must be a list of names, or of sections with an id, not b"),
+    (BARD + "    aliases:\n      - b\n      - {ids: c}", "config.yaml:6: models.bard.aliases[1].ids: means nothing in an alias, which has an id"),
+    (BARD + "    aliases:\n      - {name: c}", "config.yaml:5: models.bard.aliases[0]: an alias cannot be empty"),
+    (BARD + "    filters: {stripParams: a, strip_params: b}", "config.yaml:4: models.bard.filters.strip_params: means the same as stripParams; give one of them"),
     (BARD + "    aliases: [bard]", "config.yaml:4: models.bard.aliases[0]: bard is the name of a model"),
     (BARD + "    aliases: [b, b]", "config.yaml:4: models.bard.aliases[1]: b already stands for bard"),
     (BARD + "    aliases: ['']", "config.yaml:4: models.bard.aliases[0]: an alias cannot be empty"),

@@ -197,6 +197,21 @@ peers: {p: {proxy: "http://192.168.1.23", models: [a]}}
 """
 
 
+def test_llama_swap_s_other_spellings_are_understood() -> None:
+    loaded = read(
+        "models:\n  a:\n    cmd: x ${PORT}\n    filters: {strip_params: 'top_p, top_k'}\n"
+        "    aliases:\n      - {id: gpt-4o-mini, name: GPT, unlisted: false}\n"
+        "      - {id: 4}\n      - b\n"
+    )
+    spec = loaded.catalog.models["a"]
+    assert spec.drop_params == ("top_p", "top_k")
+    assert spec.aliases == ("gpt-4o-mini", "4", "b")
+    assert [str(warning) for warning in loaded.warnings] == [
+        "config.yaml:6: models.a.aliases[0].name: has no effect yet: its id alone counts",
+        "config.yaml:6: models.a.aliases[0].unlisted: has no effect yet: its id alone counts",
+    ]
+
+
 def test_a_section_beats_what_it_merges_in_and_the_first_merged_beats_the_next() -> None:
     spec = model(
         "x-a: &a {ttl: 1, context: 1}\nx-b: &b {ttl: 2, context: 2, need: 2kB}\n"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from swapd.config.diff import diff
@@ -111,6 +112,26 @@ def test_a_file_in_the_place_of_another_changes_its_model(home: Home) -> None:
     template.unlink()
     home.sync()
     assert diff(now, home.load().catalog).restarted == ()
+
+
+@pytest.mark.parametrize(
+    "cmd", ["llama-server -m ${MODEL_PATH} --port ${PORT}", ["x", "${PORT}", "${MODEL_PATH}"]]
+)
+def test_a_server_whose_file_is_gone_is_left_out_alone(home: Home, cmd: str | list[str]) -> None:
+    home.custom(msgspec.json.encode({"models": {"gemma:1b": {"cmd": cmd}}}).decode())
+    home.sync()
+    (home.models / "gemma/gemma-1b.gguf").unlink()
+    report = home.sync()
+    assert report.removed == ("ls/gemma:1b",)
+    assert [str(w) for w in report.warnings] == [
+        "custom_models.yaml:1: models.gemma:1b: no model of this name was found for the ${MODEL_PATH} in its cmd"
+    ]
+
+
+def test_a_comment_that_speaks_of_the_file_asks_for_none(home: Home) -> None:
+    home.custom("models:\n  own:\n    cmd: |\n      # not ${MODEL_PATH}\n      x ${PORT}\n")
+    assert home.sync().warnings == ()
+    assert "ls/own" in home.load().catalog.models
 
 
 def test_the_environment_and_dotenv_set_the_terms(home: Home) -> None:
@@ -228,6 +249,12 @@ def test_an_alias_that_the_author_gives_away_is_not_taken_back(home: Home) -> No
     home.sync()
     bard, gemma = home.load().catalog.models.values()
     assert (bard.aliases, gemma.aliases) == (("gemma:1b",), ())
+
+
+def test_aliases_in_sections_as_llama_swap_has_them(home: Home) -> None:
+    home.custom("models: {bard: {aliases: [{id: gpt-4o-mini}, poet]}}")
+    assert home.sync().warnings == ()
+    assert home.load().catalog.models["bard"].aliases == ("gpt-4o-mini", "poet")
 
 
 def test_a_config_of_other_origin_is_left_alone(home: Home) -> None:
