@@ -29,6 +29,9 @@ STATUS = {
 """For each refusal: HTTP status, OpenAI's `type` and `code`."""
 
 
+EMPTY = "The body is empty; a JSON object is expected."
+
+
 def body(message: str, kind: str, code: str | None = None, param: str | None = None) -> bytes:
     """`{"error": {"message", "type", "param", "code"}}`, encoded."""
     # What came in a request's head need not be UTF-8.

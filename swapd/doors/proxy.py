@@ -12,7 +12,7 @@ from swapd.doors import errors, wishes
 from swapd.doors.bodies import body_of
 from swapd.doors.house import HOUSE, House
 from swapd.doors.keys import OPENED, NotAllowedError, grant_of
-from swapd.doors.naming import adapters_of
+from swapd.doors.naming import adapter_in
 from swapd.doors.origins import split_target
 from swapd.doors.progress import Told, asks_to_be_told
 from swapd.doors.tries import Passing, serve
@@ -56,7 +56,8 @@ async def by_body(request: web.Request) -> web.StreamResponse:
     try:
         named = wishes.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return errors.response(400, f"the body is not a JSON object: {error}")
+        said = f"the body is not a JSON object: {error}"
+        return errors.response(400, said if body.strip() else errors.EMPTY)
     except RecursionError:
         return errors.response(400, "the body is nested too deeply")
     if named.model is None:
@@ -109,13 +110,14 @@ async def by_path(request: web.Request) -> web.StreamResponse:
 def _rewritten(spec: ModelSpec, asked: str, body: bytes) -> bytes:
     """The body as the model's worker wants it: mostly just as it came."""
     name = spec.upstream_name
-    if (
-        not name
-        and asked.startswith(f"{spec.name}:")
-        and asked[len(spec.name) + 1 :] not in (adapters_of(spec))
-    ):
-        # A tag such as :latest, which our worker would take for an adapter's name.
-        name = spec.name
+    if not name and ":" in asked and asked != spec.name:
+        adapter = adapter_in(spec, asked)
+        if adapter is None and asked.startswith(f"{spec.name}:"):
+            # A tag such as :latest, which our worker would take for an adapter's name.
+            name = spec.name
+        elif adapter is not None and not asked.endswith(f":{adapter}"):
+            # Our worker knows its adapters' names exactly.
+            name = f"{spec.name}:{adapter}"
     if not (name or spec.drop_params):
         return body
     fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])

@@ -20,7 +20,8 @@ CHAT = "/v1/chat/completions"
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
-        (b"", 400, "the body is not a JSON object: Input data was truncated"),
+        (b"", 400, "The body is empty; a JSON object is expected."),
+        (b" \n", 400, "The body is empty; a JSON object is expected."),
         (b"{", 400, "the body is not a JSON object: Input data was truncated"),
         (b"not json", 400, "the body is not a JSON object: JSON is malformed"),
         (b"[1]", 400, "the body is not a JSON object: Expected `object`, got `array`"),
@@ -35,6 +36,11 @@ CHAT = "/v1/chat/completions"
             "there is no model 'bart' (did you mean 'bard'?); there are: alice, bard",
         ),
         (b'{"model": ""}', 404, "there is no model ''; there are: alice, bard"),
+        (
+            b'{"model": "' + b"x" * 5000 + b'"}',
+            404,
+            f"there is no model '{'x' * 80}\u2026'; there are: alice, bard",
+        ),
         (b'{"model": "../../etc/passwd"}', 404, "there is no model '../../etc/passwd'"),
     ],
 )

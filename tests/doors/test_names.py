@@ -45,5 +45,9 @@ def test_an_adapter_is_asked_for_behind_a_colon(home: Path) -> None:
         assert said(swapd.ask("bard", max_tokens=24)) == plain
         listed = {m["id"]: m for m in swapd.http.get("/v1/models").json()["data"]}
         assert listed["bard:alice"]["parent"] == "bard"
+        for name in ("ls/bard:alice", "BARD:alice", "bard:ALICE", "bard:latest:alice"):
+            assert said(swapd.ask(name, max_tokens=24)) == other, name
+        misspelt = error_of(swapd.ask("bard:alce"))["message"]
+        assert misspelt.startswith("there is no model 'bard:alce' (did you mean 'bard:alice'?)")
         assert swapd.ask("bard:carol").status_code == 404
         assert len(swapd.running()) == 1
