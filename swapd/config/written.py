@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any, get_args, get_origin
 
 import msgspec
@@ -28,7 +29,8 @@ def value_of(key: str, text: str) -> Any:
     """What somebody means who sets a key of a model to this text.
 
     Text is text for a key that wants text; a list may be given with commas; the rest is YAML on one
-    line. What fits the key is for the schema to say.
+    line. In a section of anything, what YAML takes for a truth value or a number is one; a date, and
+    what YAML can't read, is text. What fits the key is for the schema to say.
     """
     top, _, inner = key.partition(".")
     shape = shapes(CustomModel).get(top)
@@ -36,6 +38,8 @@ def value_of(key: str, text: str) -> Any:
     if shape is not None and inner and shape.nested is not None:
         within = shapes(shape.nested).get(inner)
         kinds = _kinds(within.type) if within is not None else {str}
+    if shape is not None and inner and _is_of_anything(shape.type):
+        return _free(text)
     if kinds == {str} or (str in kinds and not text.lstrip().startswith("[")):
         return text
     if list in kinds and not text.lstrip().startswith("["):
@@ -45,6 +49,22 @@ def value_of(key: str, text: str) -> Any:
     except (yaml.YAMLError, ValueError):
         # Then it is what it looks like, and the schema says what it should be.
         return text
+
+
+def _free(text: str) -> Any:
+    try:
+        value = yaml.load(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError):
+        return text
+    return text if isinstance(value, date) else value
+
+
+def _is_of_anything(annotated: Any) -> bool:
+    """Whether a schema's annotation is that of a section whose values may be anything."""
+    inner = get_args(annotated)
+    if hasattr(annotated, "__metadata__"):
+        return _is_of_anything(inner[0])
+    return get_origin(annotated) is dict and inner[1] is Any
 
 
 def _kinds(annotated: Any) -> set[type]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import msgspec
 
+from swapd.effects.ports import free_port
 from tests.cli.user import User
 from tests.swapd import ROOT, alive, eventually
 
@@ -141,6 +142,28 @@ def test_a_configuration_of_ones_own_is_used_where_it_lies(user: User) -> None:
     missing = user.types("serve", "--config", "none.yaml")
     assert missing.returncode == 1
     assert missing.stderr == "swapd: there is no none.yaml, so no configuration\n"
+
+
+def test_a_restart_with_a_broken_configuration_stops_nothing(user: User) -> None:
+    mine = user.home / "mine.yaml"
+    mine.write_text("models: {}\n")
+    user.says("start", "--config", str(mine))
+    before = msgspec.json.decode(user.says("status", "--json"))["pid"]
+    mine.write_text("models: [\n")
+    told = user.fails("restart")
+    assert told.startswith("swapd: it was not stopped, for it could not start again: ")
+    assert str(mine) in told
+    mine.unlink()
+    assert "was not stopped" in user.fails("restart")
+    assert msgspec.json.decode(user.says("status", "--json"))["pid"] == before
+
+
+def test_a_restart_from_another_shell_keeps_the_port(user: User) -> None:
+    user.custom.parent.mkdir(parents=True)
+    user.custom.write_text(f"port: {free_port()}\n")
+    user.says("start")
+    del user.environ["SWAPD_PORT"]
+    assert f"swapd runs at http://127.0.0.1:{user.port} " in user.says("restart")
 
 
 def test_it_starts_with_all_standard_descriptors_closed(user: User) -> None:

@@ -247,6 +247,10 @@ def test_whatever_the_layout_only_the_value_changes(
         ("cmd", "[a, b]", ["a", "b"]), ("adapters", "{a: b}", {"a": "b"}), ("adapters.a", "1", "1"),
         ("filters.stripParams", "a,b", "a,b"), ("need", "8 GiB", "8 GiB"), ("stop_grace", "3", 3),
         ("metadata", "{a: [1]}", {"a": [1]}), ("metadata", "{", "{"), ("adapters", "a=b", "a=b"),
+        ("chat_template_kwargs.enable_thinking", "false", False), ("chat_template_kwargs.n", "5", 5),
+        ("metadata.x", "0.5", 0.5), ("metadata.x", "'5'", "5"), ("metadata.x", "two words", "two words"),
+        ("metadata.x", "a: b: c", "a: b: c"), ("metadata.x", "2026-01-02", "2026-01-02"),
+        ("metadata.x", "[1, a]", [1, "a"]), ("metadata.x", "2026-99-99", "2026-99-99"),
     ],
 )  # fmt: skip
 def test_a_typed_value_is_what_its_key_wants(key: str, text: str, value: object) -> None:

@@ -12,7 +12,7 @@ from swapd.doors.secrets import without_secrets_in
 from swapd.home import WORKER_COMMAND, Home, demo_folder, find_home
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import yaml
 
@@ -99,7 +99,7 @@ def _configuration(home: Home, file: Path) -> tuple[str, str]:
     return f"{file}: {count} model{'' if count == 1 else 's'}", ""
 
 
-def read(home: Home, file: Path) -> Loaded:
+def read(home: Home, file: Path, environ: Mapping[str, str] = os.environ) -> Loaded:
     """A configuration as swapd would read it. Raises FailedError."""
     from swapd.config.env import read_env
     from swapd.config.load import load
@@ -107,7 +107,7 @@ def read(home: Home, file: Path) -> Loaded:
     from swapd.effects import memory
 
     try:
-        env = read_env(home.folder, os.environ)
+        env = read_env(home.folder, environ)
         return load(file, env, worker_command=WORKER_COMMAND, total_memory=memory.total())
     except ConfigError as error:
         raise FailedError(f"{file} can't be used:\n{error}") from error

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -181,14 +181,46 @@ def restart(now: bool) -> int:
 
     home = find_home()
     if (holder := running(home)) is not None:
-        if service.keeps(home, holder.pid):
+        kept = service.keeps(home, holder.pid)
+        if not kept:
+            _require_background(holder)
+        _require_usable(home, holder, _environment(holder) if kept else os.environ)
+        if kept:
             _stopped(home, now)
             return service.start(dry_run=False)
-        _require_background(holder)
+        _take_over_address(holder)
     before = _stopped(home, now)
     if before is None or "--config" not in before:
         _prepare(home, None)
     return _started(home, before or [])
+
+
+def _require_usable(home: Home, holder: Holder, environ: Mapping[str, str]) -> None:
+    """Raises FailedError where what it would be started with again can't be used."""
+    from swapd.doors.cli.configuration import read
+
+    config = Path(holder.config) if holder.config else home.config
+    if config == home.config and not config.exists():
+        return  # The next start makes it.
+    try:
+        read(home, config, environ)
+    except FailedError as error:
+        raise FailedError(f"it was not stopped, for it could not start again: {error}") from error
+
+
+def _take_over_address(holder: Holder) -> None:
+    """The environment that it was started in may have said where it listens; ours, if it does
+    too, is heeded first."""
+    environ = _environment(holder)
+    for names in (("SWAPD_HOST",), ("SWAPD_PORT", "LLAMA_SWAP_PORT")):
+        if not any(os.environ.get(name) for name in names):
+            os.environ.update({name: environ[name] for name in names if environ.get(name)})
+
+
+def _environment(holder: Holder) -> dict[str, str]:
+    """What it was started in."""
+    process = holder.alive()
+    return process.environ() if process is not None else {}
 
 
 def _require_background(holder: Holder) -> None:
