@@ -29,8 +29,8 @@ def value_of(key: str, text: str) -> Any:
     """What somebody means who sets a key of a model to this text.
 
     Text is text for a key that wants text; a list may be given with commas; the rest is YAML on one
-    line. In a section of anything, what YAML takes for a truth value or a number is one; a date, and
-    what YAML can't read, is text. What fits the key is for the schema to say.
+    line. In a section of anything, what YAML takes for a truth value or a number is one; dates and
+    what YAML can't read are text. What fits the key is for the schema to say.
     """
     top, _, inner = key.partition(".")
     shape = shapes(CustomModel).get(top)
