@@ -8,7 +8,9 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from swapd.config.problems import did_you_mean
 from swapd.doors import errors
+from swapd.doors.bodies import body_of
 from swapd.doors.guard import GUARD
 from swapd.doors.house import HOUSE, House
 from swapd.doors.keys import OPENED, Grant, grant_of
@@ -117,7 +119,9 @@ def _worker(house: House, sight: Sight) -> dict[str, Any]:
 async def load(request: web.Request) -> web.Response:
     """`POST /load?model=`: the model's worker is ready on return, or the reason why not is."""
     house = request.app[HOUSE]
-    name = request.query.get("model", "")
+    name = await _named(request)
+    if name is None:
+        raise errors.BadRequestError("name the model to load: ?model=NAME, or 'model' in JSON")
     spec = house.find(name)
     try:
         await house.supervisor.load(spec.name)
@@ -129,10 +133,38 @@ async def load(request: web.Request) -> web.Response:
 async def unload(request: web.Request) -> web.Response:
     """`POST /unload?model=` one model, `GET /unload` all: idle workers are gone on return."""
     house = request.app[HOUSE]
-    name = request.query.get("model")
+    name = await _named(request)
     spec = house.find(name) if name is not None else None
     concerned = await house.supervisor.unload(spec.name if spec else None)
     return _json({"msg": "ok", "unloaded": concerned})
+
+
+async def _named(request: web.Request) -> str | None:
+    """The model that query or body name; None when neither does. Raises BadRequestError.
+
+    What is not understood is refused: taken for nothing, it would mean all models.
+    """
+    said: dict[str, object] = {}
+    body = await body_of(request, request.app[HOUSE].settings.max_body_bytes)
+    if body.strip():
+        try:
+            said = msgspec.json.decode(body, type=dict[str, object])
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise errors.BadRequestError(f"the body is not a JSON object: {error}") from error
+        except RecursionError as error:
+            raise errors.BadRequestError("the body is nested too deeply") from error
+    names = [*request.query.getall("model", []), *([said["model"]] if "model" in said else [])]
+    for field in (*request.query, *said):
+        if field != "model":
+            hint = did_you_mean(field, ["model"])
+            message = f"{request.path} knows no {field[:40]!r}{hint or '; it knows model'}"
+            raise errors.BadRequestError(message)
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise errors.BadRequestError("'model' must be a model's name", "model")
+    if len(set(names)) > 1:
+        raise errors.BadRequestError("'model' is given twice; name one model", "model")
+    return str(names[0]) if names else None
 
 
 async def health(request: web.Request) -> web.Response:

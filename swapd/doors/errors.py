@@ -32,6 +32,14 @@ STATUS = {
 EMPTY = "The body is empty; a JSON object is expected."
 
 
+class BadRequestError(Exception):
+    """A request can't be understood: one sentence, and the field that it speaks of."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
 def body(message: str, kind: str, code: str | None = None, param: str | None = None) -> bytes:
     """`{"error": {"message", "type", "param", "code"}}`, encoded."""
     # What came in a request's head need not be UTF-8.
@@ -83,6 +91,7 @@ async def shaped(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except (
+        BadRequestError,
         NoModelError,
         NotAllowedError,
         SlowBodyError,
@@ -97,6 +106,8 @@ async def shaped(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 def _told(request: web.Request, error: Exception) -> web.Response:
     match error:
+        case BadRequestError():
+            told = response(400, str(error), param=error.param)
         case NoModelError():
             told = response(404, str(error), code="model_not_found", param="model")
         case NotAllowedError():

@@ -25,6 +25,8 @@ TAIL_LINES = 5
 TAIL_WIDTH = 300
 ASKED_TO_END = frozenset({-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP})
 """Exit statuses by signals that nothing in a program raises by mistake."""
+WITHOUT_MEMORY = frozenset({-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS})
+"""Exit statuses of programs that do not get the memory they need."""
 
 
 class DeviceTold(msgspec.Struct, frozen=True):
@@ -90,6 +92,7 @@ class WorkerProcess:
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._verdict = ""
         self._killed = False
+        self._is_up = False
         self._oom_kills = oom_kills()
         self._told = False
         """Whether it was asked or made to end."""
@@ -131,6 +134,7 @@ class WorkerProcess:
 
     def came_up(self) -> None:
         """It serves. What it prints from now on may be of requests, which is for the log alone."""
+        self._is_up = True
         self._tail = deque(maxlen=0)
 
     def _printed(self, line: bytes) -> None:
@@ -255,6 +259,18 @@ class WorkerProcess:
 
     def _reason(self) -> str:
         """One sentence: how it ended and, if it said so, why."""
+        limit = self.spec.limits.memory
+        if limit and not self._is_up and self._lacked_memory():
+            return f"{self._how()} (its limits.memory, {limit / 2**20:,.0f} MiB, may be too small)"
+        return self._how()
+
+    def _lacked_memory(self) -> bool:
+        """Whether it ended as one does that gets no memory."""
+        if self._process.returncode in WITHOUT_MEMORY:
+            return True
+        return any("MemoryError" in line for line in (self._verdict, *self._tail))
+
+    def _how(self) -> str:
         if self._verdict:
             return self._verdict
         status = self._process.returncode

@@ -57,6 +57,8 @@ def spawn(
     environ = {**place.environ, **env, MARK: place.guardian.mark}
     if own:
         environ["SWAPD_READY_FD"] = str(word_in)
+        # Else ggml starts a debugger when it gives up, whose words hide its own.
+        environ.setdefault("GGML_NO_BACKTRACE", "1")
     try:
         process = subprocess.Popen(
             argv,

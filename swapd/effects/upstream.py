@@ -322,7 +322,9 @@ def told(error: Exception) -> str:
         case aiohttp.ServerTimeoutError():
             said = "it did not answer in time"
         case aiohttp.ClientResponseError():
-            said = f"its answer is no proper HTTP: {error.message.strip().partition(chr(10))[0]}"
+            said = "its answer is no proper HTTP"
+        case aiohttp.ClientPayloadError():
+            said = "its answer broke off, or is no proper HTTP"
         case _:
             said = str(error)
     return said or type(error).__name__

@@ -171,6 +171,25 @@ def test_unloading_by_hand_lets_a_busy_worker_finish(
         assert swapd.http.post("/unload?model=nobody").status_code == 404
 
 
+def test_load_and_unload_understand_a_body_and_refuse_what_they_do_not(home: Path) -> None:
+    with Swapd(home, config({"a": fake("a"), "b": fake("b")})) as swapd:
+        for name in "ab":
+            assert swapd.http.post("/load", json={"model": name}).json()["loaded"] == name
+        for path in ("/unload?modl=a", "/unload?model=", "/unload?model=a&model=b"):
+            assert swapd.http.post(path).status_code == 400, path
+            assert swapd.http.get(path).status_code == 400, path
+        for body in ({"modl": "a"}, {"model": ""}, {"model": None}, ["a"], "a"):
+            assert swapd.http.post("/unload", json=body).status_code == 400, body
+            assert swapd.http.post("/load", json=body).status_code == 400, body
+        assert swapd.http.post("/unload", content=b"model=a").status_code == 400
+        told = error_of(swapd.http.post("/unload?modl=a"))["message"]
+        assert told == "/unload knows no 'modl'; did you mean model?"
+        assert error_of(swapd.http.post("/load"))["message"].startswith("name the model to load")
+        assert swapd.states() == {"a": "ready", "b": "ready"}
+        assert swapd.http.post("/unload", json={"model": "a"}).json()["unloaded"] == ["a"]
+        assert swapd.states() == {"b": "ready"}
+
+
 def test_unloading_a_deaf_worker_delays_no_other_model(home: Path) -> None:
     models = {"a": fake("a", "--deaf", stop_grace=600), "b": fake("b")}
     with Swapd(home, config(models)) as swapd, ThreadPoolExecutor(1) as pool:

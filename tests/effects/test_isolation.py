@@ -69,6 +69,8 @@ def test_the_environment_of_real_workers_is_clean(tmp_path: Path) -> None:
             assert seen["CUDA_VISIBLE_DEVICES"] == "0"
             assert seen["PATH"] == os.environ["PATH"]
             assert ("OWN" in seen) == (name != "spare")
+            # A library of ours that gives up starts no debugger, whose words hide its own.
+            assert seen.get("GGML_NO_BACKTRACE") == (None if name == "foreign" else "1")
 
 
 def _without_home() -> dict[str, str]:
@@ -149,7 +151,17 @@ async def test_a_leak_ends_at_the_limit_and_a_mapped_file_is_free(place: Place) 
     reason = await heard.end()
     assert "exit status 1" in reason
     assert "the file was read" in reason
-    assert reason.endswith("MemoryError")
+    assert reason.endswith("MemoryError (its limits.memory, 200 MiB, may be too small)")
+
+
+@pytest.mark.parametrize("script", ["import os; os.abort()", "raise MemoryError"])
+async def test_a_start_that_fails_names_the_limit_that_it_may_fail_for(
+    place: Place, script: str
+) -> None:
+    for limits in (WorkerLimits(memory=300 * 2**20), WorkerLimits(nice=1)):
+        heard = Heard()
+        _runs(place, heard, script, limits)
+        assert ("limits.memory, 300 MiB" in await heard.end()) == bool(limits.memory)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="files are limited on Linux only")
