@@ -81,12 +81,14 @@ def main(argv: Sequence[str]) -> int:
         memory = int(parsed.memory * GIB)
         options = Options(traces, policies, memory, parsed.slots, parsed.ttl, parsed.max_wait)
         if parsed.save:
+            parsed.save.mkdir(parents=True, exist_ok=True)
             for trace in traces:
                 write(parsed.save / f"{trace.name}.csv", trace.asks)
         compared = run(options)
         _tell(compared, options, parsed.json)
         if parsed.charts:
             for c in compared:
+                parsed.charts.mkdir(parents=True, exist_ok=True)
                 files = charts.draw(parsed.charts, c.trace.name, c.outcomes)
                 print("\n".join(map(str, files)), file=sys.stderr)
     except (TraceError, charts.NoChartsError, OSError) as error:

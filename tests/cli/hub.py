@@ -29,6 +29,8 @@ class Hub:
     """What was asked for, in order."""
     holds: list[threading.Event] = field(default_factory=list)
     """The next connections bring the second half of a file when these are set."""
+    pointers: bool = True
+    """Whether it tells of the pointers that stand for large files, as the hub does."""
     etags: bool = True
     url: str = ""
 
@@ -41,7 +43,9 @@ class Hub:
         for name, content in self.files[repo].items():
             size = self.claims.get(name, len(content))
             sha = self.sums.get(name, hashlib.sha256(content).hexdigest())
-            lfs = {"size": size, "sha256": sha, "pointerSize": 135}
+            lfs = {"size": size, "sha256": sha}
+            if self.pointers:
+                lfs["pointerSize"] = 135
             siblings.append({"rfilename": name, "size": size, "blobId": "b", "lfs": lfs})
         return {"id": repo, "modelId": repo, "sha": "0" * 40, "siblings": siblings}
 

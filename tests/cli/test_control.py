@@ -198,6 +198,22 @@ def test_in_the_foreground_ctrl_c_ends_it(user: User) -> None:
     serving.stderr.close()
 
 
+def test_ctrl_c_while_it_is_still_importing_is_no_traceback() -> None:
+    code = """
+import os, runpy, signal, sys
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "swapd.doors.cli.main":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupted())
+runpy.run_module("swapd", run_name="__main__")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
 def test_a_killed_swapd_does_not_stand_in_the_way(user: User) -> None:
     user.types("start")
     pid = msgspec.json.decode(user.types("status", "--json").stdout)["pid"]
@@ -273,6 +289,8 @@ def test_two_stops_are_no_haste_and_a_start_waits_for_them(user: User, tmp_path:
         started = pool.submit(user.types, "start")
         # The second stop and the start have come to their wait when they say so.
         eventually(lambda: "closing" in (user.home / "swapd/.swapd/lock").read_text())
+        assert "is shutting down" in user.says("status")
+        assert msgspec.json.decode(user.says("status", "--json"))["closing"] is True
         words.close()
         assert [line for line in lines if line][-1] == "data: [DONE]"
         assert [stop.result().returncode for stop in stops] == [0, 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import msgspec
 import pexpect  # type: ignore[import-untyped]
@@ -157,6 +158,8 @@ def test_load_look_unload(served: User) -> None:
     assert served.says("unload", "alice") == "alice is not loaded\n"
     assert "there is no model 'alcie'" in served.fails("load", "alcie")
     assert "there is no model 'alcie'" in served.fails("unload", "alcie")
+    assert "is no name of a model" in served.fails("unload", "", status=2)
+    assert "is no name of a model" in served.fails("unload", " ", status=2)
 
 
 def test_what_needs_swapd_says_that_it_does_not_run(user: User) -> None:
@@ -185,6 +188,27 @@ def test_logs_of_swapd_and_of_a_model(served: User) -> None:
         served.says("unload", "bard")
         following.expect("bard: stopping pid")
         following.sendintr()
+
+
+def test_a_list_for_programs_shows_no_secrets(user: User) -> None:
+    user.config.parent.mkdir(parents=True)
+    user.config.write_text("models: {a: {cmd: 'server --api-key s3cret --port ${PORT}'}}\n")
+    told = user.says("list", "--json")
+    assert "--api-key ***" in told
+    assert "s3cret" not in told + user.says("show", "a", "--json")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no disk that is always full")
+def test_output_that_cannot_be_written_is_one_sentence(served: User) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{ROOT}/model list >/dev/full"],
+        env=served.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == "swapd: standard output: No space left on device\n"
+    assert done.returncode == 1
 
 
 def test_an_early_end_of_the_reader_is_no_error(served: User) -> None:

@@ -218,6 +218,13 @@ def test_one_file_is_fetched_by_one_command_at_a_time(user: User, hub: Hub) -> N
     assert parts(file) == []
 
 
+def test_a_mirror_that_tells_less_than_the_hub_is_told(user: User, hub: Hub) -> None:
+    hub.add("pub/Tiny", "Tiny-Q8_0.gguf", BARD)
+    hub.pointers = False
+    told = user.fails("pull", "hf:pub/Tiny")
+    assert f"{hub.url} does not tell of pub/Tiny as the hub does: 'pointerSize'" in told
+
+
 def test_what_cannot_be_pulled_is_told(user: User, hub: Hub) -> None:
     for name, says in [
         ("hf:nothing/here", "there is no model nothing/here"),

@@ -259,6 +259,19 @@ def test_a_shutdown_finishes_what_runs_and_takes_the_file_away(slow: tuple[Swapd
     assert not (swapd.home / ".swapd/swapd.sock").exists()
 
 
+def test_an_end_at_once_ends_what_streams_without_a_traceback(slow: tuple[Swapd, Gate]) -> None:
+    swapd, words = slow
+    with Line(swapd.home) as line:
+        line.ask(1, model="slow", prompt="x")
+        words.let(1)
+        assert "token" in line.hear()
+        swapd.process.send_signal(signal.SIGQUIT)
+        assert "error" in line.last(1)
+        assert line.closed()
+    assert swapd.process.wait(timeout=20) == 0
+    assert "Traceback" not in swapd.log()
+
+
 def test_a_worker_that_dies_is_told(home: Path) -> None:
     dying = fake("dying", "--words 4 --crash-at-word 2")
     failing = fake("failing", "--fail no-reason-at-all")

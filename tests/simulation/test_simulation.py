@@ -161,11 +161,12 @@ def test_the_command_prints_a_table_or_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--made", "zipf", "--hours", "2", "--policies", "lru,cost"]
-    assert main([*arguments, "--save", str(tmp_path)]) == 0
+    saved = tmp_path / "new" / "traces"
+    assert main([*arguments, "--save", str(saved)]) == 0
     table = capsys.readouterr().out
     assert "zipf:" in table
     assert "(offline)" in table
-    assert main(["--trace", str(tmp_path / "zipf.csv"), "--policies", "no-evict", "--json"]) == 0
+    assert main(["--trace", str(saved / "zipf.csv"), "--policies", "no-evict", "--json"]) == 0
     line = json.loads(capsys.readouterr().out)
     assert line["policy"] == "no-evict"
     assert line["requests"] > 0

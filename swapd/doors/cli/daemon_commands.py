@@ -63,7 +63,7 @@ def stats(watch: Watch = False, as_json: Json = False) -> None:
 
 
 def logs(
-    model: AnyName = "",
+    model: AnyName = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
     lines: Annotated[
         int, typer.Option("--lines", "-n", help="How many to begin with.", min=0)
@@ -72,7 +72,7 @@ def logs(
     """Print the log of swapd, or of a model's workers."""
     from swapd.doors.cli import logs as module
 
-    raise typer.Exit(module.logs(model, follow, lines))
+    raise typer.Exit(module.logs(model or "", follow, lines))
 
 
 def doctor(as_json: Json = False) -> None:

@@ -145,6 +145,9 @@ def _repository(repo: str) -> tuple[str, list[tuple[str, int, str]], dict[str, s
     except RepositoryNotFoundError as error:
         message = f"there is no model {repo} at {api.endpoint}, or none for your HF_TOKEN"
         raise FailedError(message) from error
+    except (KeyError, TypeError) as error:
+        message = f"{api.endpoint} does not tell of {repo} as the hub does"
+        raise FailedError(f"{message}: {error} is missing or of another kind") from error
     except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
         said = str(error).strip().partition("\n")[0]
         raise FailedError(f"{api.endpoint} does not answer for {repo}: {said}") from error

@@ -75,7 +75,7 @@ def _state(entry: Entry, states: dict[str, str]) -> str:
 
 def _plain(entry: Entry) -> dict[str, Any]:
     plain: dict[str, Any] = msgspec.to_builtins(entry, enc_hook=str)
-    return plain
+    return {**plain, "command": without_secrets_in(entry.command)}
 
 
 def _workers(home: Home) -> list[dict[str, Any]]:

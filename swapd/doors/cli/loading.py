@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from swapd.doors.cli.client import named, post, require_running
-from swapd.doors.cli.say import waiting
+from swapd.doors.cli.say import FailedError, waiting
 from swapd.home import find_home
 
 
@@ -16,8 +16,10 @@ def load(name: str) -> int:
     return 0
 
 
-def unload(name: str) -> int:
-    """Let a model's worker go, or, without a name, all."""
+def unload(name: str | None) -> int:
+    """Let a model's worker go, or, without a name, all. Raises FailedError."""
+    if name is not None and not name.strip():
+        raise FailedError(f"{name!r} is no name of a model; to unload all, give none", 2)
     holder = require_running(find_home())
     with waiting("unloading"):
         unloaded = post(holder, named("/unload", name) if name else "/unload")["unloaded"]

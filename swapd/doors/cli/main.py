@@ -101,8 +101,16 @@ def _flush() -> None:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        # What is left would be tried again, and complained about, when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_unwritten()
+    except OSError as error:
+        _leave_unwritten()
+        complain(f"standard output: {_about(error)}")
+        sys.exit(1)
+
+
+def _leave_unwritten() -> None:
+    """What is left would be tried again, and complained about, when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _about(error: OSError) -> str:

@@ -34,7 +34,7 @@ def load(name: Name) -> None:
     raise typer.Exit(loading.load(name))
 
 
-def unload(name: AnyName = "") -> None:
+def unload(name: AnyName = None) -> None:
     """Unload a model, or all; what is busy finishes first."""
     from swapd.doors.cli import loading
 

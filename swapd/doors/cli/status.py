@@ -39,6 +39,7 @@ def status(as_json: bool) -> int:
         return 1
     told = {
         "running": True,
+        "closing": holder.closing,
         "pid": holder.pid,
         "endpoint": holder.endpoint,
         "socket": str(home.socket) if home.socket.is_socket() else None,
@@ -50,7 +51,11 @@ def status(as_json: bool) -> int:
     if as_json:
         print_json(told)
         return 0
-    print(f"✓ swapd runs at {holder.endpoint} (pid {holder.pid})")
+    if holder.closing:
+        print(f"✗ swapd at {holder.endpoint} (pid {holder.pid}) is shutting down: it finishes")
+        print("  what it serves and takes nothing new")
+    else:
+        print(f"✓ swapd runs at {holder.endpoint} (pid {holder.pid})")
     print(f"✓ socket {home.socket}" if told["socket"] else f"✗ there is no socket {home.socket}")
     print(f"✓ {len(names)} models: {', '.join(names[:12])}{' …' if len(names) > 12 else ''}")
     for worker in workers:

@@ -30,6 +30,6 @@ Name = Annotated[
     typer.Argument(metavar="NAME", help="A model, as list shows it.", autocompletion=_names),
 ]
 AnyName = Annotated[
-    str,
+    str | None,
     typer.Argument(metavar="NAME", help="A model, as list shows it.", autocompletion=_names),
 ]

@@ -253,6 +253,9 @@ def _id_of(fields: Mapping[str, msgspec.Raw]) -> str | int | None:
 
 def _hung_up(writer: asyncio.StreamWriter) -> bool:
     """Whether the client is gone, and has not just closed its writing side."""
+    sock = writer.get_extra_info("socket")
+    if writer.is_closing() or sock is None:
+        return True
     poll = select.poll()
-    poll.register(writer.get_extra_info("socket").fileno(), 0)
+    poll.register(sock.fileno(), 0)
     return any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
