@@ -325,6 +325,8 @@ def told(error: Exception) -> str:
             said = "its answer is no proper HTTP"
         case aiohttp.ClientPayloadError():
             said = "its answer broke off, or is no proper HTTP"
+        case aiohttp.ServerDisconnectedError():
+            said = "it closed the connection without an answer"
         case _:
             said = str(error)
     return said or type(error).__name__

@@ -208,3 +208,42 @@ def test_what_is_encoded_in_a_path_stays_so(home: Path) -> None:
         sent = "/upstream/ls%2Fa/p%3Fq%2F%25/x?k=%23v%20w"
         told = swapd.http.get(httpx.URL(swapd.url, raw_path=sent.encode()))
         assert told.json()["error"]["message"] == "no /p%3Fq%2F%25/x?k=%23v%20w"
+
+
+RUBBISH = """
+import sys
+from http.server import BaseHTTPRequestHandler as Handler, HTTPServer
+class Rubbish(Handler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def do_POST(self):
+        self.wfile.write(sys.argv[2].encode().decode("unicode_escape").encode())
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Rubbish).serve_forever()
+"""
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ("what is this\\r\\n\\r\\n", "its answer is no proper HTTP"),
+        ("HTTP/1.1 200 OK\\r\\nContent-Length: x\\r\\n\\r\\n", "its answer is no proper HTTP"),
+        (
+            "HTTP/1.1 200 OK\\r\\nContent-Length: 9\\r\\n\\r\\nshort",
+            "its answer broke off, or is no proper HTTP",
+        ),
+        ("", "it closed the connection without an answer"),
+    ],
+)
+def test_rubbish_of_a_foreign_server_is_told_in_our_words(
+    home: Path, answer: str, told: str
+) -> None:
+    entry = {"cmd": [sys.executable, "-c", RUBBISH, "${PORT}", answer]}
+    with Swapd(home, config({"m": entry})) as swapd:
+        try:
+            answered = swapd.ask("m")
+            assert error_of(answered)["message"] == f"the worker of 'm' failed: {told}"
+        except httpx.RemoteProtocolError:
+            # Of an answer that has begun, the connection's end tells its client.
+            assert "short" in answer
+        assert f"a request lost its worker: {told}\n" in swapd.log()
