@@ -93,7 +93,9 @@ def _visible(house: House, sight: Sight, grant: Grant | None) -> bool:
 def _worker(house: House, sight: Sight) -> dict[str, Any]:
     status = sight.status
     spec = house.supervisor.catalog.models.get(status.model)
-    idle = None if status.idle_since is None else house.supervisor.now() - status.idle_since
+    moment = house.supervisor.now()
+    idle = None if status.idle_since is None else moment - status.idle_since
+    ends_in = None if status.goes_at is None else max(0.0, status.goes_at - moment)
     return {
         "model": status.model,
         "state": status.state,
@@ -108,6 +110,7 @@ def _worker(house: House, sight: Sight) -> dict[str, Any]:
         "slots": status.slots,
         "waiting": house.supervisor.waiting(status.model),
         "idle_seconds": idle,
+        "ends_in": ends_in,
         "silent_seconds": sight.silent,
         **house.metrics.troubles(status.model),
         "bytes": status.bytes,

@@ -76,6 +76,26 @@ def test_keep_alive_of_0_ends_the_worker_and_a_negative_one_keeps_it(home: Path)
         swapd.until(lambda states: states == {})
 
 
+def test_running_tells_the_end_that_counts(home: Path) -> None:
+    models = {"a": fake("a", ttl=500), "held": fake("held", ttl=500, pinned=True)}
+    with Swapd(home, config(models)) as swapd:
+
+        def ends_in() -> float | None:
+            # Its slot is given back a moment after its answer.
+            eventually(lambda: swapd.worker("a")["idle_seconds"] is not None)
+            told: float | None = swapd.worker("a")["ends_in"]
+            return told
+
+        swapd.ask("held")
+        swapd.ask("a")
+        assert 400 < (ends_in() or 0) <= 500
+        assert swapd.worker("held")["ends_in"] is None
+        swapd.ask("a", keep_alive="1000s")
+        assert 900 < (ends_in() or 0) <= 1000
+        swapd.ask("a", keep_alive=-1)
+        assert ends_in() is None
+
+
 def test_a_keep_alive_that_is_none_is_refused(both: Swapd) -> None:
     refused = both.ask("bard", keep_alive="soon")
     assert refused.status_code == 400

@@ -89,16 +89,14 @@ def _about(worker: dict[str, Any]) -> str:
     if worker["bytes"]:
         parts.append(show_bytes(worker["bytes"]))
     if worker["idle_seconds"] is not None:
-        rest = f", goes in {_until_end(worker)}" if worker["ttl"] else ""
+        rest = f", goes in {_until_end(worker)}" if _until_end(worker) else ""
         parts.append(f"idle for {show_time(worker['idle_seconds'])}{rest}")
     return ", ".join(parts)
 
 
 def _until_end(worker: dict[str, Any]) -> str:
     """How long it may stay idle still; empty when that does not end it."""
-    if worker["idle_seconds"] is None or not worker["ttl"]:
-        return ""
-    return show_time(max(0.0, worker["ttl"] - worker["idle_seconds"]))
+    return "" if worker["ends_in"] is None else show_time(worker["ends_in"])
 
 
 def ps(watch: bool, as_json: bool) -> int:
