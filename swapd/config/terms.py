@@ -54,6 +54,18 @@ def terms_of(argv: tuple[str, ...], own: bool) -> Terms:
     )
 
 
+def adapters_of(argv: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The files of adapters, by flag; of one with commas, the pieces between them."""
+    flags = _Flags(argv)
+    found = [tuple(text.split(",")) for text in flags.all("--lora")]
+    found += [
+        tuple(one.rpartition(":")[0] or one for one in text.split(","))
+        for text in flags.all("--lora-scaled")
+    ]
+    found += [(text.partition("=")[2],) for text in flags.all("--adapter")]
+    return list(dict.fromkeys(found))
+
+
 class _Flags:
     """The flags of a command, each with the word after it, or after its `=`."""
 

@@ -115,6 +115,32 @@ def test_config_says_where_what_and_whether(user: User) -> None:
     assert user.says("config", "check", "mine.yaml") == "✓ mine.yaml: 1 model\n"
 
 
+def test_check_and_doctor_look_at_the_files_that_start_and_requests_need(user: User) -> None:
+    cmd = "${worker} --model m.gguf --adapter alice=alice.gguf --lora bard.gguf"
+    folder = user.config.parent
+    folder.mkdir()
+    shutil.copy(ROOT / "demo/bard.gguf", folder)
+    tls = {"cert": "cert.pem", "key": "key.pem"}
+    text = msgspec.json.encode({"tls": tls, "models": {"m": {"cmd": cmd}}}).decode()
+    (folder / "cert.pem").write_text("no certificate")
+    (folder / "key.pem").write_text("no key")
+    user.config.write_text(text)
+    sentences = (
+        f"models.m: the adapter {folder}/alice.gguf is not there",
+        f"models.m: {folder}/bard.gguf is no adapter but a GGUF of type model",
+        f"tls: {folder}/cert.pem and {folder}/key.pem must be a certificate and its key in PEM",
+    )
+    checked, looked = user.fails("config", "check"), user.types("doctor")
+    assert looked.returncode == 1
+    for sentence in sentences:
+        assert sentence in checked
+        assert sentence in looked.stdout
+    shutil.copy(ROOT / "demo/alice-lora.gguf", folder / "alice.gguf")
+    shutil.copy(ROOT / "demo/alice-lora.gguf", folder / "bard.gguf")
+    user.config.write_text(msgspec.json.encode({"models": {"m": {"cmd": cmd}}}).decode())
+    assert "1 model" in user.says("config", "check")
+
+
 def test_config_says_what_counts_in_the_end(user: User) -> None:
     (user.home / "swapd").mkdir()
     (user.home / "swapd/.env").write_text("DEFAULT_CTX_SIZE=512\nMODEL_FOLDERS=/not/here\n")

@@ -95,6 +95,8 @@ def _configuration(home: Home, file: Path) -> tuple[str, str]:
         return "", str(error)
     for warning in loaded.warnings:
         complain(str(warning))
+    if wrong := in_its_files(loaded, file):
+        return "", "\n".join(wrong)
     count = len(loaded.catalog.models)
     return f"{file}: {count} model{'' if count == 1 else 's'}", ""
 
@@ -111,6 +113,21 @@ def read(home: Home, file: Path, environ: Mapping[str, str] = os.environ) -> Loa
         return load(file, env, worker_command=WORKER_COMMAND, total_memory=memory.total())
     except ConfigError as error:
         raise FailedError(f"{file} can't be used:\n{error}") from error
+
+
+def in_its_files(loaded: Loaded, file: Path) -> list[str]:
+    """What the files that a configuration names are not good for: what start or a request says."""
+    from swapd.config.adapters import adapter_problems
+    from swapd.effects.tls import TlsError, new_context
+
+    found = [str(problem) for problem in adapter_problems(loaded.catalog, file)]
+    tls = loaded.settings.tls
+    if tls.cert:
+        try:
+            new_context(tls.cert, tls.key)
+        except TlsError as error:
+            found.append(f"{file.name}: {error}")
+    return found
 
 
 def effective(home: Home) -> Loaded:

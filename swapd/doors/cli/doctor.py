@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from swapd.doors.cli.client import NoAnswerError, get, running
-from swapd.doors.cli.configuration import effective, read
+from swapd.doors.cli.configuration import effective, in_its_files, read
 from swapd.doors.cli.library import in_use, models
 from swapd.doors.cli.say import FailedError, command, plain, print_json, show_bytes, waiting
 from swapd.home import Home, find_home
@@ -90,8 +90,8 @@ def _home(home: Home) -> Iterator[Finding]:
         yield Finding(False, str(error))
         return
     yield Finding(True, f"{config} can be used")
-    for warning in loaded.warnings:
-        yield Finding(False, str(warning))
+    for told in (*map(str, loaded.warnings), *in_its_files(loaded, config)):
+        yield Finding(False, told)
 
 
 def _llama(_: Home) -> Iterator[Finding]:
