@@ -27,6 +27,8 @@ ASKED_TO_END = frozenset({-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP})
 """Exit statuses by signals that nothing in a program raises by mistake."""
 WITHOUT_MEMORY = frozenset({-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS})
 """Exit statuses of programs that do not get the memory they need."""
+MEMORY_WORDS = ("MemoryError", "can't start new thread", "failed to map segment", "llocate memory")
+"""What Python, the loader and the C library say then."""
 
 
 class DeviceTold(msgspec.Struct, frozen=True):
@@ -268,7 +270,8 @@ class WorkerProcess:
         """Whether it ended as one does that gets no memory."""
         if self._process.returncode in WITHOUT_MEMORY:
             return True
-        return any("MemoryError" in line for line in (self._verdict, *self._tail))
+        said = "\n".join((self._verdict, *self._tail))
+        return any(word in said for word in MEMORY_WORDS)
 
     def _how(self) -> str:
         if self._verdict:

@@ -154,7 +154,9 @@ async def test_a_leak_ends_at_the_limit_and_a_mapped_file_is_free(place: Place) 
     assert reason.endswith("MemoryError (its limits.memory, 200 MiB, may be too small)")
 
 
-@pytest.mark.parametrize("script", ["import os; os.abort()", "raise MemoryError"])
+@pytest.mark.parametrize(
+    "script", ["import os; os.abort()", "raise MemoryError", 'exit("can\'t start new thread")']
+)
 async def test_a_start_that_fails_names_the_limit_that_it_may_fail_for(
     place: Place, script: str
 ) -> None:
