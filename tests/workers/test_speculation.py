@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.workers.conftest import Start
@@ -191,6 +191,7 @@ async def test_guesses_that_cost_more_than_they_bring_are_not_made(bard_gguf: Pa
 
 
 @settings(max_examples=40)
+@example(6.5, 6.0, [1.125, *[1.0] * 99])
 @given(
     st.floats(0.5, 20),
     st.floats(0, 9),
@@ -211,6 +212,8 @@ def test_guesses_lose_no_more_than_their_share(
             balance.plain(factor)
     steps = 30 * len(noise)
     trials = 2 + SHARE * steps / -LEAST_CREDIT
-    assert lost <= MOST_CREDIT + 1.2 * cost * trials + 2 * SHARE * steps
+    unseen = 0.2 * brings * guesses
+    """A step without may have been measured a fifth too long."""
+    assert lost <= 1.2 * MOST_CREDIT + 1.2 * cost * trials + 2 * SHARE * steps + unseen
     if brings > 1.5 * cost:
         assert guesses > steps - 1.1 * steps / UNMEASURED - 10
