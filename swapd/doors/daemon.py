@@ -207,8 +207,9 @@ class Daemon:
         house = House(supervisor, session, metrics, self._logs, settings, Heap(self._log), wall())
         front = Front(house, self._options.home, sock, tls)
         await front.open()
+        house.reread = lambda: self._reload(supervisor, front)
         files = [self._options.config, *map(Path, filter(None, astuple(settings.tls)))]
-        watch = FileWatch(files, lambda: self._reload(supervisor, front))
+        watch = FileWatch(files, house.reread)
         resync = self._resync()
         self._handle_signals(supervisor, front, settings)
         endpoint = endpoint_of(settings)
@@ -271,19 +272,20 @@ class Daemon:
         loop.add_signal_handler(signal.SIGQUIT, end, 0.0)
         loop.add_signal_handler(signal.SIGHUP, self._reload, supervisor, front)
 
-    def _reload(self, supervisor: Supervisor, front: Front) -> None:
+    def _reload(self, supervisor: Supervisor, front: Front) -> str:
         """Read the configuration again; a broken one is told and changes nothing."""
         try:
             loaded = configure(self._options)
         except ConfigError as error:
             self._log.error("the changed configuration is not used:\n%s", error)
-            return
+            return str(error)
         for warning in loaded.warnings:
             self._log.warning("%s", warning)
         if replace(loaded.settings, access=self._loaded.settings.access) != self._loaded.settings:
             self._log.warning("a changed host, port or server setting needs a restart of swapd")
         front.change(loaded.settings)
         supervisor.reload(loaded.catalog)
+        return ""
 
 
 if __name__ == "__main__":

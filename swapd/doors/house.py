@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -33,6 +34,8 @@ class House:
     """Seconds since 1970."""
     since: float = field(default_factory=now)
     """The same by the clock that nobody sets."""
+    reread: Callable[[], str] = str
+    """Read the configuration again at once; why it is not used, empty if it is."""
     _names: Names | None = None
 
     def names(self, grant: Grant | None = None) -> Names:

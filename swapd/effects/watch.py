@@ -28,7 +28,7 @@ class _Watch:
     After each such change both are asked for again: a link may point elsewhere by then.
     """
 
-    def __init__(self, recursive: bool, step: int, changed: Callable[[], None]) -> None:
+    def __init__(self, recursive: bool, step: int, changed: Callable[[], object]) -> None:
         self._recursive = recursive
         self._step = step
         self._changed = changed
@@ -83,7 +83,7 @@ class FileWatch(_Watch):
     those of all links on the way to them, because a mounted configuration is replaced by a link.
     """
 
-    def __init__(self, files: list[Path], changed: Callable[[], None]) -> None:
+    def __init__(self, files: list[Path], changed: Callable[[], object]) -> None:
         self._files = files
         self._names: set[str] = set()
         super().__init__(False, STEP_MS, changed)
@@ -113,7 +113,7 @@ def _way_to(file: Path) -> list[Path]:
 class FolderWatch(_Watch):
     """Calls `changed` after anything below any of `folders`, which exist, has changed."""
 
-    def __init__(self, folders: list[Path], changed: Callable[[], None]) -> None:
+    def __init__(self, folders: list[Path], changed: Callable[[], object]) -> None:
         self._below = list(map(str, folders))
         super().__init__(True, FOLDER_STEP_MS, changed)
 

@@ -8,7 +8,6 @@ import httpx
 import msgspec
 
 from tests.cli.user import User
-from tests.swapd import eventually
 
 
 def test_keys_are_made_used_and_taken_out(user: User) -> None:
@@ -41,7 +40,10 @@ def test_keys_are_made_used_and_taken_out(user: User) -> None:
     assert "bard" in user.says("ps")
     assert user.says("run", "bard", "Who goes there?", "--max-tokens", "3")
     user.says("key", "rm", "laptop")
-    eventually(lambda: httpx.get(models, trust_env=False).status_code == 200)
+    assert httpx.get(models, trust_env=False).status_code == 200, "as soon as that is said"
+    user.says("key", "add", "another")
+    assert httpx.get(models, headers=shown, trust_env=False).status_code == 401
+    user.says("key", "rm", "another")
     assert "says nothing of a key laptop" in user.fails("key", "rm", "laptop")
     assert "there are no keys" in user.says("key", "list")
 
@@ -79,7 +81,7 @@ def test_the_configuration_of_the_swapd_that_runs_gets_the_key(user: User) -> No
     assert not user.custom.exists()
     assert "laptop" in user.says("key", "list")
     models = f"http://127.0.0.1:{user.port}/v1/models"
-    assert eventually(lambda: httpx.get(models, trust_env=False).status_code == 401)
+    assert httpx.get(models, trust_env=False).status_code == 401
     user.says("key", "rm", "laptop")
     assert "laptop" not in other.read_text()
 

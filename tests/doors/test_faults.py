@@ -19,6 +19,7 @@ import msgspec
 import pytest
 
 from tests.doors.conftest import Gate, demo, fake
+from tests.doors.test_socket import Line
 from tests.swapd import ROOT, Swapd, alive, chat, config, error_of, eventually, said
 
 
@@ -260,6 +261,20 @@ def test_a_broken_configuration_is_told_and_changes_nothing(home: Path) -> None:
         assert "config.yaml:3: models.a.cmdd: unknown key; did you mean cmd?" in swapd.log()
         assert said(swapd.ask("a"))
         assert swapd.worker("a")["pid"] == pid
+
+
+def test_a_configuration_is_read_again_when_that_is_asked_for(home: Path) -> None:
+    with Swapd(home, config({"a": fake("a")})) as swapd, Line(home) as line:
+        swapd.config.write_text("models:\n  a:\n    cmdd: x\n")
+        line.ask(1, op="reload")
+        error = line.hear()["error"]
+        assert error["code"] == "bad_configuration"
+        assert "config.yaml:3: models.a.cmdd: unknown key" in error["message"]
+        swapd.config.write_text(config({"b": fake("b")}))
+        line.ask(2, op="reload")
+        assert line.hear() == {"id": 2, "done": True}
+        line.ask(3, op="list")
+        assert line.hear()["models"] == [{"name": "b", "state": "unloaded"}]
 
 
 def test_a_foreign_worker_is_served_as_it_is(home: Path) -> None:

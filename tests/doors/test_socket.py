@@ -168,7 +168,9 @@ def test_what_is_wrong_is_told_and_the_connection_goes_on(
         {},
         optional={
             "id": st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
-            "op": st.sampled_from(["chat", "cancel", "list", "status", "load", "unload", "x", 1]),
+            "op": st.sampled_from(
+                ["chat", "cancel", "list", "status", "load", "unload", "reload", "x", 1]
+            ),
             "model": st.sampled_from(["brad", "", "../x", None, 3, "\x00"]),
             "prompt": st.none() | st.text(max_size=4) | st.integers(),
             "messages": st.none() | st.lists(st.text(max_size=3), max_size=2),

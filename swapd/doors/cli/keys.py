@@ -10,6 +10,7 @@ from swapd.doors.cli.configuration import read
 from swapd.doors.cli.library import in_use
 from swapd.doors.cli.say import FailedError, command, complain, print_json, table
 from swapd.doors.cli.syncing import sync
+from swapd.doors.cli.taking_up import take_up
 from swapd.effects.lock import alone_with
 from swapd.home import demo_folder, find_home
 
@@ -178,7 +179,9 @@ class _Place:
             raise FailedError(f"nothing was changed:\n{error}") from error
         replace_text(self.file, text)
         self.text = text
-        if not self._by_hand:
+        if self._by_hand:
+            take_up(self._home)
+        else:
             sync(force=False, say=lambda _: None)
 
     def _check(self, text: str) -> None:

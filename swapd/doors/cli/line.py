@@ -16,9 +16,9 @@ from swapd.home import Home
 class Line:
     """A connection; to be closed. Raises FailedError when there is nobody, or nobody any more."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, timeout: float | None = None) -> None:
         try:
-            self._sock = connected(home.socket)
+            self._sock = connected(home.socket, timeout)
         except OSError as error:
             log = home.logs / "swapd.log"
             message = f"{home.socket} can't be opened: {error.strerror}; see {log}"
@@ -45,6 +45,8 @@ class Line:
             line = self._heard.readline()
         except ConnectionError as error:
             raise FailedError("swapd is gone") from error
+        except TimeoutError as error:
+            raise FailedError("swapd does not answer") from error
         if not line.endswith(b"\n"):
             raise FailedError("swapd is gone")
         heard: dict[str, Any] = msgspec.json.decode(line)

@@ -54,5 +54,9 @@ def sync(force: bool, say: Callable[[str], None] = print, files: bool = True) ->
             say(plain(f"{verb:8}{file.path}: {file.reason}"))
     for warning in report.warnings:
         complain(str(warning))
+    if report.written:
+        from swapd.doors.cli.taking_up import take_up
+
+        take_up(home)
     say(f"config  {report.path} {'changed' if report.written else 'unchanged'}")
     return report

@@ -71,6 +71,12 @@ async def _unload(house: House, request: Request) -> Line:
     return {"unloaded": await house.supervisor.unload(name)}
 
 
+async def _reload(house: House, _: Request) -> Line:
+    if reason := house.reread():
+        raise TroubleError("bad_configuration", f"the configuration is not used: {reason}")
+    return {}
+
+
 _OPERATIONS: Mapping[str, Callable[[House, Request], Awaitable[Line]]] = MappingProxyType(
-    {"list": _list, "status": _status, "load": _load, "unload": _unload}
+    {"list": _list, "status": _status, "load": _load, "unload": _unload, "reload": _reload}
 )
