@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 
 from swapd.config.header import is_generated
 from swapd.doors.cli.client import NoAnswerError, get, running
@@ -218,9 +219,12 @@ def _take_over_address(holder: Holder) -> None:
 
 
 def _environment(holder: Holder) -> dict[str, str]:
-    """What it was started in."""
+    """What it was started in; nothing where the system does not tell."""
     process = holder.alive()
-    return process.environ() if process is not None else {}
+    try:
+        return process.environ() if process is not None else {}
+    except psutil.Error:
+        return {}
 
 
 def _require_background(holder: Holder) -> None:
