@@ -14,9 +14,9 @@ import time
 from collections import deque
 
 from swapd.core.scheduler import Scheduler
-from swapd.words import events as ev
-from swapd.words import orders as od
-from swapd.words.catalog import Catalog, Limits, ModelSpec
+from swapd.domain import commands as od
+from swapd.domain import events as ev
+from swapd.domain.models import Catalog, Limits, ModelSpec
 
 ROUNDS = 5
 """The best of them counts: whatever else runs on the machine can only slow one down."""

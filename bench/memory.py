@@ -18,8 +18,8 @@ from bench import common, generate
 from bench.client import Connection
 from bench.processes import Started
 from swapd.config.estimated import estimated
+from swapd.domain.models import ModelSpec
 from swapd.effects.memory import bytes_held
-from swapd.words.catalog import ModelSpec
 
 WAYS = (
     ("--ctx-size", "1024", "--parallel", "1"),

@@ -13,6 +13,7 @@ from pathlib import Path
 import uvloop
 
 from bench import common
+from swapd.domain.models import Catalog, ModelSpec
 from swapd.effects.guardian import Guardian
 from swapd.effects.learned import Learnings
 from swapd.effects.logs import Logs
@@ -20,7 +21,6 @@ from swapd.effects.register import Register
 from swapd.effects.spawn import Place
 from swapd.effects.upstream import new_session
 from swapd.supervisor import Supervisor
-from swapd.words.catalog import Catalog, ModelSpec
 
 WORKER = Path(__file__).with_name("ready_worker.py")
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from swapd.core.queue import Level, Waiting
+from swapd.domain.models import Limits
 from swapd.simulation.clients import greedy
 from swapd.simulation.result import percentile
-from swapd.words.catalog import Limits
 
 SHARES = (0.5, 0.6, 0.7, 0.75, 0.8)
 SLOTS = (1, 2, 4)

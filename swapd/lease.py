@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from swapd.domain import commands as od
+from swapd.domain import events as ev
+from swapd.domain.status import WorkerStatus
 from swapd.effects.clock import now
 from swapd.effects.process import DeviceTold, WorkerProcess
 from swapd.effects.pulse import Pulse
-from swapd.words import events as ev
-from swapd.words import orders as od
-from swapd.words.status import WorkerStatus
 
 ENDS_WITHIN = 1.0
 """Seconds in which a worker whose connections broke is found to have ended, if it has."""

@@ -17,6 +17,10 @@ import aiohttp
 
 from swapd.config.diff import diff
 from swapd.core.scheduler import Scheduler
+from swapd.domain import commands as od
+from swapd.domain import events as ev
+from swapd.domain.models import Catalog
+from swapd.domain.status import Outlook
 from swapd.effects import memory
 from swapd.effects.clock import Alarm, now, wall
 from swapd.effects.learned import Learnings
@@ -28,10 +32,6 @@ from swapd.effects.read_ahead import read_ahead
 from swapd.effects.spawn import Place, Spare
 from swapd.effects.tasks import Tasks
 from swapd.lease import NO_WISH, Lease, RefusedError, Running, Sight, Wish
-from swapd.words import events as ev
-from swapd.words import orders as od
-from swapd.words.catalog import Catalog
-from swapd.words.status import Outlook
 
 
 class Supervisor:

@@ -92,11 +92,11 @@ def test_nobody_imports_what_the_plan_forbids() -> None:
     ("module", "imported"),
     [
         ("swapd.core.eviction", "swapd.effects.clock"),
-        ("swapd.words.events", "swapd.core.room"),
+        ("swapd.domain.events", "swapd.core.room"),
         ("swapd.config.load", "swapd.core.scheduler"),
         ("swapd.effects.process", "swapd.supervisor"),
         ("swapd.supervisor", "swapd.doors.server"),
-        ("workers.engine", "swapd.words.catalog"),
+        ("workers.engine", "swapd.domain.models"),
         ("swapd.effects.process", "workers.serve"),
     ],
 )

@@ -12,8 +12,8 @@ from swapd.config.problems import did_you_mean
 from swapd.config.schema import KeyEntry, Server
 from swapd.config.tree import Mapping, Scalar, node_at
 from swapd.config.typed import Report, read
-from swapd.words.access import Access, ApiKey, Tls
-from swapd.words.catalog import ModelSpec
+from swapd.domain.models import ModelSpec
+from swapd.domain.settings import Access, ApiKey, Tls
 
 HASH = re.compile(r"sha256:([0-9a-fA-F]{64})")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")

@@ -9,7 +9,7 @@ from swapd.config.metadata import DamagedModelError, read_head
 from swapd.config.problems import Problem
 from swapd.config.specs import speaks_llama_flags
 from swapd.config.terms import adapters_of
-from swapd.words.catalog import Catalog
+from swapd.domain.models import Catalog
 
 
 def adapter_problems(catalog: Catalog, config: Path) -> list[Problem]:

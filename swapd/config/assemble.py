@@ -20,11 +20,11 @@ from swapd.config.env import SyncSettings
 from swapd.config.facts import Facts
 from swapd.config.need import estimate, fitting_context
 from swapd.config.problems import Problem, did_you_mean
-from swapd.config.resolve import Spellings
 from swapd.config.schema import CustomModel, alias_id
 from swapd.config.terms import Terms, terms_of
 from swapd.config.tree import Mapping, Scalar
 from swapd.config.units import parse_size, show_size
+from swapd.domain.model_names import Spellings
 
 BUDGET = "80%"
 """What all workers together may take of a machine nobody said anything about."""

@@ -11,11 +11,11 @@ from swapd.config.edit import EditError, set_value, unset
 from swapd.config.files import replace_text
 from swapd.config.plan import Plan, look
 from swapd.config.problems import ConfigError, Problem, did_you_mean
-from swapd.config.resolve import Spellings
 from swapd.config.schema import CustomModel
 from swapd.config.sync import made_of
 from swapd.config.typed import shapes
 from swapd.config.written import value_of
+from swapd.domain.model_names import Spellings
 
 _BOM = "\ufeff"
 

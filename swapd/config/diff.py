@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from swapd.words.catalog import Catalog
+from swapd.domain.models import Catalog
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from swapd.config.need import estimate
 from swapd.config.specs import model_file, speaks_llama_flags
 from swapd.config.split import parts_of
 from swapd.config.terms import Terms, terms_of
-from swapd.words.catalog import ModelSpec
+from swapd.domain.models import ModelSpec
 
 
 def estimated(spec: ModelSpec, beside: Path) -> int:

@@ -9,7 +9,7 @@ from swapd.config.problems import did_you_mean
 from swapd.config.schema import GroupEntry
 from swapd.config.tree import Mapping, Scalar, node_at
 from swapd.config.typed import Report, read
-from swapd.words.catalog import Group
+from swapd.domain.models import Group
 
 
 def groups_of(

@@ -23,7 +23,7 @@ from swapd.config.specs import model_file
 from swapd.config.split import parts_of
 from swapd.config.sync import names_in
 from swapd.config.units import parse_size
-from swapd.words.catalog import Catalog, ModelSpec
+from swapd.domain.models import Catalog, ModelSpec
 
 CUSTOM = "custom_models.yaml"
 """The source of a model that no store holds."""

@@ -22,9 +22,8 @@ from swapd.config.stamps import stamp_of
 from swapd.config.tree import Mapping, Scalar, parse_tree
 from swapd.config.typed import Report, read
 from swapd.config.units import parse_size, show_size
-from swapd.words.access import Tls
-from swapd.words.catalog import Catalog, Limits, ModelSpec
-from swapd.words.settings import Settings
+from swapd.domain.models import Catalog, Limits, ModelSpec
+from swapd.domain.settings import Settings, Tls
 
 _PORT_VARIABLES = ("SWAPD_PORT", "LLAMA_SWAP_PORT")
 

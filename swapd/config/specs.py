@@ -16,7 +16,7 @@ from swapd.config.schema import Model, Server, alias_id
 from swapd.config.tree import Mapping, Scalar, node_at
 from swapd.config.typed import Report
 from swapd.config.units import parse_size
-from swapd.words.catalog import ModelSpec, WorkerLimits
+from swapd.domain.models import ModelSpec, WorkerLimits
 
 _FOREIGN_LIMIT = 10
 """Requests at once for a worker that doesn't say how many it takes; llama-swap's number."""

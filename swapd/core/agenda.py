@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from heapq import heapify, heappop, heappush
 
-from swapd.words.events import WorkerId
+from swapd.domain.events import WorkerId
 
 
 class Agenda:

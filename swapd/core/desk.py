@@ -18,10 +18,19 @@ from swapd.core.refusals import Verdict
 from swapd.core.resident import Resident
 from swapd.core.scarcity import Scarcity
 from swapd.core.suspects import Suspects
-from swapd.words import events as ev
-from swapd.words.catalog import Catalog, Limits, ModelSpec
-from swapd.words.learned import Learned
-from swapd.words.orders import Bring, Grant, Kill, Order, Refuse, Remember, Start, Stop, TakeSample
+from swapd.domain import events as ev
+from swapd.domain.commands import (
+    Bring,
+    Grant,
+    Kill,
+    Order,
+    Refuse,
+    Remember,
+    Start,
+    Stop,
+    TakeSample,
+)
+from swapd.domain.models import Catalog, Learned, Limits, ModelSpec
 
 PRESSURE = "memory pressure"
 UNCLAIMED = "nobody waits for it any more"

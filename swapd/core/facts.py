@@ -12,10 +12,9 @@ from swapd.core.lifecycle import WORKING, State, Step
 from swapd.core.queue import Waiting
 from swapd.core.refusals import CLOSING, Verdict, too_many
 from swapd.core.resident import Resident
-from swapd.words import events as ev
-from swapd.words.catalog import Catalog
-from swapd.words.learned import Learned
-from swapd.words.orders import Why
+from swapd.domain import events as ev
+from swapd.domain.commands import Why
+from swapd.domain.models import Catalog, Learned
 
 COOL_DOWN = 1.0
 """Seconds that a model rests after a failed start; doubled with each one more in a row."""

@@ -13,7 +13,7 @@ import math
 from swapd.core.ledger import Ledger
 from swapd.core.queue import Rank
 from swapd.core.resident import Resident
-from swapd.words.catalog import Limits, ModelSpec
+from swapd.domain.models import Limits, ModelSpec
 
 TURN = 5.0
 """Length of a turn, in swaps there and back: at most a sixth of the time goes into swapping."""

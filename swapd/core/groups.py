@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from swapd.words.catalog import Group, Limits
+from swapd.domain.models import Group, Limits
 
 
 def group_of(model: str, limits: Limits) -> Group | None:

@@ -19,9 +19,8 @@ from swapd.core.lifecycle import LEAVING, SERVING, Step
 from swapd.core.queue import Queue, Rank, Waiting, put
 from swapd.core.resident import Resident
 from swapd.core.room import Room
-from swapd.words.catalog import ModelSpec
-from swapd.words.events import RequestId, WorkerId
-from swapd.words.learned import Learned
+from swapd.domain.events import RequestId, WorkerId
+from swapd.domain.models import Learned, ModelSpec
 
 TOKENS = 256.0
 """What a request is taken for until any of its model's has told its tokens."""

@@ -14,8 +14,8 @@ from swapd.core.policy import POLICIES, Candidate
 from swapd.core.queue import Rank
 from swapd.core.resident import Resident
 from swapd.core.room import Room, missing
-from swapd.words.catalog import Catalog, Limits, ModelSpec
-from swapd.words.events import WorkerId
+from swapd.domain.events import WorkerId
+from swapd.domain.models import Catalog, Limits, ModelSpec
 
 
 @dataclass(slots=True)

@@ -9,8 +9,8 @@ from swapd.core.placement import candidate, leavable, plan
 from swapd.core.refusals import no_room, not_free
 from swapd.core.room import Room
 from swapd.core.scarcity import PATIENCE, PAUSE
-from swapd.words.catalog import ModelSpec
-from swapd.words.orders import LookAtFree, ReadAhead
+from swapd.domain.commands import LookAtFree, ReadAhead
+from swapd.domain.models import ModelSpec
 
 
 class Placing(Facts):

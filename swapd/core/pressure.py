@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from enum import Enum
 
-from swapd.words import events as ev
-from swapd.words.catalog import Limits
+from swapd.domain import events as ev
+from swapd.domain.models import Limits
 
 
 class Pressure(Enum):

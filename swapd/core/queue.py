@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from swapd.words.events import RequestId
+from swapd.domain.events import RequestId
 
 STEP = 30.0
 MOST = 10

@@ -8,9 +8,9 @@ from swapd.core.groups import is_spared, must_part
 from swapd.core.ledger import Ledger
 from swapd.core.queue import Waiting
 from swapd.core.room import Room, missing
-from swapd.words.catalog import Catalog, Limits, ModelSpec
-from swapd.words.events import Arrived
-from swapd.words.orders import Why
+from swapd.domain.commands import Why
+from swapd.domain.events import Arrived
+from swapd.domain.models import Catalog, Limits, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, field
 
 from swapd.core.lifecycle import State, Step, advance
-from swapd.words.catalog import ModelSpec
-from swapd.words.events import RequestId, WorkerId
+from swapd.domain.events import RequestId, WorkerId
+from swapd.domain.models import ModelSpec
 
 
 @dataclass(slots=True)

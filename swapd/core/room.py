@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from swapd.words.catalog import Limits
+from swapd.domain.models import Limits
 
 
 class Room(NamedTuple):

@@ -35,10 +35,10 @@ from swapd.core.refusals import CLOSING, Verdict, cannot_start
 from swapd.core.resident import Resident
 from swapd.core.room import missing
 from swapd.core.succession import Succession
-from swapd.words import events as ev
-from swapd.words.catalog import Catalog
-from swapd.words.orders import Look, Order, WakeAt, Why
-from swapd.words.status import Outlook, WorkerStatus
+from swapd.domain import events as ev
+from swapd.domain.commands import Look, Order, WakeAt, Why
+from swapd.domain.models import Catalog
+from swapd.domain.status import Outlook, WorkerStatus
 
 LATE = 1.0
 """Seconds by which a look comes late when it is swapd itself that stood still."""

@@ -11,8 +11,8 @@ from swapd.core.lifecycle import State
 from swapd.core.placing import Placing
 from swapd.core.resident import Resident
 from swapd.core.room import missing
-from swapd.words.catalog import ModelSpec
-from swapd.words.orders import LookAtFree
+from swapd.domain.commands import LookAtFree
+from swapd.domain.models import ModelSpec
 
 
 class Succession(Placing):

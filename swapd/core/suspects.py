@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from swapd.core.queue import Waiting
 from swapd.core.refusals import Verdict
-from swapd.words.events import RequestId
-from swapd.words.orders import Why
+from swapd.domain.commands import Why
+from swapd.domain.events import RequestId
 
 TRIES = 3
 """Workers that a request may lose, but for those that somebody killed."""

@@ -9,16 +9,16 @@ import msgspec
 from aiohttp import web
 
 from swapd.config.problems import did_you_mean
+from swapd.domain.model_names import adapters_of
+from swapd.domain.models import ModelSpec
 from swapd.doors import errors
 from swapd.doors.bodies import body_of
 from swapd.doors.guard import GUARD
 from swapd.doors.house import HOUSE, House
 from swapd.doors.keys import OPENED, Grant, grant_of
-from swapd.doors.naming import adapters_of
 from swapd.doors.secrets import without_secrets
 from swapd.effects.clock import now
 from swapd.lease import RefusedError, Sight
-from swapd.words.catalog import ModelSpec
 
 
 def _json(value: object, status: int = 200) -> web.Response:

@@ -15,8 +15,8 @@ from typing import Any, cast
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
+from swapd.domain.settings import Patience, SlowBodyError
 from swapd.doors import errors
-from swapd.doors.patience import Patience, SlowBodyError
 
 MEAN_BYTES = 16384
 """Bytes a second that a body has to bring on the average, beyond what patience allows."""

@@ -23,6 +23,7 @@ import uvloop
 from swapd.config.env import read_env
 from swapd.config.load import Loaded, load
 from swapd.config.problems import ConfigError
+from swapd.domain.settings import Settings
 from swapd.doors.front import Front, PortTakenError, listen
 from swapd.doors.house import House
 from swapd.doors.metrics import Metrics
@@ -45,7 +46,6 @@ from swapd.effects.upstream import new_session
 from swapd.effects.watch import FileWatch
 from swapd.home import SPARE_COMMAND, WORKER_COMMAND, Home, find_home
 from swapd.supervisor import Supervisor
-from swapd.words.settings import Settings
 
 SWITCH_INTERVAL = 0.0005
 """Seconds until a thread that looks through processes lets the event loop go on; Python's own 5 ms

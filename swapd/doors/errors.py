@@ -8,11 +8,11 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from swapd.domain.commands import Refuse, Why
+from swapd.domain.model_names import NoModelError
+from swapd.domain.settings import SlowBodyError
 from swapd.doors.bodies import KNOWN, BadPackingError, UnknownPackingError
 from swapd.doors.keys import NotAllowedError
-from swapd.doors.naming import NoModelError
-from swapd.doors.patience import SlowBodyError
-from swapd.words.orders import Refuse, Why
 
 STATUS = {
     Why.UNKNOWN_MODEL: (404, "invalid_request_error", "model_not_found"),

@@ -10,18 +10,17 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from swapd.domain.settings import Settings, SlowBodyError
 from swapd.doors.connection import Crowd, factory
 from swapd.doors.guard import Guard
 from swapd.doors.house import House
 from swapd.doors.origins import is_loopback
-from swapd.doors.patience import SlowBodyError
 from swapd.doors.server import KEYED, OVERVIEW, PUBLIC, application
 from swapd.doors.socket.door import SocketDoor, bind, open_socket
 from swapd.effects.descriptors import raise_limit
 from swapd.effects.ports import holder_of
 from swapd.effects.tls import TlsError, renew
 from swapd.home import Home
-from swapd.words.settings import Settings
 
 SHUTDOWN = 1.0
 """Seconds at the end for what is still in the connections; all that was asked has ended by then."""

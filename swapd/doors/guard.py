@@ -5,12 +5,12 @@ from __future__ import annotations
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
+from swapd.domain.settings import Access
 from swapd.doors import errors
 from swapd.doors.keys import OPENED, Grant, Keyring
 from swapd.doors.metrics import Metrics
 from swapd.doors.origins import Origins, split_target
 from swapd.effects.clock import now
-from swapd.words.access import Access
 
 CHALLENGE = 'Bearer realm="swapd", Basic realm="swapd"'
 SEEN: web.RequestKey[bool] = web.RequestKey("seen", bool)

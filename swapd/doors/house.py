@@ -8,16 +8,15 @@ from dataclasses import dataclass, field
 import aiohttp
 from aiohttp import web
 
+from swapd.domain.model_names import Names
+from swapd.domain.models import ModelSpec
+from swapd.domain.settings import HEAD_LONGEST, Patience, Settings
 from swapd.doors.keys import Grant
 from swapd.doors.metrics import Metrics
-from swapd.doors.naming import Names
-from swapd.doors.patience import HEAD_LONGEST, Patience
 from swapd.effects.clock import now
 from swapd.effects.heap import Heap
 from swapd.effects.logs import Logs
 from swapd.supervisor import Supervisor
-from swapd.words.catalog import ModelSpec
-from swapd.words.settings import Settings
 
 
 @dataclass(slots=True)

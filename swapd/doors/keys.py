@@ -13,9 +13,9 @@ from typing import NamedTuple
 from aiohttp import web
 
 from swapd.config.access import digest_of
-from swapd.doors.naming import Names
-from swapd.words.access import ApiKey
-from swapd.words.catalog import Catalog, ModelSpec
+from swapd.domain.model_names import Names
+from swapd.domain.models import Catalog, ModelSpec
+from swapd.domain.settings import ApiKey
 
 BASIC_LONGEST = 1024
 """Characters in which user and key of Basic have room enough."""

@@ -8,9 +8,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from swapd.domain import commands as od
+from swapd.domain import events as ev
 from swapd.supervisor import Supervisor
-from swapd.words import events as ev
-from swapd.words import orders as od
 
 LOAD_BUCKETS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
 TROUBLES = {

@@ -12,8 +12,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 
-from swapd.words.access import Access
-from swapd.words.settings import Settings
+from swapd.domain.settings import Access, Settings
 
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:@/?#\s]*)(?::\d{0,5})?")
 NOBODYS = (".local", ".internal", ".lan", ".home.arpa", ".localhost")

@@ -15,13 +15,13 @@ from collections.abc import Awaitable
 import msgspec
 from aiohttp import web
 
+from swapd.domain.models import ModelSpec
+from swapd.domain.status import Outlook
 from swapd.doors.house import House
 from swapd.effects.clock import wall
 from swapd.effects.tasks import Tasks
 from swapd.effects.upstream import Passage
 from swapd.lease import Lease
-from swapd.words.catalog import ModelSpec
-from swapd.words.status import Outlook
 
 HEADER = "X-Swapd-Progress"
 CHAT = "/v1/chat/completions"

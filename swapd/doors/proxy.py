@@ -8,17 +8,17 @@ from urllib.parse import unquote
 import msgspec
 from aiohttp import web
 
+from swapd.domain.model_names import adapter_in
+from swapd.domain.models import ModelSpec
 from swapd.doors import errors, wishes
 from swapd.doors.bodies import body_of
 from swapd.doors.house import HOUSE, House
 from swapd.doors.keys import OPENED, NotAllowedError, grant_of
-from swapd.doors.naming import adapter_in
 from swapd.doors.origins import split_target
 from swapd.doors.progress import Told, asks_to_be_told
 from swapd.doors.tries import Passing, serve
 from swapd.effects.upstream import Passage, WorkerFailedError
 from swapd.lease import RefusedError, Wish
-from swapd.words.catalog import ModelSpec
 
 STREAM_HEADERS = {"X-Accel-Buffering": "no"}
 """Tells a proxy before us not to hold tokens back."""

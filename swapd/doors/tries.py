@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from swapd.domain.commands import Why
+from swapd.domain.models import ModelSpec
 from swapd.doors.house import House
 from swapd.effects.pulse import Pulse
 from swapd.effects.upstream import Fate, WorkerFailedError, WorkerLeavesError
 from swapd.lease import ENDS_WITHIN, Lease, RefusedError, Wish
-from swapd.words.catalog import ModelSpec
-from swapd.words.orders import Why
 
 LEAVES_WITHIN = 60.0
 """Seconds in which a worker that takes nothing more has finished what it has."""

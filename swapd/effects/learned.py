@@ -17,9 +17,8 @@ from pathlib import Path
 
 import msgspec
 
+from swapd.domain.models import Catalog, Learned, ModelSpec
 from swapd.effects.set_aside import set_aside
-from swapd.words.catalog import Catalog, ModelSpec
-from swapd.words.learned import Learned
 
 VERSION = 1
 WRITE_AFTER = 2.0

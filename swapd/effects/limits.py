@@ -7,7 +7,7 @@ import os
 import resource
 import sys
 
-from swapd.words.catalog import WorkerLimits
+from swapd.domain.models import WorkerLimits
 
 
 def limit(pid: int, limits: WorkerLimits) -> None:

@@ -12,13 +12,13 @@ from typing import Protocol
 
 import msgspec
 
+from swapd.domain.events import WorkerId
+from swapd.domain.models import ModelSpec
 from swapd.effects.lines import LineReader
 from swapd.effects.oom import oom_kills
 from swapd.effects.ports import free_port
 from swapd.effects.spawn import Place, Spare, Spawned, spawn
 from swapd.effects.stop_command import StopCommand
-from swapd.words.catalog import ModelSpec
-from swapd.words.events import WorkerId
 
 TAIL_LINES = 5
 """Of what it printed last, this many lines tell why it did not come up."""

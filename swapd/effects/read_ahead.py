@@ -6,8 +6,8 @@ import asyncio
 import os
 from pathlib import Path
 
+from swapd.domain.models import ModelSpec
 from swapd.effects.learned import paths_in
-from swapd.words.catalog import ModelSpec
 
 
 async def read_ahead(spec: ModelSpec, home: Path) -> None:

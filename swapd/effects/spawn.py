@@ -11,10 +11,10 @@ from pathlib import Path
 
 import msgspec
 
+from swapd.domain.models import ModelSpec, WorkerLimits
 from swapd.effects.guardian import Guardian
 from swapd.effects.limits import limit
 from swapd.effects.register import MARK
-from swapd.words.catalog import ModelSpec, WorkerLimits
 
 NO_LIMITS = WorkerLimits()
 

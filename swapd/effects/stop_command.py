@@ -9,9 +9,9 @@ import signal
 import threading
 from collections.abc import Callable
 
+from swapd.domain.models import ModelSpec
 from swapd.effects.lines import LineReader
 from swapd.effects.spawn import Place, spawn
-from swapd.words.catalog import ModelSpec
 
 
 class StopCommand:

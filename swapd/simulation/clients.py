@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
+from swapd.domain.models import Limits
 from swapd.simulation.machine import Hardware, Machine, Outcome, Served
 from swapd.simulation.trace import GIB, Ask, Model
-from swapd.words.catalog import Limits
 
 TOKENS = (400, 150)
 """Of the prompt and the answer of a greedy tenant's request, and of the others', on the average."""

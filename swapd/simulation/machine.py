@@ -13,10 +13,10 @@ from heapq import heappop, heappush
 from typing import Any
 
 from swapd.core.scheduler import Scheduler
+from swapd.domain import commands as od
+from swapd.domain import events as ev
+from swapd.domain.models import Catalog, Limits, ModelSpec
 from swapd.simulation.trace import GIB, Ask, Model
-from swapd.words import events as ev
-from swapd.words import orders as od
-from swapd.words.catalog import Catalog, Limits, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from swapd.core.policy import POLICIES
+from swapd.domain.models import Limits
 from swapd.simulation import charts
 from swapd.simulation.machine import Hardware, Machine, Outcome
 from swapd.simulation.made import MADE
 from swapd.simulation.offline import Bounds, bounds
 from swapd.simulation.result import Result, measure, table
 from swapd.simulation.trace import FAST, GIB, Model, Trace, TraceError, read, write
-from swapd.words.catalog import Limits
 
 USUAL_GIB = 4.0
 

@@ -9,7 +9,7 @@ import pytest
 
 from swapd.config.load import Loaded, parse
 from swapd.config.problems import ConfigError
-from swapd.words.catalog import ModelSpec
+from swapd.domain.models import ModelSpec
 
 WORKER = ("python", "-m", "worker")
 RAM = 16 * 2**30

@@ -15,7 +15,7 @@ from swapd.config.facts import Facts
 from swapd.config.need import estimate, fitting_context
 from swapd.config.problems import ConfigError
 from swapd.config.terms import Terms
-from swapd.words.catalog import ModelSpec
+from swapd.domain.models import ModelSpec
 from tests.config.ggufs import write_gguf
 from tests.config.made_up import Machine
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from swapd.config.problems import ConfigError
-from swapd.words.catalog import Group
+from swapd.domain.models import Group
 from tests.config.reading import read
 
 MODELS = "models:\n  a: {cmd: 'x ${PORT}'}\n  b: {cmd: 'x ${PORT}'}\n"

@@ -14,8 +14,8 @@ from swapd.config.facts import Facts, facts_of
 from swapd.config.metadata import Head, Value, read_beginning, read_head
 from swapd.config.need import OWN_BYTES, estimate, kv_bytes
 from swapd.config.terms import Terms, terms_of
+from swapd.domain.models import ModelSpec
 from swapd.effects.memory import bytes_held
-from swapd.words.catalog import ModelSpec
 from tests.config.ggufs import write_gguf
 from tests.config.made_up import ALICE, BARD, LORA
 from tests.workers.odd_gguf import write_recurrent_gguf, write_sliding_gguf

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swapd.config.resolve import Ambiguous, Spellings, resolve
-from swapd.words.catalog import Catalog, ModelSpec
+from swapd.domain.model_names import Ambiguous, Spellings, resolve
+from swapd.domain.models import Catalog, ModelSpec
 from tests.config.reading import model
 
 

@@ -6,8 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 from swapd.core.suspects import KILLS, POISON_FOR, TRIES
-from swapd.words import events as ev
-from swapd.words import orders as od
+from swapd.domain import commands as od
+from swapd.domain import events as ev
 from tests.core.process import Process
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from swapd.words.catalog import Catalog, Limits, ModelSpec
+from swapd.domain.models import Catalog, Limits, ModelSpec
 
 
 def catalog(

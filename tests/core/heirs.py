@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from swapd.words.catalog import ModelSpec
+from swapd.domain.models import ModelSpec
 
 if TYPE_CHECKING:
     from tests.core.machine import Machine

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from swapd.core.desk import PRESSURE
 from swapd.core.scarcity import PATIENCE
 from swapd.core.scheduler import Scheduler
-from swapd.words import events as ev
-from swapd.words import orders as od
-from swapd.words.catalog import Catalog, Limits, ModelSpec
+from swapd.domain import commands as od
+from swapd.domain import events as ev
+from swapd.domain.models import Catalog, Limits, ModelSpec
 from tests.core import accidents, heirs, must_part, passing_time, scarce, timed
 from tests.core.process import LOAD_MOST, SERVE_MOST, STOP_MOST, Process
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from swapd.words import events as ev
+from swapd.domain import events as ev
 from tests.core import accidents
 from tests.core.process import LOAD_MOST, SERVE_MOST, STOP_MOST
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from swapd.words.catalog import Group, ModelSpec
+from swapd.domain.models import Group, ModelSpec
 
 LOAD_MOST = 8.0
 """Seconds within which a simulated worker comes up or fails."""

@@ -8,10 +8,9 @@ import pytest
 
 from swapd.core.lifecycle import IllegalStepError, State, Step, advance
 from swapd.core.scheduler import Scheduler
-from swapd.words import events as ev
-from swapd.words import orders as od
-from swapd.words.catalog import Catalog, Limits, ModelSpec
-from swapd.words.learned import Learned
+from swapd.domain import commands as od
+from swapd.domain import events as ev
+from swapd.domain.models import Catalog, Learned, Limits, ModelSpec
 
 
 class Talk:

@@ -7,10 +7,9 @@ from dataclasses import replace
 import pytest
 
 from swapd.core.scarcity import PATIENCE, PAUSE
-from swapd.words import events as ev
-from swapd.words import orders as od
-from swapd.words.catalog import Catalog, Limits
-from swapd.words.learned import Learned
+from swapd.domain import commands as od
+from swapd.domain import events as ev
+from swapd.domain.models import Catalog, Learned, Limits
 from tests.core.test_conversations import A, B, C, Talk, model
 
 HEAVY = replace(A, need_bytes=8)

@@ -40,9 +40,9 @@ from swapd.core.scheduler import Scheduler
 from swapd.core.store import Store
 from swapd.core.succession import Succession
 from swapd.core.suspects import Suspects
-from swapd.words import events as ev
-from swapd.words.catalog import Limits, ModelSpec
-from swapd.words.orders import Bring, Why
+from swapd.domain import events as ev
+from swapd.domain.commands import Bring, Why
+from swapd.domain.models import Limits, ModelSpec
 from tests.core import test_conversations as talks
 from tests.core import test_memory as memory
 from tests.core import test_properties as properties

@@ -16,9 +16,9 @@ from swapd.core.refusals import Verdict
 from swapd.core.resident import Resident
 from swapd.core.room import Room, missing
 from swapd.core.scheduler import Scheduler
-from swapd.words import events as ev
-from swapd.words.catalog import Catalog, Limits
-from swapd.words.orders import Stop
+from swapd.domain import events as ev
+from swapd.domain.commands import Stop
+from swapd.domain.models import Catalog, Limits
 from tests.core.catalogs import catalog
 from tests.core.histories import Deed, follow, histories, worlds
 from tests.core.machine import BreachError, Machine

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from swapd.core.queue import AHEAD, CREDIT, STEP, WAITED_FOR
-from swapd.words import events as ev
-from swapd.words import orders as od
-from swapd.words.catalog import Group, Limits
+from swapd.domain import commands as od
+from swapd.domain import events as ev
+from swapd.domain.models import Group, Limits
 from tests.core.test_conversations import A, B, C, Talk, model
 
 PATIENT = replace(A, max_queue=1000)

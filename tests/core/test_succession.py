@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from swapd.words import events as ev
-from swapd.words.catalog import Catalog, Group, Limits
+from swapd.domain import events as ev
+from swapd.domain.models import Catalog, Group, Limits
 from tests.core.test_conversations import A, Talk, model
 
 B = model("b", need_bytes=10)

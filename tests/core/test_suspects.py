@@ -10,9 +10,9 @@ from hypothesis import Phase, given, settings
 from swapd.core import suspects
 from swapd.core.resident import Resident
 from swapd.core.scheduler import Scheduler
-from swapd.words import events as ev
-from swapd.words import orders as od
-from swapd.words.catalog import Catalog, Limits
+from swapd.domain import commands as od
+from swapd.domain import events as ev
+from swapd.domain.models import Catalog, Limits
 from tests.core.catalogs import catalog
 from tests.core.histories import Deed, follow, histories, worlds
 from tests.core.machine import BreachError

@@ -16,8 +16,8 @@ import psutil
 import pytest
 from aiohttp import web
 
+from swapd.domain.settings import Patience
 from swapd.doors.connection import Crowd, factory
-from swapd.doors.patience import Patience
 from swapd.effects.clock import now
 from tests.doors.conftest import GateMaker, fake
 from tests.swapd import Swapd, chat, config, error_of, eventually

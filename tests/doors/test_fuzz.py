@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from swapd.config.access import digest_of
+from swapd.domain.settings import Access, ApiKey
 from swapd.doors import proxy, wishes
 from swapd.doors.keys import Keyring, shown_in
 from swapd.doors.origins import Origins, name_in
 from swapd.effects.event_ids import EventIds
-from swapd.words.access import Access, ApiKey
 from tests.doors.conftest import demo
 from tests.swapd import Swapd, chat, config
 

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from swapd.domain.settings import Access, ApiKey, Settings, Tls
 from swapd.doors.origins import Origins, name_in, risks, split_target
-from swapd.words.access import Access, ApiKey, Tls
-from swapd.words.settings import Settings
 from tests.doors.conftest import fake
 from tests.swapd import Swapd, config, error_of
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from swapd.domain.commands import Refuse, Why
 from swapd.doors.errors import of_refusal
-from swapd.words.orders import Refuse, Why
 
 TOLD = {
     Why.UNKNOWN_MODEL: (404, "invalid_request_error", "model_not_found"),

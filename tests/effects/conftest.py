@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from swapd.domain.models import ModelSpec
 from swapd.effects.guardian import Guardian
 from swapd.effects.process import Word, WorkerProcess
 from swapd.effects.register import Register
 from swapd.effects.spawn import Place
-from swapd.words.catalog import ModelSpec
 
 LOG = logging.Logger("test")
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from swapd.domain.models import ModelSpec, WorkerLimits
 from swapd.effects.environment import for_workers
 from swapd.effects.process import WorkerProcess
 from swapd.effects.register import MARK
 from swapd.effects.spawn import Place
-from swapd.words.catalog import ModelSpec, WorkerLimits
 from tests.doors.conftest import demo, fake
 from tests.effects.conftest import LOG, Heard
 from tests.swapd import Swapd, config, eventually, said

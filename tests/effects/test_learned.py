@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from swapd.domain.models import Catalog, Learned, Limits, ModelSpec
 from swapd.effects import learned as room
 from swapd.effects.learned import Learnings
-from swapd.words.catalog import Catalog, Limits, ModelSpec
-from swapd.words.learned import Learned
 
 LOG = logging.getLogger("learned")
 

@@ -14,11 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swapd.config.state import read_state
+from swapd.domain.models import Catalog, Learned, ModelSpec
 from swapd.effects.learned import VERSION, Learnings
 from swapd.effects.lock import Holder, read_holder
 from swapd.effects.register import Noted, Page, reap_left_overs
-from swapd.words.catalog import Catalog, ModelSpec
-from swapd.words.learned import Learned
 
 LOG = logging.getLogger("power cut")
 BLOCK = 64

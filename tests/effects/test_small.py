@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from swapd.domain.models import ModelSpec
 from swapd.effects import log_file, logs, memory
 from swapd.effects.lock import HeldError, Holder, HomeLock, read_holder
 from swapd.effects.ports import free_port, holder_of
@@ -23,7 +24,6 @@ from swapd.effects.read_ahead import read_ahead
 from swapd.effects.tasks import Tasks
 from swapd.effects.upstream import HOP_BY_HOP, end_to_end
 from swapd.effects.watch import FileWatch
-from swapd.words.catalog import ModelSpec
 from tests.disk import fill, small_disk
 
 HOLD = (

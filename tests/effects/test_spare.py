@@ -13,9 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from swapd.domain.models import ModelSpec
 from swapd.effects.process import WorkerProcess
 from swapd.effects.spawn import Place, Spare
-from swapd.words.catalog import ModelSpec
 from tests.effects.conftest import Heard
 from tests.swapd import ROOT, alive, eventually
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from swapd.domain.models import Limits
 from swapd.simulation.clients import apart, greedy
 from swapd.simulation.machine import Hardware, Machine
 from swapd.simulation.made import MADE
@@ -15,7 +16,6 @@ from swapd.simulation.offline import bounds
 from swapd.simulation.result import jain, measure, percentile, waits
 from swapd.simulation.run import Options, main, run
 from swapd.simulation.trace import GIB, Ask, Model, Trace, TraceError, read, write
-from swapd.words.catalog import Limits
 
 ENDLESS = 1e9
 

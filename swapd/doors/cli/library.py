@@ -12,7 +12,7 @@ from swapd.home import Home, demo_folder
 
 if TYPE_CHECKING:
     from swapd.config.library import Entry
-    from swapd.words.catalog import Catalog
+    from swapd.domain.models import Catalog
 
 
 def in_use(home: Home) -> Path:
@@ -57,7 +57,7 @@ def catalog(home: Home) -> Catalog:
 
 def find(entries: list[Entry], name: str) -> Entry:
     """The model that `name` means. Raises FailedError with the nearest names."""
-    from swapd.config.resolve import Ambiguous, Spellings
+    from swapd.domain.model_names import Ambiguous, Spellings
 
     usable = {entry.name: entry for entry in entries if not entry.broken}
     exact = usable.get(name) or next((e for e in usable.values() if name in e.aliases), None)

@@ -23,7 +23,7 @@ from swapd.home import Home, find_home
 
 if TYPE_CHECKING:
     from swapd.config.library import Entry
-    from swapd.words.catalog import ModelSpec
+    from swapd.domain.models import ModelSpec
 
 
 UNSERVED = "not served yet"

@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from swapd.domain.models import Limits
+from swapd.domain.settings import Settings
 from swapd.doors.cli.configuration import check, effective
 from swapd.doors.cli.say import FailedError, plain, show_bytes
 from swapd.home import Home, find_home
-from swapd.words.catalog import Limits
-from swapd.words.settings import Settings
 
 
 def terms() -> int:

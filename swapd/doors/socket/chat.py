@@ -8,6 +8,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from swapd.domain.models import ModelSpec
 from swapd.doors.house import House
 from swapd.doors.socket.said import Fields, Line, Request, Say, TroubleError
 from swapd.doors.tries import Passing, serve
@@ -23,7 +24,6 @@ from swapd.effects.upstream import (
     told,
 )
 from swapd.lease import Wish
-from swapd.words.catalog import ModelSpec
 
 EVENT_BYTES = 2**22
 """Longest event that a worker may send."""

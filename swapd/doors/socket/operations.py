@@ -6,11 +6,11 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 
+from swapd.domain.model_names import NoModelError
+from swapd.domain.models import ModelSpec
 from swapd.doors.house import House
-from swapd.doors.naming import NoModelError
 from swapd.doors.socket.chat import chat
 from swapd.doors.socket.said import Fields, Line, Request, Say, TroubleError
-from swapd.words.catalog import ModelSpec
 
 
 async def operate(house: House, request: Request, fields: Fields, say: Say) -> Line:

@@ -1,4 +1,7 @@
-"""What may run, and within which limits."""
+"""What may run, and within which limits.
+
+What was learned of a model by running it, and is worth knowing when it is to be run again.
+"""
 
 from __future__ import annotations
 
@@ -181,3 +184,13 @@ class Catalog:
     def resolve(self, name: str) -> ModelSpec | None:
         """The model that `name` means: a model's name first, then an alias; else None."""
         return self.models.get(name) or self.models.get(self._by_alias.get(name, ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """Of one command with the files that it names. 0: not known."""
+
+    bytes: int = 0
+    """Most that a worker of it was seen to hold."""
+    load_seconds: float = 0.0
+    """From its start to its being ready, in the mean."""

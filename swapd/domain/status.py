@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from swapd.words.events import WorkerId
+from swapd.domain.events import WorkerId
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from swapd.words.catalog import Catalog
-from swapd.words.learned import Learned
+from swapd.domain.models import Catalog, Learned
 
 RequestId: TypeAlias = int
 WorkerId: TypeAlias = int

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
-from swapd.words.catalog import ModelSpec
-from swapd.words.events import RequestId, WorkerId
-from swapd.words.learned import Learned
+from swapd.domain.events import RequestId, WorkerId
+from swapd.domain.models import Learned, ModelSpec
 
 
 class Why(Enum):
