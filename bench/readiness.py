@@ -16,7 +16,7 @@ from bench import common
 from swapd.domain.models import Catalog, ModelSpec
 from swapd.effects.guardian import Guardian
 from swapd.effects.learned import Learnings
-from swapd.effects.logs import Logs
+from swapd.system.logs import Logs
 from swapd.effects.register import Register
 from swapd.effects.spawn import Place
 from swapd.effects.upstream import new_session

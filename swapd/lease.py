@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from swapd.domain import commands as od
 from swapd.domain import events as ev
 from swapd.domain.status import WorkerStatus
-from swapd.effects.clock import now
+from swapd.system.aio import now
 from swapd.effects.process import DeviceTold, WorkerProcess
 from swapd.effects.pulse import Pulse
 

@@ -22,15 +22,15 @@ from swapd.domain import events as ev
 from swapd.domain.models import Catalog
 from swapd.domain.status import Outlook
 from swapd.effects import memory
-from swapd.effects.clock import Alarm, now, wall
+from swapd.system.aio import Alarm, now, wall
 from swapd.effects.learned import Learnings
-from swapd.effects.logs import Logs
+from swapd.system.logs import Logs
 from swapd.effects.probe import StrangerError, until_ready
 from swapd.effects.process import Word, WorkerProcess
 from swapd.effects.pulse import Pulse
 from swapd.effects.read_ahead import read_ahead
 from swapd.effects.spawn import Place, Spare
-from swapd.effects.tasks import Tasks
+from swapd.system.aio import Tasks
 from swapd.lease import NO_WISH, Lease, RefusedError, Running, Sight, Wish
 
 

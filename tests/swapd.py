@@ -16,7 +16,7 @@ import httpx
 import msgspec
 import psutil
 
-from swapd.effects.clock import now
+from swapd.system.aio import now
 from swapd.effects.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -91,7 +91,7 @@ def test_nobody_imports_what_the_plan_forbids() -> None:
 @pytest.mark.parametrize(
     ("module", "imported"),
     [
-        ("swapd.core.eviction", "swapd.effects.clock"),
+        ("swapd.core.eviction", "swapd.system.aio"),
         ("swapd.domain.events", "swapd.core.room"),
         ("swapd.config.load", "swapd.core.scheduler"),
         ("swapd.effects.process", "swapd.supervisor"),

@@ -10,7 +10,7 @@ import msgspec
 
 from swapd.config.card import Card, card_of
 from swapd.config.metadata import DamagedModelError, read_head
-from swapd.config.state import read_state, write_state
+from swapd.system.state_files import read_state, write_state
 
 FILE = "cards.json"
 _VERSION = 3

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from swapd.config.custom import FILE
 from swapd.config.edit import EditError, set_value, unset
-from swapd.config.files import replace_text
+from swapd.system.state_files import replace_text
 from swapd.config.plan import Plan, look
 from swapd.config.problems import ConfigError, Problem, did_you_mean
 from swapd.config.schema import CustomModel

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from swapd.config.facts import facts_of
-from swapd.config.files import size as file_size
+from swapd.system.state_files import size as file_size
 from swapd.config.metadata import DamagedModelError, read_beginning
 from swapd.config.need import estimate
 from swapd.config.specs import model_file, speaks_llama_flags

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swapd.config import cards, files, state
+from swapd.config import cards
+from swapd.system import state_files, state_files
 from swapd.config.assemble import Assembled, assemble, words_of
 from swapd.config.custom import FILE, Custom, parse_custom, read_custom
 from swapd.config.discover import Discovery, discover
@@ -35,7 +36,7 @@ class Plan:
     def remember(self) -> None:
         """Keep the names for the next look. Raises OSError."""
         if dict(self.discovery.names) != self.remembered:
-            state.write_state(self.home / state.FOLDER / NAMES, self.discovery.names)
+            state_files.write_state(self.home / state_files.FOLDER / NAMES, self.discovery.names)
 
 
 def look(
@@ -58,9 +59,9 @@ def look(
         custom = read_custom(home / FILE, env)
     else:
         custom = parse_custom(custom_text, env)
-    folder = home / state.FOLDER
+    folder = home / state_files.FOLDER
     kept = cards.Cards(folder / cards.FILE)
-    remembered = state.read_state(folder / NAMES, dict[str, str]) or {}
+    remembered = state_files.read_state(folder / NAMES, dict[str, str]) or {}
     discovery = discover(
         settings.stores,
         demo_dir,
@@ -71,7 +72,7 @@ def look(
         bridge=own_links(home),
     )
     keep(kept)
-    assembled = assemble(discovery.found, custom, settings, total_memory, home, files.size)
+    assembled = assemble(discovery.found, custom, settings, total_memory, home, state_files.size)
     for made in assembled.models:
         _stamp(made.entry, home)
     return Plan(home, env, settings, custom, discovery, assembled, remembered)

@@ -16,8 +16,8 @@ from swapd.doors.bodies import body_of
 from swapd.doors.guard import GUARD
 from swapd.doors.house import HOUSE, House
 from swapd.doors.keys import OPENED, Grant, grant_of
-from swapd.doors.secrets import without_secrets
-from swapd.effects.clock import now
+from swapd.system.redact import without_secrets
+from swapd.system.aio import now
 from swapd.lease import RefusedError, Sight
 
 

@@ -30,20 +30,20 @@ from swapd.doors.metrics import Metrics
 from swapd.doors.origins import risks
 from swapd.doors.resync import Resync, resync_of
 from swapd.effects import memory
-from swapd.effects.clock import wall
+from swapd.system.aio import wall
 from swapd.effects.environment import for_workers
 from swapd.effects.guardian import Guardian
-from swapd.effects.heap import Heap
+from swapd.system.memory_trim import Heap
 from swapd.effects.learned import Learnings
-from swapd.effects.lock import HeldError, HomeLock
-from swapd.effects.logs import Logs
-from swapd.effects.notify import READY, STOPPING, Notify
+from swapd.system.lockfile import HeldError, HomeLock
+from swapd.system.logs import Logs
+from swapd.system.sd_notify import READY, STOPPING, Notify
 from swapd.effects.register import Register, reap_left_overs
 from swapd.effects.spawn import Place, Spare
-from swapd.effects.standard import hold_standard_descriptors
+from swapd.system.stdio import hold_standard_descriptors
 from swapd.effects.tls import TlsError, new_context
 from swapd.effects.upstream import new_session
-from swapd.effects.watch import FileWatch
+from swapd.system.file_watcher import FileWatch
 from swapd.home import SPARE_COMMAND, WORKER_COMMAND, Home, find_home
 from swapd.supervisor import Supervisor
 

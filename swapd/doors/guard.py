@@ -10,7 +10,7 @@ from swapd.doors import errors
 from swapd.doors.keys import OPENED, Grant, Keyring
 from swapd.doors.metrics import Metrics
 from swapd.doors.origins import Origins, split_target
-from swapd.effects.clock import now
+from swapd.system.aio import now
 
 CHALLENGE = 'Bearer realm="swapd", Basic realm="swapd"'
 SEEN: web.RequestKey[bool] = web.RequestKey("seen", bool)

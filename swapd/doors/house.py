@@ -13,9 +13,9 @@ from swapd.domain.models import ModelSpec
 from swapd.domain.settings import HEAD_LONGEST, Patience, Settings
 from swapd.doors.keys import Grant
 from swapd.doors.metrics import Metrics
-from swapd.effects.clock import now
-from swapd.effects.heap import Heap
-from swapd.effects.logs import Logs
+from swapd.system.aio import now
+from swapd.system.memory_trim import Heap
+from swapd.system.logs import Logs
 from swapd.supervisor import Supervisor
 
 

@@ -18,8 +18,8 @@ from aiohttp import web
 from swapd.domain.models import ModelSpec
 from swapd.domain.status import Outlook
 from swapd.doors.house import House
-from swapd.effects.clock import wall
-from swapd.effects.tasks import Tasks
+from swapd.system.aio import wall
+from swapd.system.aio import Tasks
 from swapd.effects.upstream import Passage
 from swapd.lease import Lease
 

@@ -16,10 +16,10 @@ import msgspec
 from swapd.config.env import read_env, sync_settings
 from swapd.config.header import is_generated
 from swapd.config.stores import folders_to_watch
-from swapd.effects.clock import Alarm, now
-from swapd.effects.logs import Logs
-from swapd.effects.tasks import Tasks
-from swapd.effects.watch import FileWatch, FolderWatch
+from swapd.system.aio import Alarm, now
+from swapd.system.logs import Logs
+from swapd.system.aio import Tasks
+from swapd.system.file_watcher import FileWatch, FolderWatch
 from swapd.home import Home
 
 COMMAND = [sys.executable, "-I", "-m", "swapd.doors.sync_once"]

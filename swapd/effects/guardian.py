@@ -14,7 +14,7 @@ import os
 import subprocess
 import threading
 
-from swapd.effects.clock import now
+from swapd.system.aio import now
 from swapd.effects.register import Register
 
 SCRIPT = """

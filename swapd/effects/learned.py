@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from swapd.domain.models import Catalog, Learned, ModelSpec
-from swapd.effects.set_aside import set_aside
+from swapd.system.state_files import set_aside
 
 VERSION = 1
 WRITE_AFTER = 2.0

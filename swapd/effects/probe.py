@@ -7,7 +7,7 @@ import asyncio
 import aiohttp
 from yarl import URL
 
-from swapd.effects.clock import pause
+from swapd.system.aio import pause
 from swapd.effects.ports import stranger_on
 from swapd.effects.process import WorkerProcess
 

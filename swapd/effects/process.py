@@ -14,7 +14,7 @@ import msgspec
 
 from swapd.domain.events import WorkerId
 from swapd.domain.models import ModelSpec
-from swapd.effects.lines import LineReader
+from swapd.system.aio import LineReader
 from swapd.effects.oom import oom_kills
 from swapd.effects.ports import free_port
 from swapd.effects.spawn import Place, Spare, Spawned, spawn

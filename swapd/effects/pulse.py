@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import psutil
 
-from swapd.effects.clock import now
+from swapd.system.aio import now
 from swapd.effects.ports import family
 from swapd.effects.probe import answers
 from swapd.effects.process import WorkerProcess

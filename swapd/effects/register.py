@@ -16,8 +16,8 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from swapd.effects.identity import birth_of, program_of, variable_of
-from swapd.effects.set_aside import set_aside
+from swapd.system.process_identity import birth_of, program_of, variable_of
+from swapd.system.state_files import set_aside
 
 MARK = "SWAPD_MARK"
 """Variable in the environment of all workers: its value is that of one life of swapd."""

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 
 from swapd.domain.models import ModelSpec
-from swapd.effects.lines import LineReader
+from swapd.system.aio import LineReader
 from swapd.effects.spawn import Place, spawn
 
 

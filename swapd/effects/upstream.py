@@ -15,7 +15,7 @@ from aiohttp import AddrInfoType, web
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from swapd.effects.clock import now
+from swapd.system.aio import now
 from swapd.effects.event_ids import EventIds
 from swapd.effects.pulse import Pulse
 

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from swapd.domain.settings import Patience
 from swapd.doors.connection import Crowd, factory
-from swapd.effects.clock import now
+from swapd.system.aio import now
 from tests.doors.conftest import GateMaker, fake
 from tests.swapd import Swapd, chat, config, error_of, eventually
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from swapd.effects.clock import now
+from swapd.system.aio import now
 from tests.doors.conftest import Gate, demo, fake
 from tests.swapd import Swapd, alive, chat, config, error_of, eventually, said
 

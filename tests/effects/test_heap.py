@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from swapd.effects.clock import now, pause
-from swapd.effects.heap import CROWD, LOOK_AFTER, WORTH, Heap
+from swapd.system.aio import now, pause
+from swapd.system.memory_trim import CROWD, LOOK_AFTER, WORTH, Heap
 
 LOG = logging.getLogger("test")
 

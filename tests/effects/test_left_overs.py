@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from swapd.effects.guardian import Guardian
-from swapd.effects.identity import birth_of, program_of
+from swapd.system.process_identity import birth_of, program_of
 from swapd.effects.register import MARK, Noted, Page, Register, reap_left_overs
 from tests.disk import fill, small_disk
 from tests.doors.conftest import demo, fake

@@ -13,10 +13,10 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swapd.config.state import read_state
+from swapd.system.state_files import read_state
 from swapd.domain.models import Catalog, Learned, ModelSpec
 from swapd.effects.learned import VERSION, Learnings
-from swapd.effects.lock import Holder, read_holder
+from swapd.system.lockfile import Holder, read_holder
 from swapd.effects.register import Noted, Page, reap_left_overs
 
 LOG = logging.getLogger("power cut")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from swapd.effects.clock import now
+from swapd.system.aio import now
 from swapd.effects.oom import oom_kills
 from swapd.effects.pulse import Pulse, vitals
 from tests.effects.conftest import Spawn

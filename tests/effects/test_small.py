@@ -17,18 +17,19 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from swapd.domain.models import ModelSpec
-from swapd.effects import log_file, logs, memory
-from swapd.effects.lock import HeldError, Holder, HomeLock, read_holder
+from swapd.system import logs, logs
+from swapd.effects import memory
+from swapd.system.lockfile import HeldError, Holder, HomeLock, read_holder
 from swapd.effects.ports import free_port, holder_of
 from swapd.effects.read_ahead import read_ahead
-from swapd.effects.tasks import Tasks
+from swapd.system.aio import Tasks
 from swapd.effects.upstream import HOP_BY_HOP, end_to_end
-from swapd.effects.watch import FileWatch
+from swapd.system.file_watcher import FileWatch
 from tests.disk import fill, small_disk
 
 HOLD = (
     "import sys, pathlib\n"
-    "from swapd.effects.lock import HomeLock\n"
+    "from swapd.system.lockfile import HomeLock\n"
     "lock = HomeLock(pathlib.Path(sys.argv[1]))\n"
     "lock.announce('http://127.0.0.1:1', pathlib.Path('x.log'), pathlib.Path('c'), None)\n"
     "print(flush=True)\n"
@@ -124,7 +125,7 @@ def test_a_process_that_is_gone_holds_nothing() -> None:
 def test_logs_keep_their_last_lines_and_a_bound_on_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_file, "FILE_BYTES", 2000)
+    monkeypatch.setattr(logs, "FILE_BYTES", 2000)
     both = logs.Logs(tmp_path, "info", foreground=False)
     for i in range(500):
         both.own.info("line %d", i)

@@ -15,7 +15,7 @@ NONE_LEFT = 'echo 0 >/proc/sys/user/max_inotify_instances || exit 77; exec "$0" 
 WATCH = """
 import asyncio, os, sys
 from pathlib import Path
-from swapd.effects.watch import FileWatch
+from swapd.system.file_watcher import FileWatch
 async def main(file):
     os.utime(file, (1e9, 1e9))  # Who looks for himself sees times to the second.
     seen = asyncio.Event()

@@ -29,8 +29,8 @@ from typing import Any
 
 import psutil
 
-from swapd.effects.clock import now
-from swapd.effects.identity import variable_of
+from swapd.system.aio import now
+from swapd.system.process_identity import variable_of
 from swapd.effects.register import MARK
 from tests.clock import SteppedClock, can_step
 from tests.disk import can_mount, fill, small_disk

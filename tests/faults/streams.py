@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import msgspec
 
-from swapd.effects.clock import now
+from swapd.system.aio import now
 from tests.swapd import Swapd, chat
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from swapd.effects.clock import now
+from swapd.system.aio import now
 from tests.doors.conftest import Gate, demo, fake
 from tests.faults.streams import Stream, asked, follow, read
 from tests.swapd import Swapd, chat, config, eventually, said

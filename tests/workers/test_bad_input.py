@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from swapd.effects.clock import now
+from swapd.system.aio import now
 from tests.workers.process import WorkerProcess
 from workers.flags import FlagError, parse
 

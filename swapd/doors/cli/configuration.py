@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from swapd.doors.cli.library import in_use
 from swapd.doors.cli.say import FailedError, command, complain
-from swapd.doors.secrets import without_secrets_in
+from swapd.system.redact import without_secrets_in
 from swapd.home import WORKER_COMMAND, Home, demo_folder, find_home
 
 if TYPE_CHECKING:
@@ -138,11 +138,12 @@ def effective(home: Home) -> Loaded:
     from swapd.config.plan import look
     from swapd.config.problems import ConfigError
     from swapd.config.sync import made_of
-    from swapd.effects import clock, memory
+    from swapd.system import aio
+    from swapd.effects import memory
 
     total = memory.total()
     try:
-        plan = look(home.folder, os.environ, demo_folder(), now=clock.wall(), total_memory=total)
+        plan = look(home.folder, os.environ, demo_folder(), now=aio.wall(), total_memory=total)
         text, _ = made_of(plan, total)
         return parse(
             text, home.config.name, plan.env, worker_command=WORKER_COMMAND, total_memory=total

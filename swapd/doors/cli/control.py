@@ -19,7 +19,7 @@ from swapd.config.header import is_generated
 from swapd.doors.cli.client import NoAnswerError, get, running
 from swapd.doors.cli.say import PATIENCE, FailedError, command, complain
 from swapd.doors.cli.syncing import sync
-from swapd.effects.lock import Holder, read_holder, wait_until_free
+from swapd.system.lockfile import Holder, read_holder, wait_until_free
 from swapd.home import Home, find_home
 
 DAEMON = [sys.executable, "-I", "-m", "swapd.doors.daemon"]

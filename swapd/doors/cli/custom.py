@@ -6,7 +6,7 @@ import os
 
 from swapd.doors.cli.say import FailedError
 from swapd.doors.cli.syncing import sync
-from swapd.effects.lock import alone_with
+from swapd.system.lockfile import alone_with
 from swapd.home import Home, demo_folder, find_home
 
 
@@ -31,7 +31,8 @@ def _write(home: Home, name: str, wanted: dict[str, str | None]) -> None:
     from swapd.config.customise import customise
     from swapd.config.edit import EditError
     from swapd.config.problems import ConfigError
-    from swapd.effects import clock, memory
+    from swapd.system import aio
+    from swapd.effects import memory
 
     try:
         done = customise(
@@ -40,7 +41,7 @@ def _write(home: Home, name: str, wanted: dict[str, str | None]) -> None:
             demo_folder(),
             name,
             wanted,
-            now=clock.wall(),
+            now=aio.wall(),
             total_memory=memory.total(),
         )
     except (EditError, ConfigError) as error:

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import IO
 
 from swapd.doors.cli.say import FailedError, confirm, show_bytes, waiting
-from swapd.effects.clock import wall
+from swapd.system.aio import wall
 
 PIECE = 2**20
 SILENCE = 60.0

@@ -11,7 +11,7 @@ from swapd.doors.cli.library import in_use
 from swapd.doors.cli.say import FailedError, command, complain, print_json, table
 from swapd.doors.cli.syncing import sync
 from swapd.doors.cli.taking_up import take_up
-from swapd.effects.lock import alone_with
+from swapd.system.lockfile import alone_with
 from swapd.home import demo_folder, find_home
 
 PREFIX = "sk-swapd-"
@@ -170,7 +170,7 @@ class _Place:
 
     def write(self, text: str) -> None:
         """Replace the file's text, if the configuration can be used with it; then sync."""
-        from swapd.config.files import replace_text
+        from swapd.system.state_files import replace_text
         from swapd.config.problems import ConfigError
 
         try:
@@ -189,7 +189,8 @@ class _Place:
         from swapd.config.load import parse
         from swapd.config.plan import look
         from swapd.config.sync import made_of
-        from swapd.effects import clock, memory
+        from swapd.system import aio
+        from swapd.effects import memory
         from swapd.home import WORKER_COMMAND
 
         total = memory.total()
@@ -197,7 +198,7 @@ class _Place:
             env = read_env(self._home.folder, os.environ)
             parse(text, self.file.name, env, worker_command=WORKER_COMMAND, total_memory=total)
         else:
-            folder, when = self._home.folder, clock.wall()
+            folder, when = self._home.folder, aio.wall()
             plan = look(
                 folder, os.environ, demo_folder(), now=when, total_memory=total, custom_text=text
             )

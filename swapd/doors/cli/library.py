@@ -30,7 +30,8 @@ def models(home: Home) -> list[Entry]:
     from swapd.config.header import is_generated
     from swapd.config.library import library, mark_served, written
     from swapd.config.problems import ConfigError
-    from swapd.effects import clock, memory
+    from swapd.system import aio
+    from swapd.effects import memory
 
     config = in_use(home)
     if config.is_file() and not is_generated(config):
@@ -40,7 +41,7 @@ def models(home: Home) -> list[Entry]:
             home.folder,
             os.environ,
             demo_folder(),
-            now=clock.wall(),
+            now=aio.wall(),
             total_memory=memory.total(),
         )
     except ConfigError as error:

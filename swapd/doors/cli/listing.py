@@ -18,7 +18,7 @@ from swapd.doors.cli.say import (
     show_time,
     table,
 )
-from swapd.doors.secrets import without_secrets, without_secrets_in
+from swapd.system.redact import without_secrets, without_secrets_in
 from swapd.home import Home, find_home
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from swapd.doors.cli import talk_commands as talk
 from swapd.doors.cli.completion import for_bash, is_bash_asking
 from swapd.doors.cli.say import FailedError, command, complain
 from swapd.doors.cli.usage import WRONG, UsageError, is_help, sentence
-from swapd.effects.standard import hold_standard_descriptors
+from swapd.system.stdio import hold_standard_descriptors
 
 READER_GONE = 141
 """As a shell tells of a program that SIGPIPE ended."""

@@ -21,7 +21,8 @@ def sync(force: bool, say: Callable[[str], None] = print, files: bool = True) ->
     """
     from swapd.config.problems import ConfigError
     from swapd.config.sync import sync as bring_up_to_date
-    from swapd.effects import clock, memory
+    from swapd.system import aio
+    from swapd.effects import memory
 
     home = find_home()
     home.folder.mkdir(parents=True, exist_ok=True)
@@ -31,7 +32,7 @@ def sync(force: bool, say: Callable[[str], None] = print, files: bool = True) ->
                 home.folder,
                 os.environ,
                 demo_folder(),
-                now=clock.wall(),
+                now=aio.wall(),
                 total_memory=memory.total(),
                 force=force,
                 schema=schema_address("config"),

@@ -12,7 +12,7 @@ from swapd.domain.models import ModelSpec
 from swapd.doors.house import House
 from swapd.doors.socket.said import Fields, Line, Request, Say, TroubleError
 from swapd.doors.tries import Passing, serve
-from swapd.effects.clock import now
+from swapd.system.aio import now
 from swapd.effects.event_ids import EventIds
 from swapd.effects.pulse import Pulse
 from swapd.effects.upstream import (

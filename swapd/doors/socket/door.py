@@ -17,7 +17,7 @@ from swapd.doors.errors import STATUS
 from swapd.doors.house import House
 from swapd.doors.socket.operations import operate
 from swapd.doors.socket.said import Fields, Line, Request, TroubleError
-from swapd.effects.tasks import Tasks
+from swapd.system.aio import Tasks
 from swapd.lease import RefusedError
 
 BACKLOG = 64

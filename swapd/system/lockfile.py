@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from swapd.effects.identity import birth_of
+from swapd.system.process_identity import birth_of
 
 LENGTH = 4096
 """Bytes that the lock's text is padded to."""
