@@ -17,7 +17,7 @@ import msgspec
 from bench import common, generate
 from bench.client import Connection
 from bench.processes import Started
-from swapd.config.estimated import estimated
+from swapd.gguf.memory_estimate import estimated
 from swapd.domain.models import ModelSpec
 from swapd.effects.memory import bytes_held
 

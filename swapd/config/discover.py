@@ -11,15 +11,15 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
-from swapd.config.card import Card
-from swapd.config.cards import Cards
-from swapd.config.facts import Facts
-from swapd.config.metadata import DamagedModelError
+from swapd.gguf.model_info import Card
+from swapd.gguf.model_info import Cards
+from swapd.gguf.memory_estimate import Facts
+from swapd.gguf.reader import DamagedModelError
 from swapd.config.naming import Named, clean, distinct_names
 from swapd.config.offer import Looked, Offer, Passed, reason_of
 from swapd.config.projectors import is_projector_name, owner_of, rank, suiting
 from swapd.config.sources import folders, hub, ollama
-from swapd.config.split import part_of, parts_of
+from swapd.gguf.reader import part_of, parts_of
 from swapd.config.stores import Stores
 
 DEMO = "demo"

@@ -13,12 +13,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 from swapd.config.access import access_of, tls_of
-from swapd.config.estimated import estimated
+from swapd.gguf.memory_estimate import estimated
 from swapd.config.groups import groups_of
 from swapd.config.problems import ConfigError, Problem, did_you_mean
 from swapd.config.schema import Model, Server
 from swapd.config.specs import Ground, SpecBuilder, collect_macros
-from swapd.config.stamps import stamp_of
+from swapd.gguf.file_stamp import stamp_of
 from swapd.config.tree import Mapping, Scalar, parse_tree
 from swapd.config.typed import Report, read
 from swapd.config.units import parse_size, show_size

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swapd.config import cards
+from swapd.gguf import model_info
 from swapd.system import state_files, state_files
 from swapd.config.assemble import Assembled, assemble, words_of
 from swapd.config.custom import FILE, Custom, parse_custom, read_custom
 from swapd.config.discover import Discovery, discover
 from swapd.config.env import SyncSettings, read_env, sync_settings
 from swapd.config.links import own_links
-from swapd.config.stamps import stamp_of
+from swapd.gguf.file_stamp import stamp_of
 
 NAMES = "names.json"
 """In the home's state: the name of each file found, so that it keeps it."""
@@ -60,7 +60,7 @@ def look(
     else:
         custom = parse_custom(custom_text, env)
     folder = home / state_files.FOLDER
-    kept = cards.Cards(folder / cards.FILE)
+    kept = model_info.Cards(folder / model_info.FILE)
     remembered = state_files.read_state(folder / NAMES, dict[str, str]) or {}
     discovery = discover(
         settings.stores,
@@ -87,7 +87,7 @@ def _stamp(entry: dict[str, Any], home: Path) -> None:
         entry.setdefault("stamp", stamp)
 
 
-def keep(heads: cards.Cards) -> None:
+def keep(heads: model_info.Cards) -> None:
     """Keep the heads that were read, where that is possible."""
     try:
         heads.keep()

@@ -9,10 +9,10 @@ import gguf
 import pytest
 
 from swapd.config.discover import Discovery, discover
-from swapd.config.facts import Facts, facts_of
-from swapd.config.metadata import DamagedModelError, read_head
+from swapd.gguf.memory_estimate import Facts, facts_of
+from swapd.gguf.reader import DamagedModelError, read_head
 from swapd.config.naming import bare_name
-from swapd.config.need import default_context
+from swapd.gguf.memory_estimate import default_context
 from swapd.config.stores import Stores
 from tests.config.ggufs import write_gguf
 

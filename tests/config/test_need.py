@@ -9,11 +9,11 @@ from pathlib import Path
 import gguf
 import pytest
 
-from swapd.config.estimated import estimated
-from swapd.config.facts import Facts, facts_of
-from swapd.config.metadata import Head, Value, read_beginning, read_head
-from swapd.config.need import OWN_BYTES, estimate, kv_bytes
-from swapd.config.terms import Terms, terms_of
+from swapd.gguf.memory_estimate import estimated
+from swapd.gguf.memory_estimate import Facts, facts_of
+from swapd.gguf.reader import Head, Value, read_beginning, read_head
+from swapd.gguf.memory_estimate import OWN_BYTES, estimate, kv_bytes
+from swapd.gguf.llama_flags import Terms, terms_of
 from swapd.domain.models import ModelSpec
 from swapd.effects.memory import bytes_held
 from tests.config.ggufs import write_gguf

@@ -18,7 +18,7 @@ from pathlib import Path, PurePath
 
 from swapd.config.offer import Looked, Offer, Passed, reason_of
 from swapd.config.sources import folders
-from swapd.config.split import part_of
+from swapd.gguf.reader import part_of
 
 NAME = "hugging face"
 _QUANT = re.compile(

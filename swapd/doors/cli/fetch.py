@@ -241,7 +241,7 @@ def _check(wanted: Wanted) -> None:
 
 def _damage(path: Path) -> str:
     """Why the file is no GGUF file; empty when it is one."""
-    from swapd.config.metadata import DamagedModelError, read_head
+    from swapd.gguf.reader import DamagedModelError, read_head
 
     try:
         read_head(path)

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from swapd.config.problems import nearest
 from swapd.config.projectors import is_projector_name, owner_of, rank, suiting
-from swapd.config.split import part_of
+from swapd.gguf.reader import part_of
 from swapd.doors.cli.fetch import Wanted
 from swapd.doors.cli.say import FailedError, show_bytes, table, waiting
 

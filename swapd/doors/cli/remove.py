@@ -121,7 +121,7 @@ def _files(entry: Entry, entries: list[Entry], stores: Stores) -> list[Path]:
 
     Raises FailedError for a file outside of the stores.
     """
-    from swapd.config.split import parts_of
+    from swapd.gguf.reader import parts_of
 
     assert entry.path is not None
     files = [Path(part) for part in parts_of(str(entry.path))]

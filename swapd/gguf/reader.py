@@ -5,6 +5,8 @@ not used here because it makes Python objects of every token of the vocabulary: 
 a gigabyte for a model with 150,000 tokens and as many merges, where this takes a tenth of a second.
 The sizes of the tensor types are gguf's, imported where they are used: with the metadata cached,
 nothing needs them, and importing gguf takes a sixth of a second.
+
+Models in several files, named as llama.cpp's gguf-split names them.
 """
 
 from __future__ import annotations
@@ -15,6 +17,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO, TypeAlias
+import re
+from dataclasses import dataclass
+
+
 
 _SCALARS = MappingProxyType(
     {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -207,3 +213,31 @@ class _Cursor:
         self.position += length
         if self.position > self._size:
             raise DamagedModelError(f"is cut short: its head goes on after {self._size} bytes")
+
+
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE | re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file's place among the parts of its model, counted from 1."""
+
+    base: str
+    number: int
+    count: int
+
+
+def part_of(path: str) -> Part | None:
+    """Which part of which model the file is by its name; None for a model in one file."""
+    match = _PART.fullmatch(path)
+    return Part(match[1], int(match[2]), int(match[3])) if match is not None else None
+
+
+def parts_of(path: str) -> tuple[str, ...]:
+    """All files of the model of which `path` is one, in order; just `path` when it is the only."""
+    match = _PART.fullmatch(path)
+    if match is None:
+        return (path,)
+    base, _, count, end = match.groups()
+    return tuple(f"{base}-{i:05}-of-{count}{end}" for i in range(1, int(count) + 1))
+
