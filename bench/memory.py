@@ -19,7 +19,7 @@ from bench.client import Connection
 from bench.processes import Started
 from swapd.gguf.memory_estimate import estimated
 from swapd.domain.models import ModelSpec
-from swapd.effects.memory import bytes_held
+from swapd.process.memory import bytes_held
 
 WAYS = (
     ("--ctx-size", "1024", "--parallel", "1"),

@@ -14,11 +14,11 @@ import uvloop
 
 from bench import common
 from swapd.domain.models import Catalog, ModelSpec
-from swapd.effects.guardian import Guardian
-from swapd.effects.learned import Learnings
+from swapd.process.orphans import Guardian
+from swapd.process.profiles import Learnings
 from swapd.system.logs import Logs
-from swapd.effects.register import Register
-from swapd.effects.spawn import Place
+from swapd.process.orphans import Register
+from swapd.process.spawn import Place
 from swapd.effects.upstream import new_session
 from swapd.supervisor import Supervisor
 

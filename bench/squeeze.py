@@ -22,7 +22,7 @@ import msgspec
 from bench import common, generate
 from bench.client import Connection
 from bench.processes import Daemon
-from swapd.effects.memory import bytes_held
+from swapd.process.memory import bytes_held
 
 MIB = 2**20
 SIZES = (20, 30, 40, 60)

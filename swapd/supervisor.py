@@ -21,15 +21,15 @@ from swapd.domain import commands as od
 from swapd.domain import events as ev
 from swapd.domain.models import Catalog
 from swapd.domain.status import Outlook
-from swapd.effects import memory
+from swapd.process import memory
 from swapd.system.aio import Alarm, now, wall
-from swapd.effects.learned import Learnings
+from swapd.process.profiles import Learnings
 from swapd.system.logs import Logs
-from swapd.effects.probe import StrangerError, until_ready
-from swapd.effects.process import Word, WorkerProcess
-from swapd.effects.pulse import Pulse
-from swapd.effects.read_ahead import read_ahead
-from swapd.effects.spawn import Place, Spare
+from swapd.process.readiness import StrangerError, until_ready
+from swapd.process.worker_process import Word, WorkerProcess
+from swapd.process.liveness import Pulse
+from swapd.process.prefetch import read_ahead
+from swapd.process.spawn import Place, Spare
 from swapd.system.aio import Tasks
 from swapd.lease import NO_WISH, Lease, RefusedError, Running, Sight, Wish
 

@@ -17,7 +17,7 @@ import msgspec
 import psutil
 
 from swapd.system.aio import now
-from swapd.effects.ports import free_port
+from swapd.process.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 FAKE = f"{sys.executable} -m workers.fake"

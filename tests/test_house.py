@@ -94,10 +94,10 @@ def test_nobody_imports_what_the_plan_forbids() -> None:
         ("swapd.core.eviction", "swapd.system.aio"),
         ("swapd.domain.events", "swapd.core.room"),
         ("swapd.config.load", "swapd.core.scheduler"),
-        ("swapd.effects.process", "swapd.supervisor"),
+        ("swapd.process.worker_process", "swapd.supervisor"),
         ("swapd.supervisor", "swapd.doors.server"),
         ("workers.engine", "swapd.domain.models"),
-        ("swapd.effects.process", "workers.serve"),
+        ("swapd.process.worker_process", "workers.serve"),
     ],
 )
 def test_a_breach_is_seen(module: str, imported: str) -> None:

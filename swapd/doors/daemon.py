@@ -29,17 +29,17 @@ from swapd.doors.house import House
 from swapd.doors.metrics import Metrics
 from swapd.doors.origins import risks
 from swapd.doors.resync import Resync, resync_of
-from swapd.effects import memory
+from swapd.process import memory
 from swapd.system.aio import wall
-from swapd.effects.environment import for_workers
-from swapd.effects.guardian import Guardian
+from swapd.process.spawn import for_workers
+from swapd.process.orphans import Guardian
 from swapd.system.memory_trim import Heap
-from swapd.effects.learned import Learnings
+from swapd.process.profiles import Learnings
 from swapd.system.lockfile import HeldError, HomeLock
 from swapd.system.logs import Logs
 from swapd.system.sd_notify import READY, STOPPING, Notify
-from swapd.effects.register import Register, reap_left_overs
-from swapd.effects.spawn import Place, Spare
+from swapd.process.orphans import Register, reap_left_overs
+from swapd.process.spawn import Place, Spare
 from swapd.system.stdio import hold_standard_descriptors
 from swapd.effects.tls import TlsError, new_context
 from swapd.effects.upstream import new_session

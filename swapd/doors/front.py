@@ -18,7 +18,7 @@ from swapd.doors.origins import is_loopback
 from swapd.doors.server import KEYED, OVERVIEW, PUBLIC, application
 from swapd.doors.socket.door import SocketDoor, bind, open_socket
 from swapd.system.stdio import raise_limit
-from swapd.effects.ports import holder_of
+from swapd.process.ports import holder_of
 from swapd.effects.tls import TlsError, renew
 from swapd.home import Home
 

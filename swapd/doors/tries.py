@@ -10,7 +10,7 @@ from typing import Protocol
 from swapd.domain.commands import Why
 from swapd.domain.models import ModelSpec
 from swapd.doors.house import House
-from swapd.effects.pulse import Pulse
+from swapd.process.liveness import Pulse
 from swapd.effects.upstream import Fate, WorkerFailedError, WorkerLeavesError
 from swapd.lease import ENDS_WITHIN, Lease, RefusedError, Wish
 

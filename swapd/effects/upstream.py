@@ -17,7 +17,7 @@ from yarl import URL
 
 from swapd.system.aio import now
 from swapd.effects.event_ids import EventIds
-from swapd.effects.pulse import Pulse
+from swapd.process.liveness import Pulse
 
 HOP_BY_HOP = frozenset(
     {

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import msgspec
 
-from swapd.effects.ports import free_port
+from swapd.process.ports import free_port
 from tests.cli.user import User
 from tests.swapd import ROOT, alive, eventually
 

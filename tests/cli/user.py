@@ -13,7 +13,7 @@ from typing import Any
 import pexpect  # type: ignore[import-untyped]
 import psutil
 
-from swapd.effects.ports import free_port
+from swapd.process.ports import free_port
 from tests.swapd import ROOT, alive, eventually
 
 

@@ -15,7 +15,7 @@ from swapd.gguf.reader import Head, Value, read_beginning, read_head
 from swapd.gguf.memory_estimate import OWN_BYTES, estimate, kv_bytes
 from swapd.gguf.llama_flags import Terms, terms_of
 from swapd.domain.models import ModelSpec
-from swapd.effects.memory import bytes_held
+from swapd.process.memory import bytes_held
 from tests.config.ggufs import write_gguf
 from tests.config.made_up import ALICE, BARD, LORA
 from tests.workers.odd_gguf import write_recurrent_gguf, write_sliding_gguf

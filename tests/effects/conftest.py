@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from swapd.domain.models import ModelSpec
-from swapd.effects.guardian import Guardian
-from swapd.effects.process import Word, WorkerProcess
-from swapd.effects.register import Register
-from swapd.effects.spawn import Place
+from swapd.process.orphans import Guardian
+from swapd.process.worker_process import Word, WorkerProcess
+from swapd.process.orphans import Register
+from swapd.process.spawn import Place
 
 LOG = logging.Logger("test")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from swapd.effects.cgroup import GroupMemory, group_memory
+from swapd.process.memory import GroupMemory, group_memory
 
 MIB = 2**20
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from swapd.domain.models import Catalog, Learned, Limits, ModelSpec
-from swapd.effects import learned as room
-from swapd.effects.learned import Learnings
+from swapd.process import profiles as room
+from swapd.process.profiles import Learnings
 
 LOG = logging.getLogger("learned")
 

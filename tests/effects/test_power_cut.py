@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from swapd.system.state_files import read_state
 from swapd.domain.models import Catalog, Learned, ModelSpec
-from swapd.effects.learned import VERSION, Learnings
+from swapd.process.profiles import VERSION, Learnings
 from swapd.system.lockfile import Holder, read_holder
-from swapd.effects.register import Noted, Page, reap_left_overs
+from swapd.process.orphans import Noted, Page, reap_left_overs
 
 LOG = logging.getLogger("power cut")
 BLOCK = 64

@@ -16,9 +16,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from swapd.effects.oom import oom_kills
-from swapd.effects.probe import StrangerError, until_ready
-from swapd.effects.process import DeviceTold
+from swapd.process.memory import oom_kills
+from swapd.process.readiness import StrangerError, until_ready
+from swapd.process.worker_process import DeviceTold
 from swapd.effects.upstream import new_session, told
 from tests.effects.conftest import Spawn
 from tests.swapd import FAKE, alive, eventually
@@ -248,8 +248,8 @@ def test_the_guardian_ends_what_it_watches_when_its_owner_is_gone(tmp_path: Path
     script = tmp_path / "owner.py"
     script.write_text(
         "import logging, pathlib, subprocess, sys\n"
-        "from swapd.effects.guardian import Guardian\n"
-        "from swapd.effects.register import Register\n"
+        "from swapd.process.orphans import Guardian\n"
+        "from swapd.process.orphans import Register\n"
         "log = logging.getLogger()\n"
         f"guardian = Guardian(log, Register(pathlib.Path({str(tmp_path / 'r')!r}), log))\n"
         "pids = [subprocess.Popen(['sleep', '60'], start_new_session=True).pid for _ in '12']\n"

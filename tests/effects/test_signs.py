@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from swapd.system.aio import now
-from swapd.effects.oom import oom_kills
-from swapd.effects.pulse import Pulse, vitals
+from swapd.process.memory import oom_kills
+from swapd.process.liveness import Pulse, vitals
 from tests.effects.conftest import Spawn
 from tests.swapd import eventually
 

@@ -18,10 +18,10 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from swapd.domain.models import ModelSpec
 from swapd.system import logs, logs
-from swapd.effects import memory
+from swapd.process import memory
 from swapd.system.lockfile import HeldError, Holder, HomeLock, read_holder
-from swapd.effects.ports import free_port, holder_of
-from swapd.effects.read_ahead import read_ahead
+from swapd.process.ports import free_port, holder_of
+from swapd.process.prefetch import read_ahead
 from swapd.system.aio import Tasks
 from swapd.effects.upstream import HOP_BY_HOP, end_to_end
 from swapd.system.file_watcher import FileWatch

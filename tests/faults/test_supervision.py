@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from swapd.effects.register import Page
+from swapd.process.orphans import Page
 from tests.disk import fill, small_disk
 from tests.doors.conftest import demo, fake
 from tests.swapd import Swapd, alive, config, error_of, said

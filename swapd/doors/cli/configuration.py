@@ -106,7 +106,7 @@ def read(home: Home, file: Path, environ: Mapping[str, str] = os.environ) -> Loa
     from swapd.config.env import read_env
     from swapd.config.load import load
     from swapd.config.problems import ConfigError
-    from swapd.effects import memory
+    from swapd.process import memory
 
     try:
         env = read_env(home.folder, environ)
@@ -139,7 +139,7 @@ def effective(home: Home) -> Loaded:
     from swapd.config.problems import ConfigError
     from swapd.config.sync import made_of
     from swapd.system import aio
-    from swapd.effects import memory
+    from swapd.process import memory
 
     total = memory.total()
     try:

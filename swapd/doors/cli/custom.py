@@ -32,7 +32,7 @@ def _write(home: Home, name: str, wanted: dict[str, str | None]) -> None:
     from swapd.config.edit import EditError
     from swapd.config.problems import ConfigError
     from swapd.system import aio
-    from swapd.effects import memory
+    from swapd.process import memory
 
     try:
         done = customise(

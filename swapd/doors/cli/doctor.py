@@ -55,7 +55,7 @@ def doctor(as_json: bool) -> int:
 
 
 def _machine(_: Home) -> Iterator[Finding]:
-    from swapd.effects import memory
+    from swapd.process import memory
 
     yield Finding(True, f"{platform.system()} {platform.machine()}, Python {_python()}")
     total = memory.total()
@@ -141,7 +141,7 @@ def _offload(gpus: set[str]) -> Finding:
 
 
 def _models(home: Home) -> Iterator[Finding]:
-    from swapd.effects import memory
+    from swapd.process import memory
 
     try:
         entries = models(home)
@@ -162,7 +162,7 @@ def _models(home: Home) -> Iterator[Finding]:
 
 
 def _daemon(home: Home) -> Iterator[Finding]:
-    from swapd.effects.ports import holder_of
+    from swapd.process.ports import holder_of
 
     holder = running(home)
     if holder is not None:

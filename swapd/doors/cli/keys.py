@@ -190,7 +190,7 @@ class _Place:
         from swapd.config.plan import look
         from swapd.config.sync import made_of
         from swapd.system import aio
-        from swapd.effects import memory
+        from swapd.process import memory
         from swapd.home import WORKER_COMMAND
 
         total = memory.total()

@@ -31,7 +31,7 @@ def models(home: Home) -> list[Entry]:
     from swapd.config.library import library, mark_served, written
     from swapd.config.problems import ConfigError
     from swapd.system import aio
-    from swapd.effects import memory
+    from swapd.process import memory
 
     config = in_use(home)
     if config.is_file() and not is_generated(config):

@@ -22,7 +22,7 @@ def sync(force: bool, say: Callable[[str], None] = print, files: bool = True) ->
     from swapd.config.problems import ConfigError
     from swapd.config.sync import sync as bring_up_to_date
     from swapd.system import aio
-    from swapd.effects import memory
+    from swapd.process import memory
 
     home = find_home()
     home.folder.mkdir(parents=True, exist_ok=True)

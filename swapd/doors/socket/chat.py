@@ -14,7 +14,7 @@ from swapd.doors.socket.said import Fields, Line, Request, Say, TroubleError
 from swapd.doors.tries import Passing, serve
 from swapd.system.aio import now
 from swapd.effects.event_ids import EventIds
-from swapd.effects.pulse import Pulse
+from swapd.process.liveness import Pulse
 from swapd.effects.upstream import (
     CLOSED_WITHIN,
     FAILURES,

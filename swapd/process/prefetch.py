@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from swapd.domain.models import ModelSpec
-from swapd.effects.learned import paths_in
+from swapd.process.profiles import paths_in
 
 
 async def read_ahead(spec: ModelSpec, home: Path) -> None:

@@ -10,9 +10,9 @@ import aiohttp
 import psutil
 
 from swapd.system.aio import now
-from swapd.effects.ports import family
-from swapd.effects.probe import answers
-from swapd.effects.process import WorkerProcess
+from swapd.process.ports import family
+from swapd.process.readiness import answers
+from swapd.process.worker_process import WorkerProcess
 
 STOPPED = frozenset({psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP})
 

@@ -8,8 +8,8 @@ import aiohttp
 from yarl import URL
 
 from swapd.system.aio import pause
-from swapd.effects.ports import stranger_on
-from swapd.effects.process import WorkerProcess
+from swapd.process.ports import stranger_on
+from swapd.process.worker_process import WorkerProcess
 
 FIRST_PAUSE = 0.005
 GROWTH = 1.5

@@ -1,20 +1,60 @@
-"""Starting a worker's process, with the pipes by which it is heard; and keeping a spare one."""
+"""Starting a worker's process, with the pipes by which it is heard; and keeping a spare one.
+
+Limits that the kernel holds a worker to.
+
+Which variables of swapd's own environment its workers get to see.
+
+What finds programs and libraries, says who and where one is, and steers a GPU or its libraries.
+Nothing else: not what swapd itself is told by, and no keys. `env` of a model sets more, and
+`pass_env` names more.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
+import sys
+from swapd.domain.models import WorkerLimits
 import signal
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
 import msgspec
-
 from swapd.domain.models import ModelSpec, WorkerLimits
-from swapd.effects.guardian import Guardian
-from swapd.effects.limits import limit
-from swapd.effects.register import MARK
+from swapd.process.orphans import Guardian
+from swapd.process.orphans import MARK
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+
+
+def limit(pid: int, limits: WorkerLimits) -> None:
+    """Hold the process, and all that it starts from now on, to these limits.
+
+    Set from outside right after the spawn: doing it between fork and exec would cost the `vfork`.
+    Memory and files are Linux's alone (`prlimit`). Raises OSError when one can't be set.
+    """
+    try:
+        _set(pid, limits)
+    except (OSError, ValueError) as error:
+        number = getattr(error, "errno", None) or errno.EPERM
+        raise OSError(number, f"its limits can't be set: {error}") from error
+
+
+def _set(pid: int, limits: WorkerLimits) -> None:
+    if limits.nice:
+        os.setpriority(os.PRIO_PROCESS, pid, limits.nice)
+    if sys.platform != "linux":
+        return
+    if limits.memory:
+        # Not the address space: a model's file, mapped, would count whole. This is what the
+        # process may write to that is its own.
+        resource.prlimit(pid, resource.RLIMIT_DATA, (limits.memory, limits.memory))
+    if limits.files:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (limits.files, limits.files))
+
 
 NO_LIMITS = WorkerLimits()
 
@@ -146,3 +186,34 @@ class Spare:
         gone, self._waiting = self._waiting, None
         _end(gone.process, self._place)
         _close(gone.words, gone.lines)
+
+
+USUAL = (
+    *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TERM", "TZ", "LANG", "LANGUAGE"),
+    *("LC_*", "XDG_*", "LD_LIBRARY_PATH", "LD_PRELOAD", "DYLD_*", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+    *("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX"),
+    *("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HUGGINGFACE_HUB_CACHE"),
+    *("GGML_*", "LLAMA_*", "OMP_*", "GOMP_*", "KMP_*", "MKL_*", "OPENBLAS_*"),
+    *("CUDA*", "NVIDIA_*", "NCCL_*", "HIP_*", "HSA_*", "ROCR_*", "ROCM_*", "GPU_*", "AMD_*"),
+    *("METAL_*", "MTL_*", "VK_*", "MESA_*", "ZE_*", "ONEAPI_*", "SYCL_*", "ASCEND_*", "MUSA_*"),
+)
+"""Names, and beginnings of names before a `*`."""
+
+SECRET = frozenset(
+    {"KEY", "KEYS", "TOKEN", "TOKENS", "SECRET", "SECRETS", "PASSWORD", "PASSWD", "CREDENTIALS"}
+)
+"""A variable with one of these words in its name is passed on only by its whole name."""
+
+
+def for_workers(own: Mapping[str, str], named: Sequence[str]) -> dict[str, str]:
+    """What of `own` a worker gets: the usual, and what `named` says, `*` at ends allowed."""
+    return {name: value for name, value in own.items() if _passes(name, named)}
+
+
+def _passes(name: str, named: Sequence[str]) -> bool:
+    if name in named:
+        return True
+    if SECRET & set(name.upper().split("_")):
+        return False
+    return any(fnmatchcase(name, pattern) for pattern in (*USUAL, *named))
+
