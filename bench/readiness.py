@@ -19,7 +19,7 @@ from swapd.process.profiles import Learnings
 from swapd.system.logs import Logs
 from swapd.process.orphans import Register
 from swapd.process.spawn import Place
-from swapd.effects.upstream import new_session
+from swapd.proxy.forward import new_session
 from swapd.supervisor import Supervisor
 
 WORKER = Path(__file__).with_name("ready_worker.py")

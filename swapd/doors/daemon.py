@@ -42,7 +42,7 @@ from swapd.process.orphans import Register, reap_left_overs
 from swapd.process.spawn import Place, Spare
 from swapd.system.stdio import hold_standard_descriptors
 from swapd.effects.tls import TlsError, new_context
-from swapd.effects.upstream import new_session
+from swapd.proxy.forward import new_session
 from swapd.system.file_watcher import FileWatch
 from swapd.home import SPARE_COMMAND, WORKER_COMMAND, Home, find_home
 from swapd.supervisor import Supervisor

@@ -18,7 +18,7 @@ from swapd.domain.settings import Access, ApiKey
 from swapd.doors import proxy, wishes
 from swapd.doors.keys import Keyring, shown_in
 from swapd.doors.origins import Origins, name_in
-from swapd.effects.event_ids import EventIds
+from swapd.proxy.sse import EventIds
 from tests.doors.conftest import demo
 from tests.swapd import Swapd, chat, config
 

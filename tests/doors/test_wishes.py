@@ -11,7 +11,7 @@ import pytest
 
 from swapd.config.access import hash_of
 from swapd.doors.wishes import seconds
-from swapd.effects.upstream import tokens_told
+from swapd.proxy.forward import tokens_told
 from tests.doors.conftest import GateMaker, fake
 from tests.swapd import Swapd, alive, chat, config, error_of, eventually
 

@@ -6,8 +6,8 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swapd.effects import event_ids
-from swapd.effects.event_ids import EventIds
+from swapd.proxy import sse
+from swapd.proxy.sse import EventIds
 
 lines = st.text(st.characters(codec="utf-8", exclude_characters="\r\n")).map(str.strip)
 events = st.lists(st.tuples(lines, lines), min_size=1, max_size=8)
@@ -67,7 +67,7 @@ def test_a_stream_without_ids_passes_and_can_not_be_gone_on_with(
 
 def test_ids_are_kept_within_bounds() -> None:
     ids, known = EventIds(), []
-    long = b"x" * (event_ids.MOST // 2 + 1)
+    long = b"x" * (sse.MOST // 2 + 1)
     for number in (b"1", b"2"):
         assert ids.take(b"id: " + long + b"\ndata: " + number + b"\n\n") == (
             b"data: " + number + b"\n\n"
@@ -77,7 +77,7 @@ def test_ids_are_kept_within_bounds() -> None:
 
 
 def test_an_event_without_end_is_kept_within_bounds() -> None:
-    endless, half = EventIds(), b"data: " + b"x" * (event_ids.MOST // 2 + 1)
+    endless, half = EventIds(), b"data: " + b"x" * (sse.MOST // 2 + 1)
     assert endless.take(half) == b""
     assert endless.take(half) == half + half
     assert not endless.can_resume

@@ -19,7 +19,7 @@ import pytest
 from swapd.process.memory import oom_kills
 from swapd.process.readiness import StrangerError, until_ready
 from swapd.process.worker_process import DeviceTold
-from swapd.effects.upstream import new_session, told
+from swapd.proxy.forward import new_session, told
 from tests.effects.conftest import Spawn
 from tests.swapd import FAKE, alive, eventually
 

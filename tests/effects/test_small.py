@@ -23,7 +23,7 @@ from swapd.system.lockfile import HeldError, Holder, HomeLock, read_holder
 from swapd.process.ports import free_port, holder_of
 from swapd.process.prefetch import read_ahead
 from swapd.system.aio import Tasks
-from swapd.effects.upstream import HOP_BY_HOP, end_to_end
+from swapd.proxy.forward import HOP_BY_HOP, end_to_end
 from swapd.system.file_watcher import FileWatch
 from tests.disk import fill, small_disk
 

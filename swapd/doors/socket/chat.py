@@ -11,18 +11,11 @@ import msgspec
 from swapd.domain.models import ModelSpec
 from swapd.doors.house import House
 from swapd.doors.socket.said import Fields, Line, Request, Say, TroubleError
-from swapd.doors.tries import Passing, serve
+from swapd.proxy.retry import Passing, serve
 from swapd.system.aio import now
-from swapd.effects.event_ids import EventIds
+from swapd.proxy.sse import EventIds
 from swapd.process.liveness import Pulse
-from swapd.effects.upstream import (
-    CLOSED_WITHIN,
-    FAILURES,
-    RESUMABLE,
-    Fate,
-    WorkerFailedError,
-    told,
-)
+from swapd.proxy.forward import CLOSED_WITHIN, FAILURES, RESUMABLE, Fate, WorkerFailedError, told
 from swapd.lease import Wish
 
 EVENT_BYTES = 2**22

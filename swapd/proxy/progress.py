@@ -20,7 +20,7 @@ from swapd.domain.status import Outlook
 from swapd.doors.house import House
 from swapd.system.aio import wall
 from swapd.system.aio import Tasks
-from swapd.effects.upstream import Passage
+from swapd.proxy.forward import Passage
 from swapd.lease import Lease
 
 HEADER = "X-Swapd-Progress"

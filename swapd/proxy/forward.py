@@ -16,7 +16,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from swapd.system.aio import now
-from swapd.effects.event_ids import EventIds
+from swapd.proxy.sse import EventIds
 from swapd.process.liveness import Pulse
 
 HOP_BY_HOP = frozenset(

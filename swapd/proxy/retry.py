@@ -11,7 +11,7 @@ from swapd.domain.commands import Why
 from swapd.domain.models import ModelSpec
 from swapd.doors.house import House
 from swapd.process.liveness import Pulse
-from swapd.effects.upstream import Fate, WorkerFailedError, WorkerLeavesError
+from swapd.proxy.forward import Fate, WorkerFailedError, WorkerLeavesError
 from swapd.lease import ENDS_WITHIN, Lease, RefusedError, Wish
 
 LEAVES_WITHIN = 60.0
