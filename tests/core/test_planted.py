@@ -37,7 +37,7 @@ from swapd.core.resident import Resident
 from swapd.core.room import missing
 from swapd.core.scarcity import Scarcity
 from swapd.core.scheduler import Scheduler
-from swapd.core.store import Store
+from swapd.store.policy import Store
 from swapd.core.succession import Succession
 from swapd.core.suspects import Suspects
 from swapd.domain import events as ev

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from swapd.core.store import Action, Decision, Line, Store, Terms
+from swapd.store.policy import Action, Decision, Line, Store, Terms
 
 
 def fetch(store: Store, model: str, now: float, size: int = 1) -> Decision:
