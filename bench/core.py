@@ -13,7 +13,7 @@ import random
 import time
 from collections import deque
 
-from swapd.core.scheduler import Scheduler
+from swapd.scheduler.scheduler import Scheduler
 from swapd.domain import commands as od
 from swapd.domain import events as ev
 from swapd.domain.models import Catalog, Limits, ModelSpec

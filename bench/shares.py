@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from swapd.core.queue import Level, Waiting
+from swapd.scheduler.queue import Level, Waiting
 from swapd.domain.models import Limits
 from swapd.simulation.clients import greedy
 from swapd.simulation.result import percentile

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import aiohttp
 
 from swapd.config.diff import diff
-from swapd.core.scheduler import Scheduler
+from swapd.scheduler.scheduler import Scheduler
 from swapd.domain import commands as od
 from swapd.domain import events as ev
 from swapd.domain.models import Catalog

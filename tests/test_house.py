@@ -91,9 +91,9 @@ def test_nobody_imports_what_the_plan_forbids() -> None:
 @pytest.mark.parametrize(
     ("module", "imported"),
     [
-        ("swapd.core.eviction", "swapd.system.aio"),
-        ("swapd.domain.events", "swapd.core.room"),
-        ("swapd.config.load", "swapd.core.scheduler"),
+        ("swapd.scheduler.eviction", "swapd.system.aio"),
+        ("swapd.domain.events", "swapd.scheduler.state"),
+        ("swapd.config.load", "swapd.scheduler.scheduler"),
         ("swapd.process.worker_process", "swapd.supervisor"),
         ("swapd.supervisor", "swapd.doors.server"),
         ("workers.engine", "swapd.domain.models"),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from swapd.core.policy import POLICIES
+from swapd.scheduler.eviction import POLICIES
 from swapd.domain.models import Limits
 from swapd.simulation import charts
 from swapd.simulation.machine import Hardware, Machine, Outcome

@@ -11,10 +11,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 
-from swapd.core import eviction
-from swapd.core.demand import Demand, Forecast
-from swapd.core.policy import POLICIES, Candidate
-from swapd.core.room import Room
+from swapd.scheduler import eviction
+from swapd.scheduler.forecast import Demand, Forecast
+from swapd.scheduler.eviction import POLICIES, Candidate
+from swapd.scheduler.state import Room
 
 
 class Action(Enum):

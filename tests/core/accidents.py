@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from swapd.core.suspects import KILLS, POISON_FOR, TRIES
+from swapd.scheduler.quarantine import KILLS, POISON_FOR, TRIES
 from swapd.domain import commands as od
 from swapd.domain import events as ev
 from tests.core.process import Process

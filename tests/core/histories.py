@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from hypothesis import strategies as st
 
-from swapd.core.scheduler import Scheduler
+from swapd.scheduler.scheduler import Scheduler
 from swapd.domain.models import Catalog, Group, Limits
 from tests.core.catalogs import altered, catalog
 from tests.core.machine import Machine

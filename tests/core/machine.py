@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from swapd.core.desk import PRESSURE
-from swapd.core.scarcity import PATIENCE
-from swapd.core.scheduler import Scheduler
+from swapd.scheduler.handlers import PRESSURE
+from swapd.scheduler.placement import PATIENCE
+from swapd.scheduler.scheduler import Scheduler
 from swapd.domain import commands as od
 from swapd.domain import events as ev
 from swapd.domain.models import Catalog, Limits, ModelSpec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from swapd.core.desk import PRESSURE
+from swapd.scheduler.handlers import PRESSURE
 
 if TYPE_CHECKING:
     from tests.core.machine import Machine

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from swapd.core.scarcity import PATIENCE, PAUSE
+from swapd.scheduler.placement import PATIENCE, PAUSE
 from swapd.domain import commands as od
 from swapd.domain import events as ev
 from swapd.domain.models import Catalog, Learned, Limits

@@ -13,33 +13,20 @@ from typing import Any
 
 import pytest
 
-from swapd.core import (
-    agenda,
-    desk,
-    eviction,
-    facts,
-    fairness,
-    groups,
-    ledger,
-    placement,
-    placing,
-    refusals,
-    scheduler,
-    suspects,
-)
-from swapd.core import queue as queues
-from swapd.core.desk import Desk
-from swapd.core.facts import Facts
-from swapd.core.placing import Placing
-from swapd.core.policy import POLICIES, Policy
-from swapd.core.pressure import pressure_of
-from swapd.core.resident import Resident
-from swapd.core.room import missing
-from swapd.core.scarcity import Scarcity
-from swapd.core.scheduler import Scheduler
+from swapd.scheduler import timers, handlers, eviction, handlers, turns, groups, state, placement, scheduler, admission, scheduler, quarantine
+from swapd.scheduler import queue as queues
+from swapd.scheduler.handlers import Desk
+from swapd.scheduler.handlers import Facts
+from swapd.scheduler.scheduler import Placing
+from swapd.scheduler.eviction import POLICIES, Policy
+from swapd.scheduler.eviction import pressure_of
+from swapd.scheduler.state import Resident
+from swapd.scheduler.state import missing
+from swapd.scheduler.placement import Scarcity
+from swapd.scheduler.scheduler import Scheduler
 from swapd.store.policy import Store
-from swapd.core.succession import Succession
-from swapd.core.suspects import Suspects
+from swapd.scheduler.scheduler import Succession
+from swapd.scheduler.quarantine import Suspects
 from swapd.domain import events as ev
 from swapd.domain.commands import Bring, Why
 from swapd.domain.models import Limits, ModelSpec
@@ -56,7 +43,7 @@ Test = Callable[[], object]
 Fault = tuple[str, Any, str, Any, Test]
 """What is wrong, where (object and name), what stands there instead, and the test that tells."""
 
-level, ledger_class = queues.Level, ledger.Ledger
+level, ledger_class = queues.Level, state.Ledger
 
 
 def _grant_uncounted(self: queues.Level, tenant: str, tokens: float, now: float) -> None:
@@ -78,12 +65,12 @@ def _nobody_else(*_: object) -> None:
 
 
 def _first_come(books: Any, spec: Any, limits: Any, event: Any) -> Any:
-    found = refusals.too_many(books, spec, limits, event)
+    found = admission.too_many(books, spec, limits, event)
     return None if found is None else (found[0], None)
 
 
 def _tenants_unbounded(books: Any, spec: Any, limits: Any, event: Any) -> Any:
-    found = refusals.too_many(books, spec, limits, event)
+    found = admission.too_many(books, spec, limits, event)
     return None if found is not None and found[0].why is Why.TENANT_FULL else found
 
 
@@ -120,7 +107,7 @@ def _all_guilty(self: Suspects, served: Any, reason: str) -> bool:
 
 _worker_ended = Suspects.worker_ended
 _decide, _finished, _lasts = Store.decide, Facts._finished, Resident.lasts
-_arrived, _turn = Facts._arrived, fairness._turn_ends
+_arrived, _turn = Facts._arrived, turns._turn_ends
 _plan, _place, _pressure = placement.plan, Scheduler._place, pressure_of
 
 
@@ -230,9 +217,9 @@ FAULTS: list[Fault] = [
     ("only the request's priority counts", Facts, "_arrived", _no_priority_of_models,
      sharing.test_the_priorities_of_a_model_and_of_a_request_add_up),
     ("priority has no end", queues, "MOST", 10**9, sharing.test_priorities_have_an_end),
-    ("no bound for a tenant", refusals, "too_many", _tenants_unbounded,
+    ("no bound for a tenant", admission, "too_many", _tenants_unbounded,
      sharing.test_a_tenant_has_a_bound_of_its_own),
-    ("a full queue refuses whoever comes", refusals, "too_many", _first_come,
+    ("a full queue refuses whoever comes", admission, "too_many", _first_come,
      sharing.test_a_full_queue_costs_the_greediest_its_newest),
     ("keep_alive is not heard", Resident, "lasts",
      lambda self, timed: self.spec.ttl if timed and self.spec.ttl else math.inf,
@@ -258,17 +245,17 @@ FAULTS: list[Fault] = [
     ("a persistent group goes like any other", groups, "must_part",
      lambda new, old, limits: limits.groups != () and new != old,
      lambda: sharing.test_groups_part_their_members_and_exclusive_ones_all_others("d", "c", [])),
-    ("pinned members are waited for", refusals, "_beside_pinned", lambda *_: "",
+    ("pinned members are waited for", admission, "_beside_pinned", lambda *_: "",
      sharing.test_beside_a_pinned_member_the_others_are_refused),
-    ("a turn never ends", fairness, "TURN", 1e9,
+    ("a turn never ends", turns, "TURN", 1e9,
      talks.test_a_resident_model_is_served_for_a_turn_while_another_waits),
     ("who is put out comes back at once", ledger_class, "put_behind", _nobody_else,
      sharing.test_older_requests_for_one_model_keep_another_waiting_for_max_wait_at_most),
-    ("nobody lingers", fairness, "LINGER_MOST", 0.0,
+    ("nobody lingers", turns, "LINGER_MOST", 0.0,
      talks.test_a_model_that_falls_idle_gives_its_place_up_unless_its_clients_are_quick),
     ("a plan outlives the turns", placement, "plan", _patient_plan,
      talks.test_a_resident_model_is_served_for_a_turn_while_another_waits),
-    ("a pass forgets whose time has come", agenda.Agenda, "due", lambda *_: [],
+    ("a pass forgets whose time has come", timers.Agenda, "due", lambda *_: [],
      talks.test_time_to_live_counts_from_the_end_of_the_last_request),
     ("those who need yield no more are left waiting", Scheduler, "_place",
      _nobody_released,
@@ -277,9 +264,9 @@ FAULTS: list[Fault] = [
      lambda *_: 0, _same_orders),
     ("a worker in use again is not noticed", ledger_class, "_in_use",
      lambda *_: True, _same_orders),
-    ("its least time is not kept", fairness, "keeps_place_until", fairness._turn_ends,
+    ("its least time is not kept", turns, "keeps_place_until", turns._turn_ends,
      sharing.test_who_has_just_come_up_stays_for_its_least_time),
-    ("those that belong together are not brought", desk, "belonging", _no_members,
+    ("those that belong together are not brought", handlers, "belonging", _no_members,
      sharing.test_those_that_belong_together_are_loaded_together),
     ("who was brought brings others", Desk, "_bring_others", _brings_always,
      sharing.test_those_that_belong_together_are_loaded_together),
@@ -289,9 +276,9 @@ FAULTS: list[Fault] = [
      memory.test_what_is_on_its_way_up_or_out_is_waited_for),
     ("nobody goes for other programs", eviction, "choose", _nobody_else,
      memory.test_idle_workers_go_when_other_programs_hold_the_memory),
-    ("memory is waited for without end", placing, "PATIENCE", math.inf,
+    ("memory is waited for without end", scheduler, "PATIENCE", math.inf,
      memory.test_memory_that_nobody_gives_back_is_waited_for_and_then_refused),
-    ("memory is not waited for", placing, "PATIENCE", 0.0,
+    ("memory is not waited for", scheduler, "PATIENCE", 0.0,
      memory.test_memory_that_nobody_gives_back_is_waited_for_and_then_refused),
     ("patience is used up once", Scarcity, "only", _nobody_else,
      memory.test_patience_begins_anew_for_new_clients),
@@ -320,24 +307,24 @@ FAULTS: list[Fault] = [
      succession.test_another_reload_starts_no_second_heir),
     ("a start takes as long as it likes", Scheduler, "_keep_deadline", _nobody_else,
      talks.test_a_worker_that_does_not_come_up_in_time_is_killed_and_that_is_the_reason),
-    ("a failed start is tried again at once", facts, "COOL_DOWN_MOST", 0.0,
+    ("a failed start is tried again at once", handlers, "COOL_DOWN_MOST", 0.0,
      talks.test_failed_starts_cool_down_and_the_rest_grows),
-    ("one accident rests a model", facts, "ACCIDENTS", 0,
+    ("one accident rests a model", handlers, "ACCIDENTS", 0,
      talks.test_a_start_that_somebody_kills_is_tried_again_twice),
-    ("what crashes is started again for ever", facts, "ACCIDENTS", 10**9,
+    ("what crashes is started again for ever", handlers, "ACCIDENTS", 10**9,
      talks.test_a_crash_after_coming_up_rests_the_model_from_the_third_time_on),
-    ("queues have no bounds", refusals, "too_many", _nobody_else,
+    ("queues have no bounds", admission, "too_many", _nobody_else,
      talks.test_queues_have_bounds_each_and_all_together),
-    ("when to come back is a guess", refusals, "expected_wait", lambda *_: 1.0,
+    ("when to come back is a guess", admission, "expected_wait", lambda *_: 1.0,
      talks.test_the_time_to_come_back_is_measured),
-    ("what is larger than the budget waits", refusals, "cannot_start", _nobody_else,
+    ("what is larger than the budget waits", admission, "cannot_start", _nobody_else,
      talks.test_more_than_the_budget_is_refused_with_the_numbers),
     ("the estimate is believed for ever", ledger_class, "measured", lambda *_: False,
      talks.test_what_was_measured_replaces_the_estimate),
     ("a worker's word on its slots is not heard", Resident, "slots",
      property(lambda self: self.spec.slots),
      talks.test_a_worker_that_tells_its_slots_is_believed),
-    ("a turn is longer than max_wait", fairness, "_turn_ends", _turn_without_bound,
+    ("a turn is longer than max_wait", turns, "_turn_ends", _turn_without_bound,
      talks.test_a_turn_is_never_longer_than_max_wait),
     ("who closes takes new requests", Facts, "_closing_asked", _nobody_else,
      talks.test_closing_serves_what_has_a_worker_and_refuses_the_rest),
@@ -353,7 +340,7 @@ FAULTS: list[Fault] = [
      memory.test_other_terms_change_nothing_that_was_learned),
     ("a look that comes late is a verdict", scheduler, "LATE", math.inf,
      lost.test_a_look_that_comes_late_starts_anew_because_swapd_itself_stood_still),
-    ("a request has tries without end", suspects, "TRIES", 10**9,
+    ("a request has tries without end", quarantine, "TRIES", 10**9,
      lost.test_one_under_whom_three_workers_end_in_whatever_company_has_had_its_tries),
     ("an heir that fails is the end of it", Facts, "_part_from_predecessor", _nobody_else,
      succession.test_a_new_one_that_fails_beside_the_old_may_try_without_it),
@@ -379,7 +366,7 @@ def test_a_planted_fault_turns_a_test_red(fault: Fault, monkeypatch: pytest.Monk
     _, where, name, wrong, test = fault
     right = getattr(where, name)
     # A name that other modules have imported is wrong there as well.
-    for module in (where, placement, refusals, eviction, *_importers()):
+    for module in (where, placement, admission, eviction, *_importers()):
         if getattr(module, name, None) is right:
             monkeypatch.setattr(module, name, wrong)
     with pytest.raises(Exception) as told:

@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from swapd.core.ledger import NEVER
-from swapd.core.lifecycle import State
-from swapd.core.pressure import Pressure, pressure_of
-from swapd.core.queue import Waiting
-from swapd.core.refusals import Verdict
-from swapd.core.resident import Resident
-from swapd.core.room import Room, missing
-from swapd.core.scheduler import Scheduler
+from swapd.scheduler.state import NEVER
+from swapd.scheduler.lifecycle import State
+from swapd.scheduler.eviction import Pressure, pressure_of
+from swapd.scheduler.queue import Waiting
+from swapd.scheduler.admission import Verdict
+from swapd.scheduler.state import Resident
+from swapd.scheduler.state import Room, missing
+from swapd.scheduler.scheduler import Scheduler
 from swapd.domain import events as ev
 from swapd.domain.commands import Stop
 from swapd.domain.models import Catalog, Limits

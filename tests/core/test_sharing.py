@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from swapd.core.queue import AHEAD, CREDIT, STEP, WAITED_FOR
+from swapd.scheduler.queue import AHEAD, CREDIT, STEP, WAITED_FOR
 from swapd.domain import commands as od
 from swapd.domain import events as ev
 from swapd.domain.models import Group, Limits

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from hypothesis import Phase, given, settings
 
-from swapd.core import suspects
-from swapd.core.resident import Resident
-from swapd.core.scheduler import Scheduler
+from swapd.scheduler import quarantine
+from swapd.scheduler.state import Resident
+from swapd.scheduler.scheduler import Scheduler
 from swapd.domain import commands as od
 from swapd.domain import events as ev
 from swapd.domain.models import Catalog, Limits
@@ -86,14 +86,14 @@ def test_a_request_that_can_not_come_again_is_known_by_its_fingerprint() -> None
 
 def test_whoever_is_killed_from_outside_however_often_makes_nobody_a_suspect() -> None:
     talk = _three_served() >> ev.Arrived(4.5, 4, "a")
-    for worker in range(1, suspects.KILLS):
+    for worker in range(1, quarantine.KILLS):
         now = 5 * worker
         talk >> ev.Exited(now, worker, "killed", accident=True)
         _return(talk, now, 1, 2, 3) >> ev.CameUp(now + 1, worker + 1)
         talk << f"grant:1->{worker + 1} grant:2->{worker + 1} grant:3->{worker + 1} wake:never"
     assert not talk.core.is_wary
-    talk >> ev.Finished(53, 1) << f"grant:4->{suspects.KILLS}"
-    talk >> ev.Finished(53, 2) >> ev.Exited(54, suspects.KILLS, "killed", accident=True)
+    talk >> ev.Finished(53, 1) << f"grant:4->{quarantine.KILLS}"
+    talk >> ev.Finished(53, 2) >> ev.Exited(54, quarantine.KILLS, "killed", accident=True)
     _return(talk, 54, 3) << "refuse:3:worker_failed"
 
 
@@ -216,7 +216,7 @@ def test_a_suspect_that_is_not_served_alone_is_found() -> None:
 
 def test_remembered_fingerprints_have_a_bound() -> None:
     talk = Talk(a=A)
-    for number in range(suspects.MOST + 50):
+    for number in range(quarantine.MOST + 50):
         worker = number + 1
         talk >> ev.Arrived(number * 0.001, number, "a") >> ev.CameUp(number * 0.001, worker)
         talk >> ev.Finished(number * 0.001, number)
@@ -224,4 +224,4 @@ def test_remembered_fingerprints_have_a_bound() -> None:
         talk >> ev.Exited(number * 0.001, worker, "boom")
         talk >> ev.Finished(number * 0.001, 10**6 + number, False, fingerprint=f"p{number}")
     talk >> ev.Arrived(2, 10**7, "a", fingerprint="p0")
-    assert len(talk.core._suspects._known) <= suspects.MOST
+    assert len(talk.core._suspects._known) <= quarantine.MOST

@@ -20,25 +20,189 @@ start; then within its queue (see `queue`) the requests of its own tenant before
 many tokens of every other tenant, and once for what each that comes back, or asks for less, is
 ahead. Before the next request of its own tenant it waits for two minutes at most, where so many are
 served in that time as there are tenants.
+
+Making room and starting: what the plan says, as far as the machine has the memory in fact.
+
+Workers whose configuration has changed: the new one is ready before the old one goes.
+
+Where there is room for both. Else, or when the new one does not come up beside the old, the old
+one drains first, as it would without this: what is configured counts, not what once worked.
 """
 
 from __future__ import annotations
 
+from swapd.scheduler import eviction
+from swapd.scheduler.handlers import COOL_DOWN_MOST, Facts
+from swapd.scheduler.lifecycle import State
+from swapd.scheduler.placement import candidate, leavable, plan
+from swapd.scheduler.admission import no_room, not_free
+from swapd.scheduler.state import Room
+from swapd.scheduler.placement import PATIENCE, PAUSE
+from swapd.domain.commands import LookAtFree, ReadAhead
+from swapd.domain.models import ModelSpec
+from swapd.scheduler.groups import group_of
+from swapd.scheduler.state import Resident
+from swapd.scheduler.state import missing
+from swapd.domain.commands import LookAtFree
 import math
 from collections.abc import Iterable
-
-from swapd.core.desk import PRESSURE, UNCLAIMED
-from swapd.core.lifecycle import WORKING, State
-from swapd.core.pressure import Pressure, pressure_of
-from swapd.core.queue import Waiting
-from swapd.core.refusals import CLOSING, Verdict, cannot_start
-from swapd.core.resident import Resident
-from swapd.core.room import missing
-from swapd.core.succession import Succession
+from swapd.scheduler.handlers import PRESSURE, UNCLAIMED
+from swapd.scheduler.lifecycle import WORKING, State
+from swapd.scheduler.eviction import Pressure, pressure_of
+from swapd.scheduler.queue import Waiting
+from swapd.scheduler.admission import CLOSING, Verdict, cannot_start
 from swapd.domain import events as ev
 from swapd.domain.commands import Look, Order, WakeAt, Why
 from swapd.domain.models import Catalog
 from swapd.domain.status import Outlook, WorkerStatus
+
+
+
+class Placing(Facts):
+    """The part of the settle pass that gives wanted models their workers."""
+
+    def _is_done(self, now: float) -> bool:
+        """Whether nothing is left to be done of the plan, which would be the same if made anew,
+        when no worker has changed."""
+        made = self._plan
+        return not (made.start or made.refused) and made.holds(self._books, now)
+
+    def _place(self, now: float) -> set[str]:
+        """Start what is wanted and fits, stop idle workers where room is short.
+
+        Returns the models whose workers yielded and do no longer.
+        """
+        before, books = self._plan, self._books
+        if not before.holds(books, now):
+            self._plan = plan(books, self._catalog, now)
+            books.horizon = self._plan.reached
+        made = self._plan
+        for worker, wanted in made.going.items():
+            resident = books.residents[worker]
+            if resident.idle:
+                books.put_behind(resident.spec.name, wanted, now)
+                self._stop(resident, f"makes room for {wanted}", now)
+        for spec, short in made.refused:
+            retry_after = max(1.0, min(self._agenda.soonest - now, COOL_DOWN_MOST))
+            self._refuse_all(spec.name, no_room(spec, short, self._limits, retry_after))
+        for spec in self._affordable(made.start, now):
+            self._start(spec, now)
+        self._read_ahead()
+        if made is before:
+            return set()
+        released = before.going.keys() - made.going.keys()
+        return {books.residents[w].spec.name for w in released if w in books.residents}
+
+    def _read_ahead(self) -> None:
+        """Have the next model's files read while those before it are in its place."""
+        wanted = self._books.wanted
+        coming = wanted[0][1] if wanted else ""
+        if coming != self._ahead:
+            self._ahead = coming
+            if coming:
+                self._orders.append(ReadAhead(self._catalog.models[coming]))
+
+    def _affordable(self, wanted: list[ModelSpec], now: float) -> list[ModelSpec]:
+        """Those of them, in turn, for which the memory is there; that is asked for first."""
+        scarcity = self._scarcity
+        if scarcity.since:
+            scarcity.only({spec.name for spec in wanted})
+        if not wanted or not self._limits.heed_free:
+            return wanted
+        if scarcity.free is None:
+            if scarcity.ought_to_look(self._books.version, now):
+                scarcity.looks(self._books.version)
+                self._orders.append(LookAtFree())
+            return []
+        free, found = scarcity.free, list[ModelSpec]()
+        for resident in self._books.residents.values():
+            if resident.is_coming:
+                free -= self._books.need(resident.spec).bytes
+        for spec in wanted:
+            need = self._books.need(spec).bytes
+            if need > free and not self._runs_alone(spec, need):
+                self._make_free(spec, need, max(free, 0), now)
+                break
+            scarcity.fits(spec.name)
+            free -= need
+            found.append(spec)
+        return found
+
+    def _runs_alone(self, spec: ModelSpec, need: int) -> bool:
+        """Whether it is one of which it is only known that it has to be alone, and it will be."""
+        others = any(r.spec.name != spec.name for r in self._books.residents.values())
+        return not others and 0 < self._limits.budget_bytes <= need
+
+    def _make_free(self, spec: ModelSpec, need: int, free: int, now: float) -> None:
+        """It is short of memory that other programs hold: idle workers go, or it waits."""
+        books, scarcity = self._books, self._scarcity
+        settled = State.READY, State.DRAINING
+        if any(r.state not in settled for r in books.residents.values()):
+            return  # What comes up or goes will be heard of.
+        idle = [
+            candidate(books, r, now)
+            for r in leavable(books)
+            if r.idle and r.up_since + r.spec.min_stay <= now
+        ]
+        short = Room(0, need - free)
+        victims = eviction.choose(self._policy, short, idle) if self._policy.makes_room else None
+        if victims:
+            for victim in victims:
+                self._stop(books.residents[victim], f"makes room for {spec.name}", now)
+        elif now >= scarcity.waits(spec.name, now) + PATIENCE:
+            scarcity.fits(spec.name)
+            self._refuse_all(spec.name, not_free(spec, need, free))
+            if books.wanted:
+                scarcity.looks(books.version)
+                self._orders.append(LookAtFree())
+        else:
+            scarcity.look_at = now + PAUSE
+
+
+class Succession(Placing):
+    """The part of the settle pass that gives outdated workers their heirs."""
+
+    def _succeed(self, now: float) -> None:
+        """Start an heir beside each outdated worker, or let that one drain."""
+        for worker in list(self._outdated):
+            resident = self._books.residents.get(worker)
+            spec = self._successor(resident) if resident is not None else None
+            if resident is None or spec is None:
+                del self._outdated[worker]
+            elif not self._may_be_beside(spec):
+                del self._outdated[worker]
+                self._drain(resident)
+            elif not self._limits.heed_free or self._scarcity.free is not None:
+                del self._outdated[worker]
+                self._start(spec, now, heir=True)
+            elif self._scarcity.ought_to_look(self._books.version, now):
+                self._scarcity.looks(self._books.version)
+                self._orders.append(LookAtFree())
+
+    def _successor(self, resident: Resident) -> ModelSpec | None:
+        """What is to run in its place, unless it goes anyway, is right again or has an heir."""
+        spec = self._catalog.models.get(resident.spec.name)
+        if spec is None or resident.state is not State.READY or resident.spec.same_process(spec):
+            return None
+        heirs = (r for r in self._books.of_model(spec.name) if r.state is State.STARTING)
+        return None if any(heirs) else spec
+
+    def _may_be_beside(self, spec: ModelSpec) -> bool:
+        """Whether there is room for a second worker, as far as it is known, and nobody wants it.
+
+        What a group says of its members may mean that one of them fills the machine.
+        """
+        books, need = self._books, self._books.need(spec)
+        if self._closing is not None or books.wanted or group_of(spec.name, self._limits):
+            return False
+        if missing(books.taken() + need, self._limits):
+            return False
+        free = self._scarcity.free
+        if not self._limits.heed_free or free is None:
+            return True
+        coming = sum(books.need(r.spec).bytes for r in books.residents.values() if r.is_coming)
+        return coming + need.bytes <= free
+
 
 LATE = 1.0
 """Seconds by which a look comes late when it is swapd itself that stood still."""
@@ -277,3 +441,4 @@ class Scheduler(Succession):
             return pressure
         leaving = any(r.because == PRESSURE for r in self._books.residents.values())
         return Pressure.NONE if leaving else pressure
+

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from swapd.core.queue import Waiting
-from swapd.core.refusals import Verdict
+from swapd.scheduler.queue import Waiting
+from swapd.scheduler.admission import Verdict
 from swapd.domain.commands import Why
 from swapd.domain.events import RequestId
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 
-from swapd.core.ledger import Ledger
-from swapd.core.queue import Rank
-from swapd.core.resident import Resident
+from swapd.scheduler.state import Ledger
+from swapd.scheduler.queue import Rank
+from swapd.scheduler.state import Resident
 from swapd.domain.models import Limits, ModelSpec
 
 TURN = 5.0

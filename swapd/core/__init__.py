@@ -1,1 +1,0 @@
-"""What decides: pure, without a clock, a log or an await."""
