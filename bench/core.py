@@ -13,10 +13,10 @@ import random
 import time
 from collections import deque
 
-from swapd.scheduler.scheduler import Scheduler
 from swapd.domain import commands as od
 from swapd.domain import events as ev
 from swapd.domain.models import Catalog, Limits, ModelSpec
+from swapd.scheduler.scheduler import Scheduler
 
 ROUNDS = 5
 """The best of them counts: whatever else runs on the machine can only slow one down."""

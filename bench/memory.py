@@ -17,8 +17,8 @@ import msgspec
 from bench import common, generate
 from bench.client import Connection
 from bench.processes import Started
-from swapd.gguf.memory_estimate import estimated
 from swapd.domain.models import ModelSpec
+from swapd.gguf.memory_estimate import estimated
 from swapd.process.memory import bytes_held
 
 WAYS = (

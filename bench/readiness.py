@@ -14,13 +14,12 @@ import uvloop
 
 from bench import common
 from swapd.domain.models import Catalog, ModelSpec
-from swapd.process.orphans import Guardian
+from swapd.process.orphans import Guardian, Register
 from swapd.process.profiles import Learnings
-from swapd.system.logs import Logs
-from swapd.process.orphans import Register
 from swapd.process.spawn import Place
 from swapd.proxy.forward import new_session
 from swapd.supervisor import Supervisor
+from swapd.system.logs import Logs
 
 WORKER = Path(__file__).with_name("ready_worker.py")
 

@@ -11,8 +11,8 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from swapd.scheduler.queue import Level, Waiting
 from swapd.domain.models import Limits
+from swapd.scheduler.queue import Level, Waiting
 from swapd.simulation.clients import greedy
 from swapd.simulation.result import percentile
 

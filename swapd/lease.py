@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from swapd.domain import commands as od
 from swapd.domain import events as ev
 from swapd.domain.status import WorkerStatus
-from swapd.system.aio import now
-from swapd.process.worker_process import DeviceTold, WorkerProcess
 from swapd.process.liveness import Pulse
+from swapd.process.worker_process import DeviceTold, WorkerProcess
+from swapd.system.aio import now
 
 ENDS_WITHIN = 1.0
 """Seconds in which a worker whose connections broke is found to have ended, if it has."""

@@ -16,22 +16,21 @@ from collections.abc import Callable
 import aiohttp
 
 from swapd.config.diff import diff
-from swapd.scheduler.scheduler import Scheduler
 from swapd.domain import commands as od
 from swapd.domain import events as ev
 from swapd.domain.models import Catalog
 from swapd.domain.status import Outlook
+from swapd.lease import NO_WISH, Lease, RefusedError, Running, Sight, Wish
 from swapd.process import memory
-from swapd.system.aio import Alarm, now, wall
-from swapd.process.profiles import Learnings
-from swapd.system.logs import Logs
-from swapd.process.readiness import StrangerError, until_ready
-from swapd.process.worker_process import Word, WorkerProcess
 from swapd.process.liveness import Pulse
 from swapd.process.prefetch import read_ahead
+from swapd.process.profiles import Learnings
+from swapd.process.readiness import StrangerError, until_ready
 from swapd.process.spawn import Place, Spare
-from swapd.system.aio import Tasks
-from swapd.lease import NO_WISH, Lease, RefusedError, Running, Sight, Wish
+from swapd.process.worker_process import Word, WorkerProcess
+from swapd.scheduler.scheduler import Scheduler
+from swapd.system.aio import Alarm, Tasks, now, wall
+from swapd.system.logs import Logs
 
 
 class Supervisor:

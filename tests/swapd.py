@@ -16,8 +16,8 @@ import httpx
 import msgspec
 import psutil
 
-from swapd.system.aio import now
 from swapd.process.ports import free_port
+from swapd.system.aio import now
 
 ROOT = Path(__file__).resolve().parent.parent
 FAKE = f"{sys.executable} -m workers.fake"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from swapd.gguf.reader import DamagedModelError, read_head
 from swapd.config.problems import Problem
 from swapd.config.specs import speaks_llama_flags
-from swapd.gguf.llama_flags import adapters_of
 from swapd.domain.models import Catalog
+from swapd.gguf.llama_flags import adapters_of
+from swapd.gguf.reader import DamagedModelError, read_head
 
 
 def adapter_problems(catalog: Catalog, config: Path) -> list[Problem]:

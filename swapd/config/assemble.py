@@ -17,14 +17,13 @@ from swapd.config.commands import fill_in
 from swapd.config.custom import Custom
 from swapd.config.discover import Found
 from swapd.config.env import SyncSettings
-from swapd.gguf.memory_estimate import Facts
-from swapd.gguf.memory_estimate import estimate, fitting_context
 from swapd.config.problems import Problem, did_you_mean
 from swapd.config.schema import CustomModel, alias_id
-from swapd.gguf.llama_flags import Terms, terms_of
 from swapd.config.tree import Mapping, Scalar
 from swapd.config.units import parse_size, show_size
 from swapd.domain.model_names import Spellings
+from swapd.gguf.llama_flags import Terms, terms_of
+from swapd.gguf.memory_estimate import Facts, estimate, fitting_context
 
 BUDGET = "80%"
 """What all workers together may take of a machine nobody said anything about."""

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from swapd.config.custom import FILE
 from swapd.config.edit import EditError, set_value, unset
-from swapd.system.state_files import replace_text
 from swapd.config.plan import Plan, look
 from swapd.config.problems import ConfigError, Problem, did_you_mean
 from swapd.config.schema import CustomModel
@@ -16,6 +15,7 @@ from swapd.config.sync import made_of
 from swapd.config.typed import shapes
 from swapd.config.written import value_of
 from swapd.domain.model_names import Spellings
+from swapd.system.state_files import replace_text
 
 _BOM = "\ufeff"
 

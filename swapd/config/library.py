@@ -13,17 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from swapd.config.assemble import Made
-from swapd.gguf.model_info import Card
-from swapd.gguf.model_info import Cards
-from swapd.gguf.reader import DamagedModelError
 from swapd.config.naming import bare_name
 from swapd.config.offer import Passed, reason_of
 from swapd.config.plan import keep, look
 from swapd.config.specs import model_file
-from swapd.gguf.reader import parts_of
 from swapd.config.sync import names_in
 from swapd.config.units import parse_size
 from swapd.domain.models import Catalog, ModelSpec
+from swapd.gguf.model_info import Card, Cards
+from swapd.gguf.reader import DamagedModelError, parts_of
 
 CUSTOM = "custom_models.yaml"
 """The source of a model that no store holds."""

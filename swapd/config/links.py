@@ -22,8 +22,8 @@ from swapd.config.discover import Found
 from swapd.config.naming import bare_name
 from swapd.config.problems import Problem
 from swapd.config.sources import ollama
-from swapd.system.state_files import FOLDER, read_state, write_state
 from swapd.config.stores import Stores
+from swapd.system.state_files import FOLDER, read_state, write_state
 
 FILE = "links.json"
 _BELOW = "ollama"

@@ -13,17 +13,17 @@ from pathlib import Path
 from types import MappingProxyType
 
 from swapd.config.access import access_of, tls_of
-from swapd.gguf.memory_estimate import estimated
 from swapd.config.groups import groups_of
 from swapd.config.problems import ConfigError, Problem, did_you_mean
 from swapd.config.schema import Model, Server
 from swapd.config.specs import Ground, SpecBuilder, collect_macros
-from swapd.gguf.file_stamp import stamp_of
 from swapd.config.tree import Mapping, Scalar, parse_tree
 from swapd.config.typed import Report, read
 from swapd.config.units import parse_size, show_size
 from swapd.domain.models import Catalog, Limits, ModelSpec
 from swapd.domain.settings import Settings, Tls
+from swapd.gguf.file_stamp import stamp_of
+from swapd.gguf.memory_estimate import estimated
 
 _PORT_VARIABLES = ("SWAPD_PORT", "LLAMA_SWAP_PORT")
 

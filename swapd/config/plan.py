@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swapd.gguf import model_info
-from swapd.system import state_files, state_files
 from swapd.config.assemble import Assembled, assemble, words_of
 from swapd.config.custom import FILE, Custom, parse_custom, read_custom
 from swapd.config.discover import Discovery, discover
 from swapd.config.env import SyncSettings, read_env, sync_settings
 from swapd.config.links import own_links
+from swapd.gguf import model_info
 from swapd.gguf.file_stamp import stamp_of
+from swapd.system import state_files
 
 NAMES = "names.json"
 """In the home's state: the name of each file found, so that it keeps it."""

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from swapd.config.assemble import Assembled, sections_by_name
 from swapd.config.custom import FILE, Custom
-from swapd.system.state_files import replace_text
 from swapd.config.generate import generate
 from swapd.config.header import MARK
 from swapd.config.links import FILE as LINKS
@@ -18,8 +17,8 @@ from swapd.config.load import parse
 from swapd.config.offer import Passed
 from swapd.config.plan import NAMES, Plan, look
 from swapd.config.problems import ConfigError, Problem
-from swapd.system.state_files import FOLDER
 from swapd.config.tree import line_of, parse_tree, textual
+from swapd.system.state_files import FOLDER, replace_text
 
 CONFIG = "config.yaml"
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9][\w./:-]*:")

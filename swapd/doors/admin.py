@@ -16,9 +16,9 @@ from swapd.doors.bodies import body_of
 from swapd.doors.guard import GUARD
 from swapd.doors.house import HOUSE, House
 from swapd.doors.keys import OPENED, Grant, grant_of
-from swapd.system.redact import without_secrets
-from swapd.system.aio import now
 from swapd.lease import RefusedError, Sight
+from swapd.system.aio import now
+from swapd.system.redact import without_secrets
 
 
 def _json(value: object, status: int = 200) -> web.Response:

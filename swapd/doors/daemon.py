@@ -29,23 +29,21 @@ from swapd.doors.house import House
 from swapd.doors.metrics import Metrics
 from swapd.doors.origins import risks
 from swapd.doors.resync import Resync, resync_of
+from swapd.effects.tls import TlsError, new_context
+from swapd.home import SPARE_COMMAND, WORKER_COMMAND, Home, find_home
 from swapd.process import memory
-from swapd.system.aio import wall
-from swapd.process.spawn import for_workers
-from swapd.process.orphans import Guardian
-from swapd.system.memory_trim import Heap
+from swapd.process.orphans import Guardian, Register, reap_left_overs
 from swapd.process.profiles import Learnings
+from swapd.process.spawn import Place, Spare, for_workers
+from swapd.proxy.forward import new_session
+from swapd.supervisor import Supervisor
+from swapd.system.aio import wall
+from swapd.system.file_watcher import FileWatch
 from swapd.system.lockfile import HeldError, HomeLock
 from swapd.system.logs import Logs
+from swapd.system.memory_trim import Heap
 from swapd.system.sd_notify import READY, STOPPING, Notify
-from swapd.process.orphans import Register, reap_left_overs
-from swapd.process.spawn import Place, Spare
 from swapd.system.stdio import hold_standard_descriptors
-from swapd.effects.tls import TlsError, new_context
-from swapd.proxy.forward import new_session
-from swapd.system.file_watcher import FileWatch
-from swapd.home import SPARE_COMMAND, WORKER_COMMAND, Home, find_home
-from swapd.supervisor import Supervisor
 
 SWITCH_INTERVAL = 0.0005
 """Seconds until a thread that looks through processes lets the event loop go on; Python's own 5 ms

@@ -17,10 +17,10 @@ from swapd.doors.house import House
 from swapd.doors.origins import is_loopback
 from swapd.doors.server import KEYED, OVERVIEW, PUBLIC, application
 from swapd.doors.socket.door import SocketDoor, bind, open_socket
-from swapd.system.stdio import raise_limit
-from swapd.process.ports import holder_of
 from swapd.effects.tls import TlsError, renew
 from swapd.home import Home
+from swapd.process.ports import holder_of
+from swapd.system.stdio import raise_limit
 
 SHUTDOWN = 1.0
 """Seconds at the end for what is still in the connections; all that was asked has ended by then."""

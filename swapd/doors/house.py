@@ -13,10 +13,10 @@ from swapd.domain.models import ModelSpec
 from swapd.domain.settings import HEAD_LONGEST, Patience, Settings
 from swapd.doors.keys import Grant
 from swapd.doors.metrics import Metrics
-from swapd.system.aio import now
-from swapd.system.memory_trim import Heap
-from swapd.system.logs import Logs
 from swapd.supervisor import Supervisor
+from swapd.system.aio import now
+from swapd.system.logs import Logs
+from swapd.system.memory_trim import Heap
 
 
 @dataclass(slots=True)

@@ -15,10 +15,10 @@ from swapd.doors.bodies import body_of
 from swapd.doors.house import HOUSE, House
 from swapd.doors.keys import OPENED, NotAllowedError, grant_of
 from swapd.doors.origins import split_target
+from swapd.lease import RefusedError, Wish
+from swapd.proxy.forward import Passage, WorkerFailedError
 from swapd.proxy.progress import Told, asks_to_be_told
 from swapd.proxy.retry import Passing, serve
-from swapd.proxy.forward import Passage, WorkerFailedError
-from swapd.lease import RefusedError, Wish
 
 STREAM_HEADERS = {"X-Accel-Buffering": "no"}
 """Tells a proxy before us not to hold tokens back."""

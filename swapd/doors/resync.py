@@ -16,11 +16,10 @@ import msgspec
 from swapd.config.env import read_env, sync_settings
 from swapd.config.header import is_generated
 from swapd.config.stores import folders_to_watch
-from swapd.system.aio import Alarm, now
-from swapd.system.logs import Logs
-from swapd.system.aio import Tasks
-from swapd.system.file_watcher import FileWatch, FolderWatch
 from swapd.home import Home
+from swapd.system.aio import Alarm, Tasks, now
+from swapd.system.file_watcher import FileWatch, FolderWatch
+from swapd.system.logs import Logs
 
 COMMAND = [sys.executable, "-I", "-m", "swapd.doors.sync_once"]
 SOON = 0.2

@@ -7,8 +7,8 @@ import stat
 from pathlib import Path
 
 from swapd.config.specs import option, speaks_llama_flags
-from swapd.gguf.reader import parts_of
 from swapd.gguf.llama_flags import terms_of
+from swapd.gguf.reader import parts_of
 
 
 def stamp_of(argv: tuple[str, ...], own: bool, beside: Path) -> str:

@@ -27,21 +27,16 @@ What a worker is likely to hold, by its command and the beginnings of the files 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from swapd.gguf.reader import Counted, Head
-from collections.abc import Callable
-from swapd.gguf.llama_flags import Terms
 from pathlib import Path
-from swapd.system.state_files import size as file_size
-from swapd.gguf.reader import DamagedModelError, read_beginning
+from types import MappingProxyType
+
 from swapd.config.specs import model_file, speaks_llama_flags
-from swapd.gguf.reader import parts_of
-from swapd.gguf.llama_flags import Terms, terms_of
 from swapd.domain.models import ModelSpec
-
-
+from swapd.gguf.llama_flags import Terms, terms_of
+from swapd.gguf.reader import Counted, DamagedModelError, Head, parts_of, read_beginning
+from swapd.system.state_files import size as file_size
 
 _F32 = 4
 _PATTERNS: Mapping[str, tuple[int, int]] = MappingProxyType(
@@ -306,4 +301,3 @@ def _size_of_parts(file: str, beside: Path) -> int:
     sizes = [file_size(beside / part) for part in parts_of(file)]
     # A name that is no file here may still mean something to the worker.
     return sum(sizes) if all(sizes) else 0
-

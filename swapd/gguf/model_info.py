@@ -7,18 +7,16 @@ Cards of files, each head read once and kept by path, size and time of change.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, replace
-from types import MappingProxyType
-from swapd.gguf.memory_estimate import NOTHING, Facts, facts_of
-from swapd.gguf.reader import DamagedModelError, Head
 import os
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+
 import msgspec
-from swapd.gguf.reader import DamagedModelError, read_head
+
+from swapd.gguf.memory_estimate import NOTHING, Facts, facts_of
+from swapd.gguf.reader import DamagedModelError, Head, read_head
 from swapd.system.state_files import read_state, write_state
-
-
 
 _POOLING = MappingProxyType({0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"})
 """llama.cpp's pooling types, by the number in `ARCH.pooling_type`."""
@@ -166,4 +164,3 @@ def _look(path: Path, status: os.stat_result) -> _Kept:
     except DamagedModelError as error:
         return _Kept(status.st_size, status.st_mtime_ns, None, str(error))
     return _Kept(status.st_size, status.st_mtime_ns, card)
-

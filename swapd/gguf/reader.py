@@ -11,16 +11,13 @@ Models in several files, named as llama.cpp's gguf-split names them.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO, TypeAlias
-import re
-from dataclasses import dataclass
-
-
 
 _SCALARS = MappingProxyType(
     {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -240,4 +237,3 @@ def parts_of(path: str) -> tuple[str, ...]:
         return (path,)
     base, _, count, end = match.groups()
     return tuple(f"{base}-{i:05}-of-{count}{end}" for i in range(1, int(count) + 1))
-

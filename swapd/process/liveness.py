@@ -9,10 +9,10 @@ from typing import Any
 import aiohttp
 import psutil
 
-from swapd.system.aio import now
 from swapd.process.ports import family
 from swapd.process.readiness import answers
 from swapd.process.worker_process import WorkerProcess
+from swapd.system.aio import now
 
 STOPPED = frozenset({psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP})
 

@@ -18,17 +18,17 @@ import errno
 import logging
 import os
 import signal
-import uuid
-from pathlib import Path
-import msgspec
-import psutil
-from swapd.system.process_identity import birth_of, program_of, variable_of
-from swapd.system.state_files import set_aside
 import subprocess
 import threading
+import uuid
+from pathlib import Path
+
+import msgspec
+import psutil
+
 from swapd.system.aio import now
-
-
+from swapd.system.process_identity import birth_of, program_of, variable_of
+from swapd.system.state_files import set_aside
 
 MARK = "SWAPD_MARK"
 """Variable in the environment of all workers: its value is that of one life of swapd."""
@@ -280,4 +280,3 @@ def _start() -> subprocess.Popen[bytes]:
     assert shell.stdin is not None
     os.set_blocking(shell.stdin.fileno(), False)
     return shell
-

@@ -7,9 +7,9 @@ import asyncio
 import aiohttp
 from yarl import URL
 
-from swapd.system.aio import pause
 from swapd.process.ports import stranger_on
 from swapd.process.worker_process import WorkerProcess
+from swapd.system.aio import pause
 
 FIRST_PAUSE = 0.005
 GROWTH = 1.5

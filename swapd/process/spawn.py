@@ -14,20 +14,18 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import sys
-from swapd.domain.models import WorkerLimits
 import signal
 import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-import msgspec
-from swapd.domain.models import ModelSpec, WorkerLimits
-from swapd.process.orphans import Guardian
-from swapd.process.orphans import MARK
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 
+import msgspec
+
+from swapd.domain.models import ModelSpec, WorkerLimits
+from swapd.process.orphans import MARK, Guardian
 
 
 def limit(pid: int, limits: WorkerLimits) -> None:
@@ -216,4 +214,3 @@ def _passes(name: str, named: Sequence[str]) -> bool:
     if SECRET & set(name.upper().split("_")):
         return False
     return any(fnmatchcase(name, pattern) for pattern in (*USUAL, *named))
-

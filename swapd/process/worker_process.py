@@ -10,18 +10,18 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
-from swapd.domain.models import ModelSpec
-from swapd.system.aio import LineReader
-from swapd.process.spawn import Place, spawn
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
+
 import msgspec
+
 from swapd.domain.events import WorkerId
+from swapd.domain.models import ModelSpec
 from swapd.process.memory import oom_kills
 from swapd.process.ports import free_port
 from swapd.process.spawn import Place, Spare, Spawned, spawn
-
+from swapd.system.aio import LineReader
 
 
 class StopCommand:
@@ -370,4 +370,3 @@ def _named(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-

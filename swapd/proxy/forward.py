@@ -15,9 +15,9 @@ from aiohttp import AddrInfoType, web
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from swapd.system.aio import now
-from swapd.proxy.sse import EventIds
 from swapd.process.liveness import Pulse
+from swapd.proxy.sse import EventIds
+from swapd.system.aio import now
 
 HOP_BY_HOP = frozenset(
     {

@@ -18,10 +18,9 @@ from aiohttp import web
 from swapd.domain.models import ModelSpec
 from swapd.domain.status import Outlook
 from swapd.doors.house import House
-from swapd.system.aio import wall
-from swapd.system.aio import Tasks
-from swapd.proxy.forward import Passage
 from swapd.lease import Lease
+from swapd.proxy.forward import Passage
+from swapd.system.aio import Tasks, wall
 
 HEADER = "X-Swapd-Progress"
 CHAT = "/v1/chat/completions"

@@ -10,9 +10,9 @@ from typing import Protocol
 from swapd.domain.commands import Why
 from swapd.domain.models import ModelSpec
 from swapd.doors.house import House
+from swapd.lease import ENDS_WITHIN, Lease, RefusedError, Wish
 from swapd.process.liveness import Pulse
 from swapd.proxy.forward import Fate, WorkerFailedError, WorkerLeavesError
-from swapd.lease import ENDS_WITHIN, Lease, RefusedError, Wish
 
 LEAVES_WITHIN = 60.0
 """Seconds in which a worker that takes nothing more has finished what it has."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from swapd.scheduler.groups import is_spared, must_part
-from swapd.scheduler.state import Ledger
-from swapd.scheduler.queue import Waiting
-from swapd.scheduler.state import Room, missing
 from swapd.domain.commands import Why
 from swapd.domain.events import Arrived
 from swapd.domain.models import Catalog, Limits, ModelSpec
+from swapd.scheduler.groups import is_spared, must_part
+from swapd.scheduler.queue import Waiting
+from swapd.scheduler.state import Ledger, Room, missing
 
 
 @dataclass(frozen=True, slots=True)

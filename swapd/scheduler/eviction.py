@@ -11,18 +11,15 @@ What a look at the memory asks for: pure questions about one sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from enum import Enum
 from types import MappingProxyType
 from typing import Generic, TypeVar
-from swapd.scheduler.state import Room
-from collections.abc import Collection, Iterable
-from typing import Generic
-from enum import Enum
+
 from swapd.domain import events as ev
 from swapd.domain.models import Limits
-
-
+from swapd.scheduler.state import Room
 
 Key = TypeVar("Key", int, str)
 
@@ -199,4 +196,3 @@ def pressure_of(event: ev.Event, limits: Limits) -> Pressure:
     full = 0 < limits.threshold_percent < event.used_percent
     stalls = limits.threshold_percent > 0 and 0 < limits.stall_percent < event.stalled
     return Pressure.IDLE if full or stalls else Pressure.NONE
-

@@ -6,20 +6,10 @@ The desk: what is known and wished, and the orders as they are given. No decisio
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from swapd.scheduler import eviction
-from swapd.scheduler.timers import Agenda
-from swapd.scheduler.groups import belonging
-from swapd.scheduler.state import Ledger
-from swapd.scheduler.lifecycle import State, Step
-from swapd.scheduler.placement import Plan, candidate, leavable
-from swapd.scheduler.eviction import POLICIES, Policy
-from swapd.scheduler.queue import Waiting
-from swapd.scheduler.admission import Verdict
-from swapd.scheduler.state import Resident
-from swapd.scheduler.placement import Scarcity
-from swapd.scheduler.quarantine import Suspects
+from typing import Any
+
 from swapd.domain import events as ev
 from swapd.domain.commands import (
     Bring,
@@ -31,17 +21,19 @@ from swapd.domain.commands import (
     Start,
     Stop,
     TakeSample,
+    Why,
 )
 from swapd.domain.models import Catalog, Learned, Limits, ModelSpec
-from collections.abc import Callable, Mapping
-from typing import Any
-from swapd.scheduler.state import mean
-from swapd.scheduler.lifecycle import WORKING, State, Step
+from swapd.scheduler import eviction
 from swapd.scheduler.admission import CLOSING, Verdict, too_many
-from swapd.domain.commands import Why
-from swapd.domain.models import Catalog, Learned
-
-
+from swapd.scheduler.eviction import POLICIES, Policy
+from swapd.scheduler.groups import belonging
+from swapd.scheduler.lifecycle import WORKING, State, Step
+from swapd.scheduler.placement import Plan, Scarcity, candidate, leavable
+from swapd.scheduler.quarantine import Suspects
+from swapd.scheduler.queue import Waiting
+from swapd.scheduler.state import Ledger, Resident, mean
+from swapd.scheduler.timers import Agenda
 
 PRESSURE = "memory pressure"
 UNCLAIMED = "nobody waits for it any more"
@@ -403,4 +395,3 @@ class Facts(Desk):
         if event.now >= self._sample_at:
             self._sample_at = math.inf
             self._sample_soon(event.now)
-

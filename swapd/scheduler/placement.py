@@ -10,20 +10,18 @@ the other programs, which is the one thing that has to be looked at again and ag
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from swapd.scheduler import eviction
-from swapd.scheduler.turns import keeps_place_until
-from swapd.scheduler.groups import is_spared, must_part
-from swapd.scheduler.state import NEVER, Ledger
-from swapd.scheduler.lifecycle import LEAVING, State
-from swapd.scheduler.eviction import POLICIES, Candidate
-from swapd.scheduler.queue import Rank
-from swapd.scheduler.state import Resident
-from swapd.scheduler.state import Room, missing
+
 from swapd.domain.events import WorkerId
 from swapd.domain.models import Catalog, Limits, ModelSpec
-from collections.abc import Collection
-
+from swapd.scheduler import eviction
+from swapd.scheduler.eviction import POLICIES, Candidate
+from swapd.scheduler.groups import is_spared, must_part
+from swapd.scheduler.lifecycle import LEAVING, State
+from swapd.scheduler.queue import Rank
+from swapd.scheduler.state import NEVER, Ledger, Resident, Room, missing
+from swapd.scheduler.turns import keeps_place_until
 
 
 @dataclass(slots=True)
@@ -231,4 +229,3 @@ class Scarcity:
         self.since = {model: since for model, since in self.since.items() if model in models}
         if not self.since:
             self.look_at = math.inf
-

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from swapd.scheduler.queue import Waiting
-from swapd.scheduler.admission import Verdict
 from swapd.domain.commands import Why
 from swapd.domain.events import RequestId
+from swapd.scheduler.admission import Verdict
+from swapd.scheduler.queue import Waiting
 
 TRIES = 3
 """Workers that a request may lose, but for those that somebody killed."""

@@ -31,31 +31,22 @@ one drains first, as it would without this: what is configured counts, not what 
 
 from __future__ import annotations
 
-from swapd.scheduler import eviction
-from swapd.scheduler.handlers import COOL_DOWN_MOST, Facts
-from swapd.scheduler.lifecycle import State
-from swapd.scheduler.placement import candidate, leavable, plan
-from swapd.scheduler.admission import no_room, not_free
-from swapd.scheduler.state import Room
-from swapd.scheduler.placement import PATIENCE, PAUSE
-from swapd.domain.commands import LookAtFree, ReadAhead
-from swapd.domain.models import ModelSpec
-from swapd.scheduler.groups import group_of
-from swapd.scheduler.state import Resident
-from swapd.scheduler.state import missing
-from swapd.domain.commands import LookAtFree
 import math
 from collections.abc import Iterable
-from swapd.scheduler.handlers import PRESSURE, UNCLAIMED
-from swapd.scheduler.lifecycle import WORKING, State
-from swapd.scheduler.eviction import Pressure, pressure_of
-from swapd.scheduler.queue import Waiting
-from swapd.scheduler.admission import CLOSING, Verdict, cannot_start
-from swapd.domain import events as ev
-from swapd.domain.commands import Look, Order, WakeAt, Why
-from swapd.domain.models import Catalog
-from swapd.domain.status import Outlook, WorkerStatus
 
+from swapd.domain import events as ev
+from swapd.domain.commands import Look, LookAtFree, Order, ReadAhead, WakeAt, Why
+from swapd.domain.models import Catalog, ModelSpec
+from swapd.domain.status import Outlook, WorkerStatus
+from swapd.scheduler import eviction
+from swapd.scheduler.admission import CLOSING, Verdict, cannot_start, no_room, not_free
+from swapd.scheduler.eviction import Pressure, pressure_of
+from swapd.scheduler.groups import group_of
+from swapd.scheduler.handlers import COOL_DOWN_MOST, PRESSURE, UNCLAIMED, Facts
+from swapd.scheduler.lifecycle import WORKING, State
+from swapd.scheduler.placement import PATIENCE, PAUSE, candidate, leavable, plan
+from swapd.scheduler.queue import Waiting
+from swapd.scheduler.state import Resident, Room, missing
 
 
 class Placing(Facts):
@@ -441,4 +432,3 @@ class Scheduler(Succession):
             return pressure
         leaving = any(r.because == PRESSURE for r in self._books.residents.values())
         return Pressure.NONE if leaving else pressure
-

@@ -14,19 +14,16 @@ Room: what workers take and what the limits leave, in workers and in bytes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from swapd.scheduler.lifecycle import State, Step, advance
-from swapd.domain.events import RequestId, WorkerId
-from swapd.domain.models import ModelSpec
-from typing import NamedTuple
-from swapd.domain.models import Limits
 from bisect import bisect_left, insort
 from collections.abc import Collection, Iterable, Iterator
-from swapd.scheduler.forecast import Demand, Forecast
-from swapd.scheduler.lifecycle import LEAVING, SERVING, Step
-from swapd.scheduler.queue import Queue, Rank, Waiting, put
-from swapd.domain.models import Learned, ModelSpec
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from swapd.domain.events import RequestId, WorkerId
+from swapd.domain.models import Learned, Limits, ModelSpec
+from swapd.scheduler.forecast import Demand, Forecast
+from swapd.scheduler.lifecycle import LEAVING, SERVING, State, Step, advance
+from swapd.scheduler.queue import Queue, Rank, Waiting, put
 
 
 @dataclass(slots=True)
@@ -495,4 +492,3 @@ class Ledger:
         )
         queues = ", ".join(f"{model}: {list(q)}" for model, q in self.queues.items())
         return f"[{residents}] waiting {{{queues}}} granted {sorted(self.granted)}"
-

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import math
 
-from swapd.scheduler.state import Ledger
-from swapd.scheduler.queue import Rank
-from swapd.scheduler.state import Resident
 from swapd.domain.models import Limits, ModelSpec
+from swapd.scheduler.queue import Rank
+from swapd.scheduler.state import Ledger, Resident
 
 TURN = 5.0
 """Length of a turn, in swaps there and back: at most a sixth of the time goes into swapping."""

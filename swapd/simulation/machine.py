@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any
 
-from swapd.scheduler.scheduler import Scheduler
 from swapd.domain import commands as od
 from swapd.domain import events as ev
 from swapd.domain.models import Catalog, Limits, ModelSpec
+from swapd.scheduler.scheduler import Scheduler
 from swapd.simulation.trace import GIB, Ask, Model
 
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from swapd.scheduler.eviction import POLICIES
 from swapd.domain.models import Limits
+from swapd.scheduler.eviction import POLICIES
 from swapd.simulation import charts
 from swapd.simulation.machine import Hardware, Machine, Outcome
 from swapd.simulation.made import MADE

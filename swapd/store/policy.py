@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from swapd.scheduler import eviction
-from swapd.scheduler.forecast import Demand, Forecast
 from swapd.scheduler.eviction import POLICIES, Candidate
+from swapd.scheduler.forecast import Demand, Forecast
 from swapd.scheduler.state import Room
 
 

@@ -8,14 +8,12 @@ Lines from a pipe, as they come.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
-import logging
-from collections.abc import Coroutine
-from typing import Any
 import errno
+import logging
 import os
-
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 
 def now() -> float:
@@ -129,4 +127,3 @@ class LineReader:
             self._open = False
             self._loop.remove_reader(self._fd)
             os.close(self._fd)
-

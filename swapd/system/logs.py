@@ -5,14 +5,12 @@ A log's file: bounded by turning over, and without a say in whether anything els
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+from collections import deque
 from itertools import pairwise
 from pathlib import Path
-import hashlib
-from collections import deque
-
-
 
 FILE_BYTES = 5 * 2**20
 FILES_KEPT = 2
@@ -185,4 +183,3 @@ class Logs:
         tail = Tail()
         self._tails[model] = tail
         return tail
-

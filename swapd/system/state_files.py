@@ -10,13 +10,13 @@ A file that can't be read as what it should be is kept for people and out of the
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from pathlib import Path
-import logging
 from typing import TypeVar
-import msgspec
 
+import msgspec
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -88,4 +88,3 @@ def set_aside(file: Path, why: object, log: logging.Logger) -> None:
         log.warning("%s is damaged (%s) and can't be renamed: %s", file, why, error.strerror)
     else:
         log.warning("%s is damaged (%s): it is now %s, and a new one is begun", file, why, damaged)
-

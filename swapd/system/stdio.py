@@ -6,9 +6,8 @@ How many files and connections this process may have open.
 from __future__ import annotations
 
 import os
-import sys
 import resource
-
+import sys
 
 
 def hold_standard_descriptors() -> None:
@@ -41,4 +40,3 @@ def raise_limit() -> int:
             return int(soft)
         return most
     return most
-

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from swapd.gguf.memory_estimate import Facts
-from swapd.gguf.memory_estimate import estimate, fitting_context
 from swapd.config.problems import ConfigError
-from swapd.gguf.llama_flags import Terms
 from swapd.domain.models import ModelSpec
+from swapd.gguf.llama_flags import Terms
+from swapd.gguf.memory_estimate import Facts, estimate, fitting_context
 from tests.config.ggufs import write_gguf
 from tests.config.made_up import Machine
 

@@ -9,11 +9,10 @@ import gguf
 import pytest
 
 from swapd.config.discover import Discovery, discover
-from swapd.gguf.memory_estimate import Facts, facts_of
-from swapd.gguf.reader import DamagedModelError, read_head
 from swapd.config.naming import bare_name
-from swapd.gguf.memory_estimate import default_context
 from swapd.config.stores import Stores
+from swapd.gguf.memory_estimate import Facts, default_context, facts_of
+from swapd.gguf.reader import DamagedModelError, read_head
 from tests.config.ggufs import write_gguf
 
 GIB = 2**30

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from swapd.gguf.model_info import card_of
 from swapd.config.edit import EditError, set_value, unset
 from swapd.config.env import read_env, sync_settings
-from swapd.gguf.reader import DamagedModelError, read_beginning, read_head
-from swapd.gguf.memory_estimate import estimate, fitting_context
 from swapd.config.problems import ConfigError
 from swapd.gguf.llama_flags import Terms
+from swapd.gguf.memory_estimate import estimate, fitting_context
+from swapd.gguf.model_info import card_of
+from swapd.gguf.reader import DamagedModelError, read_beginning, read_head
 from tests.config.ggufs import write_gguf
 
 ANYWHERE = settings(

@@ -15,11 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swapd.gguf.model_info import Card
-from swapd.gguf.model_info import Cards
 from swapd.config.library import Entry, library
-from swapd.gguf.reader import DamagedModelError
 from swapd.config.sync import names_in
+from swapd.gguf.model_info import Card, Cards
+from swapd.gguf.reader import DamagedModelError
 from tests.config.ggufs import write_gguf
 from tests.config.made_up import BARD, DEMO, Machine, fill
 from tests.config.reading import RAM

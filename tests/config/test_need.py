@@ -9,12 +9,10 @@ from pathlib import Path
 import gguf
 import pytest
 
-from swapd.gguf.memory_estimate import estimated
-from swapd.gguf.memory_estimate import Facts, facts_of
-from swapd.gguf.reader import Head, Value, read_beginning, read_head
-from swapd.gguf.memory_estimate import OWN_BYTES, estimate, kv_bytes
-from swapd.gguf.llama_flags import Terms, terms_of
 from swapd.domain.models import ModelSpec
+from swapd.gguf.llama_flags import Terms, terms_of
+from swapd.gguf.memory_estimate import OWN_BYTES, Facts, estimate, estimated, facts_of, kv_bytes
+from swapd.gguf.reader import Head, Value, read_beginning, read_head
 from swapd.process.memory import bytes_held
 from tests.config.ggufs import write_gguf
 from tests.config.made_up import ALICE, BARD, LORA

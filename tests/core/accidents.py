@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from swapd.scheduler.quarantine import KILLS, POISON_FOR, TRIES
 from swapd.domain import commands as od
 from swapd.domain import events as ev
+from swapd.scheduler.quarantine import KILLS, POISON_FOR, TRIES
 from tests.core.process import Process
 
 if TYPE_CHECKING:

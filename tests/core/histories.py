@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 from hypothesis import strategies as st
 
-from swapd.scheduler.scheduler import Scheduler
 from swapd.domain.models import Catalog, Group, Limits
+from swapd.scheduler.scheduler import Scheduler
 from tests.core.catalogs import altered, catalog
 from tests.core.machine import Machine
 from tests.core.process import Process

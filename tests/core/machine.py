@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from swapd.scheduler.handlers import PRESSURE
-from swapd.scheduler.placement import PATIENCE
-from swapd.scheduler.scheduler import Scheduler
 from swapd.domain import commands as od
 from swapd.domain import events as ev
 from swapd.domain.models import Catalog, Limits, ModelSpec
+from swapd.scheduler.handlers import PRESSURE
+from swapd.scheduler.placement import PATIENCE
+from swapd.scheduler.scheduler import Scheduler
 from tests.core import accidents, heirs, must_part, passing_time, scarce, timed
 from tests.core.process import LOAD_MOST, SERVE_MOST, STOP_MOST, Process
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from swapd.scheduler.lifecycle import IllegalStepError, State, Step, advance
-from swapd.scheduler.scheduler import Scheduler
 from swapd.domain import commands as od
 from swapd.domain import events as ev
 from swapd.domain.models import Catalog, Learned, Limits, ModelSpec
+from swapd.scheduler.lifecycle import IllegalStepError, State, Step, advance
+from swapd.scheduler.scheduler import Scheduler
 
 
 class Talk:

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from swapd.scheduler.placement import PATIENCE, PAUSE
 from swapd.domain import commands as od
 from swapd.domain import events as ev
 from swapd.domain.models import Catalog, Learned, Limits
+from swapd.scheduler.placement import PATIENCE, PAUSE
 from tests.core.test_conversations import A, B, C, Talk, model
 
 HEAVY = replace(A, need_bytes=8)

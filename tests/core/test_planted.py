@@ -13,23 +13,29 @@ from typing import Any
 
 import pytest
 
-from swapd.scheduler import timers, handlers, eviction, handlers, turns, groups, state, placement, scheduler, admission, scheduler, quarantine
-from swapd.scheduler import queue as queues
-from swapd.scheduler.handlers import Desk
-from swapd.scheduler.handlers import Facts
-from swapd.scheduler.scheduler import Placing
-from swapd.scheduler.eviction import POLICIES, Policy
-from swapd.scheduler.eviction import pressure_of
-from swapd.scheduler.state import Resident
-from swapd.scheduler.state import missing
-from swapd.scheduler.placement import Scarcity
-from swapd.scheduler.scheduler import Scheduler
-from swapd.store.policy import Store
-from swapd.scheduler.scheduler import Succession
-from swapd.scheduler.quarantine import Suspects
 from swapd.domain import events as ev
 from swapd.domain.commands import Bring, Why
 from swapd.domain.models import Limits, ModelSpec
+from swapd.scheduler import (
+    admission,
+    eviction,
+    groups,
+    handlers,
+    placement,
+    quarantine,
+    scheduler,
+    state,
+    timers,
+    turns,
+)
+from swapd.scheduler import queue as queues
+from swapd.scheduler.eviction import POLICIES, Policy, pressure_of
+from swapd.scheduler.handlers import Desk, Facts
+from swapd.scheduler.placement import Scarcity
+from swapd.scheduler.quarantine import Suspects
+from swapd.scheduler.scheduler import Placing, Scheduler, Succession
+from swapd.scheduler.state import Resident, missing
+from swapd.store.policy import Store
 from tests.core import test_conversations as talks
 from tests.core import test_memory as memory
 from tests.core import test_properties as properties
@@ -377,4 +383,4 @@ def test_a_planted_fault_turns_a_test_red(fault: Fault, monkeypatch: pytest.Monk
 def _importers() -> list[Any]:
     import sys
 
-    return [m for n, m in sys.modules.items() if n.startswith("swapd.core.")]
+    return [m for n, m in sys.modules.items() if n.startswith("swapd.scheduler.")]

@@ -8,17 +8,15 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from swapd.scheduler.state import NEVER
-from swapd.scheduler.lifecycle import State
-from swapd.scheduler.eviction import Pressure, pressure_of
-from swapd.scheduler.queue import Waiting
-from swapd.scheduler.admission import Verdict
-from swapd.scheduler.state import Resident
-from swapd.scheduler.state import Room, missing
-from swapd.scheduler.scheduler import Scheduler
 from swapd.domain import events as ev
 from swapd.domain.commands import Stop
 from swapd.domain.models import Catalog, Limits
+from swapd.scheduler.admission import Verdict
+from swapd.scheduler.eviction import Pressure, pressure_of
+from swapd.scheduler.lifecycle import State
+from swapd.scheduler.queue import Waiting
+from swapd.scheduler.scheduler import Scheduler
+from swapd.scheduler.state import NEVER, Resident, Room, missing
 from tests.core.catalogs import catalog
 from tests.core.histories import Deed, follow, histories, worlds
 from tests.core.machine import BreachError, Machine

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from swapd.scheduler.queue import AHEAD, CREDIT, STEP, WAITED_FOR
 from swapd.domain import commands as od
 from swapd.domain import events as ev
 from swapd.domain.models import Group, Limits
+from swapd.scheduler.queue import AHEAD, CREDIT, STEP, WAITED_FOR
 from tests.core.test_conversations import A, B, C, Talk, model
 
 PATIENT = replace(A, max_queue=1000)

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 from hypothesis import Phase, given, settings
 
-from swapd.scheduler import quarantine
-from swapd.scheduler.state import Resident
-from swapd.scheduler.scheduler import Scheduler
 from swapd.domain import commands as od
 from swapd.domain import events as ev
 from swapd.domain.models import Catalog, Limits
+from swapd.scheduler import quarantine
+from swapd.scheduler.scheduler import Scheduler
+from swapd.scheduler.state import Resident
 from tests.core.catalogs import catalog
 from tests.core.histories import Deed, follow, histories, worlds
 from tests.core.machine import BreachError

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from swapd.domain.models import ModelSpec
-from swapd.process.orphans import Guardian
-from swapd.process.worker_process import Word, WorkerProcess
-from swapd.process.orphans import Register
+from swapd.process.orphans import Guardian, Register
 from swapd.process.spawn import Place
+from swapd.process.worker_process import Word, WorkerProcess
 
 LOG = logging.Logger("test")
 

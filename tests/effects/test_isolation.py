@@ -12,10 +12,9 @@ import psutil
 import pytest
 
 from swapd.domain.models import ModelSpec, WorkerLimits
-from swapd.process.spawn import for_workers
-from swapd.process.worker_process import WorkerProcess
 from swapd.process.orphans import MARK
-from swapd.process.spawn import Place
+from swapd.process.spawn import Place, for_workers
+from swapd.process.worker_process import WorkerProcess
 from tests.doors.conftest import demo, fake
 from tests.effects.conftest import LOG, Heard
 from tests.swapd import Swapd, config, eventually, said

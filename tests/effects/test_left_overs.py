@@ -14,9 +14,8 @@ import msgspec
 import psutil
 import pytest
 
-from swapd.process.orphans import Guardian
+from swapd.process.orphans import MARK, Guardian, Noted, Page, Register, reap_left_overs
 from swapd.system.process_identity import birth_of, program_of
-from swapd.process.orphans import MARK, Noted, Page, Register, reap_left_overs
 from tests.disk import fill, small_disk
 from tests.doors.conftest import demo, fake
 from tests.effects.conftest import LOG

@@ -13,11 +13,11 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swapd.system.state_files import read_state
 from swapd.domain.models import Catalog, Learned, ModelSpec
+from swapd.process.orphans import Noted, Page, reap_left_overs
 from swapd.process.profiles import VERSION, Learnings
 from swapd.system.lockfile import Holder, read_holder
-from swapd.process.orphans import Noted, Page, reap_left_overs
+from swapd.system.state_files import read_state
 
 LOG = logging.getLogger("power cut")
 BLOCK = 64

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from swapd.system.aio import now
-from swapd.process.memory import oom_kills
 from swapd.process.liveness import Pulse, vitals
+from swapd.process.memory import oom_kills
+from swapd.system.aio import now
 from tests.effects.conftest import Spawn
 from tests.swapd import eventually
 

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from swapd.domain.models import ModelSpec
-from swapd.system import logs, logs
 from swapd.process import memory
-from swapd.system.lockfile import HeldError, Holder, HomeLock, read_holder
 from swapd.process.ports import free_port, holder_of
 from swapd.process.prefetch import read_ahead
-from swapd.system.aio import Tasks
 from swapd.proxy.forward import HOP_BY_HOP, end_to_end
+from swapd.system import logs
+from swapd.system.aio import Tasks
 from swapd.system.file_watcher import FileWatch
+from swapd.system.lockfile import HeldError, Holder, HomeLock, read_holder
 from tests.disk import fill, small_disk
 
 HOLD = (

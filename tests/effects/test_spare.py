@@ -14,8 +14,8 @@ import httpx
 import pytest
 
 from swapd.domain.models import ModelSpec
-from swapd.process.worker_process import WorkerProcess
 from swapd.process.spawn import Place, Spare
+from swapd.process.worker_process import WorkerProcess
 from tests.effects.conftest import Heard
 from tests.swapd import ROOT, alive, eventually
 

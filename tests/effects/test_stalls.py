@@ -8,8 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from swapd.process.memory import free
-from swapd.process.memory import LEVELS, stalled_percent
+from swapd.process.memory import LEVELS, free, stalled_percent
 
 TOLD = """some avg10={} avg60=0.03 avg300=0.00 total=51
 full avg10=99.00 avg60=0.00 avg300=0.00 total=12

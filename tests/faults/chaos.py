@@ -29,9 +29,9 @@ from typing import Any
 
 import psutil
 
+from swapd.process.orphans import MARK
 from swapd.system.aio import now
 from swapd.system.process_identity import variable_of
-from swapd.process.orphans import MARK
 from tests.clock import SteppedClock, can_step
 from tests.disk import can_mount, fill, small_disk
 from tests.doors.conftest import demo, fake

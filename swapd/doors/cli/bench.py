@@ -7,9 +7,9 @@ from typing import Any
 
 from swapd.doors.cli.client import named, post, require_running, stream
 from swapd.doors.cli.say import FailedError, print_json, table, waiting
+from swapd.home import find_home
 from swapd.system.aio import now
 from swapd.system.lockfile import Holder
-from swapd.home import find_home
 
 PROMPT = "Tell me of the sea, the wind and the stars, and do not stop too soon."
 

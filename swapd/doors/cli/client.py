@@ -13,8 +13,8 @@ import msgspec
 
 from swapd.doors.cli.line import connected
 from swapd.doors.cli.say import NOT_RUNNING, FailedError
-from swapd.system.lockfile import Holder, read_holder
 from swapd.home import Home
+from swapd.system.lockfile import Holder, read_holder
 
 SOON = 5.0
 """Seconds in which what needs no model is answered."""

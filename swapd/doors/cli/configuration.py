@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from swapd.doors.cli.library import in_use
 from swapd.doors.cli.say import FailedError, command, complain
-from swapd.system.redact import without_secrets_in
 from swapd.home import WORKER_COMMAND, Home, demo_folder, find_home
+from swapd.system.redact import without_secrets_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -138,8 +138,8 @@ def effective(home: Home) -> Loaded:
     from swapd.config.plan import look
     from swapd.config.problems import ConfigError
     from swapd.config.sync import made_of
-    from swapd.system import aio
     from swapd.process import memory
+    from swapd.system import aio
 
     total = memory.total()
     try:

@@ -19,8 +19,8 @@ from swapd.config.header import is_generated
 from swapd.doors.cli.client import NoAnswerError, get, running
 from swapd.doors.cli.say import PATIENCE, FailedError, command, complain
 from swapd.doors.cli.syncing import sync
-from swapd.system.lockfile import Holder, read_holder, wait_until_free
 from swapd.home import Home, find_home
+from swapd.system.lockfile import Holder, read_holder, wait_until_free
 
 DAEMON = [sys.executable, "-I", "-m", "swapd.doors.daemon"]
 

@@ -6,8 +6,8 @@ import os
 
 from swapd.doors.cli.say import FailedError
 from swapd.doors.cli.syncing import sync
-from swapd.system.lockfile import alone_with
 from swapd.home import Home, demo_folder, find_home
+from swapd.system.lockfile import alone_with
 
 
 def set_values(name: str, settings: list[str]) -> int:
@@ -31,8 +31,8 @@ def _write(home: Home, name: str, wanted: dict[str, str | None]) -> None:
     from swapd.config.customise import customise
     from swapd.config.edit import EditError
     from swapd.config.problems import ConfigError
-    from swapd.system import aio
     from swapd.process import memory
+    from swapd.system import aio
 
     try:
         done = customise(

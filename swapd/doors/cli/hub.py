@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 
 from swapd.config.problems import nearest
 from swapd.config.projectors import is_projector_name, owner_of, rank, suiting
-from swapd.gguf.reader import part_of
 from swapd.doors.cli.fetch import Wanted
 from swapd.doors.cli.say import FailedError, show_bytes, table, waiting
+from swapd.gguf.reader import part_of
 
 PREFIXES = ("hf:", "hf.co/", "huggingface.co/")
 USUAL = "Q4_K_M"

@@ -11,8 +11,8 @@ from swapd.doors.cli.library import in_use
 from swapd.doors.cli.say import FailedError, command, complain, print_json, table
 from swapd.doors.cli.syncing import sync
 from swapd.doors.cli.taking_up import take_up
-from swapd.system.lockfile import alone_with
 from swapd.home import demo_folder, find_home
+from swapd.system.lockfile import alone_with
 
 PREFIX = "sk-swapd-"
 RANDOM_BYTES = 32
@@ -170,8 +170,8 @@ class _Place:
 
     def write(self, text: str) -> None:
         """Replace the file's text, if the configuration can be used with it; then sync."""
-        from swapd.system.state_files import replace_text
         from swapd.config.problems import ConfigError
+        from swapd.system.state_files import replace_text
 
         try:
             self._check(text)
@@ -189,9 +189,9 @@ class _Place:
         from swapd.config.load import parse
         from swapd.config.plan import look
         from swapd.config.sync import made_of
-        from swapd.system import aio
-        from swapd.process import memory
         from swapd.home import WORKER_COMMAND
+        from swapd.process import memory
+        from swapd.system import aio
 
         total = memory.total()
         if self._by_hand:

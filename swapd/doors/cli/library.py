@@ -30,8 +30,8 @@ def models(home: Home) -> list[Entry]:
     from swapd.config.header import is_generated
     from swapd.config.library import library, mark_served, written
     from swapd.config.problems import ConfigError
-    from swapd.system import aio
     from swapd.process import memory
+    from swapd.system import aio
 
     config = in_use(home)
     if config.is_file() and not is_generated(config):

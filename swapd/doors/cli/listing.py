@@ -18,8 +18,8 @@ from swapd.doors.cli.say import (
     show_time,
     table,
 )
-from swapd.system.redact import without_secrets, without_secrets_in
 from swapd.home import Home, find_home
+from swapd.system.redact import without_secrets, without_secrets_in
 
 if TYPE_CHECKING:
     from swapd.config.library import Entry

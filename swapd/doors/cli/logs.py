@@ -8,8 +8,8 @@ from collections import deque
 
 from swapd.doors.cli.library import find, models
 from swapd.doors.cli.say import FailedError
-from swapd.system.logs import log_file
 from swapd.home import find_home
+from swapd.system.logs import log_file
 
 
 def logs(model: str, follow: bool, lines: int) -> int:

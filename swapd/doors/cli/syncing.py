@@ -21,8 +21,8 @@ def sync(force: bool, say: Callable[[str], None] = print, files: bool = True) ->
     """
     from swapd.config.problems import ConfigError
     from swapd.config.sync import sync as bring_up_to_date
-    from swapd.system import aio
     from swapd.process import memory
+    from swapd.system import aio
 
     home = find_home()
     home.folder.mkdir(parents=True, exist_ok=True)

@@ -11,12 +11,12 @@ import msgspec
 from swapd.domain.models import ModelSpec
 from swapd.doors.house import House
 from swapd.doors.socket.said import Fields, Line, Request, Say, TroubleError
-from swapd.proxy.retry import Passing, serve
-from swapd.system.aio import now
-from swapd.proxy.sse import EventIds
+from swapd.lease import Wish
 from swapd.process.liveness import Pulse
 from swapd.proxy.forward import CLOSED_WITHIN, FAILURES, RESUMABLE, Fate, WorkerFailedError, told
-from swapd.lease import Wish
+from swapd.proxy.retry import Passing, serve
+from swapd.proxy.sse import EventIds
+from swapd.system.aio import now
 
 EVENT_BYTES = 2**22
 """Longest event that a worker may send."""

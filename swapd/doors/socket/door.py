@@ -17,8 +17,8 @@ from swapd.doors.errors import STATUS
 from swapd.doors.house import House
 from swapd.doors.socket.operations import operate
 from swapd.doors.socket.said import Fields, Line, Request, TroubleError
-from swapd.system.aio import Tasks
 from swapd.lease import RefusedError
+from swapd.system.aio import Tasks
 
 BACKLOG = 64
 LAST_LINES_WITHIN = 5.0
