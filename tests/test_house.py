@@ -95,7 +95,7 @@ def test_nobody_imports_what_the_plan_forbids() -> None:
         ("swapd.domain.events", "swapd.scheduler.state"),
         ("swapd.config.load", "swapd.scheduler.scheduler"),
         ("swapd.process.worker_process", "swapd.supervisor"),
-        ("swapd.supervisor", "swapd.doors.server"),
+        ("swapd.supervisor", "swapd.http.app"),
         ("workers.engine", "swapd.domain.models"),
         ("swapd.process.worker_process", "workers.serve"),
     ],

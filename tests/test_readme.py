@@ -86,11 +86,11 @@ def test_it_fits_a_screen_and_its_links_lead_somewhere() -> None:
 
 
 def test_the_http_page_names_every_route_and_every_refusal() -> None:
-    from swapd.doors import errors, proxy, server
+    from swapd.http import app, errors, proxy_routes
 
     page = (ROOT / "docs/http.md").read_text()
-    source = Path(server.__file__).read_text()
-    for path in [*proxy.BY_BODY, *re.findall(r'web\.\w+\("(/[\w/]+)', source)]:
+    source = Path(app.__file__).read_text()
+    for path in [*proxy_routes.BY_BODY, *re.findall(r'web\.\w+\("(/[\w/]+)', source)]:
         assert path in page, path
     for _, _, code in errors.STATUS.values():
         assert f"`{code}`" in page, code

@@ -25,12 +25,12 @@ from swapd.config.load import Loaded, load
 from swapd.config.problems import ConfigError
 from swapd.domain.settings import Settings
 from swapd.doors.front import Front, PortTakenError, listen
-from swapd.doors.house import House
 from swapd.doors.metrics import Metrics
-from swapd.doors.origins import risks
 from swapd.doors.resync import Resync, resync_of
-from swapd.effects.tls import TlsError, new_context
 from swapd.home import SPARE_COMMAND, WORKER_COMMAND, Home, find_home
+from swapd.http.context import House
+from swapd.http.origins import risks
+from swapd.http.tls import TlsError, new_context
 from swapd.process import memory
 from swapd.process.orphans import Guardian, Register, reap_left_overs
 from swapd.process.profiles import Learnings

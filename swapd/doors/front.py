@@ -11,14 +11,14 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from swapd.domain.settings import Settings, SlowBodyError
-from swapd.doors.connection import Crowd, factory
-from swapd.doors.guard import Guard
-from swapd.doors.house import House
-from swapd.doors.origins import is_loopback
-from swapd.doors.server import KEYED, OVERVIEW, PUBLIC, application
 from swapd.doors.socket.door import SocketDoor, bind, open_socket
-from swapd.effects.tls import TlsError, renew
 from swapd.home import Home
+from swapd.http.access_control import Guard
+from swapd.http.app import KEYED, OVERVIEW, PUBLIC, application
+from swapd.http.connection import Crowd, factory
+from swapd.http.context import House
+from swapd.http.origins import is_loopback
+from swapd.http.tls import TlsError, renew
 from swapd.process.ports import holder_of
 from swapd.system.stdio import raise_limit
 

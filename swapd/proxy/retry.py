@@ -9,7 +9,7 @@ from typing import Protocol
 
 from swapd.domain.commands import Why
 from swapd.domain.models import ModelSpec
-from swapd.doors.house import House
+from swapd.http.context import House
 from swapd.lease import ENDS_WITHIN, Lease, RefusedError, Wish
 from swapd.process.liveness import Pulse
 from swapd.proxy.forward import Fate, WorkerFailedError, WorkerLeavesError

@@ -17,7 +17,7 @@ import pytest
 from aiohttp import web
 
 from swapd.domain.settings import Patience
-from swapd.doors.connection import Crowd, factory
+from swapd.http.connection import Crowd, factory
 from swapd.system.aio import now
 from tests.doors.conftest import GateMaker, fake
 from tests.swapd import Swapd, chat, config, error_of, eventually

@@ -15,9 +15,9 @@ from multidict import CIMultiDict
 
 from swapd.config.access import digest_of
 from swapd.domain.settings import Access, ApiKey
-from swapd.doors import proxy, wishes
-from swapd.doors.keys import Keyring, shown_in
-from swapd.doors.origins import Origins, name_in
+from swapd.http import proxy_routes
+from swapd.http.api_keys import Keyring, shown_in
+from swapd.http.origins import Origins, name_in
 from swapd.proxy.sse import EventIds
 from tests.doors.conftest import demo
 from tests.swapd import Swapd, chat, config
@@ -99,7 +99,7 @@ def answered(swapd: Swapd, sent: bytes) -> int:
 
 
 @given(
-    path=st.sampled_from(proxy.BY_BODY),
+    path=st.sampled_from(proxy_routes.BY_BODY),
     body=BODY,
     headers=st.dictionaries(
         st.sampled_from(
@@ -179,7 +179,7 @@ def test_headers_that_say_who_one_is(headers: dict[str, str]) -> None:
 @PURE
 def test_keep_alive(value: object) -> None:
     with contextlib.suppress(ValueError):
-        assert isinstance(wishes.seconds(value), float)
+        assert isinstance(proxy_routes.seconds(value), float)
 
 
 EVENT = st.one_of(

@@ -15,7 +15,7 @@ from multidict import CIMultiDict
 
 from swapd.config.access import digest_of, hash_of
 from swapd.domain.settings import ApiKey
-from swapd.doors.keys import Keyring, Pace
+from swapd.http.api_keys import Keyring, Pace
 from swapd.system.redact import without_secrets, without_secrets_in
 from tests.doors.conftest import fake
 from tests.swapd import Swapd, alive, chat, config, error_of, eventually

@@ -17,7 +17,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from swapd.doors import openapi, server
+from swapd.http import app, openapi
 from tests.doors.conftest import demo
 from tests.swapd import Swapd, config
 from workers.describe import description
@@ -54,7 +54,7 @@ def described(swapd: Swapd) -> Any:
 
 
 def test_every_route_is_described_and_no_other(swapd: Swapd) -> None:
-    app = server.application(_house_like(), None)
+    app = app.application(_house_like(), None)
     routes = {
         (route.method, route.resource.canonical)
         for route in app.router.routes()

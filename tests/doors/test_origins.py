@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from swapd.domain.settings import Access, ApiKey, Settings, Tls
-from swapd.doors.origins import Origins, name_in, risks, split_target
+from swapd.http.origins import Origins, name_in, risks, split_target
 from tests.doors.conftest import fake
 from tests.swapd import Swapd, config, error_of
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from swapd.domain.commands import Refuse, Why
-from swapd.doors.errors import of_refusal
+from swapd.http.errors import of_refusal
 
 TOLD = {
     Why.UNKNOWN_MODEL: (404, "invalid_request_error", "model_not_found"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from swapd.effects.tls import TlsError, new_context
+from swapd.http.tls import TlsError, new_context
 from tests.doors.conftest import fake
 from tests.doors.test_bad_input import serve
 from tests.swapd import Swapd, config, eventually

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from swapd.config.access import hash_of
-from swapd.doors.wishes import seconds
+from swapd.http.proxy_routes import seconds
 from swapd.proxy.forward import tokens_told
 from tests.doors.conftest import GateMaker, fake
 from tests.swapd import Swapd, alive, chat, config, error_of, eventually

@@ -118,7 +118,7 @@ def read(home: Home, file: Path, environ: Mapping[str, str] = os.environ) -> Loa
 def in_its_files(loaded: Loaded, file: Path) -> list[str]:
     """What the files that a configuration names are not good for: what start or a request says."""
     from swapd.config.adapters import adapter_problems
-    from swapd.effects.tls import TlsError, new_context
+    from swapd.http.tls import TlsError, new_context
 
     found = [str(problem) for problem in adapter_problems(loaded.catalog, file)]
     tls = loaded.settings.tls

@@ -9,8 +9,8 @@ import aiohttp
 import msgspec
 
 from swapd.domain.models import ModelSpec
-from swapd.doors.house import House
 from swapd.doors.socket.said import Fields, Line, Request, Say, TroubleError
+from swapd.http.context import House
 from swapd.lease import Wish
 from swapd.process.liveness import Pulse
 from swapd.proxy.forward import CLOSED_WITHIN, FAILURES, RESUMABLE, Fate, WorkerFailedError, told

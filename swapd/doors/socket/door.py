@@ -13,10 +13,10 @@ from pathlib import Path
 
 import msgspec
 
-from swapd.doors.errors import STATUS
-from swapd.doors.house import House
 from swapd.doors.socket.operations import operate
 from swapd.doors.socket.said import Fields, Line, Request, TroubleError
+from swapd.http.context import House
+from swapd.http.errors import STATUS
 from swapd.lease import RefusedError
 from swapd.system.aio import Tasks
 

@@ -8,9 +8,9 @@ from types import MappingProxyType
 
 from swapd.domain.model_names import NoModelError
 from swapd.domain.models import ModelSpec
-from swapd.doors.house import House
 from swapd.doors.socket.chat import chat
 from swapd.doors.socket.said import Fields, Line, Request, Say, TroubleError
+from swapd.http.context import House
 
 
 async def operate(house: House, request: Request, fields: Fields, say: Say) -> Line:

@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 import msgspec
 
 from swapd import __version__
-from swapd.doors.errors import STATUS
-from swapd.doors.proxy import BY_BODY
+from swapd.http.errors import STATUS
+from swapd.http.proxy_routes import BY_BODY
 
 Json: TypeAlias = dict[str, Any]
 FILE = Path(__file__).with_name("worker_requests.json")

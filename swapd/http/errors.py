@@ -11,8 +11,8 @@ from aiohttp.typedefs import Handler
 from swapd.domain.commands import Refuse, Why
 from swapd.domain.model_names import NoModelError
 from swapd.domain.settings import SlowBodyError
-from swapd.doors.bodies import KNOWN, BadPackingError, UnknownPackingError
-from swapd.doors.keys import NotAllowedError
+from swapd.http.api_keys import NotAllowedError
+from swapd.http.content_encoding import KNOWN, BadPackingError, UnknownPackingError
 
 STATUS = {
     Why.UNKNOWN_MODEL: (404, "invalid_request_error", "model_not_found"),

@@ -16,7 +16,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
 from swapd.domain.settings import Patience, SlowBodyError
-from swapd.doors import errors
+from swapd.http import errors
 
 MEAN_BYTES = 16384
 """Bytes a second that a body has to bring on the average, beyond what patience allows."""

@@ -1,8 +1,13 @@
-"""Requests that go to a worker: found by the model they name, passed through as they are."""
+"""Requests that go to a worker: found by the model they name, passed through as they are.
+
+What a request says besides what the worker is to do: for whom it is, how to treat it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
+import re
 from urllib.parse import unquote
 
 import msgspec
@@ -10,15 +15,86 @@ from aiohttp import web
 
 from swapd.domain.model_names import adapter_in
 from swapd.domain.models import ModelSpec
-from swapd.doors import errors, wishes
-from swapd.doors.bodies import body_of
-from swapd.doors.house import HOUSE, House
-from swapd.doors.keys import OPENED, NotAllowedError, grant_of
-from swapd.doors.origins import split_target
+from swapd.http import errors
+from swapd.http.api_keys import OPENED, NotAllowedError, grant_of
+from swapd.http.content_encoding import body_of
+from swapd.http.context import HOUSE, House
+from swapd.http.origins import split_target
 from swapd.lease import RefusedError, Wish
 from swapd.proxy.forward import Passage, WorkerFailedError
 from swapd.proxy.progress import Told, asks_to_be_told
 from swapd.proxy.retry import Passing, serve
+
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+DURATION = re.compile(r"(-?)((?:\d+(?:\.\d+)?(?:ms|s|m|h))+)")
+PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+
+
+class Named(msgspec.Struct):
+    """The fields of a body that routing needs; all others are skipped over."""
+
+    model: object = None
+    user: object = None
+    keep_alive: object = None
+    stream: object = None
+
+
+decode = msgspec.json.Decoder(Named).decode
+
+
+def of(request: web.Request, named: Named) -> Wish:
+    """The wish in headers and body. Raises ValueError with a sentence.
+
+    The tenant is `X-Tenant-Id`, else the body's `user` as OpenAI has it. `keep_alive` is Ollama's.
+    The priority is the key's: what a request could ask for itself, everybody would.
+    """
+    user = named.user if isinstance(named.user, str) else ""
+    keep_alive = None if named.keep_alive is None else seconds(named.keep_alive)
+    return Wish(tenant_of(request, user), keep_alive, priority_of(request))
+
+
+def tenant_of(request: web.Request, user: str = "") -> str:
+    """For whom a request is. A key speaks for tenants of its own: it can't crowd another's."""
+    tenant = (request.headers.get("X-Tenant-Id", "") or user)[:256]
+    grant = grant_of(request)
+    return tenant if grant is None else f"{grant.key.name}/{tenant}"
+
+
+def priority_of(request: web.Request) -> int:
+    """That of the key which the request shows."""
+    grant = grant_of(request)
+    return grant.key.priority if grant is not None else 0
+
+
+def seconds(value: object) -> float:
+    """Ollama's `keep_alive`: seconds as a number or as text, or a duration such as `1h30m`.
+
+    Negative: for ever. Raises ValueError.
+    """
+    try:
+        found = _seconds(value)
+    except OverflowError:
+        found = math.inf
+    if found is None:
+        told = "'keep_alive' must be seconds or a duration such as \"5m\", negative for ever"
+        raise ValueError(told)
+    if not math.isfinite(found):
+        raise ValueError("'keep_alive' is too large a number: what is negative means for ever")
+    return found
+
+
+def _seconds(value: object) -> float | None:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, str):
+        text = value.strip()
+        if re.fullmatch(r"-?\d+(?:\.\d+)?", text):
+            return float(text)
+        if whole := DURATION.fullmatch(text):
+            total = sum(float(n) * UNITS[unit] for n, unit in PART.findall(whole[2]))
+            return -total if whole[1] else total
+    return None
+
 
 STREAM_HEADERS = {"X-Accel-Buffering": "no"}
 """Tells a proxy before us not to hold tokens back."""
@@ -54,7 +130,7 @@ async def by_body(request: web.Request) -> web.StreamResponse:
     house = request.app[HOUSE]
     body = await body_of(request, house.settings.max_body_bytes)
     try:
-        named = wishes.decode(body)
+        named = decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         said = f"the body is not a JSON object: {error}"
         return errors.response(400, said if body.strip() else errors.EMPTY)
@@ -65,7 +141,7 @@ async def by_body(request: web.Request) -> web.StreamResponse:
     if not isinstance(named.model, str):
         return errors.response(400, "'model' must be a string", param="model")
     try:
-        wish = wishes.of(request, named)
+        wish = of(request, named)
     except ValueError as error:
         return errors.response(400, str(error), param="keep_alive")
     spec = house.find(named.model, grant_of(request))
@@ -98,7 +174,7 @@ async def by_path(request: web.Request) -> web.StreamResponse:
     if grant is not None and not grant.key.admin and path not in WITH_ANY_KEY:
         raise NotAllowedError(f"the key {grant.key.name!r} is not good for /{path} of a worker")
     needs_slot = path.rstrip("/") not in WITHOUT_SLOT
-    wish = Wish(wishes.tenant_of(request), priority=wishes.priority_of(request))
+    wish = Wish(tenant_of(request), priority=priority_of(request))
     body = await body_of(request, house.settings.max_body_bytes)
     return await _pass(
         house,

@@ -11,11 +11,11 @@ from aiohttp import web
 from swapd.config.problems import did_you_mean
 from swapd.domain.model_names import adapters_of
 from swapd.domain.models import ModelSpec
-from swapd.doors import errors
-from swapd.doors.bodies import body_of
-from swapd.doors.guard import GUARD
-from swapd.doors.house import HOUSE, House
-from swapd.doors.keys import OPENED, Grant, grant_of
+from swapd.http import errors
+from swapd.http.access_control import GUARD
+from swapd.http.api_keys import OPENED, Grant, grant_of
+from swapd.http.content_encoding import body_of
+from swapd.http.context import HOUSE, House
 from swapd.lease import RefusedError, Sight
 from swapd.system.aio import now
 from swapd.system.redact import without_secrets
@@ -197,7 +197,7 @@ async def metrics(request: web.Request) -> web.Response:
 
 async def openapi(request: web.Request) -> web.Response:  # noqa: ARG001
     """The description of all this. Made when it is asked for, which is seldom."""
-    from swapd.doors.openapi import document
+    from swapd.http.openapi import document
 
     return _json(document())
 

@@ -1,1 +1,0 @@
-"""What acts: each file does one kind of thing to the world, and decides nothing."""
