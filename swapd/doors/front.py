@@ -10,8 +10,8 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from swapd.control_socket.server import SocketDoor, bind, open_socket
 from swapd.domain.settings import Settings, SlowBodyError
-from swapd.doors.socket.door import SocketDoor, bind, open_socket
 from swapd.home import Home
 from swapd.http.access_control import Guard
 from swapd.http.app import KEYED, OVERVIEW, PUBLIC, application

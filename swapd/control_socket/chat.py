@@ -8,8 +8,8 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from swapd.control_socket.protocol import Fields, Line, Request, Say, TroubleError
 from swapd.domain.models import ModelSpec
-from swapd.doors.socket.said import Fields, Line, Request, Say, TroubleError
 from swapd.http.context import House
 from swapd.lease import Wish
 from swapd.process.liveness import Pulse

@@ -1,1 +1,0 @@
-"""The socket: newline-delimited JSON for those who may open a file of this home."""
