@@ -17,5 +17,5 @@ long:
 	./model test --long
 
 schemas:
-	$(PYTHON) -c 'from pathlib import Path; from swapd.config.json_schema import write_schemas as w; w(Path())'
+	$(PYTHON) -c 'from pathlib import Path; from swapd.config.editor_schema import write_schemas as w; w(Path())'
 	$(PYTHON) -m workers.describe >swapd/doors/worker_requests.json

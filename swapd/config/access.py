@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterable, Iterator
 from collections.abc import Mapping as MappingType
 from fnmatch import fnmatchcase
 
-from swapd.config.problems import did_you_mean
+from swapd.config.decode import Report, read
+from swapd.config.errors import did_you_mean
 from swapd.config.schema import KeyEntry, Server
-from swapd.config.tree import Mapping, Scalar, node_at
-from swapd.config.typed import Report, read
+from swapd.config.yaml_nodes import Mapping, Scalar, node_at
 from swapd.domain.models import ModelSpec
 from swapd.domain.settings import Access, ApiKey, Tls
 

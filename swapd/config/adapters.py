@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from swapd.config.problems import Problem
-from swapd.config.specs import speaks_llama_flags
+from swapd.config.errors import Problem
+from swapd.config.model_builder import speaks_llama_flags
 from swapd.domain.models import Catalog
 from swapd.gguf.llama_flags import adapters_of
 from swapd.gguf.reader import DamagedModelError, read_head

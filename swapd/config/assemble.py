@@ -13,14 +13,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from swapd.config.commands import fill_in
-from swapd.config.custom import Custom
+from swapd.config.custom_models import Custom
 from swapd.config.discover import Found
 from swapd.config.env import SyncSettings
-from swapd.config.problems import Problem, did_you_mean
+from swapd.config.errors import Problem, did_you_mean
+from swapd.config.macros import fill_in
 from swapd.config.schema import CustomModel, alias_id
-from swapd.config.tree import Mapping, Scalar
 from swapd.config.units import parse_size, show_size
+from swapd.config.yaml_nodes import Mapping, Scalar
 from swapd.domain.model_names import Spellings
 from swapd.gguf.llama_flags import Terms, terms_of
 from swapd.gguf.memory_estimate import Facts, estimate, fitting_context

@@ -11,11 +11,11 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
+from swapd.config.env import Stores
 from swapd.config.naming import Named, clean, distinct_names
 from swapd.config.offer import Looked, Offer, Passed, reason_of
 from swapd.config.projectors import is_projector_name, owner_of, rank, suiting
 from swapd.config.sources import folders, hub, ollama
-from swapd.config.stores import Stores
 from swapd.gguf.memory_estimate import Facts
 from swapd.gguf.model_info import Card, Cards
 from swapd.gguf.reader import DamagedModelError, part_of, parts_of

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from swapd.config.assemble import BUDGET, Assembled
-from swapd.config.custom import Custom
+from swapd.config.custom_models import Custom
 from swapd.config.env import SyncSettings
 from swapd.config.header import header
-from swapd.config.tree import Mapping
-from swapd.config.write import write_yaml
+from swapd.config.yaml_dump import write_yaml
+from swapd.config.yaml_nodes import Mapping
 
 
 def generate(assembled: Assembled, custom: Custom, settings: SyncSettings, schema: str = "") -> str:

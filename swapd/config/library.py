@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from swapd.config.assemble import Made
+from swapd.config.model_builder import model_file
 from swapd.config.naming import bare_name
 from swapd.config.offer import Passed, reason_of
 from swapd.config.plan import keep, look
-from swapd.config.specs import model_file
 from swapd.config.sync import names_in
 from swapd.config.units import parse_size
 from swapd.domain.models import Catalog, ModelSpec

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from swapd.config.assemble import Assembled, assemble, words_of
-from swapd.config.custom import FILE, Custom, parse_custom, read_custom
+from swapd.config.custom_models import FILE, Custom, parse_custom, read_custom
 from swapd.config.discover import Discovery, discover
 from swapd.config.env import SyncSettings, read_env, sync_settings
 from swapd.config.links import own_links

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swapd.config.assemble import Assembled, sections_by_name
-from swapd.config.custom import FILE, Custom
+from swapd.config.custom_models import FILE, Custom
+from swapd.config.errors import ConfigError, Problem
 from swapd.config.generate import generate
 from swapd.config.header import MARK
 from swapd.config.links import FILE as LINKS
@@ -16,8 +17,7 @@ from swapd.config.links import Links, bring_links_up_to_date
 from swapd.config.load import parse
 from swapd.config.offer import Passed
 from swapd.config.plan import NAMES, Plan, look
-from swapd.config.problems import ConfigError, Problem
-from swapd.config.tree import line_of, parse_tree, textual
+from swapd.config.yaml_nodes import line_of, parse_tree, textual
 from swapd.system.state_files import FOLDER, replace_text
 
 CONFIG = "config.yaml"

@@ -21,8 +21,8 @@ import msgspec
 import uvloop
 
 from swapd.config.env import read_env
+from swapd.config.errors import ConfigError
 from swapd.config.load import Loaded, load
-from swapd.config.problems import ConfigError
 from swapd.domain.settings import Settings
 from swapd.doors.front import Front, PortTakenError, listen
 from swapd.doors.metrics import Metrics

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from swapd.config.env import read_env, sync_settings
+from swapd.config.env import folders_to_watch, read_env, sync_settings
 from swapd.config.header import is_generated
-from swapd.config.stores import folders_to_watch
 from swapd.home import Home
 from swapd.system.aio import Alarm, Tasks, now
 from swapd.system.file_watcher import FileWatch, FolderWatch

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from swapd.config.specs import model_file, speaks_llama_flags
+from swapd.config.model_builder import model_file, speaks_llama_flags
 from swapd.domain.models import ModelSpec
 from swapd.gguf.llama_flags import Terms, terms_of
 from swapd.gguf.reader import Counted, DamagedModelError, Head, parts_of, read_beginning

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from swapd.config.problems import did_you_mean
+from swapd.config.errors import did_you_mean
 from swapd.domain.model_names import adapters_of
 from swapd.domain.models import ModelSpec
 from swapd.http import errors

@@ -7,8 +7,8 @@ from types import MappingProxyType
 
 import pytest
 
+from swapd.config.errors import ConfigError
 from swapd.config.load import Loaded, parse
-from swapd.config.problems import ConfigError
 from swapd.domain.models import ModelSpec
 
 WORKER = ("python", "-m", "worker")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from swapd.config.commands import Expander, Macro, Scope, fill_in, split
+from swapd.config.macros import Expander, Macro, Scope, fill_in, split
 
 PORT = frozenset({"PORT"})
 MACROS = {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from swapd.config.problems import ConfigError
+from swapd.config.errors import ConfigError
 from swapd.domain.models import ModelSpec
 from swapd.gguf.llama_flags import Terms
 from swapd.gguf.memory_estimate import Facts, estimate, fitting_context

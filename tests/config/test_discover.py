@@ -9,8 +9,8 @@ import gguf
 import pytest
 
 from swapd.config.discover import Discovery, discover
+from swapd.config.env import Stores
 from swapd.config.naming import bare_name
-from swapd.config.stores import Stores
 from swapd.gguf.memory_estimate import Facts, default_context, facts_of
 from swapd.gguf.reader import DamagedModelError, read_head
 from tests.config.ggufs import write_gguf

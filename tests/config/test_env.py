@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from swapd.config.env import read_env, sync_settings
-from swapd.config.problems import ConfigError
-from swapd.config.stores import find_stores, folders_to_watch
+from swapd.config.env import find_stores, folders_to_watch, read_env, sync_settings
+from swapd.config.errors import ConfigError
 
 
 def test_dotenv_is_read_and_beaten_by_the_process(tmp_path: Path) -> None:

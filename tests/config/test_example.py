@@ -9,8 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from swapd.config.custom import parse_custom
-from swapd.config.env import sync_settings
+from swapd.config.custom_models import parse_custom
+from swapd.config.decode import Report, shapes
+from swapd.config.decode import read as read_section
+from swapd.config.env import find_stores, sync_settings
 from swapd.config.schema import (
     Cors,
     CustomModel,
@@ -21,10 +23,7 @@ from swapd.config.schema import (
     Server,
     TlsFiles,
 )
-from swapd.config.stores import find_stores
-from swapd.config.tree import Mapping, node_at, parse_tree
-from swapd.config.typed import Report, shapes
-from swapd.config.typed import read as read_section
+from swapd.config.yaml_nodes import Mapping, node_at, parse_tree
 from tests.config.reading import read
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from swapd.config.errors import ConfigError
 from swapd.config.load import load
-from swapd.config.problems import ConfigError
 from tests.config.reading import RAM, WORKER, faults, read
 
 BARD = "models:\n  bard:\n    cmd: serve --port ${PORT}\n"

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from swapd.config.edit import EditError, set_value, unset
 from swapd.config.env import read_env, sync_settings
-from swapd.config.problems import ConfigError
+from swapd.config.errors import ConfigError
+from swapd.config.yaml_edit import EditError, set_value, unset
 from swapd.gguf.llama_flags import Terms
 from swapd.gguf.memory_estimate import estimate, fitting_context
 from swapd.gguf.model_info import card_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from swapd.config.problems import ConfigError
+from swapd.config.errors import ConfigError
 from swapd.domain.models import Group
 from tests.config.reading import read
 

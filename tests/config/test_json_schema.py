@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from swapd.config.custom import parse_custom
-from swapd.config.json_schema import config_schema, custom_schema, meanings
-from swapd.config.problems import ConfigError
+from swapd.config.custom_models import parse_custom
+from swapd.config.editor_schema import config_schema, custom_schema, meanings
+from swapd.config.errors import ConfigError
 from tests.config.test_faults import FAULTS
 from tests.config.test_load import LLAMA_SWAP
 from tests.config.test_sync import CUSTOM

@@ -5,12 +5,12 @@ from __future__ import annotations
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from swapd.config.custom import parse_custom
-from swapd.config.problems import ConfigError
+from swapd.config.custom_models import parse_custom
+from swapd.config.decode import shapes
+from swapd.config.errors import ConfigError
 from swapd.config.schema import CustomModel, Server
-from swapd.config.typed import shapes
 from swapd.config.units import parse_size, show_size
-from swapd.config.write import write_yaml
+from swapd.config.yaml_dump import write_yaml
 from tests.config.reading import read
 from tests.config.test_load import LLAMA_SWAP
 

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from swapd.config.diff import diff
+from swapd.config.errors import ConfigError
 from swapd.config.load import Loaded, load
-from swapd.config.problems import ConfigError
 from swapd.config.sync import SyncReport, sync
 from tests.config.ggufs import write_gguf
 from tests.config.reading import RAM, WORKER

@@ -104,8 +104,8 @@ def _configuration(home: Home, file: Path) -> tuple[str, str]:
 def read(home: Home, file: Path, environ: Mapping[str, str] = os.environ) -> Loaded:
     """A configuration as swapd would read it. Raises FailedError."""
     from swapd.config.env import read_env
+    from swapd.config.errors import ConfigError
     from swapd.config.load import load
-    from swapd.config.problems import ConfigError
     from swapd.process import memory
 
     try:
@@ -134,9 +134,9 @@ def effective(home: Home) -> Loaded:
     """What swapd serves with or would: its file, or what a sync makes. Raises FailedError."""
     if (file := in_use(home)).is_file():
         return read(home, file)
+    from swapd.config.errors import ConfigError
     from swapd.config.load import parse
     from swapd.config.plan import look
-    from swapd.config.problems import ConfigError
     from swapd.config.sync import made_of
     from swapd.process import memory
     from swapd.system import aio
@@ -153,9 +153,9 @@ def effective(home: Home) -> Loaded:
 
 
 def _customisation(home: Home) -> tuple[str, str]:
-    from swapd.config.custom import read_custom
+    from swapd.config.custom_models import read_custom
     from swapd.config.env import read_env
-    from swapd.config.problems import ConfigError
+    from swapd.config.errors import ConfigError
 
     if not home.custom.is_file():
         return f"{home.custom}: not there, and not needed", ""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from swapd.config.problems import nearest
+from swapd.config.errors import nearest
 from swapd.config.projectors import is_projector_name, owner_of, rank, suiting
 from swapd.doors.cli.fetch import Wanted
 from swapd.doors.cli.say import FailedError, show_bytes, table, waiting

@@ -59,7 +59,7 @@ def add(
 
 def _put(place: _Place, name: str, entry: dict[str, object]) -> bool:
     """Write the key down; whether it is the first one there. Raises FailedError."""
-    from swapd.config.edit import put
+    from swapd.config.yaml_edit import put
 
     known = place.names()
     if name in known:
@@ -80,7 +80,7 @@ def _warn_of_unknown(patterns: list[str], config: Path | None) -> None:
 
 def rm(name: str, config: Path | None) -> int:
     """Take a key out. Raises FailedError."""
-    from swapd.config.edit import EditError, take
+    from swapd.config.yaml_edit import EditError, take
 
     with alone_with(find_home().edits):
         place = _Place(config)
@@ -158,8 +158,8 @@ class _Place:
 
     def names(self) -> list[str]:
         """The keys that the file has."""
-        from swapd.config.problems import ConfigError
-        from swapd.config.tree import Mapping, node_at, parse_tree
+        from swapd.config.errors import ConfigError
+        from swapd.config.yaml_nodes import Mapping, node_at, parse_tree
 
         try:
             tree, _ = parse_tree(self.text, self.file.name)
@@ -170,7 +170,7 @@ class _Place:
 
     def write(self, text: str) -> None:
         """Replace the file's text, if the configuration can be used with it; then sync."""
-        from swapd.config.problems import ConfigError
+        from swapd.config.errors import ConfigError
         from swapd.system.state_files import replace_text
 
         try:

@@ -27,9 +27,9 @@ def models(home: Home) -> list[Entry]:
     Those that a sync finds; or, where the configuration in use is not a sync's, those that stand in
     it. Raises FailedError when neither can be read.
     """
+    from swapd.config.errors import ConfigError
     from swapd.config.header import is_generated
     from swapd.config.library import library, mark_served, written
-    from swapd.config.problems import ConfigError
     from swapd.process import memory
     from swapd.system import aio
 
@@ -76,7 +76,7 @@ def find(entries: list[Entry], name: str) -> Entry:
 
 
 def _unknown(name: str, usable: dict[str, Entry]) -> str:
-    from swapd.config.problems import did_you_mean
+    from swapd.config.errors import did_you_mean
 
     name = name if name.strip() and name.isprintable() else repr(name)
     if not usable:

@@ -53,9 +53,8 @@ def _fetch(files: list[Wanted], folder: Path, assume_yes: bool) -> None:
 
 def _settings(home: Home) -> tuple[Mapping[str, str], Path]:
     """The environment, and where files go."""
-    from swapd.config.env import read_env
-    from swapd.config.problems import ConfigError
-    from swapd.config.stores import find_stores
+    from swapd.config.env import find_stores, read_env
+    from swapd.config.errors import ConfigError
 
     try:
         env = read_env(home.folder, os.environ)

@@ -17,8 +17,8 @@ from swapd.doors.cli.syncing import sync
 from swapd.home import Home, find_home
 
 if TYPE_CHECKING:
+    from swapd.config.env import Stores
     from swapd.config.library import Entry
-    from swapd.config.stores import Stores
 
 
 def remove(name: str, assume_yes: bool) -> int:
@@ -70,8 +70,7 @@ def _must_be_free(entry: Entry, entries: list[Entry]) -> None:
 
 
 def _stores(home: Home) -> Stores:
-    from swapd.config.env import read_env
-    from swapd.config.stores import find_stores
+    from swapd.config.env import find_stores, read_env
 
     return find_stores(read_env(home.folder, os.environ))
 

@@ -19,7 +19,7 @@ def sync(force: bool, say: Callable[[str], None] = print, files: bool = True) ->
     Without `files`, those that are broken or passed over are not told. Raises FailedError, and
     leaves everything as it was, when that is not possible.
     """
-    from swapd.config.problems import ConfigError
+    from swapd.config.errors import ConfigError
     from swapd.config.sync import sync as bring_up_to_date
     from swapd.process import memory
     from swapd.system import aio

@@ -52,7 +52,7 @@ def _limits(limits: Limits) -> Iterator[tuple[str, str]]:
 def _library(home: Home) -> Iterator[tuple[str, str]]:
     """Where models are looked for, and what they are called and given."""
     from swapd.config.env import read_env, sync_settings
-    from swapd.config.problems import ConfigError
+    from swapd.config.errors import ConfigError
 
     try:
         settings = sync_settings(read_env(home.folder, os.environ))

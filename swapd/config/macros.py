@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from swapd.config.problems import nearest
-from swapd.config.typed import env_problem
+from swapd.config.decode import env_problem
+from swapd.config.errors import nearest
 
 MACRO = re.compile(r"\$\{([^}]*)\}")
 RESERVED = frozenset({"PORT", "PID", "MODEL_ID", "MODEL_PATH", "MMPROJ_PATH", "worker"})

@@ -8,10 +8,10 @@ from collections.abc import Mapping as MappingType
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 
-from swapd.config.problems import ConfigError, Path, Problem
+from swapd.config.decode import Report, read
+from swapd.config.errors import ConfigError, Path, Problem
 from swapd.config.schema import CustomModel, Server
-from swapd.config.tree import Mapping, Scalar, line_of, parse_tree
-from swapd.config.typed import Report, read
+from swapd.config.yaml_nodes import Mapping, Scalar, line_of, parse_tree
 
 FILE = "custom_models.yaml"
 ADAPTER_NAME = re.compile(r"[A-Za-z0-9_.-]+")

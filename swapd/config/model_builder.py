@@ -10,12 +10,12 @@ from pathlib import PurePath
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
-from swapd.config.commands import RESERVED, Expander, Macro, MacroError, Scope
-from swapd.config.problems import Path
+from swapd.config.decode import Report
+from swapd.config.errors import Path
+from swapd.config.macros import RESERVED, Expander, Macro, MacroError, Scope
 from swapd.config.schema import Model, Server, alias_id
-from swapd.config.tree import Mapping, Scalar, node_at
-from swapd.config.typed import Report
 from swapd.config.units import parse_size
+from swapd.config.yaml_nodes import Mapping, Scalar, node_at
 from swapd.domain.models import ModelSpec, WorkerLimits
 
 _FOREIGN_LIMIT = 10

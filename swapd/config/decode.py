@@ -11,8 +11,8 @@ from typing import Any, TypeVar, get_args
 
 import msgspec
 
-from swapd.config.problems import Path, Problem, did_you_mean, dotted
-from swapd.config.tree import (
+from swapd.config.errors import Path, Problem, did_you_mean, dotted
+from swapd.config.yaml_nodes import (
     Entry,
     Mapping,
     Node,

@@ -15,10 +15,10 @@ from typing import Any
 
 import yaml
 
-from swapd.config.custom import FILE
-from swapd.config.problems import ConfigError
-from swapd.config.tree import parse_tree, typed
-from swapd.config.written import flow_text
+from swapd.config.custom_models import FILE
+from swapd.config.errors import ConfigError
+from swapd.config.yaml_dump import flow_text
+from swapd.config.yaml_nodes import parse_tree, typed
 
 _END = re.compile(r"\r\n|\n|\r|\Z")
 _NULL = "tag:yaml.org,2002:null"

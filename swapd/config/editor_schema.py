@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from swapd.config.decode import shapes
 from swapd.config.schema import (
     Cors,
     CustomModel,
@@ -27,8 +28,7 @@ from swapd.config.schema import (
     Server,
     TlsFiles,
 )
-from swapd.config.tree import Mapping, parse_tree
-from swapd.config.typed import shapes
+from swapd.config.yaml_nodes import Mapping, parse_tree
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
 """The one that YAML's language server knows best."""
