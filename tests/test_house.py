@@ -127,5 +127,5 @@ def test_the_daemon_stays_small() -> None:
     code = "import sys, swapd.doors.daemon; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
-    assert not loaded & {"swapd.config.discover", "swapd.doors.cli", "huggingface_hub"}
+    assert not loaded & {"swapd.library.discovery", "swapd.doors.cli", "huggingface_hub"}
     assert not loaded & {"typer", "rich", "numpy", "gguf", "llama_cpp", "jinja2", "workers"}

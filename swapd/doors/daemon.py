@@ -26,11 +26,11 @@ from swapd.config.load import Loaded, load
 from swapd.domain.settings import Settings
 from swapd.doors.front import Front, PortTakenError, listen
 from swapd.doors.metrics import Metrics
-from swapd.doors.resync import Resync, resync_of
 from swapd.home import SPARE_COMMAND, WORKER_COMMAND, Home, find_home
 from swapd.http.context import House
 from swapd.http.origins import risks
 from swapd.http.tls import TlsError, new_context
+from swapd.library.auto_sync import Resync, resync_of
 from swapd.process import memory
 from swapd.process.orphans import Guardian, Register, reap_left_overs
 from swapd.process.profiles import Learnings

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from swapd.config.load import Loaded, load
-from swapd.config.sync import SyncReport, sync
+from swapd.library.sync import SyncReport, sync
 from tests.config.ggufs import write_gguf
 from tests.config.reading import RAM, WORKER
 

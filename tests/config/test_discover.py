@@ -8,11 +8,11 @@ from pathlib import Path
 import gguf
 import pytest
 
-from swapd.config.discover import Discovery, discover
 from swapd.config.env import Stores
-from swapd.config.naming import bare_name
 from swapd.gguf.memory_estimate import Facts, default_context, facts_of
 from swapd.gguf.reader import DamagedModelError, read_head
+from swapd.library.discovery import Discovery, discover
+from swapd.library.naming import bare_name
 from tests.config.ggufs import write_gguf
 
 GIB = 2**30

@@ -12,12 +12,12 @@ import yaml
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from swapd.config.customise import customise
 from swapd.config.decode import shapes
 from swapd.config.errors import ConfigError
 from swapd.config.schema import CustomModel
 from swapd.config.yaml_dump import flow_text, value_of
 from swapd.config.yaml_edit import EditError, set_value, unset
+from swapd.library.overrides import customise
 from tests.config.made_up import DEMO, Machine
 from tests.config.reading import RAM
 

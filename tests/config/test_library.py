@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swapd.config.library import Entry, library
-from swapd.config.sync import names_in
 from swapd.gguf.model_info import Card, Cards
 from swapd.gguf.reader import DamagedModelError
+from swapd.library.inventory import Entry, library
+from swapd.library.sync import names_in
 from tests.config.ggufs import write_gguf
 from tests.config.made_up import BARD, DEMO, Machine, fill
 from tests.config.reading import RAM
@@ -170,6 +170,6 @@ def test_five_hundred_models_are_listed_in_no_time(machine: Machine) -> None:
         listed(machine)
         took.append(time.process_time() - start)
     assert min(took) < 0.2
-    code = "import sys, swapd.config.library; print(*sys.modules)"
+    code = "import sys, swapd.library.inventory; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"numpy", "gguf", "typer", "rich"} & set(done.stdout.split())

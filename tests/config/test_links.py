@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from swapd.config.offer import Passed
+from swapd.library.sources.base import Passed
 from tests.config.made_up import Machine, another
 
 LIBRARY = "registry.ollama.ai/library"

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from swapd.config.offer import Looked
-from swapd.config.sources import ollama
-from swapd.config.sources.ollama import DamagedManifestError, parse_manifest
+from swapd.library.sources import ollama
+from swapd.library.sources.base import Looked
+from swapd.library.sources.ollama import DamagedManifestError, parse_manifest
 from tests.config.ggufs import write_gguf
 from tests.config.made_up import ALICE, BARD, LAYER, LORA, Machine, another, fill
 

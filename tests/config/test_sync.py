@@ -13,7 +13,7 @@ import pytest
 from swapd.config.diff import diff
 from swapd.config.errors import ConfigError
 from swapd.config.load import Loaded, load
-from swapd.config.sync import SyncReport, sync
+from swapd.library.sync import SyncReport, sync
 from tests.config.ggufs import write_gguf
 from tests.config.reading import RAM, WORKER
 

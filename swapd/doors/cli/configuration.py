@@ -136,8 +136,7 @@ def effective(home: Home) -> Loaded:
         return read(home, file)
     from swapd.config.errors import ConfigError
     from swapd.config.load import parse
-    from swapd.config.plan import look
-    from swapd.config.sync import made_of
+    from swapd.library.sync import look, made_of
     from swapd.process import memory
     from swapd.system import aio
 

@@ -15,11 +15,11 @@ from typing import Any
 import msgspec
 import psutil
 
-from swapd.config.header import is_generated
 from swapd.doors.cli.client import NoAnswerError, get, running
 from swapd.doors.cli.say import PATIENCE, FailedError, command, complain
 from swapd.doors.cli.syncing import sync
 from swapd.home import Home, find_home
+from swapd.library.generate import is_generated
 from swapd.system.lockfile import Holder, read_holder, wait_until_free
 
 DAEMON = [sys.executable, "-I", "-m", "swapd.doors.daemon"]

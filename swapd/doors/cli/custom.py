@@ -28,9 +28,9 @@ def set_values(name: str, settings: list[str]) -> int:
 
 def _write(home: Home, name: str, wanted: dict[str, str | None]) -> None:
     """Change custom_models.yaml and say so. Raises FailedError."""
-    from swapd.config.customise import customise
     from swapd.config.errors import ConfigError
     from swapd.config.yaml_edit import EditError
+    from swapd.library.overrides import customise
     from swapd.process import memory
     from swapd.system import aio
 

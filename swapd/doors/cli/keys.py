@@ -132,7 +132,7 @@ class _Place:
     configuration that somebody wrote by hand. It is that of the swapd that runs, if one does."""
 
     def __init__(self, config: Path | None) -> None:
-        from swapd.config.header import MARK
+        from swapd.library.generate import MARK
 
         self._home = find_home()
         self._home.folder.mkdir(parents=True, exist_ok=True)
@@ -187,9 +187,8 @@ class _Place:
     def _check(self, text: str) -> None:
         from swapd.config.env import read_env
         from swapd.config.load import parse
-        from swapd.config.plan import look
-        from swapd.config.sync import made_of
         from swapd.home import WORKER_COMMAND
+        from swapd.library.sync import look, made_of
         from swapd.process import memory
         from swapd.system import aio
 

@@ -11,8 +11,8 @@ from swapd.doors.cli.say import FailedError
 from swapd.home import Home, demo_folder
 
 if TYPE_CHECKING:
-    from swapd.config.library import Entry
     from swapd.domain.models import Catalog
+    from swapd.library.inventory import Entry
 
 
 def in_use(home: Home) -> Path:
@@ -28,8 +28,8 @@ def models(home: Home) -> list[Entry]:
     it. Raises FailedError when neither can be read.
     """
     from swapd.config.errors import ConfigError
-    from swapd.config.header import is_generated
-    from swapd.config.library import library, mark_served, written
+    from swapd.library.generate import is_generated
+    from swapd.library.inventory import library, mark_served, written
     from swapd.process import memory
     from swapd.system import aio
 

@@ -22,8 +22,8 @@ from swapd.home import Home, find_home
 from swapd.system.redact import without_secrets, without_secrets_in
 
 if TYPE_CHECKING:
-    from swapd.config.library import Entry
     from swapd.domain.models import ModelSpec
+    from swapd.library.inventory import Entry
 
 
 UNSERVED = "not served yet"

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from swapd.doors.cli.fetch import Wanted, fetch_all, need_room
-from swapd.doors.cli.hub import PREFIXES, files_of
 from swapd.doors.cli.say import FailedError, command
 from swapd.doors.cli.syncing import sync
 from swapd.home import Home, find_home
+from swapd.library.download import Wanted, fetch_all, need_room
+from swapd.library.hub_files import PREFIXES, files_of
 
 
 def pull(name: str, sha256: str, assume_yes: bool) -> int:

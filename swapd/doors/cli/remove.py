@@ -18,7 +18,7 @@ from swapd.home import Home, find_home
 
 if TYPE_CHECKING:
     from swapd.config.env import Stores
-    from swapd.config.library import Entry
+    from swapd.library.inventory import Entry
 
 
 def remove(name: str, assume_yes: bool) -> int:
@@ -49,7 +49,7 @@ def _must_be_free(entry: Entry, entries: list[Entry]) -> None:
     """Raises FailedError for what is not a file of its own, or is needed by another model."""
     if entry.source == "demo":
         raise FailedError(f"{entry.name} comes with swapd and is not removed")
-    from swapd.config.library import CUSTOM, WRITTEN
+    from swapd.library.inventory import CUSTOM, WRITTEN
 
     if entry.base or entry.path is None or entry.source in (WRITTEN, CUSTOM):
         file = WRITTEN if entry.source == WRITTEN else CUSTOM
@@ -93,7 +93,7 @@ def _unload(home: Home, name: str) -> None:
 
 def _tag(entry: Entry, name: str, stores: Stores) -> str:
     """Ollama's own name of the model. Raises FailedError when several of its names mean it."""
-    from swapd.config.sources import ollama
+    from swapd.library.sources import ollama
 
     offers = [offer for store in stores.ollama for offer in ollama.look(store).offers]
     tags = sorted({t for offer in offers if offer.path == entry.path for t in offer.also})

@@ -10,7 +10,7 @@ from swapd.doors.cli.say import FailedError, complain, plain, waiting
 from swapd.home import demo_folder, find_home, schema_address
 
 if TYPE_CHECKING:
-    from swapd.config.sync import SyncReport
+    from swapd.library.sync import SyncReport
 
 
 def sync(force: bool, say: Callable[[str], None] = print, files: bool = True) -> SyncReport:
@@ -20,7 +20,7 @@ def sync(force: bool, say: Callable[[str], None] = print, files: bool = True) ->
     leaves everything as it was, when that is not possible.
     """
     from swapd.config.errors import ConfigError
-    from swapd.config.sync import sync as bring_up_to_date
+    from swapd.library.sync import sync as bring_up_to_date
     from swapd.process import memory
     from swapd.system import aio
 

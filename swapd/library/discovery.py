@@ -2,23 +2,64 @@
 
 Files that are no model of their own (projectors, adapters, later parts) and files that cannot be
 used are told with the reason; none of them stops the rest.
+
+Which projector of several belongs to a model, by their names. Pure.
+
+A projector turns images or sound into a model's tokens, and comes as a file of its own.
 """
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
+from typing import TypeVar
 
 from swapd.config.env import Stores
-from swapd.config.naming import Named, clean, distinct_names
-from swapd.config.offer import Looked, Offer, Passed, reason_of
-from swapd.config.projectors import is_projector_name, owner_of, rank, suiting
-from swapd.config.sources import folders, hub, ollama
 from swapd.gguf.memory_estimate import Facts
 from swapd.gguf.model_info import Card, Cards
 from swapd.gguf.reader import DamagedModelError, part_of, parts_of
+from swapd.library.naming import Named, clean, distinct_names
+from swapd.library.sources import folders, huggingface, ollama
+from swapd.library.sources.base import Looked, Offer, Passed, reason_of
+
+_PREFERRED = ("F16", "BF16", "Q8_0", "F32")
+"""The best of several projectors that differ in precision alone is the first of these."""
+_T = TypeVar("_T")
+
+
+def is_projector_name(stem: str) -> bool:
+    """Whether a file is called as projectors are."""
+    return "mmproj" in stem.lower()
+
+
+def owner_of(stem: str) -> str:
+    """The model's name within a projector's, if there is one: `eye` in `mmproj-eye-f16`."""
+    stem = re.sub(r"mmproj|model", "", stem.lower())
+    return re.sub(r"[-_.](?:b?f16|f32|q8_0)$", "", stem).strip("-_.")
+
+
+def rank(quantisation: str) -> int:
+    """The better one has the lower rank."""
+    kind = quantisation.upper()
+    return _PREFERRED.index(kind) if kind in _PREFERRED else len(_PREFERRED)
+
+
+def suiting(model: str, projectors: Iterable[tuple[str, _T]], others: Iterable[str]) -> list[_T]:
+    """Of projectors with the names in theirs, those that may belong to the model of this stem.
+
+    One that bears the beginning of a model's name is only for models that begin so; `others` are
+    the stems of all models beside.
+    """
+    stems = [stem.lower() for stem in others]
+    pairs = list(projectors)
+    named = [one for owner, one in pairs if owner and model.lower().startswith(owner)]
+    common = [one for owner, one in pairs if owner and not any(s.startswith(owner) for s in stems)]
+    common += [one for owner, one in pairs if not owner]
+    return named or common
+
 
 DEMO = "demo"
 
@@ -83,7 +124,7 @@ def discover(
     looks = [
         *(ollama.look(store) for store in stores.ollama),
         *(folders.look(folder, "lm studio") for folder in stores.lmstudio),
-        *(hub.look(cache) for cache in stores.hub),
+        *(huggingface.look(cache) for cache in stores.hub),
         *(folders.look(folder, "folder") for folder in stores.folders),
     ]
     look = _Look(now, min_age, cards or Cards(), bridge)

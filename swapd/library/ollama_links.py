@@ -18,11 +18,11 @@ from pathlib import Path
 
 import msgspec
 
-from swapd.config.discover import Found
 from swapd.config.env import Stores
 from swapd.config.errors import Problem
-from swapd.config.naming import bare_name
-from swapd.config.sources import ollama
+from swapd.library.discovery import Found
+from swapd.library.naming import bare_name
+from swapd.library.sources import ollama
 from swapd.system.state_files import FOLDER, read_state, write_state
 
 FILE = "links.json"

@@ -1,15 +1,35 @@
-"""The text of config.yaml. Pure, and deterministic."""
+"""The text of config.yaml. Pure, and deterministic.
+
+The line by which a configuration that sync wrote is known.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from swapd.config.assemble import BUDGET, Assembled
 from swapd.config.custom_models import Custom
 from swapd.config.env import SyncSettings
-from swapd.config.header import header
 from swapd.config.yaml_dump import write_yaml
 from swapd.config.yaml_nodes import Mapping
+from swapd.library.model_entries import BUDGET, Assembled
+
+MARK = "# Written by swapd sync"
+
+
+def header(schema: str = "") -> str:
+    """The comment on top; with the address of a schema, editors know what may stand below."""
+    said = f"{MARK}; edit custom_models.yaml instead: what is changed here gets lost.\n"
+    return said + (f"# yaml-language-server: $schema={schema}\n" if schema else "")
+
+
+def is_generated(config: Path) -> bool:
+    """Whether sync wrote this configuration, and so may write it again."""
+    try:
+        with config.open(encoding="utf-8") as file:
+            return file.readline().startswith(MARK)
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def generate(assembled: Assembled, custom: Custom, settings: SyncSettings, schema: str = "") -> str:

@@ -2,6 +2,8 @@
 
 A sync reads many files and is no work for the daemon: it runs in a process of its own and writes
 config.yaml, which the daemon watches anyway.
+
+`python -m swapd.library.auto_sync`: one sync of the home, told as a line of JSON.
 """
 
 from __future__ import annotations
@@ -14,13 +16,13 @@ from pathlib import Path
 import msgspec
 
 from swapd.config.env import folders_to_watch, read_env, sync_settings
-from swapd.config.header import is_generated
 from swapd.home import Home
+from swapd.library.generate import is_generated
 from swapd.system.aio import Alarm, Tasks, now
 from swapd.system.file_watcher import FileWatch, FolderWatch
 from swapd.system.logs import Logs
 
-COMMAND = [sys.executable, "-I", "-m", "swapd.doors.sync_once"]
+COMMAND = [sys.executable, "-I", "-m", "swapd.library.auto_sync"]
 SOON = 0.2
 """Seconds from a change to the sync: changes come in company."""
 
@@ -120,3 +122,25 @@ def resync_of(home: Home, config: Path, logs: Logs) -> Resync | None:
     """The resync of a home whose configuration is the one that sync writes; else None."""
     own = config == home.config and is_generated(config)
     return Resync(home, logs) if own else None
+
+
+def main() -> int:
+    """Sync; print `{"lines", "error", "settles_in"}`; 0 unless nothing could be done."""
+    from swapd.doors.cli.say import FailedError
+    from swapd.doors.cli.syncing import sync
+
+    lines: list[str] = []
+    settles_in, error = 0.0, ""
+    try:
+        report = sync(force=False, say=lines.append)
+        settles_in = report.settles_in
+        lines = lines if report.written else []
+    except FailedError as failed:
+        lines, error = [], str(failed)
+    told = {"lines": lines, "error": error, "settles_in": settles_in}
+    sys.stdout.buffer.write(msgspec.json.encode(told) + b"\n")
+    return 1 if error else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

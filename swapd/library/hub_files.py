@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from swapd.config.errors import nearest
-from swapd.config.projectors import is_projector_name, owner_of, rank, suiting
-from swapd.doors.cli.fetch import Wanted
 from swapd.doors.cli.say import FailedError, show_bytes, table, waiting
 from swapd.gguf.reader import part_of
+from swapd.library.discovery import is_projector_name, owner_of, rank, suiting
+from swapd.library.download import Wanted
 
 PREFIXES = ("hf:", "hf.co/", "huggingface.co/")
 USUAL = "Q4_K_M"

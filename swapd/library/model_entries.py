@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from swapd.config.custom_models import Custom
-from swapd.config.discover import Found
 from swapd.config.env import SyncSettings
 from swapd.config.errors import Problem, did_you_mean
 from swapd.config.macros import fill_in
@@ -24,6 +23,7 @@ from swapd.config.yaml_nodes import Mapping, Scalar
 from swapd.domain.model_names import Spellings
 from swapd.gguf.llama_flags import Terms, terms_of
 from swapd.gguf.memory_estimate import Facts, estimate, fitting_context
+from swapd.library.discovery import Found
 
 BUDGET = "80%"
 """What all workers together may take of a machine nobody said anything about."""

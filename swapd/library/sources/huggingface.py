@@ -16,9 +16,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
-from swapd.config.offer import Looked, Offer, Passed, reason_of
-from swapd.config.sources import folders
 from swapd.gguf.reader import part_of
+from swapd.library.sources import folders
+from swapd.library.sources.base import Looked, Offer, Passed, reason_of
 
 NAME = "hugging face"
 _QUANT = re.compile(

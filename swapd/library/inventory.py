@@ -12,16 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from swapd.config.assemble import Made
 from swapd.config.model_builder import model_file
-from swapd.config.naming import bare_name
-from swapd.config.offer import Passed, reason_of
-from swapd.config.plan import keep, look
-from swapd.config.sync import names_in
 from swapd.config.units import parse_size
 from swapd.domain.models import Catalog, ModelSpec
 from swapd.gguf.model_info import Card, Cards
 from swapd.gguf.reader import DamagedModelError, parts_of
+from swapd.library.model_entries import Made
+from swapd.library.naming import bare_name
+from swapd.library.sources.base import Passed, reason_of
+from swapd.library.sync import keep, look, names_in
 
 CUSTOM = "custom_models.yaml"
 """The source of a model that no store holds."""

@@ -9,12 +9,11 @@ from pathlib import Path
 from swapd.config.custom_models import FILE
 from swapd.config.decode import shapes
 from swapd.config.errors import ConfigError, Problem, did_you_mean
-from swapd.config.plan import Plan, look
 from swapd.config.schema import CustomModel
-from swapd.config.sync import made_of
 from swapd.config.yaml_dump import value_of
 from swapd.config.yaml_edit import EditError, set_value, unset
 from swapd.domain.model_names import Spellings
+from swapd.library.sync import Plan, look, made_of
 from swapd.system.state_files import replace_text
 
 _BOM = "\ufeff"

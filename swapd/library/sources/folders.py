@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path, PurePath
 
-from swapd.config.offer import Looked, Offer, Passed, is_gguf, reason_of
+from swapd.library.sources.base import Looked, Offer, Passed, is_gguf, reason_of
 
 FOLDERS = 20_000
 """Folders below one; where there are more, a link leads to what is no folder of models."""

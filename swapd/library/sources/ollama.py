@@ -17,8 +17,8 @@ from pathlib import Path, PurePath
 
 import msgspec
 
-from swapd.config.naming import clean
-from swapd.config.offer import Looked, Offer, Passed, reason_of
+from swapd.library.naming import clean
+from swapd.library.sources.base import Looked, Offer, Passed, reason_of
 
 NAME = "ollama"
 HOST = "registry.ollama.ai"
