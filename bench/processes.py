@@ -109,7 +109,7 @@ class Daemon(Started):
         # JSON is YAML too.
         (home / "config.yaml").write_bytes(msgspec.json.encode(config))
         super().__init__(
-            [sys.executable, "-m", "swapd.doors.daemon", "--port", str(self.port)],
+            [sys.executable, "-m", "swapd.daemon", "--port", str(self.port)],
             {"SWAPD_HOME": str(home), "SWAPD_HOST": ""},
             home,
             tell="--ready-fd={fd}",

@@ -20,7 +20,7 @@ from swapd.domain import commands as od
 from swapd.domain import events as ev
 from swapd.domain.models import Catalog
 from swapd.domain.status import Outlook
-from swapd.lease import NO_WISH, Lease, RefusedError, Running, Sight, Wish
+from swapd.leases import NO_WISH, Lease, RefusedError, Running, Sight, Wish
 from swapd.process import memory
 from swapd.process.liveness import Pulse
 from swapd.process.prefetch import read_ahead

@@ -62,7 +62,7 @@ class Swapd:
         self.process = subprocess.Popen(
             [
                 *self.wrapper,
-                *(sys.executable, "-m", "swapd.doors.daemon"),
+                *(sys.executable, "-m", "swapd.daemon"),
                 *("--port", str(self.port), "--ready-fd", str(tell)),
             ],
             env=self.environ,

@@ -124,7 +124,7 @@ def test_the_daemon_stays_small() -> None:
     import subprocess
     import sys
 
-    code = "import sys, swapd.doors.daemon; print(*sys.modules)"
+    code = "import sys, swapd.daemon; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert not loaded & {"swapd.library.discovery", "swapd.doors.cli", "huggingface_hub"}

@@ -11,7 +11,7 @@ import msgspec
 from swapd.control_socket.protocol import Fields, Line, Request, Say, TroubleError
 from swapd.domain.models import ModelSpec
 from swapd.http.context import House
-from swapd.lease import Wish
+from swapd.leases import Wish
 from swapd.process.liveness import Pulse
 from swapd.proxy.forward import CLOSED_WITHIN, FAILURES, RESUMABLE, Fate, WorkerFailedError, told
 from swapd.proxy.retry import Passing, serve

@@ -23,7 +23,7 @@ from swapd.domain.model_names import NoModelError
 from swapd.domain.models import ModelSpec
 from swapd.http.context import House
 from swapd.http.errors import STATUS
-from swapd.lease import RefusedError
+from swapd.leases import RefusedError
 from swapd.system.aio import Tasks
 
 

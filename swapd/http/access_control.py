@@ -6,10 +6,10 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from swapd.domain.settings import Access
-from swapd.doors.metrics import Metrics
 from swapd.http import errors
 from swapd.http.api_keys import OPENED, Grant, Keyring
 from swapd.http.origins import Origins, split_target
+from swapd.metrics import Metrics
 from swapd.system.aio import now
 
 CHALLENGE = 'Bearer realm="swapd", Basic realm="swapd"'

@@ -11,8 +11,8 @@ from aiohttp import web
 from swapd.domain.model_names import Names
 from swapd.domain.models import ModelSpec
 from swapd.domain.settings import HEAD_LONGEST, Patience, Settings
-from swapd.doors.metrics import Metrics
 from swapd.http.api_keys import Grant
+from swapd.metrics import Metrics
 from swapd.supervisor import Supervisor
 from swapd.system.aio import now
 from swapd.system.logs import Logs

@@ -16,7 +16,7 @@ from swapd.http.access_control import GUARD
 from swapd.http.api_keys import OPENED, Grant, grant_of
 from swapd.http.content_encoding import body_of
 from swapd.http.context import HOUSE, House
-from swapd.lease import RefusedError, Sight
+from swapd.leases import RefusedError, Sight
 from swapd.system.aio import now
 from swapd.system.redact import without_secrets
 

@@ -20,7 +20,7 @@ from swapd.http.api_keys import OPENED, NotAllowedError, grant_of
 from swapd.http.content_encoding import body_of
 from swapd.http.context import HOUSE, House
 from swapd.http.origins import split_target
-from swapd.lease import RefusedError, Wish
+from swapd.leases import RefusedError, Wish
 from swapd.proxy.forward import Passage, WorkerFailedError
 from swapd.proxy.progress import Told, asks_to_be_told
 from swapd.proxy.retry import Passing, serve

@@ -16,8 +16,8 @@ from pathlib import Path
 import msgspec
 
 from swapd.config.env import folders_to_watch, read_env, sync_settings
-from swapd.home import Home
 from swapd.library.generate import is_generated
+from swapd.paths import Home
 from swapd.system.aio import Alarm, Tasks, now
 from swapd.system.file_watcher import FileWatch, FolderWatch
 from swapd.system.logs import Logs

@@ -18,7 +18,7 @@ from aiohttp import web
 from swapd.domain.models import ModelSpec
 from swapd.domain.status import Outlook
 from swapd.http.context import House
-from swapd.lease import Lease
+from swapd.leases import Lease
 from swapd.proxy.forward import Passage
 from swapd.system.aio import Tasks, wall
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from swapd.domain.commands import Why
 from swapd.domain.models import ModelSpec
 from swapd.http.context import House
-from swapd.lease import ENDS_WITHIN, Lease, RefusedError, Wish
+from swapd.leases import ENDS_WITHIN, Lease, RefusedError, Wish
 from swapd.process.liveness import Pulse
 from swapd.proxy.forward import Fate, WorkerFailedError, WorkerLeavesError
 

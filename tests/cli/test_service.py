@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from swapd.doors.cli import service
-from swapd.home import Home
+from swapd.paths import Home
 from tests.cli.user import User
 from tests.swapd import ROOT
 

@@ -104,7 +104,7 @@ def test_it_is_installed_used_restarted_and_taken_away(user: User, cgroup: Path)
     runs = rf"swapd runs at http://127.0.0.1:{user.port} \(pid \d+\)"
     assert f"installed {unit}" in said[0] and re.search(runs, said[0])
     assert "]\nenabled\n" in told
-    assert "Active: active (running)" in said[1] and "swapd.doors.daemon" in said[1]
+    assert "Active: active (running)" in said[1] and "swapd.daemon" in said[1]
     assert re.search(runs, said[2]) and "another one" in told
     assert "swapd has stopped" in said[3] and said[4].endswith("\ninactive")
     assert re.search(runs, said[5])

@@ -113,7 +113,7 @@ def test_paths_and_methods_that_there_are_not(both: Swapd) -> None:
 def serve(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the daemon in the foreground, to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "swapd.doors.daemon", *arguments],
+        [sys.executable, "-m", "swapd.daemon", *arguments],
         env={"SWAPD_HOME": str(home), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,

@@ -7,7 +7,7 @@ from typing import Any
 
 from swapd.doors.cli.client import named, post, require_running, stream
 from swapd.doors.cli.say import FailedError, print_json, table, waiting
-from swapd.home import find_home
+from swapd.paths import find_home
 from swapd.system.aio import now
 from swapd.system.lockfile import Holder
 

@@ -14,7 +14,7 @@ from swapd.doors.cli.control import ensure_running
 from swapd.doors.cli.prompt import history, read_message
 from swapd.doors.cli.say import FailedError, complain, waiting
 from swapd.doors.cli.ways import RefusedAnswerError, StoppedError, Way, way_to
-from swapd.home import find_home
+from swapd.paths import find_home
 
 HELP = '''/bye    end, as Ctrl-D does
 /clear  forget what was said

@@ -13,7 +13,7 @@ import msgspec
 
 from swapd.doors.cli.line import connected
 from swapd.doors.cli.say import NOT_RUNNING, FailedError
-from swapd.home import Home
+from swapd.paths import Home
 from swapd.system.lockfile import Holder, read_holder
 
 SOON = 5.0

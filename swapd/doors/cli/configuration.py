@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from swapd.doors.cli.library import in_use
 from swapd.doors.cli.say import FailedError, command, complain
-from swapd.home import WORKER_COMMAND, Home, demo_folder, find_home
+from swapd.paths import WORKER_COMMAND, Home, demo_folder, find_home
 from swapd.system.redact import without_secrets_in
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ import psutil
 from swapd.doors.cli.client import NoAnswerError, get, running
 from swapd.doors.cli.say import PATIENCE, FailedError, command, complain
 from swapd.doors.cli.syncing import sync
-from swapd.home import Home, find_home
 from swapd.library.generate import is_generated
+from swapd.paths import Home, find_home
 from swapd.system.lockfile import Holder, read_holder, wait_until_free
 
-DAEMON = [sys.executable, "-I", "-m", "swapd.doors.daemon"]
+DAEMON = [sys.executable, "-I", "-m", "swapd.daemon"]
 
 
 def _daemon_arguments(host: str, port: int, config: Path | None) -> list[str]:

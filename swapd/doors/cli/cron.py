@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from swapd.doors.cli.say import FailedError, command
-from swapd.home import Home, find_home
+from swapd.paths import Home, find_home
 
 MARK = "# swapd: keep it running"
 

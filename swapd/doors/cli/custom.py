@@ -6,7 +6,7 @@ import os
 
 from swapd.doors.cli.say import FailedError
 from swapd.doors.cli.syncing import sync
-from swapd.home import Home, demo_folder, find_home
+from swapd.paths import Home, demo_folder, find_home
 from swapd.system.lockfile import alone_with
 
 

@@ -16,7 +16,7 @@ from swapd.doors.cli.client import NoAnswerError, get, running
 from swapd.doors.cli.configuration import effective, in_its_files, read
 from swapd.doors.cli.library import in_use, models
 from swapd.doors.cli.say import FailedError, command, plain, print_json, show_bytes, waiting
-from swapd.home import Home, find_home
+from swapd.paths import Home, find_home
 
 PROBE = """
 import json, llama_cpp

@@ -11,7 +11,7 @@ from swapd.doors.cli.library import in_use
 from swapd.doors.cli.say import FailedError, command, complain, print_json, table
 from swapd.doors.cli.syncing import sync
 from swapd.doors.cli.taking_up import take_up
-from swapd.home import demo_folder, find_home
+from swapd.paths import demo_folder, find_home
 from swapd.system.lockfile import alone_with
 
 PREFIX = "sk-swapd-"
@@ -187,8 +187,8 @@ class _Place:
     def _check(self, text: str) -> None:
         from swapd.config.env import read_env
         from swapd.config.load import parse
-        from swapd.home import WORKER_COMMAND
         from swapd.library.sync import look, made_of
+        from swapd.paths import WORKER_COMMAND
         from swapd.process import memory
         from swapd.system import aio
 

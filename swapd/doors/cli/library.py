@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from swapd.doors.cli.client import running
 from swapd.doors.cli.say import FailedError
-from swapd.home import Home, demo_folder
+from swapd.paths import Home, demo_folder
 
 if TYPE_CHECKING:
     from swapd.domain.models import Catalog

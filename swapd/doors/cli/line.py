@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from swapd.doors.cli.say import FailedError
-from swapd.home import Home
+from swapd.paths import Home
 
 
 class Line:

@@ -18,7 +18,7 @@ from swapd.doors.cli.say import (
     show_time,
     table,
 )
-from swapd.home import Home, find_home
+from swapd.paths import Home, find_home
 from swapd.system.redact import without_secrets, without_secrets_in
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from swapd.doors.cli.client import named, post, require_running
 from swapd.doors.cli.say import FailedError, waiting
-from swapd.home import find_home
+from swapd.paths import find_home
 
 
 def load(name: str) -> int:

@@ -8,7 +8,7 @@ from collections import deque
 
 from swapd.doors.cli.library import find, models
 from swapd.doors.cli.say import FailedError
-from swapd.home import find_home
+from swapd.paths import find_home
 from swapd.system.logs import log_file
 
 

@@ -12,9 +12,9 @@ from urllib.parse import unquote, urlsplit
 
 from swapd.doors.cli.say import FailedError, command
 from swapd.doors.cli.syncing import sync
-from swapd.home import Home, find_home
 from swapd.library.download import Wanted, fetch_all, need_room
 from swapd.library.hub_files import PREFIXES, files_of
+from swapd.paths import Home, find_home
 
 
 def pull(name: str, sha256: str, assume_yes: bool) -> int:

@@ -14,7 +14,7 @@ from swapd.doors.cli.client import NoAnswerError, named, post, running
 from swapd.doors.cli.library import find, models
 from swapd.doors.cli.say import FailedError, confirm, show_bytes, waiting
 from swapd.doors.cli.syncing import sync
-from swapd.home import Home, find_home
+from swapd.paths import Home, find_home
 
 if TYPE_CHECKING:
     from swapd.config.env import Stores

@@ -16,7 +16,7 @@ from xml.sax.saxutils import escape
 
 from swapd.doors.cli.client import running
 from swapd.doors.cli.say import FailedError, command, complain
-from swapd.home import Home, find_home, template_folder
+from swapd.paths import Home, find_home, template_folder
 
 UNIT = "swapd.service"
 UP = 60.0

@@ -15,7 +15,7 @@ from swapd.doors.cli.say import (
     show_time,
     table,
 )
-from swapd.home import find_home
+from swapd.paths import find_home
 
 EVERY = 1.0
 """Seconds from one look to the next, for who watches."""

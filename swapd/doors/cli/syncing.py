@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from swapd.doors.cli.say import FailedError, complain, plain, waiting
-from swapd.home import demo_folder, find_home, schema_address
+from swapd.paths import demo_folder, find_home, schema_address
 
 if TYPE_CHECKING:
     from swapd.library.sync import SyncReport

@@ -5,7 +5,7 @@ from __future__ import annotations
 from swapd.doors.cli.client import SOON, running
 from swapd.doors.cli.line import Line
 from swapd.doors.cli.say import FailedError, complain
-from swapd.home import Home
+from swapd.paths import Home
 
 
 def take_up(home: Home) -> None:

@@ -10,7 +10,7 @@ from swapd.domain.models import Limits
 from swapd.domain.settings import Settings
 from swapd.doors.cli.configuration import check, effective
 from swapd.doors.cli.say import FailedError, plain, show_bytes
-from swapd.home import Home, find_home
+from swapd.paths import Home, find_home
 
 
 def terms() -> int:

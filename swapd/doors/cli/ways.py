@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from swapd.doors.cli.client import NoAnswerError, named, post, running, stream
 from swapd.doors.cli.line import Line
 from swapd.doors.cli.say import FailedError, complain
-from swapd.home import Home
+from swapd.paths import Home
 from swapd.system.lockfile import Holder
 
 

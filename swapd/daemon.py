@@ -1,6 +1,6 @@
 """The daemon: what `serve` runs, in the foreground, from the first lock to the last worker.
 
-Started as `python -m swapd.doors.daemon`, which spares it the imports of the command line.
+Started as `python -m swapd.daemon`, which spares it the imports of the command line.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from swapd.config.env import read_env
 from swapd.config.errors import ConfigError
 from swapd.config.load import Loaded, load
 from swapd.domain.settings import Settings
-from swapd.doors.front import Front, PortTakenError, listen
-from swapd.doors.metrics import Metrics
-from swapd.home import SPARE_COMMAND, WORKER_COMMAND, Home, find_home
 from swapd.http.context import House
 from swapd.http.origins import risks
 from swapd.http.tls import TlsError, new_context
 from swapd.library.auto_sync import Resync, resync_of
+from swapd.listeners import Front, PortTakenError, listen
+from swapd.metrics import Metrics
+from swapd.paths import SPARE_COMMAND, WORKER_COMMAND, Home, find_home
 from swapd.process import memory
 from swapd.process.orphans import Guardian, Register, reap_left_overs
 from swapd.process.profiles import Learnings

@@ -12,13 +12,13 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from swapd.control_socket.server import SocketDoor, bind, open_socket
 from swapd.domain.settings import Settings, SlowBodyError
-from swapd.home import Home
 from swapd.http.access_control import Guard
 from swapd.http.app import KEYED, OVERVIEW, PUBLIC, application
 from swapd.http.connection import Crowd, factory
 from swapd.http.context import House
 from swapd.http.origins import is_loopback
 from swapd.http.tls import TlsError, renew
+from swapd.paths import Home
 from swapd.process.ports import holder_of
 from swapd.system.stdio import raise_limit
 
