@@ -27,7 +27,7 @@ from bench.lasting import body
 from bench.processes import Daemon
 
 AIM = 2.0
-FAKE = f"{sys.executable} -m workers.fake --name faulty"
+FAKE = f"{sys.executable} -m tests.fake_worker --name faulty"
 FOREIGN = f"{FAKE} --port ${{PORT}} --silent --outlive-stdin"
 BETWEEN = 0.02
 """Seconds between two requests for the faulty model."""

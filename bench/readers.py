@@ -1,6 +1,6 @@
 """Many clients, and some that read a byte a second: what becomes of memory, and of the others.
 
-The long answers come from `workers.fake`, which is held up by a reader that does not keep up, as a
+The long answers come from `tests.fake_worker`, which is held up by a reader that does not keep up, as a
 real worker is; the short ones from prepared bytes.
 """
 
@@ -123,7 +123,7 @@ def main() -> int:
             "concurrencyLimit": options.clients,
         },
         "long": {
-            "cmd": f"{sys.executable} -m workers.fake --port ${{PORT}} --words {ANSWER_WORDS}"
+            "cmd": f"{sys.executable} -m tests.fake_worker --port ${{PORT}} --words {ANSWER_WORDS}"
             " --silent --outlive-stdin",
             "concurrencyLimit": options.clients,
         },

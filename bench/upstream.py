@@ -1,6 +1,6 @@
 """An upstream that costs next to nothing: prepared bytes, no parsing to speak of.
 
-`workers.fake` answers a thousand requests a second at most; behind it, what a proxy adds would
+`tests.fake_worker` answers a thousand requests a second at most; behind it, what a proxy adds would
 drown in what the upstream costs. This one answers `/health`, and any POST with prepared JSON or,
 when the body says `"stream":true`, with as many events as its `max_tokens`, one write each. An
 event tells when it was written, by the clock that all processes of a machine share. `pause` in

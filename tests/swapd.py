@@ -20,7 +20,7 @@ from swapd.process.ports import free_port
 from swapd.system.aio import now
 
 ROOT = Path(__file__).resolve().parent.parent
-FAKE = f"{sys.executable} -m workers.fake"
+FAKE = f"{sys.executable} -m tests.fake_worker"
 T = TypeVar("T")
 
 

@@ -16,12 +16,12 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from workers.flags import FlagError, help_text, parse
-from workers.lean import skip_package_init
+from workers.lazy_imports import skip_package_init
 from workers.lifeline import Lifeline
 
 if TYPE_CHECKING:
+    from workers.service import Worker
     from workers.settings import Settings
-    from workers.worker import Worker
 
 SWITCH_INTERVAL = 0.0005
 """Seconds until the engine, coming out of a step, gets the interpreter from the event loop. At
@@ -64,7 +64,7 @@ def _run_engine(settings: Settings, loaded: Future[Worker]) -> None:
     """The engine's thread: loads, then steps for ever. Its failure is the process's."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # that is for the other thread
     try:
-        from workers.loading import load
+        from workers.load import load
 
         worker = load(settings)
     except BaseException as error:  # noqa: BLE001  whatever it is, the main thread tells it
@@ -83,9 +83,9 @@ def _run_engine(settings: Settings, loaded: Future[Worker]) -> None:
 async def _serve(settings: Settings, lifeline: Lifeline, loaded: Future[Worker]) -> int:
     import asyncio
 
-    from workers.http_server import Server
-    from workers.pulse import Pulse
-    from workers.worker import in_thread
+    from workers.api.server import Server
+    from workers.heartbeat import Pulse
+    from workers.service import in_thread
 
     server = Server(owned=lifeline.is_heard)
     try:

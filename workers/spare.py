@@ -12,7 +12,7 @@ import json
 import os
 import sys
 
-from workers.lean import skip_package_init
+from workers.lazy_imports import skip_package_init
 
 BAD_USAGE = 2
 

@@ -263,7 +263,7 @@ def test_it_starts_quickly(user: User) -> None:
 def test_two_stops_are_no_haste_and_a_start_waits_for_them(user: User, tmp_path: Path) -> None:
     """A stream held open by a FIFO is finished although stop is said twice; then start starts."""
     os.mkfifo(tmp_path / "words")
-    fake = f"{sys.executable} -m workers.fake --port ${{PORT}} --silent --name a"
+    fake = f"{sys.executable} -m tests.fake_worker --port ${{PORT}} --silent --name a"
     user.custom.parent.mkdir(exist_ok=True)
     user.config.write_text(
         f"models:\n  a:\n    cmd: {fake} --word-gate {tmp_path / 'words'} --outlive-stdin\n"

@@ -20,7 +20,7 @@ from schemathesis.specs.openapi.checks import (
 from swapd.http import app, openapi
 from tests.doors.conftest import demo
 from tests.swapd import Swapd, config
-from workers.describe import description
+from workers.api.describe import description
 
 CHECKS: list[CheckFunction] = [
     schemathesis.checks.not_a_server_error,

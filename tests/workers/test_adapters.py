@@ -14,8 +14,8 @@ from tests.workers.alike import differs_by_rounding
 from tests.workers.conftest import Start
 from tests.workers.process import ROOT, WorkerProcess
 from tests.workers.test_prefix import SPEECH, cached, said
+from workers.engine.batch_scheduler import TURN
 from workers.flags import FlagError, parse
-from workers.turns import TURN
 
 ALICE = ROOT / "demo" / "alice-lora.gguf"
 FLAGS = ("--parallel", "4", "--ctx-size", "4096", "--flash-attn", "off", "--alias", "bard")

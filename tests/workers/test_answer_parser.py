@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from workers.answer_parser import MARKERS, AnswerParser, Dialect
-from workers.answer_pieces import Arguments, Call, Content, Piece
+from workers.chat.answer_parts import Arguments, Call, Content, Piece
+from workers.chat.output_parser import MARKERS, AnswerParser, Dialect
 
 SCHEMAS: dict[str, Any] = {
     "add": {"properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}},

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from workers.cache import GROWTH, Adapters, Held, PrefixCache, common_prefix
+from workers.engine.prefix_cache import GROWTH, Adapters, Held, PrefixCache, common_prefix
 
 CAPACITY, IDS, SLOTS = 400, 6, 3
 

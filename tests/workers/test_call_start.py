@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.call_start import CallStart
+from workers.chat.output_parser import CallStart
 
 MARK = "<tool_call>"
 

@@ -17,7 +17,7 @@ import pytest
 
 from tests.workers.conftest import Start
 from tests.workers.process import PATIENCE, ROOT, WorkerProcess
-from workers.binding_devices import CPU, Device, devices, held
+from workers.llama.devices import CPU, Device, devices, held
 
 ENDLESS = {"prompt": "go", "ignore_eos": True, "max_tokens": 20_000, "temperature": 1}
 

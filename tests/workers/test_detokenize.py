@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.detokenize import TextOutput
+from workers.llama.detokenizer import TextOutput
 
 cuts = st.lists(st.integers(0, 40), max_size=12)
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from workers import echo
-from workers.binding_context import Context
-from workers.engine import Task
-from workers.loading import load
+from workers.api import echo
+from workers.engine.engine import Task
+from workers.llama.context import Context
+from workers.load import load
+from workers.service import Worker
 from workers.settings import Settings
-from workers.worker import Worker
 
 
 @pytest.fixture

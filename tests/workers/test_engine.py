@@ -12,16 +12,15 @@ from pathlib import Path
 import pytest
 
 from tests.workers.process import ROOT
-from workers.adapter_shelf import Wanted
-from workers.binding import LlamaLog, Model
-from workers.binding_context import Batch, Context, ContextOptions
-from workers.detokenize import TextOutput
-from workers.engine import Engine
-from workers.fair_queue import PREFILL_COST, TOKEN_COST
-from workers.lane import EngineBrokenError
-from workers.sequence import End, Failed, Finished, Sequence
+from workers.engine.batch_scheduler import TURN, EngineBrokenError
+from workers.engine.engine import Engine
+from workers.engine.fair_queue import PREFILL_COST, TOKEN_COST
+from workers.engine.lora import Wanted
+from workers.engine.sequence import End, Failed, Finished, Sequence
+from workers.llama.context import Batch, Context, ContextOptions
+from workers.llama.detokenizer import TextOutput
+from workers.llama.model import LlamaLog, Model
 from workers.settings import Sampling
-from workers.turns import TURN
 
 GREEDY = Sampling(temperature=0)
 NEAR = 0.02

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.fair_queue import MOST_COUNTERS, MOST_PASSES, TOKEN_COST, FairQueue
+from workers.engine.fair_queue import MOST_COUNTERS, MOST_PASSES, TOKEN_COST, FairQueue
 
 
 @dataclass(eq=False)

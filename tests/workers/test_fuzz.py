@@ -15,18 +15,16 @@ from hypothesis import strategies as st
 
 from tests.workers.process import WorkerProcess
 from tests.workers.random_gguf import CHAT_TEMPLATE, write_random_gguf
-from workers import gbnf
-from workers.answer_parser import AnswerParser, Dialect
-from workers.answer_pieces import Arguments, Call
+from workers.api.llama_routes import Completion, Detokenize, Infill, Rerank, Tokenize
+from workers.api.slot_routes import LoadAdapter, UnloadAdapter
+from workers.chat.answer_parts import Arguments, Call
+from workers.chat.output_parser import AnswerParser, Dialect
+from workers.engine.kv_store import MANIFEST, DamagedError, KvFiles
 from workers.errors import ApiError
-from workers.http_adapters import LoadAdapter, UnloadAdapter
-from workers.http_completion import Completion, Infill, Rerank
-from workers.http_llama import Detokenize, Tokenize
-from workers.json_keywords import SchemaError
-from workers.json_schema import schema_grammar
-from workers.kv_files import MANIFEST, DamagedError, KvFiles
-from workers.openai_requests import ChatRequest, CompletionRequest, EmbeddingRequest
-from workers.resuming import NOTHING, Resumption, call_of
+from workers.grammar import gbnf
+from workers.grammar.json_schema import SchemaError, schema_grammar
+from workers.requests.bodies import ChatRequest, CompletionRequest, EmbeddingRequest
+from workers.requests.resume import NOTHING, Resumption, call_of
 from workers.spare import arguments_in
 
 ROUTES: dict[str, type[msgspec.Struct]] = {

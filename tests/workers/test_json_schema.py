@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers import gbnf
-from workers.json_keywords import SchemaError
-from workers.json_numbers import Bounds, numbers
-from workers.json_schema import schema_grammar
+from workers.grammar import gbnf
+from workers.grammar.json_scalars import Bounds, numbers
+from workers.grammar.json_schema import SchemaError, schema_grammar
 
 
 @pytest.mark.parametrize(

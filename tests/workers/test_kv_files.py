@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.kv_files import DamagedError, KvFiles, fingerprint, identity_of
+from workers.engine.kv_store import DamagedError, KvFiles, fingerprint, identity_of
 
 TOKENS = [*range(100)]
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from workers.lean import skip_package_init
+from workers.lazy_imports import skip_package_init
 
 
 def run(code: str) -> str:

@@ -13,8 +13,8 @@ from aiohttp import web
 
 from tests.workers.conftest import Start
 from tests.workers.process import PATIENCE, WorkerProcess
-from workers.http_patience import Limits
-from workers.http_server import Server
+from workers.api.server import Server
+from workers.api.timeouts import Limits
 
 SHORT = Limits(unread=0.1, body=0.1, first=0.1, look=0.02)
 LONG = Limits(look=0.02)

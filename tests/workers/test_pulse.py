@@ -19,12 +19,12 @@ from tests.workers.conftest import Start
 from tests.workers.process import WorkerProcess
 from tests.workers.random_gguf import write_random_gguf
 from tests.workers.test_engine import Bench
-from workers.binding import LlamaLog, Model
-from workers.binding_context import Batch, Context, ContextOptions
-from workers.engine import Task
+from workers.engine.engine import Task
+from workers.heartbeat import Pulse
 from workers.lifeline import Lifeline
-from workers.pulse import Pulse
-from workers.worker import in_thread
+from workers.llama.context import Batch, Context, ContextOptions
+from workers.llama.model import LlamaLog, Model
+from workers.service import in_thread
 
 ENDLESS = {"prompt": "a", "max_tokens": 30000, "ignore_eos": True}
 

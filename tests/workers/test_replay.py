@@ -6,9 +6,9 @@ import asyncio
 from pathlib import Path
 
 from tests.workers.test_engine import Bench, Reader
-from workers.detokenize import TextOutput
-from workers.replay import PIECE
-from workers.sequence import Finished, Sequence
+from workers.engine.replay import PIECE
+from workers.engine.sequence import Finished, Sequence
+from workers.llama.detokenizer import TextOutput
 from workers.settings import Sampling
 
 PENALISED = Sampling(temperature=0, repeat_penalty=1.3, repeat_last_n=20)

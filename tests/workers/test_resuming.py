@@ -18,8 +18,8 @@ from tests.workers.process import ROOT, WorkerProcess
 from tests.workers.random_gguf import write_random_gguf
 from tests.workers.test_answers import FIM
 from tests.workers.test_tools import MESSAGES, TEMPLATES, TOOLS
-from workers.answer_parser import Dialect
-from workers.gbnf import literal
+from workers.chat.output_parser import Dialect
+from workers.grammar.gbnf import literal
 
 ASIDE = re.compile(
     r'"timings":\{[^}]*\}|"cached_tokens":\d+|"id_slot":-?\d+|"tokens_cached":\d+|"id":"[0-9a-f]{9}"'

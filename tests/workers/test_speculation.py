@@ -15,13 +15,23 @@ from tests.workers.conftest import Start
 from tests.workers.process import WorkerProcess
 from tests.workers.test_engine import Bench, Reader
 from tests.workers.test_prefix import SPEECH, cached, said
-from workers.binding_sampler import Grammar, Guide
-from workers.detokenize import TextOutput
+from workers.engine.sequence import Finished, Sequence
+from workers.engine.speculation import (
+    LEAST_CREDIT,
+    LONGEST,
+    MOST_CREDIT,
+    SHARE,
+    SHORTEST,
+    UNMEASURED,
+    Followers,
+    GuessBalance,
+    PromptLookup,
+    Speculation,
+)
 from workers.flags import FlagError, parse
-from workers.guess_balance import LEAST_CREDIT, MOST_CREDIT, SHARE, UNMEASURED, GuessBalance
-from workers.sequence import Finished, Sequence
+from workers.llama.detokenizer import TextOutput
+from workers.llama.sampler import Grammar, Guide
 from workers.settings import Sampling
-from workers.speculation import LONGEST, SHORTEST, Followers, PromptLookup, Speculation
 
 FLAGS = ("--parallel", "4", "--ctx-size", "4096", "--flash-attn", "off")
 PROMPTS = [SPEECH * 2, "The king\n" * 12, "Good night, good night! " * 8, "My lord, my lord, my"]

@@ -16,7 +16,7 @@ from tests.workers.conftest import Start
 from tests.workers.process import ROOT, WorkerProcess
 from tests.workers.test_prefix import SPEECH
 from tests.workers.test_tools import MESSAGES, TEMPLATES
-from workers.answer_parser import Dialect
+from workers.chat.output_parser import Dialect
 
 ADAPTERS = 6
 RECURSIVE = {

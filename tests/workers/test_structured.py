@@ -15,10 +15,10 @@ from jsonschema_rs import is_valid
 from tests.workers.conftest import Start
 from tests.workers.process import PATIENCE, WorkerProcess
 from tests.workers.test_engine import Bench, Reader
-from workers import binding_sampler
-from workers.binding_sampler import Grammar, Guide
-from workers.detokenize import TextOutput
-from workers.sequence import Failed, Sequence
+from workers.engine.sequence import Failed, Sequence
+from workers.llama import sampler
+from workers.llama.detokenizer import TextOutput
+from workers.llama.sampler import Grammar, Guide
 from workers.settings import Sampling
 
 NAMES = st.sampled_from(["a", "ab", "b", "name", 'quo"ted', "ümläut", "x y", "", "back\\slash"])
@@ -211,7 +211,7 @@ async def test_a_grammar_that_takes_too_long_for_a_token_ends_its_answer(
     bench = Bench(bard_gguf, slots=2, cells=1024)
     grammar = Grammar.compile('root ::= "a"+', bench.model, bench.log)
     reader = Reader()
-    monkeypatch.setattr(binding_sampler, "SLOWEST", 0.0)
+    monkeypatch.setattr(sampler, "SLOWEST", 0.0)
     bench.engine.submit(
         Sequence(
             0, [1, 2], 9, Sampling(), TextOutput([]), reader, True,

@@ -12,9 +12,9 @@ import pytest
 from tests.workers.conftest import Start
 from tests.workers.process import WorkerProcess
 from tests.workers.random_gguf import write_random_gguf
-from workers import template as module
-from workers.template import ChatTemplate, TemplateError
-from workers.template_sandbox import LONGEST, TooMuchError, clock, compiled
+from workers.chat import template as module
+from workers.chat.template import ChatTemplate, TemplateError
+from workers.chat.template_sandbox import LONGEST, TooMuchError, clock, compiled
 
 NOON = 1_700_000_000.0
 

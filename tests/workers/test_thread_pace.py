@@ -7,7 +7,7 @@ from collections.abc import Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.thread_pace import CREDIT, LONGEST, SAMPLES, SHARE, SHARE_OF_FEWER, ThreadPace
+from workers.engine.threads import CREDIT, LONGEST, SAMPLES, SHARE, SHARE_OF_FEWER, ThreadPace
 
 CALM = {1: 0.0033, 2: 0.0025}
 """Seconds of a step of one token on two cores, by threads."""

@@ -17,9 +17,9 @@ from jsonschema_rs import is_valid
 
 from tests.workers.process import WorkerProcess
 from tests.workers.random_gguf import write_random_gguf
-from workers.answer_parser import MARKERS, Dialect
-from workers.gbnf import literal
-from workers.tools import dialect_of
+from workers.chat.output_parser import MARKERS, Dialect
+from workers.chat.tools import dialect_of
+from workers.grammar.gbnf import literal
 
 SCHEMA = {
     "type": "object",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.turns import TURN, Turns
+from workers.engine.batch_scheduler import TURN, Turns
 
 SETS = st.lists(st.integers(0, 5), min_size=1, max_size=6, unique=True)
 

@@ -1,0 +1,161 @@
+"""OpenAI's endpoints."""
+
+from __future__ import annotations
+
+import base64
+from array import array
+
+from aiohttp import web
+
+from workers.api.answers import MOST_ANSWERS, Answers
+from workers.api.chat_request import open_chat
+from workers.api.echo import echoes
+from workers.api.json_response import json_response
+from workers.api.openai_responses import ChatShape, CompletionShape
+from workers.api.streaming import read_call, respond
+from workers.chat.infill import infill_prompt
+from workers.errors import ApiError
+from workers.requests.bodies import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    Generation,
+    decode,
+    token_lists,
+)
+from workers.service import Worker, unhurried
+
+
+class OpenAIRoutes:
+    """The handlers of /v1/…"""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    async def chat(self, http: web.Request) -> web.StreamResponse:
+        """POST /v1/chat/completions."""
+        call, request = await read_call(http, self._worker, ChatRequest)
+        chat = await open_chat(self._worker, request, call.birth.created)
+        answers = Answers(
+            self._worker,
+            request,
+            [await self._worker.tokenize_rendered(chat.prompt)],
+            call,
+            grammar=chat.grammar,
+            calls=chat,
+            tell=request.alternatives,
+        )
+        parsers = [chat.parser() for _ in range(answers.count)]
+        name = self._name(request)
+        shape = ChatShape(name, parsers, call.birth, with_usage=request.wants_usage)
+        return await respond(http, call, answers, shape, streaming=bool(request.stream))
+
+    async def complete(self, http: web.Request) -> web.StreamResponse:
+        """POST /v1/completions."""
+        call, request = await read_call(http, self._worker, CompletionRequest)
+        worker, suffix = self._worker, request.suffix
+        texts = prompts = await unhurried(
+            len(call.body),
+            lambda: token_lists(worker.model, request.prompt, "prompt", MOST_ANSWERS),
+        )
+        if suffix:
+            prompts = await unhurried(
+                len(call.body) + len(texts) * len(suffix),
+                lambda: [
+                    worker.within_context(infill_prompt(worker.model, tokens, suffix))
+                    for tokens in texts
+                ],
+            )
+        answers = Answers(
+            worker,
+            request,
+            prompts,
+            call,
+            grammar=worker.grammars.wished(request) or worker.grammars.default,
+            tell=request.logprobs,
+        )
+        echo = None
+        if request.echo:
+            if answers.adapted and request.logprobs is not None:
+                raise ApiError(400, "A prompt can't be scored with an adapter.", param="echo")
+            echo = await echoes(worker, texts, request.logprobs, request.n or 1)
+        shape = CompletionShape(
+            self._name(request),
+            answers.count,
+            call.birth,
+            with_usage=request.wants_usage,
+            echo=echo,
+        )
+        return await respond(http, call, answers, shape, streaming=bool(request.stream))
+
+    def _name(self, request: Generation) -> str:
+        return request.model or self._worker.settings.name
+
+    async def embed(self, http: web.Request) -> web.Response:
+        """POST /v1/embeddings."""
+        body = await http.read()
+        request = decode(body, EmbeddingRequest)
+        if request.encoding_format not in (None, "float", "base64"):
+            raise ApiError(
+                400, "`encoding_format` must be float or base64.", param="encoding_format"
+            )
+        if self._worker.engine.embedding_options.pooling == "rank":
+            raise ApiError(400, "This model ranks, and computes no embeddings.")
+        model = self._worker.model
+        width = model.n_embd
+        if request.dimensions not in (None, width):
+            raise ApiError(400, f"This model's vectors have {width} numbers.", param="dimensions")
+        inputs = await unhurried(len(body), lambda: token_lists(model, request.input, "input"))
+        vectors = await self._worker.embed(inputs)
+        count = sum(map(len, inputs))
+        as_text = request.encoding_format == "base64"
+        return json_response(
+            {
+                "object": "list",
+                "model": request.model or self._worker.settings.name,
+                "data": [
+                    {
+                        "object": "embedding",
+                        "index": index,
+                        "embedding": _base64(vector) if as_text else vector,
+                    }
+                    for index, vector in enumerate(vectors)
+                ],
+                "usage": {"prompt_tokens": count, "total_tokens": count},
+            }
+        )
+
+    async def models(self, _http: web.Request) -> web.Response:
+        """GET /v1/models."""
+        worker, model = self._worker, self._worker.model
+        meta = {
+            "vocab_type": model.vocab_type,
+            "n_vocab": model.n_vocab,
+            "n_ctx": worker.engine.longest_sequence,
+            "n_ctx_train": model.n_ctx_train,
+            "n_embd": model.n_embd,
+            "n_params": model.n_params,
+            "size": model.size,
+        }
+        entry = {
+            "id": worker.settings.name,
+            "object": "model",
+            "created": worker.created,
+            "owned_by": "llamacpp",
+            "meta": meta,
+        }
+        adapters = [
+            {
+                **entry,
+                "id": f"{entry['id']}:{one.name}",
+                "parent": entry["id"],
+                "root": str(one.path),
+            }
+            for one in worker.adapters.all()
+        ]
+        return json_response({"object": "list", "data": [entry, *adapters]})
+
+
+def _base64(vector: list[float]) -> str:
+    """32-bit floats, little-endian, as OpenAI's clients read them."""
+    return base64.b64encode(array("f", vector).tobytes()).decode("ascii")

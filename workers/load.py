@@ -1,0 +1,135 @@
+"""From settings to a worker: the model, its contexts, and what stands beside them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from workers.engine.embeddings import SEQUENCES
+from workers.engine.engine import Engine
+from workers.engine.kv_store import Conversations, KvFiles, fingerprint, identity_of, warn
+from workers.engine.speculation import GUESSES, DraftModel, PromptLookup, Speculation
+from workers.engine.threads import usable_cores
+from workers.llama.context import Context, ContextOptions
+from workers.llama.devices import devices, held
+from workers.llama.model import LlamaLog, LoadError, Model, build
+from workers.service import Worker
+from workers.settings import Settings
+
+DEFAULT_CONTEXT = 4096
+SMALL_MODEL = 16 * 1024 * 1024
+"""Bytes of weights below which waking a second thread costs more than it computes: the demo
+models make 9,100 tokens/s on one thread and 6,400 on two (8 streams, 2 cores)."""
+KEPT = 8
+"""Sequences that may stay in the cache beside those in slots. Beside its cells, one costs a row of
+logits in two buffers; where memory can't be cut, it would cost a state of its own, so there are
+only as many as slots."""
+LARGEST_SEQ_MAX = 256  # LLAMA_MAX_SEQ
+
+
+def load(settings: Settings) -> Worker:
+    """Loads the model and makes its engine. Raises LoadError; called by the engine's thread."""
+    began = time.monotonic()
+    log = LlamaLog(verbose=settings.verbose, silent=not settings.log)
+    before = devices() if settings.n_gpu_layers else []
+    model = _load_model(settings, settings.model, log)
+    cores = 1 if model.size < SMALL_MODEL else usable_cores()
+    threads = settings.threads if settings.threads > 0 else cores
+    options = ContextOptions(
+        n_ctx=_cells(settings, model.n_ctx_train),
+        n_batch=settings.batch_size,
+        n_ubatch=settings.ubatch_size,
+        n_seq_max=min(settings.parallel + (KEPT if model.cuts else 0), LARGEST_SEQ_MAX),
+        n_guesses=GUESSES if settings.spec_lookup or settings.model_draft else 0,
+        threads=threads,
+        threads_batch=settings.threads_batch if settings.threads_batch > 0 else threads,
+        flash_attention=settings.flash_attn,
+        type_k=settings.cache_type_k,
+        type_v=settings.cache_type_v,
+    )
+    engine = Engine(
+        model,
+        options,
+        _for_embeddings(settings, options, model),
+        settings.parallel,
+        settings.max_loras,
+        log,
+    )
+    if settings.slot_save_path is not None:
+        engine.lane.conversations = _conversations(settings, settings.slot_save_path, engine)
+    engine.lane.speculation = _speculation(settings, engine, log)
+    taken = held(before, devices() if before else [])
+    return Worker(settings, engine, log, load_seconds=time.monotonic() - began, devices=taken)
+
+
+def _cells(settings: Settings, trained: int) -> int:
+    """The cells that all slots share."""
+    if settings.ctx_size is None:
+        return min(DEFAULT_CONTEXT, trained * settings.parallel)
+    return settings.ctx_size or trained
+
+
+def _speculation(settings: Settings, engine: Engine, log: LlamaLog) -> Speculation | None:
+    """Who guesses ahead. Raises LoadError if that is a model which does not load."""
+    if not (settings.spec_lookup or settings.model_draft):
+        return None
+    if not engine.model.cuts:
+        warn("nothing is guessed ahead: this model's memory can't be cut where a guess was wrong")
+        return None
+    if settings.model_draft is None:
+        return Speculation(PromptLookup(), settings.draft_max)
+    model = _load_model(settings, settings.model_draft, log)
+    options = replace(engine.options, n_seq_max=settings.parallel, n_guesses=0)
+    context = Context(model, options, log)
+    drafter = DraftModel(model, context, engine.model, options.threads)
+    return Speculation(drafter, settings.draft_max)
+
+
+def _load_model(settings: Settings, path: str, log: LlamaLog) -> Model:
+    return Model(
+        path,
+        gpu_layers=settings.n_gpu_layers,
+        mmap=settings.mmap,
+        mlock=settings.mlock,
+        log=log,
+    )
+
+
+def _conversations(settings: Settings, root: str, engine: Engine) -> Conversations:
+    """The folder for what the cache holds, and the name of all that this depends on."""
+    options = engine.options
+    identity = identity_of(
+        {
+            "model": fingerprint(Path(settings.model)),
+            "context": options.n_ctx,
+            "flash attention": options.flash_attention,
+            "cache types": (options.type_k, options.type_v),
+            "GPU layers": settings.n_gpu_layers,
+            "llama.cpp": build(),
+        }
+    )
+    files = KvFiles(Path(root), identity, settings.slot_save_bytes)
+    lane = engine.lane
+    return Conversations(files, lane.context, lane.cache, engine.counters)
+
+
+def _for_embeddings(settings: Settings, options: ContextOptions, model: Model) -> ContextOptions:
+    """One computation holds all there is: `--ubatch-size` tokens, as for llama-server; in a model
+    that is made for nothing else, `--batch-size`, if that is more."""
+    own = model.meta(f"{model.meta('general.architecture')}.pooling_type")
+    pooling = {"1": "mean", "2": "cls", "3": "last", "4": "rank"}.get(own or "", "mean")
+    if settings.pooling == "rank" and pooling != "rank":
+        raise LoadError("this model can't rank: it has no head for it")  # llama.cpp would abort
+    most = options.n_ubatch if own in (None, "0") else max(options.n_ubatch, options.n_batch)
+    size = min(most, model.n_ctx_train)
+    return ContextOptions(
+        n_ctx=size,
+        n_batch=size,
+        n_ubatch=size,
+        n_seq_max=SEQUENCES,
+        threads=options.threads,
+        threads_batch=options.threads_batch,
+        flash_attention=options.flash_attention,
+        pooling=settings.pooling or pooling,
+    )
