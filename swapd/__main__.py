@@ -10,7 +10,7 @@ def run() -> None:
     heeded = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if heeded:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from swapd.doors.cli.main import main
+    from swapd.cli.main import main
 
     if heeded:
         signal.signal(signal.SIGINT, signal.default_int_handler)

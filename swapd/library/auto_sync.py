@@ -126,13 +126,13 @@ def resync_of(home: Home, config: Path, logs: Logs) -> Resync | None:
 
 def main() -> int:
     """Sync; print `{"lines", "error", "settles_in"}`; 0 unless nothing could be done."""
-    from swapd.doors.cli.say import FailedError
-    from swapd.doors.cli.syncing import sync
+    from swapd.cli.output import FailedError
+    from swapd.cli.sync import sync_models
 
     lines: list[str] = []
     settles_in, error = 0.0, ""
     try:
-        report = sync(force=False, say=lines.append)
+        report = sync_models(force=False, say=lines.append)
         settles_in = report.settles_in
         lines = lines if report.written else []
     except FailedError as failed:

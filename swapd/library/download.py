@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO
 
-from swapd.doors.cli.say import FailedError, confirm, show_bytes, waiting
+from swapd.cli.output import FailedError, confirm, show_bytes, waiting
 from swapd.system.aio import wall
 
 PIECE = 2**20

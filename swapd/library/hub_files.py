@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from swapd.cli.output import FailedError, show_bytes, table, waiting
 from swapd.config.errors import nearest
-from swapd.doors.cli.say import FailedError, show_bytes, table, waiting
 from swapd.gguf.reader import part_of
 from swapd.library.discovery import is_projector_name, owner_of, rank, suiting
 from swapd.library.download import Wanted

@@ -203,7 +203,7 @@ def test_ctrl_c_while_it_is_still_importing_is_no_traceback() -> None:
 import os, runpy, signal, sys
 class Interrupted:
     def find_spec(self, name, *_):
-        if name == "swapd.doors.cli.main":
+        if name == "swapd.cli.main":
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Interrupted())
 runpy.run_module("swapd", run_name="__main__")

@@ -7,7 +7,7 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from swapd.doors.cli.main import build
+from swapd.cli.main import build
 from tests.cli.user import User
 from tests.swapd import ROOT
 

@@ -1,24 +1,77 @@
-"""API keys: made, listed, taken out. A key is shown once; what is kept is its sum."""
+"""Commands about API keys: their options, and no more.
+
+API keys: made, listed, taken out. A key is shown once; what is kept is its sum.
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
 from pathlib import Path
+from typing import Annotated
 
-from swapd.doors.cli.configuration import read
-from swapd.doors.cli.library import in_use
-from swapd.doors.cli.say import FailedError, command, complain, print_json, table
-from swapd.doors.cli.syncing import sync
-from swapd.doors.cli.taking_up import take_up
+import typer
+
+from swapd.cli.config import in_use, read
+from swapd.cli.options import Config, Json
+from swapd.cli.output import FailedError, command, complain, print_json, table
+from swapd.cli.sync import sync_models, take_up
 from swapd.paths import demo_folder, find_home
 from swapd.system.lockfile import alone_with
+
+KeyName = Annotated[str, typer.Argument(metavar="NAME", help="A name of your choice.")]
+
+
+def add(
+    name: KeyName,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(help="Models it is good for, between commas; * for any characters."),
+    ] = None,
+    admin: Annotated[
+        bool, typer.Option("--admin", help="Good for everything, logs and unloading too.")
+    ] = False,
+    rate: Annotated[int, typer.Option(help="Requests a minute; 0: no limit.", min=0)] = 0,
+    priority: Annotated[
+        int, typer.Option(help="Higher goes first, 30 s for each step; added to the model's.")
+    ] = 0,
+    config: Config = None,
+) -> None:
+    """Make a key and print it, this once."""
+
+    raise typer.Exit(add_key(name, models, admin, rate, priority, config))
+
+
+def list_(config: Config = None, as_json: Json = False) -> None:
+    """List the keys and what each is good for."""
+
+    raise typer.Exit(list_keys(config, as_json))
+
+
+def rm(name: KeyName, config: Config = None) -> None:
+    """Take a key out."""
+
+    raise typer.Exit(remove_key(name, config))
+
+
+def key() -> typer.Typer:
+    """The group of commands about keys."""
+    group = typer.Typer(
+        help="API keys for the HTTP endpoint: add, list, rm.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    )
+    group.command("add")(add)
+    group.command("list")(list_)
+    group.command("rm")(rm)
+    return group
+
 
 PREFIX = "sk-swapd-"
 RANDOM_BYTES = 32
 
 
-def add(
+def add_key(
     name: str,
     models: list[str] | None,
     admin: bool,
@@ -78,7 +131,7 @@ def _warn_of_unknown(patterns: list[str], config: Path | None) -> None:
         complain(told)
 
 
-def rm(name: str, config: Path | None) -> int:
+def remove_key(name: str, config: Path | None) -> int:
     """Take a key out. Raises FailedError."""
     from swapd.config.yaml_edit import EditError, take
 
@@ -182,7 +235,7 @@ class _Place:
         if self._by_hand:
             take_up(self._home)
         else:
-            sync(force=False, say=lambda _: None)
+            sync_models(force=False, say=lambda _: None)
 
     def _check(self, text: str) -> None:
         from swapd.config.env import read_env

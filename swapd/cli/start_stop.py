@@ -15,9 +15,9 @@ from typing import Any
 import msgspec
 import psutil
 
-from swapd.doors.cli.client import NoAnswerError, get, running
-from swapd.doors.cli.say import PATIENCE, FailedError, command, complain
-from swapd.doors.cli.syncing import sync
+from swapd.cli.client import NoAnswerError, get, running
+from swapd.cli.output import PATIENCE, FailedError, command, complain
+from swapd.cli.sync import sync_models
 from swapd.library.generate import is_generated
 from swapd.paths import Home, find_home
 from swapd.system.lockfile import Holder, read_holder, wait_until_free
@@ -46,11 +46,11 @@ def _prepare(home: Home, config: Path | None, say: Callable[[str], None] = print
             what = f"{config} is no file" if config.exists() else f"there is no {config}"
             raise FailedError(f"{what}, so no configuration")
     elif not home.config.is_file():
-        sync(force=False, say=say, files=False)
+        sync_models(force=False, say=say, files=False)
     elif is_generated(home.config):
         lines: list[str] = []
         try:
-            if sync(force=False, say=lines.append, files=False).written:
+            if sync_models(force=False, say=lines.append, files=False).written:
                 say("\n".join(lines))
         except FailedError as error:
             complain(f"{error}\nwhat {home.config} says goes on counting")
@@ -65,7 +65,7 @@ def serve(host: str, port: int, config: Path | None) -> int:
 
 def start(host: str, port: int, config: Path | None) -> int:
     """Start the daemon in the background; return when it answers or has failed."""
-    from swapd.doors.cli import service
+    from swapd.cli import service_manager
 
     home = find_home()
     if (holder := running(home)) is not None and holder.closing:
@@ -78,7 +78,7 @@ def start(host: str, port: int, config: Path | None) -> int:
             complain(f"it keeps what it was started with: {command()} stop ends it")
         return 0
     _prepare(home, config)
-    if service.is_installed(home):
+    if service_manager.is_installed(home):
         complain(f"nobody starts this one again if it fails; {command()} service start would")
     return _started(home, _daemon_arguments(host, port, config))
 
@@ -178,17 +178,17 @@ def stop(now: bool) -> int:
 
 def restart(now: bool) -> int:
     """Stop, then start with the arguments it ran with, by the service manager if that runs it."""
-    from swapd.doors.cli import service
+    from swapd.cli import service_manager
 
     home = find_home()
     if (holder := running(home)) is not None:
-        kept = service.keeps(home, holder.pid)
+        kept = service_manager.keeps(home, holder.pid)
         if not kept:
             _require_background(holder)
         _require_usable(home, holder, _environment(holder) if kept else os.environ)
         if kept:
             _stopped(home, now)
-            return service.start(dry_run=False)
+            return service_manager.start(dry_run=False)
         _take_over_address(holder)
     before = _stopped(home, now)
     if before is None or "--config" not in before:
@@ -198,7 +198,7 @@ def restart(now: bool) -> int:
 
 def _require_usable(home: Home, holder: Holder, environ: Mapping[str, str]) -> None:
     """Raises FailedError where what it would be started with again can't be used."""
-    from swapd.doors.cli.configuration import read
+    from swapd.cli.config import read
 
     config = Path(holder.config) if holder.config else home.config
     if config == home.config and not config.exists():

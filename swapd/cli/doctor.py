@@ -12,10 +12,9 @@ from typing import Any
 
 import msgspec
 
-from swapd.doors.cli.client import NoAnswerError, get, running
-from swapd.doors.cli.configuration import effective, in_its_files, read
-from swapd.doors.cli.library import in_use, models
-from swapd.doors.cli.say import FailedError, command, plain, print_json, show_bytes, waiting
+from swapd.cli.client import NoAnswerError, get, running
+from swapd.cli.config import effective, in_its_files, in_use, models, read
+from swapd.cli.output import FailedError, command, plain, print_json, show_bytes, waiting
 from swapd.paths import Home, find_home
 
 PROBE = """

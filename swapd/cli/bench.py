@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
-from swapd.doors.cli.client import named, post, require_running, stream
-from swapd.doors.cli.say import FailedError, print_json, table, waiting
+import typer
+
+from swapd.cli.client import named, post, require_running, stream
+from swapd.cli.options import Json, Name
+from swapd.cli.output import FailedError, print_json, table, waiting
 from swapd.paths import find_home
 from swapd.system.aio import now
 from swapd.system.lockfile import Holder
@@ -14,7 +17,7 @@ from swapd.system.lockfile import Holder
 PROMPT = "Tell me of the sea, the wind and the stars, and do not stop too soon."
 
 
-def bench(name: str, requests: int, tokens: int, as_json: bool) -> int:
+def measure(name: str, requests: int, tokens: int, as_json: bool) -> int:
     """Ask so many times, one after the other; tell time to first token and tokens a second."""
     holder = require_running(find_home())
     begun = now()
@@ -70,3 +73,13 @@ def _measure(holder: Holder, model: str, tokens: int) -> dict[str, float]:
 def _says(choice: dict[str, Any]) -> bool:
     delta = choice.get("delta") or {}
     return bool(delta.get("content") or delta.get("reasoning_content"))
+
+
+def bench(
+    name: Name,
+    requests: Annotated[int, typer.Option(help="How often to ask.", min=1)] = 3,
+    tokens: Annotated[int, typer.Option(help="Longest answer.", min=2)] = 64,
+    as_json: Json = False,
+) -> None:
+    """Measure a model: time to first token and tokens a second."""
+    raise typer.Exit(measure(name, requests, tokens, as_json))

@@ -9,7 +9,7 @@ import typer
 
 
 def _names(incomplete: str) -> list[str]:
-    from swapd.doors.cli.listing import complete
+    from swapd.cli.listing import complete
 
     return complete(incomplete)
 

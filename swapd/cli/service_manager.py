@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from swapd.doors.cli.client import running
-from swapd.doors.cli.say import FailedError, command, complain
+from swapd.cli.client import running
+from swapd.cli.output import FailedError, command, complain
 from swapd.paths import Home, find_home, template_folder
 
 UNIT = "swapd.service"

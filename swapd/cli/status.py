@@ -6,15 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from swapd.doors.cli.client import NoAnswerError, get, require_running, running
-from swapd.doors.cli.say import (
-    NOT_RUNNING,
-    complain,
-    print_json,
-    show_bytes,
-    show_time,
-    table,
-)
+from swapd.cli.client import NoAnswerError, get, require_running, running
+from swapd.cli.output import NOT_RUNNING, complain, print_json, show_bytes, show_time, table
 from swapd.paths import find_home
 
 EVERY = 1.0

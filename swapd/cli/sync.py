@@ -1,26 +1,32 @@
-"""Sync, and what it has to say."""
+"""Sync, and what it has to say.
+
+What was just written, taken up by the swapd that runs.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from swapd.doors.cli.say import FailedError, complain, plain, waiting
-from swapd.paths import demo_folder, find_home, schema_address
+import typer
+
+from swapd.cli.client import SOON, Line, running
+from swapd.cli.output import FailedError, complain, plain, waiting
+from swapd.paths import Home, demo_folder, find_home, schema_address
 
 if TYPE_CHECKING:
     from swapd.library.sync import SyncReport
 
 
-def sync(force: bool, say: Callable[[str], None] = print, files: bool = True) -> SyncReport:
+def sync_models(force: bool, say: Callable[[str], None] = print, files: bool = True) -> SyncReport:
     """Bring config.yaml up to date with the models there are; `say` takes each line of the report.
 
     Without `files`, those that are broken or passed over are not told. Raises FailedError, and
     leaves everything as it was, when that is not possible.
     """
     from swapd.config.errors import ConfigError
-    from swapd.library.sync import sync as bring_up_to_date
+    from swapd.library.sync import sync as sync_library
     from swapd.process import memory
     from swapd.system import aio
 
@@ -28,7 +34,7 @@ def sync(force: bool, say: Callable[[str], None] = print, files: bool = True) ->
     home.folder.mkdir(parents=True, exist_ok=True)
     try:
         with waiting("looking for models"):
-            report = bring_up_to_date(
+            report = sync_library(
                 home.folder,
                 os.environ,
                 demo_folder(),
@@ -56,8 +62,28 @@ def sync(force: bool, say: Callable[[str], None] = print, files: bool = True) ->
     for warning in report.warnings:
         complain(str(warning))
     if report.written:
-        from swapd.doors.cli.taking_up import take_up
-
         take_up(home)
     say(f"config  {report.path} {'changed' if report.written else 'unchanged'}")
     return report
+
+
+def sync(
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite a config.yaml that sync did not write.")
+    ] = False,
+) -> None:
+    """Find GGUF files and write config.yaml."""
+    sync_models(force)
+
+
+def take_up(home: Home) -> None:
+    """Have a swapd that serves this home read its configuration again before this returns."""
+    if running(home) is None:
+        return
+    try:
+        with Line(home, SOON) as line:
+            told = line.ask(id=1, op="reload")
+    except FailedError:
+        return  # It looks for changes by itself too, some moments later.
+    if "error" in told:
+        complain(told["error"]["message"])

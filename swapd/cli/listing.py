@@ -7,17 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from swapd.doors.cli.client import NoAnswerError, get, running
-from swapd.doors.cli.library import catalog, find, in_use, models
-from swapd.doors.cli.say import (
-    FailedError,
-    command,
-    plain,
-    print_json,
-    show_bytes,
-    show_time,
-    table,
-)
+from swapd.cli.client import NoAnswerError, get, running
+from swapd.cli.config import catalog, find, in_use, models
+from swapd.cli.output import FailedError, command, plain, print_json, show_bytes, show_time, table
 from swapd.paths import Home, find_home
 from swapd.system.redact import without_secrets, without_secrets_in
 

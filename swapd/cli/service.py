@@ -1,4 +1,7 @@
-"""The fallback where there is no service manager: cron calls `start` every hour."""
+"""Commands that have the system keep swapd running: their options, and no more.
+
+The fallback where there is no service manager: cron calls `start` every hour.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,92 @@ import os
 import shlex
 import subprocess
 import sys
+from typing import Annotated
 
-from swapd.doors.cli.say import FailedError, command
+import typer
+
+from swapd.cli.output import FailedError, command
 from swapd.paths import Home, find_home
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, do nothing.")]
+
+SERVICE = "Have launchd or systemd run swapd, from every login on."
+CRON = "Have cron start swapd every hour."
+
+
+def service_install(dry_run: DryRun = False) -> None:
+    """Install the service and start it."""
+    from swapd.cli import service_manager
+
+    raise typer.Exit(service_manager.install(dry_run))
+
+
+def service_uninstall(dry_run: DryRun = False) -> None:
+    """Stop the service and remove it."""
+    from swapd.cli import service_manager
+
+    raise typer.Exit(service_manager.uninstall(dry_run))
+
+
+def service_start(dry_run: DryRun = False) -> None:
+    """Start the installed service."""
+    from swapd.cli import service_manager
+
+    raise typer.Exit(service_manager.start(dry_run))
+
+
+def service_stop(dry_run: DryRun = False) -> None:
+    """Stop it; it stays installed."""
+    from swapd.cli import service_manager
+
+    raise typer.Exit(service_manager.stop(dry_run))
+
+
+def service_status(dry_run: DryRun = False) -> None:
+    """Show what the service manager says.
+
+    Exit status 3: not installed.
+    """
+    from swapd.cli import service_manager
+
+    raise typer.Exit(service_manager.status(dry_run))
+
+
+def cron_install(dry_run: DryRun = False) -> None:
+    """Add the line to your crontab, and start swapd now."""
+
+    raise typer.Exit(install(dry_run))
+
+
+def cron_uninstall(dry_run: DryRun = False) -> None:
+    """Take the line out again; a swapd that runs goes on."""
+
+    raise typer.Exit(uninstall(dry_run))
+
+
+def cron_status() -> None:
+    """Show the line.
+
+    Exit status 3: there is none.
+    """
+
+    raise typer.Exit(status())
+
+
+def groups() -> dict[str, typer.Typer]:
+    """The two groups of commands by name."""
+    service = typer.Typer(help=SERVICE, no_args_is_help=True, rich_markup_mode=None)
+    service.command("install")(service_install)
+    service.command("uninstall")(service_uninstall)
+    service.command("start")(service_start)
+    service.command("stop")(service_stop)
+    service.command("status")(service_status)
+    cron = typer.Typer(help=CRON, no_args_is_help=True, rich_markup_mode=None)
+    cron.command("install")(cron_install)
+    cron.command("uninstall")(cron_uninstall)
+    cron.command("status")(cron_status)
+    return {"service": service, "cron": cron}
+
 
 MARK = "# swapd: keep it running"
 
@@ -38,9 +124,9 @@ def install(dry_run: bool) -> int:
     if after != before:
         _write(after)
     print(f"cron starts swapd every hour; {command()} cron uninstall ends that")
-    from swapd.doors.cli import control
+    from swapd.cli import start_stop
 
-    return control.start("", 0, None)
+    return start_stop.start("", 0, None)
 
 
 def uninstall(dry_run: bool) -> int:

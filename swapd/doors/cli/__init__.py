@@ -1,1 +1,0 @@
-"""The command line: `./model`, or `swapd` where it is installed."""
