@@ -13,8 +13,8 @@ from contextlib import contextmanager
 
 from swapd.domain.models import Limits
 from swapd.scheduler.queue import Level, Waiting
-from swapd.simulation.clients import greedy
-from swapd.simulation.result import percentile
+from swapd.simulation.report import percentile
+from swapd.simulation.run import greedy
 
 SHARES = (0.5, 0.6, 0.7, 0.75, 0.8)
 SLOTS = (1, 2, 4)

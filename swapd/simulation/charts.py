@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from swapd.simulation.machine import Outcome
-from swapd.simulation.result import waits
+from swapd.simulation.report import waits
 
 LOADED, LOADING, LEAVING = "#4c9f70", "#e08e45", "#9a9a9a"
 

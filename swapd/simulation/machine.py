@@ -16,7 +16,7 @@ from swapd.domain import commands as od
 from swapd.domain import events as ev
 from swapd.domain.models import Catalog, Limits, ModelSpec
 from swapd.scheduler.scheduler import Scheduler
-from swapd.simulation.trace import GIB, Ask, Model
+from swapd.simulation.traces import GIB, Ask, Model
 
 
 @dataclass(frozen=True, slots=True)

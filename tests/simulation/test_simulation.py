@@ -9,13 +9,11 @@ from pathlib import Path
 import pytest
 
 from swapd.domain.models import Limits
-from swapd.simulation.clients import apart, greedy
+from swapd.simulation.belady import bounds
 from swapd.simulation.machine import Hardware, Machine
-from swapd.simulation.made import MADE
-from swapd.simulation.offline import bounds
-from swapd.simulation.result import jain, measure, percentile, waits
-from swapd.simulation.run import Options, main, run
-from swapd.simulation.trace import GIB, Ask, Model, Trace, TraceError, read, write
+from swapd.simulation.report import jain, measure, percentile, waits
+from swapd.simulation.run import Options, apart, greedy, main, run
+from swapd.simulation.traces import GIB, MADE, Ask, Model, Trace, TraceError, read, write
 
 ENDLESS = 1e9
 

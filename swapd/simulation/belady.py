@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import accumulate
 
-from swapd.simulation.trace import Trace
+from swapd.simulation.traces import Trace
 
 ROUNDS = 300
 

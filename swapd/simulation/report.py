@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from swapd.simulation.belady import Bounds
 from swapd.simulation.machine import Outcome
-from swapd.simulation.offline import Bounds
 
 
 @dataclass(frozen=True, slots=True)
