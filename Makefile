@@ -18,4 +18,4 @@ long:
 
 schemas:
 	$(PYTHON) -c 'from pathlib import Path; from swapd.config.editor_schema import write_schemas as w; w(Path())'
-	$(PYTHON) -m workers.api.describe >swapd/doors/worker_requests.json
+	$(PYTHON) -m workers.api.describe >swapd/http/worker_requests.json

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.swapd import ROOT, Swapd, config
+from tests.daemon import ROOT, Swapd, config
 
 README = (ROOT / "README.md").read_text()
 ENDPOINT = "http://127.0.0.1:5847"

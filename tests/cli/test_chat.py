@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.user import User
-from tests.doors.conftest import Gate, fake
-from tests.swapd import ROOT, config, eventually
+from tests.daemon import ROOT, config, eventually
+from tests.fixtures import Gate, fake
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*forkpty:DeprecationWarning")
 PROMPT = ">>> "

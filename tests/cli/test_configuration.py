@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from tests.cli.user import User
-from tests.swapd import ROOT
+from tests.daemon import ROOT
 
 CUSTOM = """\
 # mine

@@ -16,7 +16,7 @@ import msgspec
 
 from swapd.process.ports import free_port
 from tests.cli.user import User
-from tests.swapd import ROOT, alive, eventually
+from tests.daemon import ROOT, alive, eventually
 
 
 def test_a_first_visit(user: User) -> None:

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from swapd.cli.main import build
 from tests.cli.user import User
-from tests.swapd import ROOT
+from tests.daemon import ROOT
 
 PAGE = (ROOT / "docs/cli.md").read_text()
 HEADINGS = re.findall(r"^### `(.*)`$", PAGE, re.MULTILINE)

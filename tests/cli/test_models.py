@@ -12,8 +12,8 @@ import pexpect  # type: ignore[import-untyped]
 import pytest
 
 from tests.cli.user import User
-from tests.config.ggufs import write_gguf
-from tests.swapd import ROOT, config, eventually
+from tests.daemon import ROOT, config, eventually
+from tests.gguf.gguf_files import write_gguf
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*forkpty:DeprecationWarning")
 

@@ -13,8 +13,8 @@ import pytest
 
 from tests.cli.hub import Hub, parts, running_hub
 from tests.cli.user import User
-from tests.config.ggufs import write_gguf
-from tests.swapd import ROOT, eventually
+from tests.daemon import ROOT, eventually
+from tests.gguf.gguf_files import write_gguf
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*forkpty:DeprecationWarning")
 BARD = (ROOT / "demo/bard.gguf").read_bytes()

@@ -21,7 +21,7 @@ import pytest
 from swapd.cli import service_manager
 from swapd.paths import Home
 from tests.cli.user import User
-from tests.swapd import ROOT
+from tests.daemon import ROOT
 
 linux_only = pytest.mark.skipif(sys.platform == "darwin", reason="systemd is Linux's")
 AWKWARD = 'a "home" with 100% of $HOME & <everything>'

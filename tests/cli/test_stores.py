@@ -16,9 +16,9 @@ import msgspec
 import pytest
 
 from tests.cli.user import User
-from tests.config.ggufs import split_gguf
-from tests.config.made_up import ALICE, BARD, Machine, another, fill
-from tests.swapd import chat, said
+from tests.daemon import chat, said
+from tests.gguf.gguf_files import split_gguf
+from tests.library.stores import ALICE, BARD, Machine, another, fill
 
 NAMES = {
     "alice",

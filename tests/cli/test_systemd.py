@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.user import User
-from tests.swapd import ROOT
+from tests.daemon import ROOT
 
 SYSTEMD = next(
     (p for p in ("/usr/lib/systemd/systemd", "/lib/systemd/systemd") if Path(p).exists()), ""

@@ -14,7 +14,7 @@ import pexpect  # type: ignore[import-untyped]
 import psutil
 
 from swapd.process.ports import free_port
-from tests.swapd import ROOT, alive, eventually
+from tests.daemon import ROOT, alive, eventually
 
 
 class User:

@@ -17,7 +17,7 @@ from swapd.gguf.llama_flags import Terms
 from swapd.gguf.memory_estimate import estimate, fitting_context
 from swapd.gguf.model_info import card_of
 from swapd.gguf.reader import DamagedModelError, read_beginning, read_head
-from tests.config.ggufs import write_gguf
+from tests.gguf.gguf_files import write_gguf
 
 ANYWHERE = settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from swapd.config.load import load
-from tests.config.ggufs import write_gguf
 from tests.config.reading import RAM, WORKER, model, read
+from tests.gguf.gguf_files import write_gguf
 
 OWN = "models: {bard: {cmd: '${worker} -m bard.gguf"
 

@@ -33,10 +33,10 @@ from swapd.process.orphans import MARK
 from swapd.system.aio import now
 from swapd.system.process_identity import variable_of
 from tests.clock import SteppedClock, can_step
+from tests.daemon import Swapd, alive, config, eventually
 from tests.disk import can_mount, fill, small_disk
-from tests.doors.conftest import demo, fake
 from tests.faults.chaos_clients import FOREIGN, OURS, QUESTIONS, Books, Client, Plan
-from tests.swapd import Swapd, alive, config, eventually
+from tests.fixtures import demo, fake
 
 CLIENTS = 6
 STEP = 365 * 86400

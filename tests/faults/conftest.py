@@ -1,5 +1,5 @@
 """Homes and gates, as the tests of the whole house have them."""
 
-from tests.doors.conftest import gate, home
+from tests.fixtures import gate, home
 
 __all__ = ["gate", "home"]

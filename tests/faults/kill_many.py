@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.doors.conftest import demo
+from tests.daemon import Swapd, config, eventually
 from tests.faults.streams import Stream, asked, follow, read
-from tests.swapd import Swapd, config, eventually
+from tests.fixtures import demo
 
 PROMPTS = ("Who goes there?", "Tell me of the sea.", "Say what the night says.", "Why?")
 

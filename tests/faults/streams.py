@@ -10,7 +10,7 @@ import httpx
 import msgspec
 
 from swapd.system.aio import now
-from tests.swapd import Swapd, chat
+from tests.daemon import Swapd, chat
 
 
 @dataclass

@@ -7,8 +7,8 @@ import threading
 from pathlib import Path
 
 from tests.clock import SteppedClock
-from tests.doors.conftest import GateMaker, demo, fake
-from tests.swapd import Swapd, chat, config, said
+from tests.daemon import Swapd, chat, config, said
+from tests.fixtures import GateMaker, demo, fake
 
 YEAR = 365 * 86400
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from swapd.system.aio import now
-from tests.doors.conftest import Gate, demo, fake
+from tests.daemon import Swapd, chat, config, eventually, said
 from tests.faults.streams import Stream, asked, follow, read
-from tests.swapd import Swapd, chat, config, eventually, said
+from tests.fixtures import Gate, demo, fake
 from tests.workers.random_gguf import write_random_gguf
 
 LIMIT = 2.0

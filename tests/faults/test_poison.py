@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.doors.conftest import fake
-from tests.swapd import Swapd, chat, config, error_of, eventually, said
+from tests.daemon import Swapd, chat, config, error_of, eventually, said
+from tests.fixtures import fake
 
 POISON = [{"role": "user", "content": "drink this"}]
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import msgspec
 
 from swapd.process.orphans import Page
+from tests.daemon import Swapd, alive, config, error_of, said
 from tests.disk import fill, small_disk
-from tests.doors.conftest import demo, fake
-from tests.swapd import Swapd, alive, config, error_of, said
+from tests.fixtures import demo, fake
 
 
 class _Answers(http.server.BaseHTTPRequestHandler):

@@ -1,0 +1,249 @@
+"""Bad input gets one clear sentence in OpenAI's shape, and never a traceback."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.daemon import Swapd, chat, config, error_of
+from tests.fixtures import fake
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        (b"", 400, "The body is empty; a JSON object is expected."),
+        (b" \n", 400, "The body is empty; a JSON object is expected."),
+        (b"{", 400, "the body is not a JSON object: Input data was truncated"),
+        (b"not json", 400, "the body is not a JSON object: JSON is malformed"),
+        (b"[1]", 400, "the body is not a JSON object: Expected `object`, got `array`"),
+        (b"\xff\xfe", 400, "the body is not a JSON object: JSON is malformed"),
+        (b'{"x":' + b"[" * 100_000, 400, "the body is nested too deeply"),
+        (b"{}", 400, "the body names no 'model'"),
+        (b'{"model": null}', 400, "the body names no 'model'"),
+        (b'{"model": 5}', 400, "'model' must be a string"),
+        (
+            b'{"model": "bart"}',
+            404,
+            "there is no model 'bart' (did you mean 'bard'?); there are: alice, bard",
+        ),
+        (b'{"model": ""}', 404, "there is no model ''; there are: alice, bard"),
+        (
+            b'{"model": "' + b"x" * 5000 + b'"}',
+            404,
+            f"there is no model '{'x' * 80}\u2026'; there are: alice, bard",
+        ),
+        (b'{"model": "../../etc/passwd"}', 404, "there is no model '../../etc/passwd'"),
+    ],
+)
+def test_a_body_that_cannot_be_routed(both: Swapd, body: bytes, status: int, message: str) -> None:
+    answer = both.http.post(CHAT, content=body)
+    assert answer.status_code == status
+    assert error_of(answer)["message"].startswith(message)
+
+
+def test_an_unknown_model_is_told_all_that_there_are(both: Swapd) -> None:
+    error = error_of(both.ask("bart"))
+    assert error["message"].endswith("there are: alice, bard")
+    assert (error["code"], error["param"]) == ("model_not_found", "model")
+
+
+def test_a_body_over_the_limit(both: Swapd) -> None:
+    answer = both.http.post(CHAT, content=b'{"model": "' + b"x" * 2**20 + b'"}')
+    assert answer.status_code == 413
+    assert error_of(answer)["message"] == "the body is larger than the limit of 1,048,576 bytes"
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"temperature": -0.5}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"messages": "hello"}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": "word " * 3000}]}, "context"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_the_worker_refuses_comes_through(
+    both: Swapd, fields: dict[str, Any], word: str, stream: bool
+) -> None:
+    answer = both.ask("bard", stream=stream, **fields)
+    assert answer.status_code == 400, answer.text
+    assert word in error_of(answer)["message"]
+
+
+def test_a_prompt_beyond_the_context_is_told_both_numbers(both: Swapd) -> None:
+    error = both.ask("bard", messages=[{"role": "user", "content": "word " * 3000}]).json()["error"]
+    assert error["type"] == "exceed_context_size_error"
+    assert error["n_prompt_tokens"] > error["n_ctx"] > 0
+
+
+def test_a_template_that_does_not_render(home: Path) -> None:
+    (home / "broken.jinja").write_text("{{ messages[0].nothing.at_all }}")
+    from tests.fixtures import demo
+
+    entry = demo("bard", f"--chat-template-file {home}/broken.jinja")
+    with Swapd(home, config({"bard": entry})) as swapd:
+        answer = swapd.ask("bard")
+        assert answer.status_code == 400
+        assert "template" in error_of(answer)["message"]
+
+
+def test_paths_and_methods_that_there_are_not(both: Swapd) -> None:
+    answer = both.http.get("/nowhere")
+    assert answer.status_code == 404
+    assert error_of(answer)["message"] == "there is nothing at GET /nowhere"
+    answer = both.http.get(CHAT)
+    assert answer.status_code == 405
+    assert error_of(answer)["message"] == "/v1/chat/completions takes POST, not GET"
+    answer = both.http.get("/upstream/nobody/health")
+    assert answer.status_code == 404
+
+
+def serve(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the daemon in the foreground, to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "swapd.daemon", *arguments],
+        env={"SWAPD_HOME": str(home), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+
+def test_a_port_in_use_is_one_sentence(home: Path) -> None:
+    (home / "config.yaml").write_text(config({"a": fake("a")}))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = serve(home, "--port", str(port))
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"swapd: can't listen on 127.0.0.1 port {port}: Address already")
+    assert "choose another one with --port or SWAPD_PORT" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_an_address_that_is_not_ours_is_one_sentence(home: Path) -> None:
+    (home / "config.yaml").write_text(config({"a": fake("a")}))
+    ended = serve(home, "--host", "192.0.2.1", "--port", "1")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("swapd: can't listen on 192.0.2.1 port 1: ")
+
+
+def test_two_swapd_on_one_home(home: Path) -> None:
+    with Swapd(home, config({"a": fake("a")})) as swapd:
+        ended = serve(home)
+        assert ended.returncode == 1
+        assert ended.stderr == (
+            f"swapd: swapd runs already as pid {swapd.process.pid} at {swapd.url} for {home}\n"
+        )
+
+
+def test_a_configuration_that_is_wrong_does_not_start(home: Path) -> None:
+    (home / "config.yaml").write_text("models:\n  a:\n    cmdd: x\n")
+    ended = serve(home)
+    assert ended.returncode == 1
+    assert "config.yaml:3: models.a.cmdd: unknown key; did you mean cmd?" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_hop_by_hop_headers_end_here_and_others_go_through(home: Path) -> None:
+    with Swapd(home, config({"a": fake("a")})) as swapd:
+        seen = swapd.http.get(
+            "/upstream/a/headers",
+            headers={
+                "Connection": "keep-alive, X-Private",
+                "X-Private": "1",
+                "TE": "trailers",
+                "X-Tenant-Id": "t1",
+                "Authorization": "Bearer k",
+            },
+        ).json()
+        assert seen["x-tenant-id"] == "t1"
+        assert seen["authorization"] == "Bearer k"
+        assert not {"x-private", "te"} & seen.keys()
+        assert seen["host"].startswith("127.0.0.1:")
+
+
+def test_fields_are_dropped_and_the_model_renamed_as_the_entry_says(home: Path) -> None:
+    entry = fake("a", useModelName="real-name", filters={"stripParams": "temperature, top_p"})
+    with Swapd(home, config({"a": entry})) as swapd:
+        answer = swapd.http.post("/v1/completions", json=chat("a"))
+        assert answer.json()["model"] == "real-name"
+
+
+def test_what_llama_server_names_is_found_by_the_model_in_the_body(both: Swapd) -> None:
+    counted = both.http.post("/tokenize", json={"model": "bard", "content": "the king"})
+    assert counted.status_code == 200
+    text = both.http.post("/detokenize", json={"model": "bard", **counted.json()}).json()
+    assert text["content"].strip() == "the king"
+    rendered = both.http.post("/apply-template", json=chat("alice"))
+    assert "Who goes there?" in rendered.json()["prompt"]
+    unknown = both.http.post("/v1/audio/speech", json={"model": "bard", "input": "x"})
+    assert unknown.status_code == 404
+    assert "message" in error_of(unknown)
+
+
+def test_what_is_no_http_is_no_traceback_in_the_log(both: Swapd) -> None:
+    for junk in (b"GARBAGE\r\n\r\n", b"GET / HTTP/1.1\r\nbad header\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", both.port)) as sock:
+            sock.sendall(junk)
+            assert b" 400 " in sock.recv(65536).splitlines()[0]
+    assert "Traceback" not in both.log()
+    assert "Traceback" not in (both.home / "output").read_text()
+
+
+def test_what_is_encoded_in_a_path_stays_so(home: Path) -> None:
+    with Swapd(home, config({"ls/a": fake("a")})) as swapd:
+        sent = "/upstream/ls%2Fa/p%3Fq%2F%25/x?k=%23v%20w"
+        told = swapd.http.get(httpx.URL(swapd.url, raw_path=sent.encode()))
+        assert told.json()["error"]["message"] == "no /p%3Fq%2F%25/x?k=%23v%20w"
+
+
+RUBBISH = """
+import sys
+from http.server import BaseHTTPRequestHandler as Handler, HTTPServer
+class Rubbish(Handler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def do_POST(self):
+        self.wfile.write(sys.argv[2].encode().decode("unicode_escape").encode())
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Rubbish).serve_forever()
+"""
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ("what is this\\r\\n\\r\\n", "its answer is no proper HTTP"),
+        ("HTTP/1.1 200 OK\\r\\nContent-Length: x\\r\\n\\r\\n", "its answer is no proper HTTP"),
+        (
+            "HTTP/1.1 200 OK\\r\\nContent-Length: 9\\r\\n\\r\\nshort",
+            "its answer broke off, or is no proper HTTP",
+        ),
+        ("", "it closed the connection without an answer"),
+    ],
+)
+def test_rubbish_of_a_foreign_server_is_told_in_our_words(
+    home: Path, answer: str, told: str
+) -> None:
+    entry = {"cmd": [sys.executable, "-c", RUBBISH, "${PORT}", answer]}
+    with Swapd(home, config({"m": entry})) as swapd:
+        try:
+            answered = swapd.ask("m")
+            assert error_of(answered)["message"] == f"the worker of 'm' failed: {told}"
+        except httpx.RemoteProtocolError:
+            # Of an answer that has begun, the connection's end tells its client.
+            assert "short" in answer
+        assert f"a request lost its worker: {told}\n" in swapd.log()

@@ -1,0 +1,209 @@
+"""Whatever bytes come in: an answer in our shape or none, never a 500 and never a traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from multidict import CIMultiDict
+
+from swapd.config.access import digest_of
+from swapd.domain.settings import Access, ApiKey
+from swapd.http import proxy_routes
+from swapd.http.api_keys import Keyring, shown_in
+from swapd.http.origins import Origins, name_in
+from swapd.proxy.sse import EventIds
+from tests.daemon import Swapd, chat, config
+from tests.fixtures import demo
+
+LIVE = settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+PURE = settings(max_examples=80, deadline=None, derandomize=True, database=None)
+KEYRING = Keyring([ApiKey("k", digest_of(b"key"))])
+
+HEADER_TEXT = st.text(st.characters(codec="latin-1", exclude_characters="\r\n\0"), max_size=60)
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+FIELDS = (
+    *("messages", "prompt", "input", "content", "tokens", "stream", "max_tokens", "stop", "n"),
+    *("temperature", "top_k", "seed", "tools", "tool_choice", "response_format", "json_schema"),
+    *("logit_bias", "samplers", "lora", "user", "keep_alive", "stream_options", "logprobs"),
+    *("grammar", "suffix", "query", "documents", "encoding_format", "cache_prompt", "echo"),
+)
+BODY = st.one_of(
+    st.binary(max_size=200),
+    st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=5).map(
+        lambda more: msgspec.json.encode({**chat("bard", max_tokens=2), **more})
+    ),
+    st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=5).map(
+        lambda more: msgspec.json.encode({"model": "bard", "max_tokens": 2, **more})
+    ),
+    JSON.map(lambda value: msgspec.json.encode({"model": value})),
+)
+VALID = (
+    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nX-Tenant-Id: me\r\n"
+    b"Content-Type: application/json\r\nContent-Length: 48\r\n\r\n"
+    b'{"model": "bard", "prompt": "x", "max_tokens":1}'
+)
+
+
+@pytest.fixture(scope="module")
+def swapd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swapd]:
+    home = tmp_path_factory.mktemp("fuzz")
+    models = {"bard": demo("bard", "--parallel 4")}
+    with Swapd(home, config(models, max_body="1 MiB", client_timeout=1, spare=False)) as swapd:
+        assert swapd.ask("bard").status_code == 200
+        pid = swapd.worker("bard")["pid"]
+        yield swapd
+        assert swapd.worker("bard")["pid"] == pid, "a request has ended the worker"
+        assert "Traceback" not in swapd.log()
+        assert "Traceback" not in (home / "output").read_text()
+
+
+def answered(swapd: Swapd, sent: bytes) -> int:
+    """The status of what comes back; 0 when nothing does. An error must be in our shape."""
+    with socket.create_connection(("127.0.0.1", swapd.port), timeout=60) as sock:
+        data = b""
+        with contextlib.suppress(ConnectionError):
+            sock.sendall(sent)
+            while piece := sock.recv(65536):
+                data += piece
+    if not data:
+        return 0
+    head, _, body = data.partition(b"\r\n\r\n")
+    status = int(head.split()[1])
+    if status >= 400 and b"hunked" not in head and b"HEAD" not in sent[:5]:
+        length = int(head.lower().partition(b"content-length:")[2].split()[0])
+        assert msgspec.json.decode(body[:length]).keys() >= {"error"}
+    return status
+
+
+@given(
+    path=st.sampled_from(proxy_routes.BY_BODY),
+    body=BODY,
+    headers=st.dictionaries(
+        st.sampled_from(
+            ["X-Tenant-Id", "Authorization", "x-api-key", "Accept", "Content-Type", "Cookie"]
+        ),
+        HEADER_TEXT,
+        max_size=3,
+    ),
+)
+@LIVE
+def test_bodies(swapd: Swapd, path: str, body: bytes, headers: dict[str, str]) -> None:
+    lines = [f"{name}: {value}".encode("latin-1") for name, value in headers.items()]
+    ours = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    length = f"Content-Length: {len(body)}"
+    sent = b"\r\n".join([(ours + length).encode(), *lines, b"", b""]) + body
+    status = answered(swapd, sent)
+    assert 0 < status < 500, (status, sent)
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """A request of which a part is missing, doubled or another's."""
+    text = VALID.replace(b"localhost\r\n", b"localhost\r\nConnection: close\r\n")
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(text)))
+        end = draw(st.integers(start, min(start + 12, len(text))))
+        new = draw(st.sampled_from([b"", b"\r\n", b"\0", b" ", b":", b"\xff", b"%"]))
+        text = text[:start] + (new or draw(st.binary(max_size=6))) + text[end:]
+    return text
+
+
+@given(sent=damaged())
+@LIVE
+def test_requests_of_which_something_is_broken(swapd: Swapd, sent: bytes) -> None:
+    assert answered(swapd, sent) < 500, sent
+
+
+PIECE = st.sampled_from(
+    ["bard", "..", "%2e%2e", "%00", "%", "%zz", "//", "health", "slots", ":", "@", "é", "~", " "]
+)
+
+
+@given(
+    method=st.sampled_from(["GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH"]),
+    start=st.sampled_from(["/upstream/", "/v1/models/", "/", "", "*", "http://evil/upstream/"]),
+    rest=st.lists(PIECE, max_size=4).map("/".join),
+    query=st.sampled_from(["", "?model=bard", "?model=%ff", "?model", "?=&&", "#x"]),
+)
+@LIVE
+def test_paths(swapd: Swapd, method: str, start: str, rest: str, query: str) -> None:
+    if "unload" in rest or (method == "POST" and "slots" in rest):
+        return
+    line = f"{method} {start}{rest}{query} HTTP/1.1\r\n".encode()
+    sent = line + b"Host: localhost\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    # 501 is a worker's word for a path that it could have and has not.
+    assert answered(swapd, sent) in {*range(500), 501}, sent
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["Authorization", "x-api-key", "Host", "Origin", "Sec-Fetch-Site"]),
+        st.text(max_size=80) | HEADER_TEXT.map(lambda text: f"Basic {text}"),
+    )
+)
+@PURE
+def test_headers_that_say_who_one_is(headers: dict[str, str]) -> None:
+    shown = CIMultiDict(headers)
+    assert KEYRING.open(shown) is None or any(key == b"key" for _, key in shown_in(shown))
+    for loopback in (True, False):
+        origins = Origins(loopback, Access(allowed_origins=("https://*.example.org",)))
+        origins.knows_host(headers.get("Host", ""))
+        origins.stranger(shown)
+    assert "/" not in name_in(headers.get("Host", ""))
+
+
+@given(JSON)
+@PURE
+def test_keep_alive(value: object) -> None:
+    with contextlib.suppress(ValueError):
+        assert isinstance(proxy_routes.seconds(value), float)
+
+
+EVENT = st.one_of(
+    st.just(b"id: a b\ndata: {}\n\n"),
+    st.just(b"data: [DONE]\n\n"),
+    st.just(b"data: id: x\n\n"),
+    st.sampled_from([b"\n", b"\n\n", b"id:", b"id: ", b"data:", b"\r\n", b": c\n\n"]),
+    st.binary(max_size=8),
+)
+
+
+def _without_ids(stream: bytes) -> list[bytes]:
+    """Its lines but for ids; how many blank ones stand between events means nothing."""
+    return [line for line in stream.split(b"\n") if line and not line.startswith(b"id:")]
+
+
+@given(st.lists(EVENT, max_size=8).map(b"".join), st.lists(st.integers(0, 80), max_size=8))
+@PURE
+def test_streams_of_events_in_whatever_pieces(stream: bytes, cuts: list[int]) -> None:
+    """Nothing but lines of ids is taken out, wherever the stream was cut."""
+    places = sorted({0, *(min(cut, len(stream)) for cut in cuts), len(stream)})
+    ids, passed = EventIds(), b""
+    for start, end in itertools.pairwise(places):
+        passed += ids.take(stream[start:end])
+    passed += ids.rest()
+    assert _without_ids(passed) == _without_ids(stream)
+    assert msgspec.json.decode(ids.resumption(b"{}")).keys() == {"request", "resume"}

@@ -1,0 +1,149 @@
+"""`/openapi.json` describes what is there, and what it describes is what happens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis.checks import CheckFunction
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from swapd.http import app, openapi
+from tests.daemon import Swapd, config
+from tests.fixtures import demo
+from workers.api.describe import description
+
+CHECKS: list[CheckFunction] = [
+    schemathesis.checks.not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+]
+OPERATIONS = [
+    (method.upper(), path)
+    for path, methods in openapi.document()["paths"].items()
+    for method in methods
+]
+SLOW_ONES = {"/load", "/unload"}
+"""Each of them starts or ends a process."""
+
+
+@pytest.fixture(scope="module")
+def swapd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swapd]:
+    home = tmp_path_factory.mktemp("openapi")
+    models = {"bard": demo("bard", "--parallel 4 --predict 4")}
+    with Swapd(home, config(models, max_body="1 MiB", spare=False)) as swapd:
+        assert swapd.ask("bard").status_code == 200
+        yield swapd
+        assert "Traceback" not in swapd.log()
+        assert "Traceback" not in (home / "output").read_text()
+
+
+@pytest.fixture(scope="module")
+def described(swapd: Swapd) -> Any:
+    return schemathesis.openapi.from_dict(swapd.http.get("/openapi.json").json())
+
+
+def test_every_route_is_described_and_no_other(swapd: Swapd) -> None:
+    app = app.application(_house_like(), None)
+    routes = {
+        (route.method, route.resource.canonical)
+        for route in app.router.routes()
+        if route.resource is not None and route.method != "HEAD"
+    }
+    routes = {r for r in routes if not r[1].startswith("/upstream/")}
+    told = {(method, path) for method, path in OPERATIONS if not path.startswith("/upstream/")}
+    assert {(m, p) for m, p in told} == routes
+
+
+def _house_like() -> Any:
+    """What `application` looks at before the first request: the limit of a body."""
+
+    class Settings:
+        max_body_bytes = 1
+
+    class Like:
+        settings = Settings()
+
+    return Like()
+
+
+def test_the_workers_half_is_of_its_present_code() -> None:
+    assert msgspec.json.decode(openapi.FILE.read_bytes()) == description(), "make schemas"
+
+
+def test_references_lead_somewhere() -> None:
+    document = openapi.document()
+
+    def look(value: Any) -> None:
+        if isinstance(value, dict):
+            if "$ref" in value:
+                at: Any = document
+                for step in value["$ref"].removeprefix("#/").split("/"):
+                    at = at[step]
+            for inner in value.values():
+                look(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                look(inner)
+
+    look(document)
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+@pytest.mark.parametrize("sane", [True, False], ids=["as described", "not as described"])
+def test_what_is_described_is_what_happens(
+    swapd: Swapd, described: Any, method: str, path: str, sane: bool, request: pytest.FixtureRequest
+) -> None:
+    """Requests made from the description, and others that break it on purpose: never a 500, and no
+    status, type or shape that is not described."""
+    long = request.config.getoption("--long")
+    examples = (3 if path in SLOW_ONES else 10) * (25 if long else 1)
+    mode = schemathesis.GenerationMode.POSITIVE if sane else schemathesis.GenerationMode.NEGATIVE
+    operation = described[path][method]
+    if not sane and not (operation.body or operation.query):
+        pytest.skip("nothing could be wrong about it")
+
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=not long,
+        phases=(Phase.generate,),
+        suppress_health_check=list(HealthCheck),
+    )
+    def run(case: Any) -> None:
+        _to_the_point(case)
+        response = case.call(base_url=swapd.url, timeout=60)
+        case.validate_response(response, checks=CHECKS)
+
+    run()
+
+
+def _to_the_point(case: Any) -> None:
+    """Half of what is made up names the model that there is, and asks for little."""
+    body = case.body
+    if isinstance(body, dict) and len(str(body)) % 2:
+        body["model"] = "bard"
+        if case.path == "/v1/chat/completions" and "messages" in body:
+            body["messages"] = [{"role": "user", "content": "Who?"}]
+    if isinstance(body, dict) and isinstance(body.get("n"), int):
+        body["n"] = min(body["n"], 3)
+    if case.path_parameters and "name" in case.path_parameters and len(str(case.headers)) % 2:
+        case.path_parameters["name"] = "bard"
+
+
+def test_the_description_is_served_as_json(swapd: Swapd) -> None:
+    answer: httpx.Response = swapd.http.get("/openapi.json")
+    assert answer.headers["Content-Type"].startswith("application/json")
+    assert answer.json() == msgspec.json.decode(msgspec.json.encode(openapi.document()))

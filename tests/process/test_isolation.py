@@ -1,0 +1,173 @@
+"""What a worker gets of swapd: its pipes, a clean environment, and the limits it is held to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from swapd.domain.models import ModelSpec, WorkerLimits
+from swapd.process.orphans import MARK
+from swapd.process.spawn import Place, for_workers
+from swapd.process.worker_process import WorkerProcess
+from tests.daemon import Swapd, config, eventually, said
+from tests.fixtures import demo, fake
+from tests.process.conftest import LOG, Heard
+
+SECRETS = {
+    "OPENAI_API_KEY": "sk-1",
+    "HF_TOKEN": "hf_1",
+    "LLAMA_API_KEY": "sk-2",
+    "AWS_SECRET_ACCESS_KEY": "s",
+    "DATABASE_URL": "postgres://me:password@db",
+    "SWAPD_HOME": "/home",
+}
+USEFUL = {
+    "PATH": "/bin",
+    "HOME": "/root",
+    "LC_ALL": "C",
+    "LLAMA_CACHE": "/cache",
+    "CUDA_VISIBLE_DEVICES": "1",
+    "ROCR_VISIBLE_DEVICES": "1",
+}
+
+
+def test_workers_see_the_usual_and_what_is_named_but_no_secrets() -> None:
+    own = {**SECRETS, **USEFUL, "MINE": "1", "MINE_TOO": "2", "MINE_KEY": "3"}
+    assert for_workers(own, ()) == USEFUL
+    assert for_workers(own, ("MINE_*", "HF_TOKEN")) == {
+        **USEFUL,
+        "MINE_TOO": "2",
+        "HF_TOKEN": "hf_1",
+    }
+    assert for_workers(own, ("*",)).keys() == own.keys() - {
+        *("OPENAI_API_KEY", "HF_TOKEN", "LLAMA_API_KEY", "AWS_SECRET_ACCESS_KEY", "MINE_KEY")
+    }
+
+
+def test_the_environment_of_real_workers_is_clean(tmp_path: Path) -> None:
+    """A foreign one, one of ours, and one that the spare has become."""
+    models = {
+        "foreign": fake("foreign", env=["OWN=1"]),
+        "ours": demo("alice", env=["OWN=1"]),
+        "spare": demo("bard"),
+    }
+    text = config(models, spare=True, pass_env=["PASSED"])
+    with Swapd(tmp_path, text, PASSED="2", CUDA_VISIBLE_DEVICES="0", **_without_home()) as swapd:
+        for name in models:
+            assert said(swapd.ask(name))
+            seen = psutil.Process(swapd.worker(name)["pid"]).environ()
+            assert not SECRETS.keys() & seen.keys()
+            assert len(seen[MARK]) == 32
+            assert seen["PASSED"] == "2"
+            assert seen["CUDA_VISIBLE_DEVICES"] == "0"
+            assert seen["PATH"] == os.environ["PATH"]
+            assert ("OWN" in seen) == (name != "spare")
+            # A library of ours that gives up starts no debugger, whose words hide its own.
+            assert seen.get("GGML_NO_BACKTRACE") == (None if name == "foreign" else "1")
+
+
+def _without_home() -> dict[str, str]:
+    return {name: value for name, value in SECRETS.items() if name != "SWAPD_HOME"}
+
+
+def _descriptors(pid: int) -> dict[int, str]:
+    found = {}
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since
+            found[int(fd.name)] = str(fd.readlink())
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="descriptors are looked at in /proc")
+async def test_a_worker_has_its_pipes_and_nothing_else_of_ours(place: Place) -> None:
+    mine = os.open(place.home, os.O_RDONLY)
+    os.set_inheritable(mine, True)
+    heard = Heard()
+    spec = ModelSpec("m", ("sleep", "600"), own=False, proxy="http://127.0.0.1:${PORT}")
+    process = WorkerProcess(1, spec, place, heard, LOG)
+    try:
+        # While the program begins, its loader has its libraries open.
+        eventually(lambda: _descriptors(process.pid).keys() == {0, 1, 2})
+        held = _descriptors(process.pid)
+        assert all(to.startswith("pipe:") for to in held.values())
+        assert os.getsid(process.pid) == process.pid
+    finally:
+        os.close(mine)
+        process.kill()
+        await heard.end()
+
+
+def _runs(place: Place, heard: Heard, script: str, limits: WorkerLimits) -> WorkerProcess:
+    argv = (sys.executable, "-c", script)
+    proxy = "http://127.0.0.1:${PORT}"
+    spec = ModelSpec("m", argv, own=False, proxy=proxy, limits=limits)
+    return WorkerProcess(1, spec, place, heard, LOG)
+
+
+async def test_limits_are_set_and_children_have_them_too(place: Place, tmp_path: Path) -> None:
+    heard = Heard()
+    limits = WorkerLimits(memory=300 * 2**20, files=99, nice=7)
+    script = "import subprocess,sys; sys.stdin.read(1); subprocess.run(['sleep', '600'])"
+    process = _runs(place, heard, script, limits)
+    try:
+        assert process._process.stdin is not None
+        process._process.stdin.write(b".")
+        process._process.stdin.flush()
+        (child,) = eventually(lambda: psutil.Process(process.pid).children())
+        assert child.nice() == 7
+        if sys.platform == "linux":
+            assert child.rlimit(resource.RLIMIT_NOFILE) == (99, 99)
+            assert child.rlimit(resource.RLIMIT_DATA) == (300 * 2**20,) * 2
+    finally:
+        process.kill()
+        await heard.end()
+
+
+LEAKS = """
+import mmap, sys
+with open("big", "wb") as file:
+    file.truncate(600 * 2**20)
+with open("big", "rb") as file:
+    seen = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+assert not any(seen[i] for i in range(0, len(seen), 2**20))
+print("the file was read", flush=True)
+kept = []
+while True:
+    kept.append(bytearray(2**20))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux only")
+async def test_a_leak_ends_at_the_limit_and_a_mapped_file_is_free(place: Place) -> None:
+    heard = Heard()
+    _runs(place, heard, LEAKS, WorkerLimits(memory=200 * 2**20))
+    reason = await heard.end()
+    assert "exit status 1" in reason
+    assert "the file was read" in reason
+    assert reason.endswith("MemoryError (its limits.memory, 200 MiB, may be too small)")
+
+
+@pytest.mark.parametrize(
+    "script", ["import os; os.abort()", "raise MemoryError", 'exit("can\'t start new thread")']
+)
+async def test_a_start_that_fails_names_the_limit_that_it_may_fail_for(
+    place: Place, script: str
+) -> None:
+    for limits in (WorkerLimits(memory=300 * 2**20), WorkerLimits(nice=1)):
+        heard = Heard()
+        _runs(place, heard, script, limits)
+        assert ("limits.memory, 300 MiB" in await heard.end()) == bool(limits.memory)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files are limited on Linux only")
+async def test_limits_that_cannot_be_set_fail_the_start_and_leave_nothing(place: Place) -> None:
+    before = {child.pid for child in psutil.Process().children()}
+    with pytest.raises(OSError, match="its limits can't be set: "):
+        _runs(place, Heard(), "input()", WorkerLimits(files=2**60))
+    assert {child.pid for child in psutil.Process().children()} == before

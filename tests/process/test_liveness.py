@@ -1,0 +1,105 @@
+"""Signs of progress that can't be had from a worker itself, and who ended it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from swapd.process.liveness import Pulse, vitals
+from swapd.process.memory import oom_kills
+from swapd.system.aio import now
+from tests.daemon import eventually
+from tests.process.conftest import Spawn
+
+BLOCK = 4096
+READER = """
+import mmap, os, sys
+file, gate = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT), open(sys.argv[2], "rb", 0)
+block = mmap.mmap(-1, 4096)
+while gate.read(1):
+    os.preadv(file, [block], 0)
+"""
+EATER = """
+import sys
+open(sys.argv[1], "rb").read(1)
+eaten = []
+while True:
+    eaten.append(b"x" * 2**20)
+"""
+GROUPS = Path("/sys/fs/cgroup/memory")
+
+
+def test_who_waits_for_all_its_clients_is_not_silent() -> None:
+    pulse = Pulse(beat=1.0, flowed=2.0, leases=2, held=1)
+    assert pulse.last() == 2.0
+    pulse.held = 2
+    before = now()
+    assert before <= pulse.last() <= now()
+
+
+def _is_read_past_the_cache(file: Path) -> bool:
+    if not hasattr(os, "O_DIRECT"):
+        return False
+    try:
+        os.close(os.open(file, os.O_RDONLY | os.O_DIRECT))
+    except OSError:
+        return False
+    return file.stat().st_dev != Path("/dev/shm").stat().st_dev
+
+
+async def test_who_reads_from_the_disk_makes_progress(spawn: Spawn, tmp_path: Path) -> None:
+    script, file, gate = (tmp_path / name for name in ("reader.py", "file", "gate"))
+    script.write_text(READER)
+    file.write_bytes(b"x" * BLOCK)
+    os.mkfifo(gate)
+    if not _is_read_past_the_cache(file):
+        pytest.skip("nothing can be read here past the cache")
+    process, _ = spawn(f"{sys.executable} {script} {file} {gate}")
+    with gate.open("wb", buffering=0) as let:
+        let.write(b".")
+        if not _reads(process.pid):
+            pytest.skip("the system does not count what is read from this disk")
+        pulse = Pulse()
+        await pulse.look(process)
+        await pulse.look(process)
+        assert pulse.flowed == 0.0, "what was read before the first look says nothing"
+        before = vitals(process.pid).read
+        let.write(b".")
+        eventually(lambda: vitals(process.pid).read > before)
+        await pulse.look(process)
+        assert pulse.flowed > 0.0
+
+
+def _reads(pid: int) -> bool:
+    try:
+        return eventually(lambda: vitals(pid).read >= BLOCK, within=5.0)
+    except AssertionError:
+        return False
+
+
+@pytest.mark.skipif(
+    oom_kills() is None or not os.access(GROUPS, os.W_OK) or os.geteuid() != 0,
+    reason="a bound on memory that kills takes a control group of one's own",
+)
+async def test_what_the_system_kills_for_want_of_memory_met_with_no_accident(
+    spawn: Spawn, tmp_path: Path
+) -> None:
+    script, gate = tmp_path / "eater.py", tmp_path / "gate"
+    script.write_text(EATER)
+    os.mkfifo(gate)
+    group = GROUPS / f"swapd-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(48 * 2**20))
+        process, heard = spawn(f"{sys.executable} {script} {gate}")
+        (group / "cgroup.procs").write_text(str(process.pid))
+        with gate.open("wb", buffering=0) as let:
+            let.write(b".")
+        assert await heard.end() == "the worker was ended by SIGKILL"
+        assert heard.accident is False
+    finally:
+        eventually(lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()

@@ -1,0 +1,40 @@
+"""What the simulated machine knows of memory that other programs hold, and requires for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from swapd.scheduler.handlers import PRESSURE
+
+if TYPE_CHECKING:
+    from tests.scheduler.machine import Machine
+
+
+def free(m: Machine) -> int:
+    """Bytes that nobody holds; a worker takes its own when it comes up."""
+    held = sum(m.need(p) for p in m.processes.values() if p.ready)
+    return max(0, m.capacity - m.foreign - held)
+
+
+def check_start(m: Machine) -> None:
+    """Nobody is started for whom, beside those that are coming up, there is no memory in fact."""
+    taken = sum(m.need(p) for p in m.processes.values())
+    alone = len(m.processes) == 1 and taken >= m.limits.budget_bytes > 0
+    if m.limits.heed_free and not alone:
+        coming = sum(m.need(p) for p in m.processes.values() if not p.ready)
+        m.require(coming <= free(m), f"{coming} bytes are to come, {free(m)} are free")
+
+
+def may_end_busy_ones(m: Machine, because: str) -> bool:
+    """Whether the memory is so short that this reason ends busy workers, for want of idle ones."""
+    if because != PRESSURE or not 0 < m.limits.critical_percent < m.percent:
+        return False
+    states = {s.worker: s.state for s in m.scheduler.status()}
+    awaited = {model for r, model in m.open.items() if r not in m.granted}
+    return not any(
+        states.get(p.worker) == "ready"
+        and not p.serving - m.guests
+        and not m.spec(p).pinned
+        and p.spec.name not in awaited
+        for p in m.processes.values()
+    )
