@@ -8,6 +8,10 @@ import signal
 import pytest
 from hypothesis import settings
 
+from tests.fixtures import both, gate, home
+
+__all__ = ["both", "gate", "home"]
+
 AT_ONCE = 4
 """Processes that run tests, at most: each has shared workers of its own."""
 

@@ -20,13 +20,13 @@ BAD_USAGE = 2
 def prepare() -> None:
     """Imports all that a worker imports, in the way in which it does."""
     skip_package_init("aiohttp", __version__="")
-    import workers.http_server
-    import workers.loading
+    import workers.api.server
+    import workers.chat.template_sandbox
+    import workers.load
     import workers.serve
-    import workers.template_sandbox
 
-    # Named so that nobody takes them for unused: being imported is their use.
-    _ = (workers.http_server, workers.loading, workers.serve, workers.template_sandbox)
+    # Named so that linters do not take them for unused: being imported is their use.
+    _ = (workers.api.server, workers.chat.template_sandbox, workers.load, workers.serve)
 
 
 def wait_for_arguments() -> list[str] | None:

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING
 from swapd.cli.client import running
 from swapd.cli.output import FailedError, command, complain, plain, show_bytes
 from swapd.config.errors import Problem
-from swapd.config.model_builder import speaks_llama_flags
 from swapd.domain.models import Catalog, Limits
 from swapd.domain.settings import Settings
-from swapd.gguf.llama_flags import adapters_of
+from swapd.gguf.llama_flags import adapters_of, speaks_llama_flags
 from swapd.gguf.reader import DamagedModelError, read_head
 from swapd.paths import WORKER_COMMAND, Home, demo_folder, find_home
 from swapd.system.redact import without_secrets_in

@@ -26,10 +26,10 @@ import typer
 
 from swapd.cli import bench, sync
 from swapd.cli import chat as talk
-from swapd.cli import keys as keys
+from swapd.cli import keys
 from swapd.cli import models as model
 from swapd.cli import server as daemon
-from swapd.cli import service as service
+from swapd.cli import service
 from swapd.cli import simulate as simulation
 from swapd.cli.output import FailedError, command, complain
 from swapd.system.stdio import hold_standard_descriptors

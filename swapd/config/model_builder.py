@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass
-from pathlib import PurePath
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
@@ -17,6 +16,7 @@ from swapd.config.schema import Model, Server, alias_id
 from swapd.config.units import parse_size
 from swapd.config.yaml_nodes import Mapping, Scalar, node_at
 from swapd.domain.models import ModelSpec, WorkerLimits
+from swapd.gguf.llama_flags import option, speaks_llama_flags
 
 _FOREIGN_LIMIT = 10
 """Requests at once for a worker that doesn't say how many it takes; llama-swap's number."""
@@ -35,29 +35,6 @@ class Ground:
     macros: MappingType[str, Macro]
     env: MappingType[str, str]
     worker: tuple[str, ...]
-
-
-def option(argv: tuple[str, ...], *names: str) -> str | None:
-    """The value of a flag, written `--flag value` or `--flag=value`; the last one counts."""
-    found = None
-    for i, word in enumerate(argv):
-        if word in names and i + 1 < len(argv):
-            found = argv[i + 1]
-        for name in names:
-            if name.startswith("--") and word.startswith(name + "="):
-                found = word[len(name) + 1 :]
-    return found
-
-
-def speaks_llama_flags(argv: tuple[str, ...], own: bool) -> bool:
-    """Whether short flags in the command mean what they mean to llama-server."""
-    return own or any(PurePath(word).stem == "llama-server" for word in argv)
-
-
-def model_file(spec: ModelSpec) -> str | None:
-    """The file that the command names as its model, if it names one."""
-    short = ("-m",) if speaks_llama_flags(spec.argv, spec.own) else ()
-    return option(spec.argv, "--model", *short)
 
 
 class SpecBuilder:

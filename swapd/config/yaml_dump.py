@@ -71,7 +71,7 @@ def flow_text(value: object) -> str:
     """The value on one line, so that it can stand anywhere in a YAML text."""
     text: str = yaml.dump(
         [value],
-        Dumper=_Dumper,
+        Dumper=_FlowDumper,
         default_flow_style=True,
         allow_unicode=True,
         sort_keys=False,
@@ -137,13 +137,13 @@ def _kinds(annotated: Any) -> set[type]:
     return {kind for one in inner for kind in _kinds(one)}
 
 
-class _Dumper(yaml.SafeDumper):
+class _FlowDumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
         """Write everything out."""
         return True
 
 
-def _write_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+def _write_flow_text(dumper: _FlowDumper, text: str) -> yaml.ScalarNode:
     """Text of several lines in double quotes, which have a sign for a line's end."""
     node: yaml.ScalarNode = dumper.represent_scalar(
         "tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"'
@@ -151,4 +151,4 @@ def _write_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
     return node
 
 
-_Dumper.add_representer(str, _write_text)
+_FlowDumper.add_representer(str, _write_flow_text)

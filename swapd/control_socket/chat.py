@@ -32,7 +32,7 @@ async def chat(house: House, spec: ModelSpec, request: Request, fields: Fields, 
     body = msgspec.json.encode(_body(request, fields, spec))
     talk = _Talk(house.session, request, body, say)
     try:
-        await serve(house, Passing(spec, PATH, body, Wish(), asks_ids=True), talk)
+        await serve(house.forwarding, Passing(spec, PATH, body, Wish(), asks_ids=True), talk)
     except WorkerFailedError as error:
         raise TroubleError("worker_failed", str(error)) from error
     if talk.refused:

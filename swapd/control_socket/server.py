@@ -19,10 +19,10 @@ import msgspec
 
 from swapd.control_socket.chat import chat
 from swapd.control_socket.protocol import Fields, Line, Request, Say, TroubleError
+from swapd.domain.commands import STATUS
 from swapd.domain.model_names import NoModelError
 from swapd.domain.models import ModelSpec
 from swapd.http.context import House
-from swapd.http.errors import STATUS
 from swapd.leases import RefusedError
 from swapd.system.aio import Tasks
 

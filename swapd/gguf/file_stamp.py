@@ -6,8 +6,7 @@ import hashlib
 import stat
 from pathlib import Path
 
-from swapd.config.model_builder import option, speaks_llama_flags
-from swapd.gguf.llama_flags import terms_of
+from swapd.gguf.llama_flags import option, speaks_llama_flags, terms_of
 from swapd.gguf.reader import parts_of
 
 

@@ -4,7 +4,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import PurePath
 from types import MappingProxyType
+
+from swapd.domain.models import ModelSpec
+
+
+def option(argv: tuple[str, ...], *names: str) -> str | None:
+    """The value of a flag, written `--flag value` or `--flag=value`; the last one counts."""
+    found = None
+    for i, word in enumerate(argv):
+        if word in names and i + 1 < len(argv):
+            found = argv[i + 1]
+        for name in names:
+            if name.startswith("--") and word.startswith(name + "="):
+                found = word[len(name) + 1 :]
+    return found
+
+
+def speaks_llama_flags(argv: tuple[str, ...], own: bool) -> bool:
+    """Whether short flags in the command mean what they mean to llama-server."""
+    return own or any(PurePath(word).stem == "llama-server" for word in argv)
+
+
+def model_file(spec: ModelSpec) -> str | None:
+    """The file that the command names as its model, if it names one."""
+    short = ("-m",) if speaks_llama_flags(spec.argv, spec.own) else ()
+    return option(spec.argv, "--model", *short)
+
 
 KV_BYTES = MappingProxyType(
     {

@@ -32,9 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from swapd.config.model_builder import model_file, speaks_llama_flags
 from swapd.domain.models import ModelSpec
-from swapd.gguf.llama_flags import Terms, terms_of
+from swapd.gguf.llama_flags import Terms, model_file, speaks_llama_flags, terms_of
 from swapd.gguf.reader import Counted, DamagedModelError, Head, parts_of, read_beginning
 from swapd.system.state_files import size as file_size
 
@@ -191,7 +190,6 @@ LEAST_CONTEXT = 512
 _WORD = 160
 _STEP = 256
 _F16 = 2
-_F32 = 4
 _GIB = 2**30
 _DEFAULT_CONTEXT = 4096
 """What our worker takes unless told, for each slot at most what the model was trained for."""

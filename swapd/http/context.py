@@ -13,6 +13,7 @@ from swapd.domain.models import ModelSpec
 from swapd.domain.settings import HEAD_LONGEST, Patience, Settings
 from swapd.http.api_keys import Grant
 from swapd.metrics import Metrics
+from swapd.proxy.retry import ForwardingContext
 from swapd.supervisor import Supervisor
 from swapd.system.aio import now
 from swapd.system.logs import Logs
@@ -50,6 +51,11 @@ class House:
     def find(self, name: str, grant: Grant | None = None) -> ModelSpec:
         """The model that a client means by `name`. Raises NoModelError."""
         return self.names(grant).find(name)
+
+    @property
+    def forwarding(self) -> ForwardingContext:
+        """The parts of this that forwarding a request needs."""
+        return ForwardingContext(self.supervisor, self.metrics, self.heap, self.logs.own)
 
     @property
     def patience(self) -> Patience:

@@ -8,26 +8,11 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from swapd.domain.commands import Refuse, Why
+from swapd.domain.commands import STATUS, Refuse, Why
 from swapd.domain.model_names import NoModelError
 from swapd.domain.settings import SlowBodyError
 from swapd.http.api_keys import NotAllowedError
 from swapd.http.content_encoding import KNOWN, BadPackingError, UnknownPackingError
-
-STATUS = {
-    Why.UNKNOWN_MODEL: (404, "invalid_request_error", "model_not_found"),
-    Why.QUEUE_FULL: (429, "rate_limit_error", "queue_full"),
-    Why.TENANT_FULL: (429, "rate_limit_error", "tenant_queue_full"),
-    Why.OVERLOADED: (503, "overloaded_error", "overloaded"),
-    Why.START_FAILED: (503, "unavailable_error", "model_start_failed"),
-    Why.TOO_LARGE: (503, "unavailable_error", "model_too_large"),
-    Why.NO_ROOM: (503, "unavailable_error", "no_room"),
-    Why.CLOSING: (503, "unavailable_error", "shutting_down"),
-    Why.WORKER_FAILED: (502, "upstream_error", "worker_failed"),
-    Why.POISON: (500, "poison_error", "request_ends_its_worker"),
-}
-"""For each refusal: HTTP status, OpenAI's `type` and `code`."""
-
 
 EMPTY = "The body is empty; a JSON object is expected."
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from swapd import __version__
-from swapd.http.errors import STATUS
+from swapd.domain.commands import STATUS
 from swapd.http.proxy_routes import BY_BODY
 
 Json: TypeAlias = dict[str, Any]

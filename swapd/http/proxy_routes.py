@@ -212,10 +212,13 @@ async def _pass(
     opened = request.get(OPENED)
     withheld = opened.headers if opened is not None else ()
     passage = Passage(house.session, request, passing.path, passing.body, STREAM_HEADERS, withheld)
-    meanwhile = Told(house, request, passing.spec, passage).until if told else None
+    meanwhile = None
+    if told:
+        log = house.logs.own
+        meanwhile = Told(house.supervisor, log, request, passing.spec, passage).until
     instead = None
     try:
-        await serve(house, passing, passage, meanwhile)
+        await serve(house.forwarding, passing, passage, meanwhile)
     except RefusedError as error:
         instead = errors.of_refusal(error.refusal)
     except WorkerFailedError as error:

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from swapd.config.model_builder import model_file
 from swapd.config.units import parse_size
 from swapd.domain.models import Catalog, ModelSpec
+from swapd.gguf.llama_flags import model_file
 from swapd.gguf.model_info import Card, Cards
 from swapd.gguf.reader import DamagedModelError, parts_of
 from swapd.library.model_entries import Made

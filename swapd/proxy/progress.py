@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from logging import Logger
 
 import msgspec
 from aiohttp import web
 
 from swapd.domain.models import ModelSpec
 from swapd.domain.status import Outlook
-from swapd.http.context import House
 from swapd.leases import Lease
 from swapd.proxy.forward import Passage
+from swapd.supervisor import Supervisor
 from swapd.system.aio import Tasks, wall
 
 HEADER = "X-Swapd-Progress"
@@ -45,14 +46,19 @@ class Told:
     """Somebody who waits and is told how it stands: the answer of `passage` is begun for that."""
 
     def __init__(
-        self, house: House, request: web.Request, spec: ModelSpec, passage: Passage
+        self,
+        supervisor: Supervisor,
+        log: Logger,
+        request: web.Request,
+        spec: ModelSpec,
+        passage: Passage,
     ) -> None:
         self._passage = passage
-        self._supervisor = house.supervisor
-        self._tasks = Tasks(house.logs.own)
+        self._supervisor = supervisor
+        self._tasks = Tasks(log)
         self._request = request
         self._spec = spec
-        self._ahead = house.supervisor.waiting(spec.name)
+        self._ahead = supervisor.waiting(spec.name)
         self._over = asyncio.Event()
 
     async def until(self, coming: Awaitable[Lease]) -> Lease:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from logging import Logger
 from typing import Protocol
 
 from swapd.domain.commands import Why
 from swapd.domain.models import ModelSpec
-from swapd.http.context import House
 from swapd.leases import ENDS_WITHIN, Lease, RefusedError, Wish
+from swapd.metrics import Metrics
 from swapd.process.liveness import Pulse
 from swapd.proxy.forward import Fate, WorkerFailedError, WorkerLeavesError
+from swapd.supervisor import Supervisor
+from swapd.system.memory_trim import Heap
 
 LEAVES_WITHIN = 60.0
 """Seconds in which a worker that takes nothing more has finished what it has."""
@@ -55,8 +58,18 @@ class Passing:
         return told.hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class ForwardingContext:
+    """The parts of a running swapd that forwarding a request needs."""
+
+    supervisor: Supervisor
+    metrics: Metrics
+    heap: Heap
+    log: Logger
+
+
 async def serve(
-    house: House,
+    context: ForwardingContext,
     passing: Passing,
     passage: Passage,
     meanwhile: Callable[[Awaitable[Lease]], Awaitable[Lease]] | None = None,
@@ -67,23 +80,25 @@ async def serve(
 
     Raises RefusedError, and WorkerFailedError when no other worker may be tried.
     """
-    supervisor = house.supervisor
+    supervisor = context.supervisor
     known = passing.fingerprint() if supervisor.is_wary else ""
-    house.heap.enter()
+    context.heap.enter()
     try:
         coming = supervisor.admit(passing.spec.name, passing.needs_slot, passing.wish, known)
         lease = await (meanwhile(coming) if meanwhile is not None else coming)
-        await _through(house, passing, passage, lease)
+        await _through(context, passing, passage, lease)
     except RefusedError as error:
         if error.refusal.why is Why.POISON:
             name, known = passing.spec.name, passing.fingerprint()
-            house.logs.own.warning("%s: refused, fingerprint %s: %s", name, known, error)
+            context.log.warning("%s: refused, fingerprint %s: %s", name, known, error)
         raise
     finally:
-        house.heap.leave()
+        context.heap.leave()
 
 
-async def _through(house: House, passing: Passing, passage: Passage, lease: Lease) -> None:
+async def _through(
+    context: ForwardingContext, passing: Passing, passage: Passage, lease: Lease
+) -> None:
     """From this lease on; whatever happens, it and those that follow it are given back."""
     held: Lease | None = lease
     name, answered, tokens, known = passing.spec.name, False, 0, ""
@@ -94,21 +109,21 @@ async def _through(house: House, passing: Passing, passage: Passage, lease: Leas
                 if passage.has_begun:
                     if not resumable:
                         raise WorkerFailedError("the next one can't go on with what it began")
-                    house.metrics.resumed(name)
+                    context.metrics.resumed(name)
                 pulse = lease.running.pulse
                 tokens = await passage.through(lease.base_url, pulse, resumable, lease.fate)
                 answered = True
             except WorkerFailedError as error:
                 leaves = isinstance(error, WorkerLeavesError) and lease.running.resumable
                 fate = await lease.fate(LEAVES_WITHIN if leaves else ENDS_WITHIN)
-                house.logs.own.warning("%s: a request lost its worker: %s", name, fate or error)
+                context.log.warning("%s: a request lost its worker: %s", name, fate or error)
                 known = passing.fingerprint() if fate else ""
                 if not fate or not passage.goes_on:
                     message = f"the worker of {name!r} failed: {fate or error}"
                     raise WorkerFailedError(message) from error
                 held = None
-                held = lease = await house.supervisor.again(lease, known)
+                held = lease = await context.supervisor.again(lease, known)
                 known = ""
     finally:
         if held is not None:
-            house.supervisor.release(held, answered, tokens, known)
+            context.supervisor.release(held, answered, tokens, known)

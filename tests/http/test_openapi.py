@@ -54,10 +54,10 @@ def described(swapd: Swapd) -> Any:
 
 
 def test_every_route_is_described_and_no_other(swapd: Swapd) -> None:
-    app = app.application(_house_like(), None)
+    served = app.application(_house_like(), None)
     routes = {
         (route.method, route.resource.canonical)
-        for route in app.router.routes()
+        for route in served.router.routes()
         if route.resource is not None and route.method != "HEAD"
     }
     routes = {r for r in routes if not r[1].startswith("/upstream/")}

@@ -32,14 +32,8 @@ PATIENCE, LEAST_PATIENCE = 0.25, 0.01
 PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import workers.template_process
-workers.template_process.main()
-"""
-PROGRAM = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import workers.template_process
-workers.template_process.main()
+import workers.chat.template_sandbox
+workers.chat.template_sandbox.main()
 """
 APART = 6
 """Seconds for a template in a process of its own, which may use the processor for less."""
@@ -124,7 +118,7 @@ def _render_apart(source: str, variables: Mapping[str, Any], at: float) -> str:
     import subprocess
 
     job = json.dumps({"source": source, "variables": variables, "at": float(at)}).encode()
-    command = [sys.executable, "-I", "-c", PROGRAM, str(Path(__file__).parents[1])]
+    command = [sys.executable, "-I", "-c", PROGRAM, str(Path(__file__).parents[2])]
     too_slow = TemplateError(f"The chat template took more than {APART} seconds.")
     try:
         done = subprocess.run(

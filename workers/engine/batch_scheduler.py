@@ -22,9 +22,10 @@ with n sets in use, each has a step within (n - 1) × TURN others.
 
 from __future__ import annotations
 
+import collections.abc
 import time
 from bisect import insort
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable
 from typing import Generic, Protocol, TypeVar
 
 from workers.engine.fair_queue import MOST_PASSES, FairQueue
@@ -65,7 +66,7 @@ class Load(Protocol):
 L = TypeVar("L", bound=Load)
 
 
-def shares(admitted: Sequence[L], batch: int, chunk: int) -> list[tuple[L, int]]:
+def shares(admitted: collections.abc.Sequence[L], batch: int, chunk: int) -> list[tuple[L, int]]:
     """The step: (sequence, how many of its pending tokens), oldest first, none with 0.
 
     At most `batch` tokens in all, of which at most `chunk` for prefill.

@@ -16,9 +16,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
-from workers.chat.output_parser import CallStart
 from workers.llama.context import Context
 from workers.llama.model import LlamaLog, Model, api
 
@@ -217,6 +216,13 @@ class Probabilities:
         self._chain.free()
 
 
+class CallTrigger(Protocol):
+    """A watch over an answer's text for the beginning of a tool call."""
+
+    def see(self, text: str) -> str | None:
+        """Take more of the answer; return what follows the beginning, as soon as it is there."""
+
+
 @dataclass(frozen=True)
 class Guide:
     """What one answer must follow, and what is to be told of its tokens."""
@@ -225,7 +231,7 @@ class Guide:
     """Where it begins; cloned, so one may serve many answers."""
     alternatives: int | None = None
     """How many likely tokens to tell beside each that was drawn; None: nothing is told."""
-    start: CallStart | None = None
+    start: CallTrigger | None = None
     """Finds where `call` begins to bind; one answer's own."""
     call: Grammar | None = None
     """What the answer must follow from there on."""
