@@ -49,16 +49,16 @@ class World:
         self.events.append(event)
         for order in self.core.handle(event):
             match order:
-                case od.Grant(request, _):
+                case od.AssignWorker(request, _):
                     self.waiting -= 1
                     self.ends.append((self.now + SERVE, request))
                 case od.Start(worker, _):
                     self.ups.append((self.now + LOAD, worker))
                 case od.Stop(worker, _):
                     self.exits.append((self.now + STOP, worker))
-                case od.WakeAt(when):
+                case od.SetTimer(when):
                     self.wake = when
-                case od.Refuse() | od.Kill():
+                case od.Reject() | od.Kill():
                     raise AssertionError(order)
 
     def arrive(self) -> None:
@@ -66,7 +66,7 @@ class World:
         self.waiting += 1
         tenant = f"t{self.requests % self.tenants}"
         model = self.random.choice(self.names)
-        self.tell(ev.Arrived(self.now, self.requests, model, tenant=tenant))
+        self.tell(ev.RequestArrived(self.now, self.requests, model, tenant=tenant))
 
     def step(self) -> None:
         """Let the next thing happen."""
@@ -74,15 +74,15 @@ class World:
         line = min(lines, key=lambda line: line[0][0])
         if self.wake is not None and self.wake < line[0][0]:
             self.now, self.wake = self.wake, None
-            self.tell(ev.Ticked(self.now))
+            self.tell(ev.TimerFired(self.now))
             return
         self.now, whom = line.popleft()
         if line is self.ends:
-            self.tell(ev.Finished(self.now, whom, tokens=100))
+            self.tell(ev.RequestFinished(self.now, whom, tokens=100))
         elif line is self.ups:
-            self.tell(ev.CameUp(self.now, whom))
+            self.tell(ev.WorkerReady(self.now, whom))
         else:
-            self.tell(ev.Exited(self.now, whom))
+            self.tell(ev.WorkerExited(self.now, whom))
 
 
 def measure(models: int, waiting: int, events: int, slots: int = 1, tenants: int = 5) -> float:

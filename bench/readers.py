@@ -1,7 +1,7 @@
 """Many clients, and some that read a byte a second: what becomes of memory, and of the others.
 
-The long answers come from `tests.fake_worker`, which is held up by a reader that does not keep up, as a
-real worker is; the short ones from prepared bytes.
+The long answers come from `tests.fake_worker`, which is held up by a reader that does not keep
+up, as a real worker is; the short ones from prepared bytes.
 """
 
 from __future__ import annotations

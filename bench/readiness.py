@@ -14,9 +14,9 @@ import uvloop
 
 from bench import common
 from swapd.domain.models import Catalog, ModelSpec
-from swapd.process.orphans import Guardian, Register
-from swapd.process.profiles import Learnings
-from swapd.process.spawn import Place
+from swapd.process.orphans import Guardian, PidRegistry
+from swapd.process.profiles import ProfileStore
+from swapd.process.spawn import SpawnContext
 from swapd.proxy.forward import new_session
 from swapd.supervisor import Supervisor
 from swapd.system.logs import Logs
@@ -27,11 +27,11 @@ WORKER = Path(__file__).with_name("ready_worker.py")
 async def measure(home: Path, starts: int) -> list[float]:
     """Milliseconds, one for each start."""
     logs = Logs(home, "error", False)
-    guardian = Guardian(logs.own, Register(home / "workers.json", logs.own))
-    place = Place(home, guardian, {})
+    guardian = Guardian(logs.own, PidRegistry(home / "workers.json", logs.own))
+    place = SpawnContext(home, guardian, {})
     catalog = Catalog({"m": ModelSpec("m", (sys.executable, "-I", "-S", str(WORKER)))})
     session, found = new_session(), list[float]()
-    learnings = Learnings(home / "learned.json", home, logs.own)
+    learnings = ProfileStore(home / "learned.json", home, logs.own)
     supervisor = Supervisor(catalog, place, logs, session, lambda *_: None, learnings)
     for _ in range(starts):
         lease = await supervisor.admit("m")

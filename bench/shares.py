@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from swapd.domain.models import Limits
-from swapd.scheduler.queue import Level, Waiting
+from swapd.scheduler.queue import PriorityLevel, QueuedRequest
 from swapd.simulation.report import percentile
 from swapd.simulation.run import greedy
 
@@ -23,18 +23,18 @@ SLOTS = (1, 2, 4)
 @contextmanager
 def the_fifth_last() -> Iterator[None]:
     """The rule that knows."""
-    real = Level.next
+    real = PriorityLevel.next
 
-    def told(self: Level, slots: int, now: float) -> Waiting:
+    def told(self: PriorityLevel, slots: int, now: float) -> QueuedRequest:
         del slots, now
         heads = (next(iter(line.values())) for line in self.lines.values())
         return min(heads, key=lambda head: (head.tenant == "greedy", head.place))
 
-    Level.next = told  # type: ignore[method-assign]
+    PriorityLevel.next = told  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Level.next = real  # type: ignore[method-assign]
+        PriorityLevel.next = real  # type: ignore[method-assign]
 
 
 def p95(times: float, share: float, slots: int, hours: float, seeds: int) -> float:

@@ -22,27 +22,27 @@ import uvloop
 
 from swapd.config.env import read_env
 from swapd.config.errors import ConfigError
-from swapd.config.load import Loaded, load
-from swapd.domain.settings import Settings
-from swapd.http.context import House
+from swapd.config.load import LoadedConfig, load
+from swapd.domain.settings import ServerSettings
+from swapd.http.context import AppContext
 from swapd.http.origins import risks
 from swapd.http.tls import TlsError, new_context
-from swapd.library.auto_sync import Resync, resync_of
-from swapd.listeners import Front, PortTakenError, listen
+from swapd.library.auto_sync import AutoSync, auto_sync_for
+from swapd.listeners import Listeners, PortTakenError, listen
 from swapd.metrics import Metrics
-from swapd.paths import SPARE_COMMAND, WORKER_COMMAND, Home, find_home
+from swapd.paths import SPARE_COMMAND, WORKER_COMMAND, Paths, find_paths
 from swapd.process import memory
-from swapd.process.orphans import Guardian, Register, reap_left_overs
-from swapd.process.profiles import Learnings
-from swapd.process.spawn import Place, Spare, for_workers
+from swapd.process.orphans import Guardian, PidRegistry, kill_orphans
+from swapd.process.profiles import ProfileStore
+from swapd.process.spawn import SpawnContext, WarmStandby, worker_environment
 from swapd.proxy.forward import new_session
 from swapd.supervisor import Supervisor
 from swapd.system.aio import wall
 from swapd.system.file_watcher import FileWatch
-from swapd.system.lockfile import HeldError, HomeLock
+from swapd.system.lockfile import InstanceLock, LockHeldError
 from swapd.system.logs import Logs
-from swapd.system.memory_trim import Heap
-from swapd.system.sd_notify import READY, STOPPING, Notify
+from swapd.system.memory_trim import MemoryTrimmer
+from swapd.system.sd_notify import READY, STOPPING, SystemdNotifier
 from swapd.system.stdio import hold_standard_descriptors
 
 SWITCH_INTERVAL = 0.0005
@@ -52,10 +52,10 @@ SPARE_FROM_BYTES = 8 * 2**30
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class DaemonOptions:
     """What the command line says; it beats the environment, which beats the file."""
 
-    home: Home
+    home: Paths
     config: Path
     host: str = ""
     port: int = 0
@@ -66,7 +66,7 @@ class CannotServeError(Exception):
     """Why the daemon does not start: one sentence."""
 
 
-def parse(argv: list[str]) -> Options:
+def parse(argv: list[str]) -> DaemonOptions:
     """Options from the daemon's own arguments."""
     parser = argparse.ArgumentParser(prog="swapd serve")
     parser.add_argument("--host", default="")
@@ -74,12 +74,12 @@ def parse(argv: list[str]) -> Options:
     parser.add_argument("--config", type=Path)
     parser.add_argument("--ready-fd", type=int, default=-1, help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
-    home = find_home()
+    home = find_paths()
     config: Path = given.config.absolute() if given.config else home.config
-    return Options(home, config, given.host, given.port, given.ready_fd)
+    return DaemonOptions(home, config, given.host, given.port, given.ready_fd)
 
 
-def configure(options: Options) -> Loaded:
+def configure(options: DaemonOptions) -> LoadedConfig:
     """The configuration with the command line's wishes over it. Raises ConfigError."""
     env = read_env(options.home.folder, os.environ)
     loaded = load(options.config, env, worker_command=WORKER_COMMAND, total_memory=memory.total())
@@ -91,7 +91,7 @@ def configure(options: Options) -> Loaded:
     return replace(loaded, settings=settings)
 
 
-def endpoint_of(settings: Settings) -> str:
+def endpoint_of(settings: ServerSettings) -> str:
     """The address at which a client on this machine reaches the server."""
     host = settings.host
     if host in ("0.0.0.0", "::", ""):
@@ -100,7 +100,7 @@ def endpoint_of(settings: Settings) -> str:
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
-def wants_spare(settings: Settings) -> bool:
+def uses_warm_standby(settings: ServerSettings) -> bool:
     """Whether to keep a spare worker: as configured, else where its memory is not missed."""
     enough = memory.total() >= SPARE_FROM_BYTES
     return enough if settings.spare is None else settings.spare
@@ -138,10 +138,10 @@ class _Teller:
         self._fd = -1
 
 
-def _run(options: Options, tell: _Teller) -> int:
+def _run(options: DaemonOptions, tell: _Teller) -> int:
     try:
-        lock = HomeLock(options.home.state)
-    except HeldError as error:
+        lock = InstanceLock(options.home.state)
+    except LockHeldError as error:
         where = f" at {error.holder.endpoint}" if error.holder else ""
         raise CannotServeError(f"{error}{where} for {options.home.folder}") from error
     except OSError as error:
@@ -159,8 +159,8 @@ def _run(options: Options, tell: _Teller) -> int:
         raise CannotServeError(str(error)) from error
     logs = Logs(options.home.logs, loaded.settings.log_level, options.ready_fd < 0)
     register = options.home.state / "workers.json"
-    reap_left_overs(register, logs.own)
-    guardian = Guardian(logs.own, Register(register, logs.own))
+    kill_orphans(register, logs.own)
+    guardian = Guardian(logs.own, PidRegistry(register, logs.own))
     try:
         daemon = Daemon(options, loaded, logs, guardian, lock)
         if sys.version_info >= (3, 11):
@@ -180,7 +180,12 @@ class Daemon:
     """One running swapd."""
 
     def __init__(
-        self, options: Options, loaded: Loaded, logs: Logs, guardian: Guardian, lock: HomeLock
+        self,
+        options: DaemonOptions,
+        loaded: LoadedConfig,
+        logs: Logs,
+        guardian: Guardian,
+        lock: InstanceLock,
     ) -> None:
         self._options = options
         self._loaded = loaded
@@ -188,22 +193,28 @@ class Daemon:
         self._log = logs.own
         self._guardian = guardian
         self._lock = lock
-        self._notify = Notify(self._log)
+        self._notify = SystemdNotifier(self._log)
 
     async def run(self, sock: socket.socket, tls: ssl.SSLContext | None, tell: _Teller) -> None:
         """Serve on `sock` until a signal ends it and everything has drained."""
         settings = self._loaded.settings
-        environ = for_workers(os.environ, settings.pass_env)
-        place = Place(self._options.config.parent, self._guardian, environ)
+        environ = worker_environment(os.environ, settings.pass_env)
+        place = SpawnContext(self._options.config.parent, self._guardian, environ)
         session, metrics = new_session(), Metrics()
-        spare = Spare(WORKER_COMMAND, SPARE_COMMAND, place) if wants_spare(settings) else None
-        learnings = Learnings(self._options.home.learned, place.home, self._log)
+        spare = (
+            WarmStandby(WORKER_COMMAND, SPARE_COMMAND, place)
+            if uses_warm_standby(settings)
+            else None
+        )
+        learnings = ProfileStore(self._options.home.learned, place.home, self._log)
         supervisor = Supervisor(
             self._loaded.catalog, place, self._logs, session, metrics.observe, learnings, spare
         )
         metrics.watch(supervisor)
-        house = House(supervisor, session, metrics, self._logs, settings, Heap(self._log), wall())
-        front = Front(house, self._options.home, sock, tls)
+        house = AppContext(
+            supervisor, session, metrics, self._logs, settings, MemoryTrimmer(self._log), wall()
+        )
+        front = Listeners(house, self._options.home, sock, tls)
         await front.open()
         house.reread = lambda: self._reload(supervisor, front)
         files = [self._options.config, *map(Path, filter(None, astuple(settings.tls)))]
@@ -228,15 +239,15 @@ class Daemon:
         await session.close()
         self._log.info("swapd has ended")
 
-    def _resync(self) -> Resync | None:
+    def _resync(self) -> AutoSync | None:
         """What keeps the configuration in step; without it swapd serves what it has."""
         try:
-            return resync_of(self._options.home, self._options.config, self._logs)
+            return auto_sync_for(self._options.home, self._options.config, self._logs)
         except ConfigError as error:
             self._log.error("models are not looked for: %s", error)
             return None
 
-    def _announce(self, settings: Settings, front: Front, closing: bool = False) -> None:
+    def _announce(self, settings: ServerSettings, front: Listeners, closing: bool = False) -> None:
         """Tell `status` and `stop` of us; serving does not depend on it."""
         log, config = self._logs.own_file, self._options.config
         try:
@@ -245,7 +256,7 @@ class Daemon:
             told = "status and stop will not find this swapd: its lock file can't be written: %s"
             self._log.error(told, error.strerror)
 
-    def _greet(self, endpoint: str, settings: Settings) -> None:
+    def _greet(self, endpoint: str, settings: ServerSettings) -> None:
         count = len(self._loaded.catalog.models)
         self._log.info("swapd serves %d models at %s", count, endpoint)
         for warning in self._loaded.warnings:
@@ -253,7 +264,9 @@ class Daemon:
         for risk in risks(settings):
             self._log.warning("%s", risk)
 
-    def _handle_signals(self, supervisor: Supervisor, front: Front, settings: Settings) -> None:
+    def _handle_signals(
+        self, supervisor: Supervisor, front: Listeners, settings: ServerSettings
+    ) -> None:
         loop = asyncio.get_running_loop()
 
         def close() -> None:
@@ -270,7 +283,7 @@ class Daemon:
         loop.add_signal_handler(signal.SIGQUIT, end, 0.0)
         loop.add_signal_handler(signal.SIGHUP, self._reload, supervisor, front)
 
-    def _reload(self, supervisor: Supervisor, front: Front) -> str:
+    def _reload(self, supervisor: Supervisor, front: Listeners) -> str:
         """Read the configuration again; a broken one is told and changes nothing."""
         try:
             loaded = configure(self._options)

@@ -8,24 +8,24 @@ from dataclasses import dataclass, field
 from swapd.domain import commands as od
 from swapd.domain import events as ev
 from swapd.domain.status import WorkerStatus
-from swapd.process.liveness import Pulse
-from swapd.process.worker_process import DeviceTold, WorkerProcess
+from swapd.process.liveness import Liveness
+from swapd.process.worker_process import DeviceReport, WorkerProcess
 from swapd.system.aio import now
 
-ENDS_WITHIN = 1.0
+EXIT_GRACE = 1.0
 """Seconds in which a worker whose connections broke is found to have ended, if it has."""
 
 
-class RefusedError(Exception):
+class RejectedError(Exception):
     """A request was refused; `refusal` says why and when to come again."""
 
-    def __init__(self, refusal: od.Refuse) -> None:
+    def __init__(self, refusal: od.Reject) -> None:
         super().__init__(refusal.message)
         self.refusal = refusal
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class RequestOptions:
     """How a request wants to be treated."""
 
     tenant: str = ""
@@ -35,11 +35,11 @@ class Wish:
     """See `Arrived.priority`."""
 
 
-NO_WISH = Wish()
+DEFAULT_OPTIONS = RequestOptions()
 
 
 @dataclass(slots=True)
-class Running:
+class WorkerHandle:
     """A worker as the supervisor holds it."""
 
     process: WorkerProcess | None
@@ -47,10 +47,10 @@ class Running:
     """Seconds since 1970."""
     identity: str
     """Under which what is learned of it is kept."""
-    pulse: Pulse = field(default_factory=Pulse)
+    pulse: Liveness = field(default_factory=Liveness)
     resumable: bool = False
     """Whether it can go on with a stream that another one began."""
-    devices: tuple[DeviceTold, ...] = ()
+    devices: tuple[DeviceReport, ...] = ()
     """What it told of devices beside the CPU."""
     probe: asyncio.Task[None] | None = None
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -67,9 +67,9 @@ class Lease:
     request: ev.RequestId
     worker: ev.WorkerId
     base_url: str
-    running: Running
+    running: WorkerHandle
 
-    async def fate(self, within: float = ENDS_WITHIN) -> str:
+    async def fate(self, within: float = EXIT_GRACE) -> str:
         """How the worker has ended, if it has or does so `within` some seconds; else empty.
 
         Its connections break before its end is known, by the time a thread takes to wake.
@@ -82,7 +82,7 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class WorkerSnapshot:
     """One worker as people may see it: the core's view and the process's."""
 
     status: WorkerStatus
@@ -93,5 +93,5 @@ class Sight:
     """Seconds since 1970."""
     silent: float | None
     """Seconds since the worker was last heard to make progress; None: never."""
-    devices: tuple[DeviceTold, ...] = ()
+    devices: tuple[DeviceReport, ...] = ()
     """What it told of devices beside the CPU."""

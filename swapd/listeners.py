@@ -10,22 +10,22 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from swapd.control_socket.server import SocketDoor, bind, open_socket
-from swapd.domain.settings import Settings, SlowBodyError
-from swapd.http.access_control import Guard
+from swapd.control_socket.server import ControlSocket, bind, open_socket
+from swapd.domain.settings import BodyTimeoutError, ServerSettings
+from swapd.http.access_control import AccessControl
 from swapd.http.app import KEYED, OVERVIEW, PUBLIC, application
-from swapd.http.connection import Crowd, factory
-from swapd.http.context import House
+from swapd.http.connection import ConnectionLimiter, factory
+from swapd.http.context import AppContext
 from swapd.http.origins import is_loopback
 from swapd.http.tls import TlsError, renew
-from swapd.paths import Home
-from swapd.process.ports import holder_of
+from swapd.paths import Paths
+from swapd.process.ports import port_owner
 from swapd.system.stdio import raise_limit
 
 SHUTDOWN = 1.0
 """Seconds at the end for what is still in the connections; all that was asked has ended by then."""
 HANDSHAKE = 10.0
-CLIENTS_FAULTS = (HttpProcessingError, ConnectionError, web.RequestPayloadError, SlowBodyError)
+CLIENTS_FAULTS = (HttpProcessingError, ConnectionError, web.RequestPayloadError, BodyTimeoutError)
 BACKLOG = 1024
 UNSENT_BYTES = 128 * 1024
 """What the kernel may hold of an answer beyond what is on its way."""
@@ -55,7 +55,7 @@ def listen(host: str, port: int) -> socket.socket:
         sock.listen(1024)
     except OSError as error:
         sock.close()
-        pid = holder_of(port)
+        pid = port_owner(port)
         who = f" (held by pid {pid})" if pid else ""
         raise PortTakenError(
             f"can't listen on {host} port {port}: {error.strerror}{who};"
@@ -65,17 +65,17 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-class Front:
+class Listeners:
     """All doors of one swapd."""
 
     def __init__(
-        self, house: House, home: Home, sock: socket.socket, tls: ssl.SSLContext | None
+        self, house: AppContext, home: Paths, sock: socket.socket, tls: ssl.SSLContext | None
     ) -> None:
         self._house = house
         self._tls = tls
         self._home = home
         self._sock = sock
-        self._guard = Guard(
+        self._guard = AccessControl(
             house.settings.access,
             loopback=is_loopback(str(sock.getsockname()[0])),
             body_limit=house.settings.max_body_bytes,
@@ -89,7 +89,7 @@ class Front:
         self._most = max(64, min(room - self._most_trusted, MOST_CONNECTIONS))
         self._listeners: list[asyncio.Server] = []
         self._runners: list[web.AppRunner] = []
-        self._lines: SocketDoor | None = None
+        self._lines: ControlSocket | None = None
         self.socket: Path | None = None
         """Where HTTP is spoken without a key; None where that was not possible."""
 
@@ -108,7 +108,7 @@ class Front:
             self._house.logs.own.error("%s is not served: %s", self._home.socket, error.strerror)
 
     async def _serve(
-        self, sock: socket.socket, guard: Guard | None, tls: ssl.SSLContext | None = None
+        self, sock: socket.socket, guard: AccessControl | None, tls: ssl.SSLContext | None = None
     ) -> None:
         house = self._house
         logger = house.logs.of_server(*CLIENTS_FAULTS)
@@ -123,7 +123,7 @@ class Front:
         assert runner.server is not None
         # Each door has its own: whoever crowds the port keeps nobody from the socket.
         most = self._most if guard is not None else self._most_trusted
-        crowd = Crowd(most, house.logs.own)
+        crowd = ConnectionLimiter(most, house.logs.own)
         made = factory(runner.server, crowd, house.patience, logger)
         listener = await asyncio.get_running_loop().create_server(
             made,
@@ -135,7 +135,7 @@ class Front:
         self._listeners.append(listener)
         self._runners.append(runner)
 
-    def change(self, settings: Settings) -> None:
+    def change(self, settings: ServerSettings) -> None:
         """The configuration has been read anew: other terms of access hold from now on, and new
         connections get the certificate that is in the file now."""
         self._guard.change(settings.access)

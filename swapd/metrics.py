@@ -75,26 +75,26 @@ class Metrics:
         self._troubles[kind].labels(model).inc()
         self._counts.setdefault(model, dict.fromkeys(TROUBLES, 0))[kind] += 1
 
-    def observe(self, event: ev.Event, orders: list[od.Order]) -> None:
+    def observe(self, event: ev.Event, orders: list[od.Command]) -> None:
         """Take in one event and the orders that followed from it."""
         match event:
-            case ev.Arrived(now, request, model):
+            case ev.RequestArrived(now, request, model):
                 self._arrived[request] = (model, now)
                 self._requests.labels(model).inc()
-            case ev.Left(_, request):
+            case ev.RequestCancelled(_, request):
                 self._arrived.pop(request, None)
-            case ev.Finished(_, request, answered):
+            case ev.RequestFinished(_, request, answered):
                 model = self._granted.pop(request)
                 if not answered:
                     self._failed.labels(model).inc()
-            case ev.Returned(now, request):
+            case ev.RequestRetried(now, request):
                 model = self._granted.pop(request)
                 self._arrived[request] = (model, now)
                 self._trouble("returned", model)
-            case ev.CameUp(now, worker):
+            case ev.WorkerReady(now, worker):
                 model, since = self._started[worker]
                 self._load.labels(model).observe(now - since)
-            case ev.Exited(_, worker):
+            case ev.WorkerExited(_, worker):
                 self._started.pop(worker, None)
         for order in orders:
             self._observe_order(order, event.now)
@@ -103,15 +103,15 @@ class Metrics:
         """The guard has not let a request in."""
         self._turned_away.labels(reason).inc()
 
-    def _observe_order(self, order: od.Order, now: float) -> None:
+    def _observe_order(self, order: od.Command, now: float) -> None:
         match order:
-            case od.Grant(request):
+            case od.AssignWorker(request):
                 model, since = self._arrived.pop(request)
                 self._granted[request] = model
                 self._wait.labels(model).observe(now - since)
-            case od.Refuse(request, why):
+            case od.Reject(request, why):
                 model, _ = self._arrived.pop(request)
-                if why is od.Why.POISON:
+                if why is od.RejectReason.POISON:
                     self._trouble("poison", model)
                 self._refused.labels(why.value).inc()
             case od.Start(worker, spec):

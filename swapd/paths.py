@@ -18,7 +18,7 @@ SPARE_COMMAND = (sys.executable, "-I", "-m", "workers.spare")
 
 
 @dataclass(frozen=True, slots=True)
-class Home:
+class Paths:
     """Paths below one folder."""
 
     folder: Path
@@ -57,27 +57,27 @@ class Home:
         return self.state / "logs"
 
 
-def find_home(environ: Mapping[str, str] = os.environ) -> Home:
+def find_paths(environ: Mapping[str, str] = os.environ) -> Paths:
     """The folder that `SWAPD_HOME` names, else the user's configuration folder for swapd."""
     named = environ.get("SWAPD_HOME")
     folder = Path(named) if named else platformdirs.user_config_path("swapd")
-    return Home(folder.expanduser().absolute())
+    return Paths(folder.expanduser().absolute())
 
 
-def demo_folder() -> Path:
+def demo_directory() -> Path:
     """Where the demo models lie: inside the installed package, else beside it in a checkout."""
     package = Path(__file__).resolve().parent
     installed = package / "demo"
     return installed if installed.is_dir() else package.parent / "demo"
 
 
-def schema_address(name: str) -> str:
+def schema_url(name: str) -> str:
     """Where editors find the schema of a configuration file; empty where it is not shipped."""
-    file = template_folder() / "docs" / f"{name}.schema.json"
+    file = template_directory() / "docs" / f"{name}.schema.json"
     return file.as_uri() if file.is_file() else ""
 
 
-def template_folder() -> Path:
+def template_directory() -> Path:
     """Where `launchd/` and `systemd/` lie: inside the installed package, else beside it."""
     package = Path(__file__).resolve().parent
     return package if (package / "systemd").is_dir() else package.parent

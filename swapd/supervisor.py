@@ -19,17 +19,24 @@ from swapd.config.diff import diff
 from swapd.domain import commands as od
 from swapd.domain import events as ev
 from swapd.domain.models import Catalog
-from swapd.domain.status import Outlook
-from swapd.leases import NO_WISH, Lease, RefusedError, Running, Sight, Wish
+from swapd.domain.status import QueueEstimate
+from swapd.leases import (
+    DEFAULT_OPTIONS,
+    Lease,
+    RejectedError,
+    RequestOptions,
+    WorkerHandle,
+    WorkerSnapshot,
+)
 from swapd.process import memory
-from swapd.process.liveness import Pulse
-from swapd.process.prefetch import read_ahead
-from swapd.process.profiles import Learnings
-from swapd.process.readiness import StrangerError, until_ready
-from swapd.process.spawn import Place, Spare
-from swapd.process.worker_process import Word, WorkerProcess
+from swapd.process.liveness import Liveness
+from swapd.process.prefetch import prefetch
+from swapd.process.profiles import ProfileStore
+from swapd.process.readiness import PortOwnerError, wait_until_ready
+from swapd.process.spawn import SpawnContext, WarmStandby
+from swapd.process.worker_process import ReadyMessage, WorkerProcess
 from swapd.scheduler.scheduler import Scheduler
-from swapd.system.aio import Alarm, Tasks, now, wall
+from swapd.system.aio import Tasks, Timer, now, wall
 from swapd.system.logs import Logs
 
 
@@ -39,12 +46,12 @@ class Supervisor:
     def __init__(
         self,
         catalog: Catalog,
-        place: Place,
+        place: SpawnContext,
         logs: Logs,
         session: aiohttp.ClientSession,
-        observe: Callable[[ev.Event, list[od.Order]], None],
-        learnings: Learnings,
-        spare: Spare | None = None,
+        observe: Callable[[ev.Event, list[od.Command]], None],
+        learnings: ProfileStore,
+        spare: WarmStandby | None = None,
     ) -> None:
         self._core = Scheduler(catalog, learnings.recall(catalog))
         self._learnings = learnings
@@ -58,8 +65,8 @@ class Supervisor:
         self._busy = False
         self._requests = 0
         self._waiting: dict[ev.RequestId, asyncio.Future[Lease]] = {}
-        self._workers: dict[ev.WorkerId, Running] = {}
-        self._alarm = Alarm(lambda: self.post(ev.Ticked(now())))
+        self._workers: dict[ev.WorkerId, WorkerHandle] = {}
+        self._alarm = Timer(lambda: self.post(ev.TimerFired(now())))
         self._tasks = Tasks(logs.own)
         self.closed = asyncio.Event()
         """Set when a shutdown has left nothing running."""
@@ -85,11 +92,11 @@ class Supervisor:
         """How many requests wait for a model."""
         return self._core.waiting(model)
 
-    def outlook(self, model: str) -> Outlook:
+    def outlook(self, model: str) -> QueueEstimate:
         """What somebody may expect who waits for a model."""
         return self._core.outlook(model, now())
 
-    def sights(self) -> list[Sight]:
+    def sights(self) -> list[WorkerSnapshot]:
         """Every worker alive, oldest first."""
         seen = []
         for status in self._core.status():
@@ -101,7 +108,9 @@ class Supervisor:
             silent = None if beat is None else now() - beat
             url, argv = process.base_url, process.argv
             told = running.devices
-            seen.append(Sight(status, process.pid, argv, url, running.started, silent, told))
+            seen.append(
+                WorkerSnapshot(status, process.pid, argv, url, running.started, silent, told)
+            )
         return seen
 
     @property
@@ -110,7 +119,11 @@ class Supervisor:
         return self._core.is_wary
 
     async def admit(
-        self, model: str, needs_slot: bool = True, wish: Wish = NO_WISH, fingerprint: str = ""
+        self,
+        model: str,
+        needs_slot: bool = True,
+        wish: RequestOptions = DEFAULT_OPTIONS,
+        fingerprint: str = "",
     ) -> Lease:
         """Wait for a slot of this model's worker, which is started if need be.
 
@@ -118,7 +131,7 @@ class Supervisor:
         """
         self._requests += 1
         return await self._granted(
-            ev.Arrived(
+            ev.RequestArrived(
                 *(now(), self._requests, model, needs_slot),
                 keep_alive=wish.keep_alive,
                 tenant=wish.tenant,
@@ -133,9 +146,9 @@ class Supervisor:
         The lease is given back by this, however it ends.
         """
         lease.running.pulse.leases -= 1
-        return await self._granted(ev.Returned(now(), lease.request, fingerprint))
+        return await self._granted(ev.RequestRetried(now(), lease.request, fingerprint))
 
-    async def _granted(self, event: ev.Arrived | ev.Returned) -> Lease:
+    async def _granted(self, event: ev.RequestArrived | ev.RequestRetried) -> Lease:
         request = event.request
         future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         self._waiting[request] = future
@@ -144,7 +157,7 @@ class Supervisor:
             return await future
         except asyncio.CancelledError:
             if self._waiting.pop(request, None) is not None:
-                self.post(ev.Left(now(), request))
+                self.post(ev.RequestCancelled(now(), request))
             elif not future.cancelled() and future.exception() is None:
                 self.release(future.result(), answered=False)
             raise
@@ -156,7 +169,7 @@ class Supervisor:
         worker ended under it.
         """
         lease.running.pulse.leases -= 1
-        self.post(ev.Finished(now(), lease.request, answered, tokens, fingerprint))
+        self.post(ev.RequestFinished(now(), lease.request, answered, tokens, fingerprint))
         self.keep_spare()
 
     def keep_spare(self) -> None:
@@ -185,7 +198,7 @@ class Supervisor:
     async def _preload(self, model: str) -> None:
         try:
             await self.load(model)
-        except RefusedError as error:
+        except RejectedError as error:
             self._log.warning("%s: not preloaded: %s", model, error)
 
     async def unload(self, model: str | None) -> list[str]:
@@ -199,7 +212,7 @@ class Supervisor:
             if s.state == "ready" and (model is None or s.model == model)
         ]
         ends = [self._workers[s.worker].gone for s in asked if not s.busy]
-        self.post(ev.UnloadAsked(now(), model))
+        self.post(ev.UnloadRequested(now(), model))
         for end in ends:
             await end.wait()
         return [s.model for s in asked]
@@ -208,7 +221,7 @@ class Supervisor:
         """Take a new configuration; what it did not change keeps running."""
         changes = diff(self.catalog, catalog)
         self._log.info("configuration reloaded: %s", changes)
-        self.post(ev.Reloaded(now(), catalog, self._learnings.recall(catalog)))
+        self.post(ev.CatalogReloaded(now(), catalog, self._learnings.recall(catalog)))
 
     def close(self, grace: float) -> None:
         """Begin to end: running requests may go on for `grace` seconds; then `closed` is set."""
@@ -216,7 +229,7 @@ class Supervisor:
         if self._spare is not None:
             self._spare.dismiss()
         self._end_by = min(self._end_by, now() + grace)
-        self.post(ev.ClosingAsked(now(), self._end_by))
+        self.post(ev.ShutdownRequested(now(), self._end_by))
 
     async def end(self) -> None:
         """After `closed`: end what runs in the background."""
@@ -253,11 +266,11 @@ class Supervisor:
         for order in orders:
             self._carry_out(order)
 
-    def _carry_out(self, order: od.Order) -> None:
+    def _carry_out(self, order: od.Command) -> None:
         match order:
-            case od.Grant(request, worker):
+            case od.AssignWorker(request, worker):
                 self._grant(request, worker)
-            case od.Refuse():
+            case od.Reject():
                 self._refuse(order)
             case od.Start():
                 self._start(order)
@@ -265,17 +278,17 @@ class Supervisor:
                 self._stop(worker, because)
             case od.Kill():
                 self._kill(order)
-            case od.Look(worker):
+            case od.CheckLiveness(worker):
                 self._look(worker)
-            case od.ReadAhead() | od.Bring():
+            case od.PrefetchFiles() | od.Preload():
                 self._prepare(order)
-            case od.TakeSample():
+            case od.SampleMemory():
                 self._tasks.run(self._sample(), "memory sample")
-            case od.LookAtFree():
-                self.post(ev.FreeSeen(now(), memory.free()))
-            case od.Remember(worker, learned) if worker in self._workers:
+            case od.QueryFreeMemory():
+                self.post(ev.FreeMemoryReported(now(), memory.free()))
+            case od.SaveProfile(worker, learned) if worker in self._workers:
                 self._learnings.note(self._workers[worker].identity, learned)
-            case od.WakeAt(when):
+            case od.SetTimer(when):
                 self._alarm.set(when)
 
     # -- orders ------------------------------------------------------------------------------------
@@ -292,23 +305,23 @@ class Supervisor:
         else:
             future.set_result(lease)
 
-    def _prepare(self, order: od.ReadAhead | od.Bring) -> None:
-        if isinstance(order, od.ReadAhead):
+    def _prepare(self, order: od.PrefetchFiles | od.Preload) -> None:
+        if isinstance(order, od.PrefetchFiles):
             name, home = order.spec.name, self._place.home
-            self._tasks.run(read_ahead(order.spec, home), f"reading of {name}")
+            self._tasks.run(prefetch(order.spec, home), f"reading of {name}")
         else:
             self._tasks.run(self._preload(order.model), f"load of {order.model}")
 
-    def _refuse(self, order: od.Refuse) -> None:
+    def _refuse(self, order: od.Reject) -> None:
         future = self._waiting.pop(order.request)
         if not future.cancelled():
-            future.set_exception(RefusedError(order))
+            future.set_exception(RejectedError(order))
 
     def _start(self, order: od.Start) -> None:
         spec, worker = order.spec, order.worker
         output = self._logs.of(spec.name)
         identity = self._learnings.identity(spec)
-        running = self._workers[worker] = Running(None, wall(), identity)
+        running = self._workers[worker] = WorkerHandle(None, wall(), identity)
         try:
             running.process = WorkerProcess(worker, spec, self._place, self, output, self._spare)
         except OSError as error:
@@ -340,11 +353,11 @@ class Supervisor:
             if process.spec.must_answer:
                 self._tasks.run(pulse.ask(process, self._session), f"question to {name}")
 
-    async def _looked(self, process: WorkerProcess, pulse: Pulse) -> None:
+    async def _looked(self, process: WorkerProcess, pulse: Liveness) -> None:
         """Look for signs only where there were none lately."""
         if now() - pulse.last() > process.spec.hang_timeout / 4:
             await pulse.look(process)
-        self.post(ev.Looked(now(), process.worker, pulse.last()))
+        self.post(ev.LivenessReported(now(), process.worker, pulse.last()))
 
     def _process(self, worker: ev.WorkerId) -> WorkerProcess | None:
         """The worker's process; None when it has ended and the core is yet to hear of it."""
@@ -356,20 +369,20 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         seen = await loop.run_in_executor(None, memory.sample, list(pids))
         held = {pids[pid]: held for pid, held in seen.held.items()}
-        self.post(ev.Sampled(now(), seen.used_percent, held, seen.stalled))
+        self.post(ev.MemorySampled(now(), seen.used_percent, held, seen.stalled))
 
     # -- what workers tell -------------------------------------------------------------------------
 
     async def _probe(self, process: WorkerProcess) -> None:
         try:
-            await until_ready(process, self._session)
-        except StrangerError as error:
+            await wait_until_ready(process, self._session)
+        except PortOwnerError as error:
             self._log.warning("%s: %s", process.spec.name, error)
             process.condemn(str(error))
             return
         self._came_up(process.worker)
 
-    def worker_spoke(self, worker: ev.WorkerId, word: Word) -> None:
+    def worker_spoke(self, worker: ev.WorkerId, word: ReadyMessage) -> None:
         """A worker of ours said something on its descriptor."""
         running = self._workers[worker]
         running.pulse.beat = now()
@@ -384,7 +397,7 @@ class Supervisor:
         took = now() - running.since
         name, url = running.process.spec.name, running.process.base_url
         self._log.info("%s: ready after %.2f s at %s", name, took, url)
-        self.post(ev.CameUp(now(), worker, slots))
+        self.post(ev.WorkerReady(now(), worker, slots))
 
     def worker_exited(self, worker: ev.WorkerId, reason: str, accident: bool) -> None:
         """A worker's process is gone, and everything it said has been heard."""
@@ -395,4 +408,4 @@ class Supervisor:
             self._log.info("%s: pid %d: %s", running.process.spec.name, running.process.pid, reason)
         running.fate = reason
         running.gone.set()
-        self.post(ev.Exited(now(), worker, reason, accident))
+        self.post(ev.WorkerExited(now(), worker, reason, accident))

@@ -86,12 +86,12 @@ def test_it_fits_a_screen_and_its_links_lead_somewhere() -> None:
 
 
 def test_the_http_page_names_every_route_and_every_refusal() -> None:
-    from swapd.domain.commands import STATUS
+    from swapd.domain.commands import HTTP_STATUS
     from swapd.http import app, proxy_routes
 
     page = (ROOT / "docs/http.md").read_text()
     source = Path(app.__file__).read_text()
     for path in [*proxy_routes.BY_BODY, *re.findall(r'web\.\w+\("(/[\w/]+)', source)]:
         assert path in page, path
-    for _, _, code in STATUS.values():
+    for _, _, code in HTTP_STATUS.values():
         assert f"`{code}`" in page, code

@@ -18,7 +18,7 @@ INTERVAL = 1.0
 """Seconds between beats."""
 
 
-class Pulse:
+class Heartbeat:
     """One worker's."""
 
     def __init__(self, lifeline: Lifeline, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:

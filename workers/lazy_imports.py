@@ -25,12 +25,12 @@ def skip_package_init(name: str, **attributes: str) -> None:
     spec = importlib.util.find_spec(name)
     if spec is None or spec.submodule_search_locations is None:
         raise ModuleNotFoundError(f"no package named {name!r}", name=name)
-    package = _LeanPackage(spec)
+    package = _LazyPackage(spec)
     vars(package).update(attributes)
     sys.modules[name] = package
 
 
-class _LeanPackage(ModuleType):
+class _LazyPackage(ModuleType):
     """A package whose `__init__` has not run yet."""
 
     def __init__(self, spec: ModuleSpec) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from workers.engine.embeddings import SEQUENCES
 from workers.engine.engine import Engine
-from workers.engine.kv_store import Conversations, KvFiles, fingerprint, identity_of, warn
+from workers.engine.kv_store import KvFiles, PersistentKvCache, fingerprint, identity_of, warn
 from workers.engine.speculation import GUESSES, DraftModel, PromptLookup, Speculation
 from workers.engine.threads import usable_cores
 from workers.llama.context import Context, ContextOptions
-from workers.llama.devices import devices, held
+from workers.llama.devices import devices, memory_held
 from workers.llama.model import LlamaLog, LoadError, Model, build
-from workers.service import Worker
+from workers.service import WorkerService
 from workers.settings import Settings
 
 DEFAULT_CONTEXT = 4096
@@ -28,7 +28,7 @@ only as many as slots."""
 LARGEST_SEQ_MAX = 256  # LLAMA_MAX_SEQ
 
 
-def load(settings: Settings) -> Worker:
+def load(settings: Settings) -> WorkerService:
     """Loads the model and makes its engine. Raises LoadError; called by the engine's thread."""
     began = time.monotonic()
     log = LlamaLog(verbose=settings.verbose, silent=not settings.log)
@@ -59,8 +59,10 @@ def load(settings: Settings) -> Worker:
     if settings.slot_save_path is not None:
         engine.lane.conversations = _conversations(settings, settings.slot_save_path, engine)
     engine.lane.speculation = _speculation(settings, engine, log)
-    taken = held(before, devices() if before else [])
-    return Worker(settings, engine, log, load_seconds=time.monotonic() - began, devices=taken)
+    taken = memory_held(before, devices() if before else [])
+    return WorkerService(
+        settings, engine, log, load_seconds=time.monotonic() - began, devices=taken
+    )
 
 
 def _cells(settings: Settings, trained: int) -> int:
@@ -96,7 +98,7 @@ def _load_model(settings: Settings, path: str, log: LlamaLog) -> Model:
     )
 
 
-def _conversations(settings: Settings, root: str, engine: Engine) -> Conversations:
+def _conversations(settings: Settings, root: str, engine: Engine) -> PersistentKvCache:
     """The folder for what the cache holds, and the name of all that this depends on."""
     options = engine.options
     identity = identity_of(
@@ -111,7 +113,7 @@ def _conversations(settings: Settings, root: str, engine: Engine) -> Conversatio
     )
     files = KvFiles(Path(root), identity, settings.slot_save_bytes)
     lane = engine.lane
-    return Conversations(files, lane.context, lane.cache, engine.counters)
+    return PersistentKvCache(files, lane.context, lane.cache, engine.counters)
 
 
 def _for_embeddings(settings: Settings, options: ContextOptions, model: Model) -> ContextOptions:

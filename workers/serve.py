@@ -20,7 +20,7 @@ from workers.lazy_imports import skip_package_init
 from workers.lifeline import Lifeline
 
 if TYPE_CHECKING:
-    from workers.service import Worker
+    from workers.service import WorkerService
     from workers.settings import Settings
 
 SWITCH_INTERVAL = 0.0005
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
     gc.disable()  # importing makes many objects and no garbage: a tenth of the start-up
     lifeline.end_with_stdin()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # nothing is being served yet
-    loaded: Future[Worker] = Future()
+    loaded: Future[WorkerService] = Future()
     threading.Thread(
         target=_run_engine, args=(settings, loaded), name="engine", daemon=True
     ).start()
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
     return asyncio.run(_serve(settings, lifeline, loaded))
 
 
-def _run_engine(settings: Settings, loaded: Future[Worker]) -> None:
+def _run_engine(settings: Settings, loaded: Future[WorkerService]) -> None:
     """The engine's thread: loads, then steps for ever. Its failure is the process's."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # that is for the other thread
     try:
@@ -80,14 +80,14 @@ def _run_engine(settings: Settings, loaded: Future[Worker]) -> None:
         worker.engine.give_up(f"The engine broke: {error}")
 
 
-async def _serve(settings: Settings, lifeline: Lifeline, loaded: Future[Worker]) -> int:
+async def _serve(settings: Settings, lifeline: Lifeline, loaded: Future[WorkerService]) -> int:
     import asyncio
 
-    from workers.api.server import Server
-    from workers.heartbeat import Pulse
+    from workers.api.server import WorkerServer
+    from workers.heartbeat import Heartbeat
     from workers.service import in_thread
 
-    server = Server(owned=lifeline.is_heard)
+    server = WorkerServer(owned=lifeline.is_heard)
     try:
         host, port = await server.listen(settings.host, settings.port)
     except OSError as error:
@@ -98,7 +98,7 @@ async def _serve(settings: Settings, lifeline: Lifeline, loaded: Future[Worker])
         return _give_up(lifeline, str(error) or repr(error))
     engine = worker.engine
     engine.attach(asyncio.get_running_loop(), on_broken=lambda: server.stop(BROKE))
-    pulse = Pulse(lifeline, engine, asyncio.get_running_loop())
+    pulse = Heartbeat(lifeline, engine, asyncio.get_running_loop())
     pulse.start()
     server.serve(worker, pulse)
     lifeline.ready(

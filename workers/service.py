@@ -22,9 +22,9 @@ from workers.errors import ApiError, exceeds_context, too_long_at_once
 from workers.grammar.cache import Grammars
 from workers.llama.detokenizer import TextOutput
 from workers.llama.model import LlamaLog, LoadError
-from workers.llama.sampler import Guide
+from workers.llama.sampler import GrammarConstraint
 from workers.requests.bodies import Generation
-from workers.requests.resume import Call, check_resumed
+from workers.requests.resume import ResumedCall, check_resumed
 from workers.requests.sampling import sampling_of
 from workers.settings import Settings
 
@@ -33,7 +33,7 @@ LONG_TEXT = 20_000
 """Characters from which tokenising moves off the event loop: about 5 ms."""
 
 
-class Worker:
+class WorkerService:
     """One loaded model and what may be asked of it. Lives on the event loop's thread."""
 
     def __init__(
@@ -91,7 +91,7 @@ class Worker:
         self, text: str, *, add_special: bool = True, parse_special: bool = True
     ) -> list[int]:
         """Text to tokens; a long one does not hold up the streams."""
-        return await unhurried(
+        return await run_with_backoff(
             len(text),
             lambda: self.model.tokenize(text, add_special=add_special, parse_special=parse_special),
         )
@@ -124,8 +124,8 @@ class Worker:
         *,
         streaming: bool,
         sink: Sink,
-        guide: Guide | None,
-        call: Call,
+        guide: GrammarConstraint | None,
+        call: ResumedCall,
         resumed: list[int],
     ) -> Sequence:
         """An answer to a checked request, for the engine. Raises ApiError if there can be none.
@@ -254,7 +254,7 @@ class Worker:
             raise
 
 
-async def unhurried(size: int, work: Callable[[], T]) -> T:
+async def run_with_backoff(size: int, work: Callable[[], T]) -> T:
     """Does `work`, whose time grows with `size` characters of a request, where it holds up
     nobody: beside the event loop if they are many."""
     return work() if size < LONG_TEXT else await in_thread(work)

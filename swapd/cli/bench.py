@@ -10,16 +10,16 @@ import typer
 from swapd.cli.client import named, post, require_running, stream
 from swapd.cli.options import Json, Name
 from swapd.cli.output import FailedError, print_json, table, waiting
-from swapd.paths import find_home
+from swapd.paths import find_paths
 from swapd.system.aio import now
-from swapd.system.lockfile import Holder
+from swapd.system.lockfile import LockHolder
 
 PROMPT = "Tell me of the sea, the wind and the stars, and do not stop too soon."
 
 
 def measure(name: str, requests: int, tokens: int, as_json: bool) -> int:
     """Ask so many times, one after the other; tell time to first token and tokens a second."""
-    holder = require_running(find_home())
+    holder = require_running(find_paths())
     begun = now()
     with waiting(f"loading {name}"):
         model = post(holder, named("/load", name))["loaded"]
@@ -42,7 +42,7 @@ def _row(title: str, run: dict[str, float]) -> list[str]:
     return [title, f"{run['first_token_seconds'] * 1000:.1f}", f"{run['tokens']:.0f}", speed]
 
 
-def _measure(holder: Holder, model: str, tokens: int) -> dict[str, float]:
+def _measure(holder: LockHolder, model: str, tokens: int) -> dict[str, float]:
     body = {
         "model": model,
         "messages": [{"role": "user", "content": PROMPT}],

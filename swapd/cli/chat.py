@@ -22,12 +22,12 @@ from typing import Annotated, Any, Protocol
 
 import typer
 
-from swapd.cli.client import Line, NoAnswerError, named, post, running, stream
+from swapd.cli.client import NoAnswerError, SocketClient, named, post, running, stream
 from swapd.cli.options import Name
-from swapd.cli.output import FailedError, complain, waiting
+from swapd.cli.output import FailedError, print_error, waiting
 from swapd.cli.start_stop import ensure_running
-from swapd.paths import Home, find_home
-from swapd.system.lockfile import Holder
+from swapd.paths import Paths, find_paths
+from swapd.system.lockfile import LockHolder
 
 Prompt = Annotated[
     list[str] | None, typer.Argument(metavar="PROMPT", help="What to ask; none: a chat.")
@@ -110,7 +110,7 @@ def _fenced(first: str, line: Callable[[str], str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class ChatDelta:
     """What comes next of an answer."""
 
     text: str = ""
@@ -126,13 +126,13 @@ class StoppedError(Exception):
     """The answer was told to stop, and there is no more of it."""
 
 
-class Way(Protocol):
+class ChatTransport(Protocol):
     """One conversation's connection; to be closed."""
 
     def load(self, name: str) -> str:
         """Have the model loaded; its own name. Raises FailedError."""
 
-    def ask(self, request: Mapping[str, object]) -> Iterator[Piece]:
+    def ask(self, request: Mapping[str, object]) -> Iterator[ChatDelta]:
         """The answer to a chat request, as it comes.
 
         Raises RefusedAnswerError, and StoppedError where `stop` ends it so.
@@ -141,7 +141,7 @@ class Way(Protocol):
     def stop(self) -> None:
         """End the answer that is under way; called while the program waits for more of it."""
 
-    def __enter__(self) -> Way: ...
+    def __enter__(self) -> ChatTransport: ...
 
     def __exit__(
         self,
@@ -151,22 +151,22 @@ class Way(Protocol):
     ) -> None: ...
 
 
-def way_to(home: Home) -> Way:
+def open_transport(home: Paths) -> ChatTransport:
     """The socket of a swapd that runs, or, where that can't be opened, HTTP. Raises FailedError."""
     try:
-        return SocketWay(Line(home))
+        return SocketTransport(SocketClient(home))
     except FailedError as error:
         holder = running(home)
         if holder is None:
             raise
-        complain(f"{error}; asking {holder.endpoint} instead")
-        return HttpWay(holder)
+        print_error(f"{error}; asking {holder.endpoint} instead")
+        return HttpTransport(holder)
 
 
-class SocketWay:
+class SocketTransport:
     """Over one line, with a number for each request."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: SocketClient) -> None:
         self._line = line
         self._id = 0
 
@@ -177,7 +177,7 @@ class SocketWay:
             raise FailedError(loaded["error"]["message"])
         return str(loaded["model"])
 
-    def ask(self, request: Mapping[str, object]) -> Iterator[Piece]:
+    def ask(self, request: Mapping[str, object]) -> Iterator[ChatDelta]:
         """As the protocol says."""
         self._id += 1
         self._line.say(id=self._id, **request)
@@ -186,9 +186,9 @@ class SocketWay:
             if heard.get("id") != self._id:
                 continue  # A cancel that came too late is told so.
             if "token" in heard:
-                yield Piece(heard["token"])
+                yield ChatDelta(heard["token"])
             elif "delta" in heard:
-                yield Piece(thought=heard["delta"].get("reasoning_content", ""))
+                yield ChatDelta(thought=heard["delta"].get("reasoning_content", ""))
             elif "error" in heard:
                 raise RefusedAnswerError(heard["error"]["message"])
             else:
@@ -198,24 +198,24 @@ class SocketWay:
         """Say so; the answer's last line comes then."""
         self._line.say(id=self._id, op="cancel")
 
-    def __enter__(self) -> SocketWay:
+    def __enter__(self) -> SocketTransport:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._line.__exit__()
 
 
-class HttpWay:
+class HttpTransport:
     """A request for each answer."""
 
-    def __init__(self, holder: Holder) -> None:
+    def __init__(self, holder: LockHolder) -> None:
         self._holder = holder
 
     def load(self, name: str) -> str:
         """As the protocol says."""
         return str(post(self._holder, named("/load", name))["loaded"])
 
-    def ask(self, request: Mapping[str, object]) -> Iterator[Piece]:
+    def ask(self, request: Mapping[str, object]) -> Iterator[ChatDelta]:
         """As the protocol says."""
         try:
             for event in stream(self._holder, "/v1/chat/completions", {**request, "stream": True}):
@@ -228,15 +228,15 @@ class HttpWay:
         """Leave: who leaves is not answered any further."""
         raise StoppedError
 
-    def __enter__(self) -> HttpWay:
+    def __enter__(self) -> HttpTransport:
         return self
 
     def __exit__(self, *_: object) -> None:
         """There is nothing to close between requests."""
 
 
-def _piece(delta: dict[str, Any]) -> Piece:
-    return Piece(delta.get("content") or "", delta.get("reasoning_content") or "")
+def _piece(delta: dict[str, Any]) -> ChatDelta:
+    return ChatDelta(delta.get("content") or "", delta.get("reasoning_content") or "")
 
 
 HELP = '''/bye    end, as Ctrl-D does
@@ -252,12 +252,12 @@ def run_chat(name: str, prompt: str, system: str, settings: Mapping[str, object]
 
     `settings` are fields of the request, such as temperature. Starts swapd if it does not run.
     """
-    home = find_home()
+    home = find_paths()
     asked, system = _with_pipe(_as_text(prompt)), _as_text(system)
     if not asked and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise FailedError("there is nothing to ask: give a prompt, or send one through a pipe")
     ensure_running(home)
-    with way_to(home) as way:
+    with open_transport(home) as way:
         talk = Conversation(way, name, system, settings)
         if asked:
             talk.answer(asked)
@@ -296,7 +296,7 @@ def _converse(talk: Conversation) -> None:
             print("\n(Ctrl-D ends the chat)")
             continue
         except UnicodeDecodeError:
-            complain("that is not text in UTF-8")
+            print_error("that is not text in UTF-8")
             continue
         if text == "/bye":
             return
@@ -314,13 +314,15 @@ def _answered(talk: Conversation, text: str) -> None:
         with suppress(StoppedError), talk.stoppable():
             talk.answer(text)
     except RefusedAnswerError as error:
-        complain(str(error))
+        print_error(str(error))
 
 
 class Conversation:
     """What was said so far, and the way to the model."""
 
-    def __init__(self, way: Way, name: str, system: str, settings: Mapping[str, object]) -> None:
+    def __init__(
+        self, way: ChatTransport, name: str, system: str, settings: Mapping[str, object]
+    ) -> None:
         self._way = way
         self._name = name
         self._settings = settings

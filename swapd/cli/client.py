@@ -17,14 +17,14 @@ from urllib.parse import quote, urlsplit
 import msgspec
 
 from swapd.cli.output import NOT_RUNNING, FailedError
-from swapd.paths import Home
-from swapd.system.lockfile import Holder, read_holder
+from swapd.paths import Paths
+from swapd.system.lockfile import LockHolder, read_holder
 
 
-class Line:
+class SocketClient:
     """A connection; to be closed. Raises FailedError when there is nobody, or nobody any more."""
 
-    def __init__(self, home: Home, timeout: float | None = None) -> None:
+    def __init__(self, home: Paths, timeout: float | None = None) -> None:
         try:
             self._sock = connected(home.socket, timeout)
         except OSError as error:
@@ -33,7 +33,7 @@ class Line:
             raise FailedError(message) from error
         self._heard = self._sock.makefile("rb")
 
-    def __enter__(self) -> Line:
+    def __enter__(self) -> SocketClient:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -94,13 +94,13 @@ class NoAnswerError(FailedError):
     """The endpoint does not answer, or says why it refuses."""
 
 
-def running(home: Home) -> Holder | None:
+def running(home: Paths) -> LockHolder | None:
     """Who serves this home, if anybody does."""
     holder = read_holder(home.state)
     return holder if holder is not None and holder.alive() else None
 
 
-def require_running(home: Home) -> Holder:
+def require_running(home: Paths) -> LockHolder:
     """The same; raises FailedError when nobody does."""
     holder = running(home)
     if holder is None:
@@ -108,12 +108,12 @@ def require_running(home: Home) -> Holder:
     return holder
 
 
-def get(holder: Holder, path: str, timeout: float | None = SOON) -> Any:
+def get(holder: LockHolder, path: str, timeout: float | None = SOON) -> Any:
     """The JSON at `path` of the swapd that `holder` describes. Raises NoAnswerError."""
     return _asked(holder, "GET", path, None, timeout)
 
 
-def post(holder: Holder, path: str, timeout: float | None = None) -> Any:
+def post(holder: LockHolder, path: str, timeout: float | None = None) -> Any:
     """What a POST of nothing is answered. Raises NoAnswerError."""
     return _asked(holder, "POST", path, b"", timeout)
 
@@ -123,7 +123,7 @@ def named(path: str, model: str) -> str:
     return f"{path}?model={quote(model, safe='')}"
 
 
-def stream(holder: Holder, path: str, body: object) -> Iterator[dict[str, Any]]:
+def stream(holder: LockHolder, path: str, body: object) -> Iterator[dict[str, Any]]:
     """The events that a POST is answered with, as they come. Raises NoAnswerError."""
     encoded = msgspec.json.encode(body)
     with _answer(holder, "POST", path, encoded, None) as answer:
@@ -136,7 +136,7 @@ def stream(holder: Holder, path: str, body: object) -> Iterator[dict[str, Any]]:
 
 
 def _asked(
-    holder: Holder, method: str, path: str, body: bytes | None, timeout: float | None
+    holder: LockHolder, method: str, path: str, body: bytes | None, timeout: float | None
 ) -> Any:
     with _answer(holder, method, path, body, timeout) as answer:
         return msgspec.json.decode(answer.read())
@@ -144,7 +144,7 @@ def _asked(
 
 @contextmanager
 def _answer(
-    holder: Holder, method: str, path: str, body: bytes | None, timeout: float | None
+    holder: LockHolder, method: str, path: str, body: bytes | None, timeout: float | None
 ) -> Iterator[http.client.HTTPResponse]:
     """An answer of status 200. Goes to the machine itself: proxies in the environment are not."""
     connection = _Connection(holder, timeout)
@@ -164,7 +164,7 @@ def _answer(
 class _Connection(http.client.HTTPConnection):
     """A connection by the socket, or, where that could not be made, to the endpoint."""
 
-    def __init__(self, holder: Holder, timeout: float | None) -> None:
+    def __init__(self, holder: LockHolder, timeout: float | None) -> None:
         at = urlsplit(holder.endpoint)
         super().__init__(at.hostname or "", at.port, timeout=timeout)
         self._socket = holder.socket

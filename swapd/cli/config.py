@@ -15,32 +15,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swapd.cli.client import running
-from swapd.cli.output import FailedError, command, complain, plain, show_bytes
+from swapd.cli.output import FailedError, command, print_error, sanitize, show_bytes
 from swapd.config.errors import Problem
 from swapd.domain.models import Catalog, Limits
-from swapd.domain.settings import Settings
-from swapd.gguf.llama_flags import adapters_of, speaks_llama_flags
-from swapd.gguf.reader import DamagedModelError, read_head
-from swapd.paths import WORKER_COMMAND, Home, demo_folder, find_home
-from swapd.system.redact import without_secrets_in
+from swapd.domain.settings import ServerSettings
+from swapd.gguf.llama_flags import adapter_files, speaks_llama_flags
+from swapd.gguf.reader import DamagedModelError, read_header
+from swapd.paths import WORKER_COMMAND, Paths, demo_directory, find_paths
+from swapd.system.redact import redact_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     import yaml
 
-    from swapd.config.load import Loaded
+    from swapd.config.load import LoadedConfig
     from swapd.domain.models import Catalog
-    from swapd.library.inventory import Entry
+    from swapd.library.inventory import InventoryEntry
 
 
-def in_use(home: Home) -> Path:
+def in_use(home: Paths) -> Path:
     """The configuration that counts: that of the swapd that runs, else the home's own."""
     holder = running(home)
     return Path(holder.config) if holder is not None and holder.config else home.config
 
 
-def models(home: Home) -> list[Entry]:
+def models(home: Paths) -> list[InventoryEntry]:
     """All models by name, then what should be a model and can't be used.
 
     Those that a sync finds; or, where the configuration in use is not a sync's, those that stand in
@@ -48,7 +48,7 @@ def models(home: Home) -> list[Entry]:
     """
     from swapd.config.errors import ConfigError
     from swapd.library.generate import is_generated
-    from swapd.library.inventory import library, mark_served, written
+    from swapd.library.inventory import list_inventory, mark_served, written
     from swapd.process import memory
     from swapd.system import aio
 
@@ -56,10 +56,10 @@ def models(home: Home) -> list[Entry]:
     if config.is_file() and not is_generated(config):
         return written(catalog(home), config.parent, home.state)
     try:
-        entries = library(
+        entries = list_inventory(
             home.folder,
             os.environ,
-            demo_folder(),
+            demo_directory(),
             now=aio.wall(),
             total_memory=memory.total(),
         )
@@ -68,15 +68,15 @@ def models(home: Home) -> list[Entry]:
     return mark_served(entries, config) if config.is_file() else entries
 
 
-def catalog(home: Home) -> Catalog:
+def catalog(home: Paths) -> Catalog:
     """What the configuration in use says. Raises FailedError when it can't be used."""
 
     return read(home, in_use(home)).catalog
 
 
-def find(entries: list[Entry], name: str) -> Entry:
+def find(entries: list[InventoryEntry], name: str) -> InventoryEntry:
     """The model that `name` means. Raises FailedError with the nearest names."""
-    from swapd.domain.model_names import Ambiguous, Spellings
+    from swapd.domain.model_names import AmbiguousName, SpellingIndex
 
     usable = {entry.name: entry for entry in entries if not entry.broken}
     exact = usable.get(name) or next((e for e in usable.values() if name in e.aliases), None)
@@ -85,15 +85,15 @@ def find(entries: list[Entry], name: str) -> Entry:
     for entry in entries:
         if entry.name == name:
             raise FailedError(f"{name} can't be used: {entry.path} {entry.broken}")
-    found = Spellings({e.name: e.aliases for e in usable.values()}).find(name)
-    if isinstance(found, Ambiguous):
+    found = SpellingIndex({e.name: e.aliases for e in usable.values()}).find(name)
+    if isinstance(found, AmbiguousName):
         raise FailedError(str(found))
     if found is None:
         raise FailedError(_unknown(name, usable))
     return usable[found]
 
 
-def _unknown(name: str, usable: dict[str, Entry]) -> str:
+def _unknown(name: str, usable: dict[str, InventoryEntry]) -> str:
     from swapd.config.errors import did_you_mean
 
     name = name if name.strip() and name.isprintable() else repr(name)
@@ -108,14 +108,14 @@ def _unknown(name: str, usable: dict[str, Entry]) -> str:
 
 def path() -> int:
     """Print where the configuration in use is, for scripts."""
-    print(in_use(find_home()))
+    print(in_use(find_paths()))
     return 0
 
 
 def show() -> int:
     """Print the configuration in use as it is, but for keys that stand in it in plain text."""
-    file = in_use(find_home())
-    print(without_secrets_in(without_keys(_text(file), file)), end="")
+    file = in_use(find_paths())
+    print(redact_text(without_keys(_text(file), file)), end="")
     return 0
 
 
@@ -153,7 +153,7 @@ def check(file: Path | None) -> int:
 
     Without a file, the configuration in use, and custom_models.yaml if that is config.yaml.
     """
-    home = find_home()
+    home = find_paths()
     if file is not None:
         return _told([_configuration(home, file)])
     used = in_use(home)
@@ -169,11 +169,11 @@ def _told(verdicts: list[tuple[str, str]]) -> int:
         if good:
             print(f"✓ {good}")
         if bad:
-            complain(bad)
+            print_error(bad)
     return 1 if any(bad for _, bad in verdicts) else 0
 
 
-def _configuration(home: Home, file: Path) -> tuple[str, str]:
+def _configuration(home: Paths, file: Path) -> tuple[str, str]:
     """What is good to say of it, or what is wrong."""
     _text(file)
     try:
@@ -181,14 +181,14 @@ def _configuration(home: Home, file: Path) -> tuple[str, str]:
     except FailedError as error:
         return "", str(error)
     for warning in loaded.warnings:
-        complain(str(warning))
+        print_error(str(warning))
     if wrong := in_its_files(loaded, file):
         return "", "\n".join(wrong)
     count = len(loaded.catalog.models)
     return f"{file}: {count} model{'' if count == 1 else 's'}", ""
 
 
-def read(home: Home, file: Path, environ: Mapping[str, str] = os.environ) -> Loaded:
+def read(home: Paths, file: Path, environ: Mapping[str, str] = os.environ) -> LoadedConfig:
     """A configuration as swapd would read it. Raises FailedError."""
     from swapd.config.env import read_env
     from swapd.config.errors import ConfigError
@@ -202,7 +202,7 @@ def read(home: Home, file: Path, environ: Mapping[str, str] = os.environ) -> Loa
         raise FailedError(f"{file} can't be used:\n{error}") from error
 
 
-def in_its_files(loaded: Loaded, file: Path) -> list[str]:
+def in_its_files(loaded: LoadedConfig, file: Path) -> list[str]:
     """What the files that a configuration names are not good for: what start or a request says."""
     from swapd.http.tls import TlsError, new_context
 
@@ -216,19 +216,21 @@ def in_its_files(loaded: Loaded, file: Path) -> list[str]:
     return found
 
 
-def effective(home: Home) -> Loaded:
+def effective(home: Paths) -> LoadedConfig:
     """What swapd serves with or would: its file, or what a sync makes. Raises FailedError."""
     if (file := in_use(home)).is_file():
         return read(home, file)
     from swapd.config.errors import ConfigError
     from swapd.config.load import parse
-    from swapd.library.sync import look, made_of
+    from swapd.library.sync import made_of, make_plan
     from swapd.process import memory
     from swapd.system import aio
 
     total = memory.total()
     try:
-        plan = look(home.folder, os.environ, demo_folder(), now=aio.wall(), total_memory=total)
+        plan = make_plan(
+            home.folder, os.environ, demo_directory(), now=aio.wall(), total_memory=total
+        )
         text, _ = made_of(plan, total)
         return parse(
             text, home.config.name, plan.env, worker_command=WORKER_COMMAND, total_memory=total
@@ -237,19 +239,19 @@ def effective(home: Home) -> Loaded:
         raise FailedError(str(error)) from error
 
 
-def _customisation(home: Home) -> tuple[str, str]:
-    from swapd.config.custom_models import read_custom
+def _customisation(home: Paths) -> tuple[str, str]:
+    from swapd.config.custom_models import read_custom_models
     from swapd.config.env import read_env
     from swapd.config.errors import ConfigError
 
     if not home.custom.is_file():
         return f"{home.custom}: not there, and not needed", ""
     try:
-        custom = read_custom(home.custom, read_env(home.folder, os.environ))
+        custom = read_custom_models(home.custom, read_env(home.folder, os.environ))
     except ConfigError as error:
         return "", f"{home.custom} can't be used:\n{error}"
     for warning in custom.warnings:
-        complain(str(warning))
+        print_error(str(warning))
     count = len(custom.models)
     return f"{home.custom}: speaks of {count} model{'' if count == 1 else 's'}", ""
 
@@ -258,7 +260,7 @@ def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        made = f"; {command()} sync makes one" if file == find_home().config else ""
+        made = f"; {command()} sync makes one" if file == find_paths().config else ""
         raise FailedError(f"there is no {file}{made}") from error
     except UnicodeDecodeError as error:
         raise FailedError(f"{file} is not text in UTF-8") from error
@@ -266,21 +268,21 @@ def _text(file: Path) -> str:
         raise FailedError(f"{file} can't be read: {error.strerror}") from error
 
 
-def terms() -> int:
+def show_effective() -> int:
     """Check the configuration; then print what swapd goes by with it. 1 if it can't be used."""
     status = check(None)
     if status != 0:
         return status
-    home = find_home()
+    home = find_paths()
     loaded = effective(home)
     lines = [*_server(loaded.settings), *_limits(loaded.catalog.limits), *_library(home)]
     width = max(len(key) for key, _ in lines)
     for key, value in lines:
-        print(f"{key:<{width}}  {plain(value)}")
+        print(f"{key:<{width}}  {sanitize(value)}")
     return 0
 
 
-def _server(settings: Settings) -> Iterator[tuple[str, str]]:
+def _server(settings: ServerSettings) -> Iterator[tuple[str, str]]:
     names = ", ".join(key.name for key in settings.access.keys)
     yield (
         "listens at",
@@ -302,7 +304,7 @@ def _limits(limits: Limits) -> Iterator[tuple[str, str]]:
     yield "requests wait", f"{most}, while others have turns of {limits.max_wait:g} s"
 
 
-def _library(home: Home) -> Iterator[tuple[str, str]]:
+def _library(home: Paths) -> Iterator[tuple[str, str]]:
     """Where models are looked for, and what they are called and given."""
     from swapd.config.env import read_env, sync_settings
     from swapd.config.errors import ConfigError
@@ -335,7 +337,7 @@ def adapter_problems(catalog: Catalog, config: Path) -> list[Problem]:
         Problem(config.name, 0, f"models.{spec.name}", wrong)
         for spec in catalog.models.values()
         if speaks_llama_flags(spec.argv, spec.own)
-        for files in adapters_of(spec.argv)
+        for files in adapter_files(spec.argv)
         for wrong in _wrong(files, config.parent)
     ]
 
@@ -345,7 +347,7 @@ def _wrong(files: tuple[str, ...], beside: Path) -> Iterator[str]:
     for file in (whole,) if (beside / whole).is_file() else files:
         path = beside / file
         try:
-            kind = read_head(path).text("general.type")
+            kind = read_header(path).text("general.type")
         except FileNotFoundError:
             yield f"the adapter {path} is not there"
         except OSError as error:

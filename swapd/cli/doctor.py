@@ -14,8 +14,8 @@ import msgspec
 
 from swapd.cli.client import NoAnswerError, get, running
 from swapd.cli.config import effective, in_its_files, in_use, models, read
-from swapd.cli.output import FailedError, command, plain, print_json, show_bytes, waiting
-from swapd.paths import Home, find_home
+from swapd.cli.output import FailedError, command, print_json, sanitize, show_bytes, waiting
+from swapd.paths import Paths, find_paths
 
 PROBE = """
 import json, llama_cpp
@@ -39,7 +39,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 def doctor(as_json: bool) -> int:
     """Look at everything; exit status 1 when something is wrong."""
-    home = find_home()
+    home = find_paths()
     findings = []
     with waiting("looking"):
         for look in (_machine, _home, _llama, _models, _daemon):
@@ -48,12 +48,12 @@ def doctor(as_json: bool) -> int:
         print_json(findings)
     else:
         for finding in findings:
-            said = "\n".join(plain(line) for line in finding.says.splitlines())
+            said = "\n".join(sanitize(line) for line in finding.says.splitlines())
             print(f"{'✓' if finding.well else '✗'} {said}")
     return 0 if all(finding.well for finding in findings) else 1
 
 
-def _machine(_: Home) -> Iterator[Finding]:
+def _machine(_: Paths) -> Iterator[Finding]:
     from swapd.process import memory
 
     yield Finding(True, f"{platform.system()} {platform.machine()}, Python {_python()}")
@@ -72,7 +72,7 @@ def _python() -> str:
     return ".".join(str(part) for part in sys.version_info[:3])
 
 
-def _home(home: Home) -> Iterator[Finding]:
+def _home(home: Paths) -> Iterator[Finding]:
     folder = next(p for p in (home.folder, *home.folder.parents) if p.is_dir())
     if not os.access(folder, os.W_OK):
         yield Finding(False, f"{folder} can't be written to, and swapd keeps its state there")
@@ -93,7 +93,7 @@ def _home(home: Home) -> Iterator[Finding]:
         yield Finding(False, told)
 
 
-def _llama(_: Home) -> Iterator[Finding]:
+def _llama(_: Paths) -> Iterator[Finding]:
     done = subprocess.run(
         [sys.executable, "-c", PROBE], capture_output=True, text=True, check=False
     )
@@ -139,7 +139,7 @@ def _offload(gpus: set[str]) -> Finding:
     return Finding(True, "GPU offload is not built in, and no GPU is seen that it would serve")
 
 
-def _models(home: Home) -> Iterator[Finding]:
+def _models(home: Paths) -> Iterator[Finding]:
     from swapd.process import memory
 
     try:
@@ -160,8 +160,8 @@ def _models(home: Home) -> Iterator[Finding]:
             yield Finding(False, f"{entry.name} needs about {needs}, and the machine has {has}")
 
 
-def _daemon(home: Home) -> Iterator[Finding]:
-    from swapd.process.ports import holder_of
+def _daemon(home: Paths) -> Iterator[Finding]:
+    from swapd.process.ports import port_owner
 
     holder = running(home)
     if holder is not None:
@@ -179,6 +179,6 @@ def _daemon(home: Home) -> Iterator[Finding]:
     except FailedError:
         # Told already.
         return
-    pid = holder_of(port)
+    pid = port_owner(port)
     taken = f"port {port} is taken by pid {pid}; choose another with --port or SWAPD_PORT"
     yield Finding(pid is None, taken if pid else f"swapd does not run; its port {port} is free")

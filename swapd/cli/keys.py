@@ -14,10 +14,10 @@ import typer
 
 from swapd.cli.config import in_use, read
 from swapd.cli.options import Config, Json
-from swapd.cli.output import FailedError, command, complain, print_json, table
-from swapd.cli.sync import sync_models, take_up
-from swapd.paths import demo_folder, find_home
-from swapd.system.lockfile import alone_with
+from swapd.cli.output import FailedError, command, print_error, print_json, table
+from swapd.cli.sync import request_reload, sync_models
+from swapd.paths import demo_directory, find_paths
+from swapd.system.lockfile import exclusive_lock
 
 KeyName = Annotated[str, typer.Argument(metavar="NAME", help="A name of your choice.")]
 
@@ -99,14 +99,14 @@ def add_key(
         entry["rate"] = rate
     if priority:
         entry["priority"] = priority
-    with alone_with(find_home().edits):
+    with exclusive_lock(find_paths().edits):
         place = _Place(config)
         first = _put(place, name, entry)
     print(key)
-    complain(f"{place.file} has its SHA-256 sum; the key itself is shown this once")
+    print_error(f"{place.file} has its SHA-256 sum; the key itself is shown this once")
     _warn_of_unknown(names, config)
     if first:
-        complain("as long as there is a key, every HTTP request but GET /health needs one")
+        print_error("as long as there is a key, every HTTP request but GET /health needs one")
     return 0
 
 
@@ -125,17 +125,17 @@ def _warn_of_unknown(patterns: list[str], config: Path | None) -> None:
     """Say which of them open nothing, for no model has such a name."""
     from swapd.config.access import opens_nothing
 
-    home = find_home()
+    home = find_paths()
     models = read(home, config or in_use(home)).catalog.models.values() if patterns else ()
     for _, told in opens_nothing(patterns, models):
-        complain(told)
+        print_error(told)
 
 
 def remove_key(name: str, config: Path | None) -> int:
     """Take a key out. Raises FailedError."""
     from swapd.config.yaml_edit import EditError, take
 
-    with alone_with(find_home().edits):
+    with exclusive_lock(find_paths().edits):
         place = _Place(config)
         try:
             place.write(take(place.text, ("keys", name), f"a key {name}", place.file.name))
@@ -143,13 +143,13 @@ def remove_key(name: str, config: Path | None) -> int:
             raise FailedError(f"nothing was changed: {error}") from error
     print(f"{name} opens nothing any more")
     if not place.names():
-        complain("that was the last key: whoever reaches the address is served now")
+        print_error("that was the last key: whoever reaches the address is served now")
     return 0
 
 
 def list_keys(config: Path | None, as_json: bool) -> int:
     """What each key is good for."""
-    home = find_home()
+    home = find_paths()
     keys = read(home, config or in_use(home)).settings.access.keys
     if as_json:
         told = [
@@ -187,7 +187,7 @@ class _Place:
     def __init__(self, config: Path | None) -> None:
         from swapd.library.generate import MARK
 
-        self._home = find_home()
+        self._home = find_paths()
         self._home.folder.mkdir(parents=True, exist_ok=True)
         if config is None and (used := in_use(self._home)) != self._home.config:
             config = used
@@ -212,14 +212,14 @@ class _Place:
     def names(self) -> list[str]:
         """The keys that the file has."""
         from swapd.config.errors import ConfigError
-        from swapd.config.yaml_nodes import Mapping, node_at, parse_tree
+        from swapd.config.yaml_nodes import MappingNode, node_at, parse_tree
 
         try:
             tree, _ = parse_tree(self.text, self.file.name)
         except ConfigError as error:
             raise FailedError(f"nothing was changed:\n{error}") from error
         section = node_at(tree, ("keys",))
-        return list(section.entries) if isinstance(section, Mapping) else []
+        return list(section.entries) if isinstance(section, MappingNode) else []
 
     def write(self, text: str) -> None:
         """Replace the file's text, if the configuration can be used with it; then sync."""
@@ -233,14 +233,14 @@ class _Place:
         replace_text(self.file, text)
         self.text = text
         if self._by_hand:
-            take_up(self._home)
+            request_reload(self._home)
         else:
             sync_models(force=False, say=lambda _: None)
 
     def _check(self, text: str) -> None:
         from swapd.config.env import read_env
         from swapd.config.load import parse
-        from swapd.library.sync import look, made_of
+        from swapd.library.sync import made_of, make_plan
         from swapd.paths import WORKER_COMMAND
         from swapd.process import memory
         from swapd.system import aio
@@ -251,7 +251,7 @@ class _Place:
             parse(text, self.file.name, env, worker_command=WORKER_COMMAND, total_memory=total)
         else:
             folder, when = self._home.folder, aio.wall()
-            plan = look(
-                folder, os.environ, demo_folder(), now=when, total_memory=total, custom_text=text
+            plan = make_plan(
+                folder, os.environ, demo_directory(), now=when, total_memory=total, custom_text=text
             )
             made_of(plan, total)

@@ -9,13 +9,21 @@ import msgspec
 
 from swapd.cli.client import NoAnswerError, get, running
 from swapd.cli.config import catalog, find, in_use, models
-from swapd.cli.output import FailedError, command, plain, print_json, show_bytes, show_time, table
-from swapd.paths import Home, find_home
-from swapd.system.redact import without_secrets, without_secrets_in
+from swapd.cli.output import (
+    FailedError,
+    command,
+    print_json,
+    sanitize,
+    show_bytes,
+    show_time,
+    table,
+)
+from swapd.paths import Paths, find_paths
+from swapd.system.redact import redact_argv, redact_text
 
 if TYPE_CHECKING:
     from swapd.domain.models import ModelSpec
-    from swapd.library.inventory import Entry
+    from swapd.library.inventory import InventoryEntry
 
 
 UNSERVED = "not served yet"
@@ -23,7 +31,7 @@ UNSERVED = "not served yet"
 
 def list_models(wanted: str, as_json: bool) -> int:
     """A line for each model whose name has `wanted` in it, in capitals or not; and their count."""
-    home = find_home()
+    home = find_paths()
     entries = models(home)
     shown = [e for e in entries if _matches(e, wanted)]
     states = {w["model"]: w["state"] for w in _workers(home)}
@@ -46,7 +54,7 @@ def list_models(wanted: str, as_json: bool) -> int:
         print("\n".join(table(["NAME", ">SIZE", "QUANT", ">CTX", "SOURCE", "STATE"], rows)))
     for entry in shown:
         if entry.broken:
-            print(plain(f"✗ {entry.path} {entry.broken}"))
+            print(sanitize(f"✗ {entry.path} {entry.broken}"))
     total = sum(not e.broken for e in entries)
     count = f"{total} model{'' if total == 1 else 's'}"
     print(f"{len(usable)} of {count} match {wanted!r}" if wanted else count)
@@ -55,22 +63,22 @@ def list_models(wanted: str, as_json: bool) -> int:
     return 0
 
 
-def _matches(entry: Entry, wanted: str) -> bool:
+def _matches(entry: InventoryEntry, wanted: str) -> bool:
     return any(wanted.lower() in name.lower() for name in (entry.name, *entry.aliases))
 
 
-def _state(entry: Entry, states: dict[str, str]) -> str:
+def _state(entry: InventoryEntry, states: dict[str, str]) -> str:
     if entry.broken:
         return "broken"
     return states.get(entry.name, "unloaded" if entry.served else UNSERVED)
 
 
-def _plain(entry: Entry) -> dict[str, Any]:
-    plain: dict[str, Any] = msgspec.to_builtins(entry, enc_hook=str)
-    return {**plain, "command": without_secrets_in(entry.command)}
+def _plain(entry: InventoryEntry) -> dict[str, Any]:
+    sanitize: dict[str, Any] = msgspec.to_builtins(entry, enc_hook=str)
+    return {**sanitize, "command": redact_text(entry.command)}
 
 
-def _workers(home: Home) -> list[dict[str, Any]]:
+def _workers(home: Paths) -> list[dict[str, Any]]:
     """What runs; nothing when swapd does not, or is too busy ending to say."""
     holder = running(home)
     if holder is None:
@@ -85,11 +93,11 @@ def _workers(home: Home) -> list[dict[str, Any]]:
 
 def show(name: str, as_json: bool) -> int:
     """Everything that is known of one model."""
-    home = find_home()
+    home = find_paths()
     entry = find(models(home), name)
     spec = catalog(home).models.get(entry.name) if in_use(home).is_file() else None
     worker = next((w for w in _workers(home) if w["model"] == entry.name), None)
-    argv = shlex.join(without_secrets(spec.argv)) if spec else without_secrets_in(entry.command)
+    argv = shlex.join(redact_argv(spec.argv)) if spec else redact_text(entry.command)
     if as_json:
         settings = _settings(spec) if spec else None
         print_json({**_plain(entry), "command": argv, "settings": settings, "worker": worker})
@@ -102,7 +110,7 @@ def show(name: str, as_json: bool) -> int:
     width = max(len(key) for key, value in lines.items() if value)
     for key, value in lines.items():
         if value:
-            print(f"{key:<{width}}  {plain(value)}")
+            print(f"{key:<{width}}  {sanitize(value)}")
     return 0
 
 
@@ -110,13 +118,13 @@ def _settings(spec: ModelSpec) -> dict[str, Any]:
     """All that is configured, but for secrets."""
     settings: dict[str, Any] = msgspec.to_builtins(spec, enc_hook=dict)
     for name in ("argv", "stop_argv"):
-        settings[name] = without_secrets(settings[name])
+        settings[name] = redact_argv(settings[name])
     pairs = [f"{name}={value}" for name, value in spec.env]
-    settings["env"] = [word.split("=", 1) for word in without_secrets(pairs)]
+    settings["env"] = [word.split("=", 1) for word in redact_argv(pairs)]
     return settings
 
 
-def _about(entry: Entry) -> dict[str, str]:
+def _about(entry: InventoryEntry) -> dict[str, str]:
     """What the model is."""
     return {
         "name": entry.name,
@@ -159,7 +167,7 @@ def _count(number: int) -> str:
 def complete(incomplete: str) -> list[str]:
     """Names that a shell may complete to."""
     try:
-        entries = models(find_home())
+        entries = models(find_paths())
     except FailedError:
         # Somebody who presses Tab can't be told anything; the command itself will.
         return []

@@ -24,14 +24,12 @@ from typing import Any
 
 import typer
 
-from swapd.cli import bench, sync
+from swapd.cli import bench, keys, service, sync
 from swapd.cli import chat as talk
-from swapd.cli import keys
 from swapd.cli import models as model
 from swapd.cli import server as daemon
-from swapd.cli import service
 from swapd.cli import simulate as simulation
-from swapd.cli.output import FailedError, command, complain
+from swapd.cli.output import FailedError, command, print_error
 from swapd.system.stdio import hold_standard_descriptors
 
 WRONG = 2
@@ -167,19 +165,19 @@ def _run() -> None:
         if is_help(error):
             print(error.format_message(), file=sys.stderr)  # type: ignore[attr-defined]
         else:
-            complain(sentence(error))
+            print_error(sentence(error))
         sys.exit(WRONG)
     except FailedError as error:
-        complain(str(error))
+        print_error(str(error))
         sys.exit(error.status)
     except UnicodeError as error:
         wrong = error.object if isinstance(error, UnicodeEncodeError | UnicodeDecodeError) else ""
-        complain(f"{wrong!r:.99} is not text in UTF-8")
+        print_error(f"{wrong!r:.99} is not text in UTF-8")
         sys.exit(1)
     except BrokenPipeError:
         sys.exit(READER_GONE)
     except OSError as error:
-        complain(_about(error))
+        print_error(_about(error))
         sys.exit(1)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
@@ -193,7 +191,7 @@ def _flush() -> None:
         _leave_unwritten()
     except OSError as error:
         _leave_unwritten()
-        complain(f"standard output: {_about(error)}")
+        print_error(f"standard output: {_about(error)}")
         sys.exit(1)
 
 

@@ -16,8 +16,8 @@ from swapd.cli.client import named, post, require_running
 from swapd.cli.options import AnyName, Json, Name, Yes
 from swapd.cli.output import FailedError, waiting
 from swapd.cli.sync import sync_models
-from swapd.paths import Home, demo_folder, find_home
-from swapd.system.lockfile import alone_with
+from swapd.paths import Paths, demo_directory, find_paths
+from swapd.system.lockfile import exclusive_lock
 
 Wanted = Annotated[
     str, typer.Argument(metavar="FILTER", help="Only names with this in them, in any case.")
@@ -84,7 +84,7 @@ def set_(
 
 def load_model(name: str) -> int:
     """Have a model's worker started; return when it is ready."""
-    holder = require_running(find_home())
+    holder = require_running(find_paths())
     with waiting(f"loading {name}"):
         loaded = post(holder, named("/load", name))["loaded"]
     print(f"{loaded} is ready")
@@ -95,7 +95,7 @@ def unload_models(name: str | None) -> int:
     """Let a model's worker go, or, without a name, all. Raises FailedError."""
     if name is not None and not name.strip():
         raise FailedError(f"{name!r} is no name of a model; to unload all, give none", 2)
-    holder = require_running(find_home())
+    holder = require_running(find_paths())
     with waiting("unloading"):
         unloaded = post(holder, named("/unload", name) if name else "/unload")["unloaded"]
     for model in unloaded:
@@ -113,27 +113,27 @@ def set_values(name: str, settings: list[str]) -> int:
         if not equals or not key.strip():
             raise FailedError(f"{setting} is no setting: it must be key=value, or key= for none", 2)
         wanted[key.strip()] = value or None
-    home = find_home()
+    home = find_paths()
     home.folder.mkdir(parents=True, exist_ok=True)
-    with alone_with(home.edits):
+    with exclusive_lock(home.edits):
         _write(home, name, wanted)
         sync_models(force=False, files=False)
     return 0
 
 
-def _write(home: Home, name: str, wanted: dict[str, str | None]) -> None:
+def _write(home: Paths, name: str, wanted: dict[str, str | None]) -> None:
     """Change custom_models.yaml and say so. Raises FailedError."""
     from swapd.config.errors import ConfigError
     from swapd.config.yaml_edit import EditError
-    from swapd.library.overrides import customise
+    from swapd.library.overrides import set_overrides
     from swapd.process import memory
     from swapd.system import aio
 
     try:
-        done = customise(
+        done = set_overrides(
             home.folder,
             os.environ,
-            demo_folder(),
+            demo_directory(),
             name,
             wanted,
             now=aio.wall(),

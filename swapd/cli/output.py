@@ -13,7 +13,7 @@ import msgspec
 
 from swapd.config.units import show_size
 
-PATIENCE = 1.0
+SPINNER_DELAY = 1.0
 """Seconds after which somebody who waits is told what for."""
 WIDEST = 60
 """Characters in a column of a table."""
@@ -34,7 +34,7 @@ def command() -> str:
     return os.environ.get("SWAPD_COMMAND", "swapd")
 
 
-def complain(message: str) -> None:
+def print_error(message: str) -> None:
     """A sentence on standard error."""
     print(f"swapd: {message}", file=sys.stderr, flush=True)
 
@@ -50,7 +50,7 @@ def print_json(value: object) -> None:
     print(text)
 
 
-def plain(text: object) -> str:
+def sanitize(text: object) -> str:
     """The text on one line, without what would steer a terminal: file names can hold anything."""
     return "".join(c if c.isprintable() else "�" for c in str(text))
 
@@ -115,7 +115,7 @@ def waiting(what: str) -> Iterator[None]:
 
 
 def _spin(what: str, over: threading.Event) -> None:
-    if over.wait(PATIENCE):
+    if over.wait(SPINNER_DELAY):
         return
     from rich.console import Console
 

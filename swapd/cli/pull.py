@@ -19,18 +19,18 @@ from swapd.cli.client import NoAnswerError, named, post, running
 from swapd.cli.config import find, models
 from swapd.cli.output import FailedError, command, confirm, show_bytes, waiting
 from swapd.cli.sync import sync_models
-from swapd.library.download import Wanted, fetch_all, need_room
+from swapd.library.download import Download, fetch_all, need_room
 from swapd.library.hub_files import PREFIXES, files_of
-from swapd.paths import Home, find_home
+from swapd.paths import Paths, find_paths
 
 if TYPE_CHECKING:
-    from swapd.config.env import Stores
-    from swapd.library.inventory import Entry
+    from swapd.config.env import ModelStores
+    from swapd.library.inventory import InventoryEntry
 
 
 def pull(name: str, sha256: str, assume_yes: bool) -> int:
     """Get what `name` means and sync. Raises FailedError."""
-    home = find_home()
+    home = find_paths()
     if sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise FailedError("a SHA-256 sum has 64 hexadecimal digits", 2)
     url = name.startswith(("http://", "https://"))
@@ -52,7 +52,7 @@ def pull(name: str, sha256: str, assume_yes: bool) -> int:
     return 0
 
 
-def _fetch(files: list[Wanted], folder: Path, assume_yes: bool) -> None:
+def _fetch(files: list[Download], folder: Path, assume_yes: bool) -> None:
     """All of it fits before any of it is begun, as far as the sizes are known."""
     if all(file.size for file in files):
         missing = sum(file.size - file.there() for file in files if not file.done)
@@ -62,7 +62,7 @@ def _fetch(files: list[Wanted], folder: Path, assume_yes: bool) -> None:
         fetch_all(files, lambda missing: need_room(folder, missing, assume_yes))
 
 
-def _settings(home: Home) -> tuple[Mapping[str, str], Path]:
+def _settings(home: Paths) -> tuple[Mapping[str, str], Path]:
     """The environment, and where files go."""
     from swapd.config.env import find_stores, read_env
     from swapd.config.errors import ConfigError
@@ -88,7 +88,7 @@ def _from_ollama(name: str) -> None:
         raise FailedError(f"ollama pull {name} failed; what it says stands above")
 
 
-def _from_url(url: str, folder: Path, sha256: str) -> Wanted:
+def _from_url(url: str, folder: Path, sha256: str) -> Download:
     """To OWNER/REPO where the address looks like the hub's, else to HOST/STEM, in MODELS_DIR."""
     at = urlsplit(url)
     steps = [unquote(step) for step in at.path.split("/") if step]
@@ -101,12 +101,12 @@ def _from_url(url: str, folder: Path, sha256: str) -> Wanted:
     else:
         owner, repo = at.hostname or "", PurePosixPath(file).stem
     places = [re.sub(r"[^\w.-]|^\.+", "-", place) for place in (owner, repo)]
-    return Wanted(url, folder.joinpath(*places, file), 0, sha256)
+    return Download(url, folder.joinpath(*places, file), 0, sha256)
 
 
 def remove(name: str, assume_yes: bool) -> int:
     """Ask, remove the model's files and sync. Raises FailedError."""
-    home = find_home()
+    home = find_paths()
     entries = models(home)
     entry = find(entries, name)
     _must_be_free(entry, entries)
@@ -128,7 +128,7 @@ def remove(name: str, assume_yes: bool) -> int:
     return 0
 
 
-def _must_be_free(entry: Entry, entries: list[Entry]) -> None:
+def _must_be_free(entry: InventoryEntry, entries: list[InventoryEntry]) -> None:
     """Raises FailedError for what is not a file of its own, or is needed by another model."""
     if entry.source == "demo":
         raise FailedError(f"{entry.name} comes with swapd and is not removed")
@@ -152,13 +152,13 @@ def _must_be_free(entry: Entry, entries: list[Entry]) -> None:
         raise FailedError(f"{message} first")
 
 
-def _stores(home: Home) -> Stores:
+def _stores(home: Paths) -> ModelStores:
     from swapd.config.env import find_stores, read_env
 
     return find_stores(read_env(home.folder, os.environ))
 
 
-def _unload(home: Home, name: str) -> None:
+def _unload(home: Paths, name: str) -> None:
     """Let its worker go, where there is one."""
     holder = running(home)
     if holder is None:
@@ -174,11 +174,11 @@ def _unload(home: Home, name: str) -> None:
 # -- Ollama's ------------------------------------------------------------------------------------
 
 
-def _tag(entry: Entry, name: str, stores: Stores) -> str:
+def _tag(entry: InventoryEntry, name: str, stores: ModelStores) -> str:
     """Ollama's own name of the model. Raises FailedError when several of its names mean it."""
     from swapd.library.sources import ollama
 
-    offers = [offer for store in stores.ollama for offer in ollama.look(store).offers]
+    offers = [offer for store in stores.ollama for offer in ollama.scan(store).offers]
     tags = sorted({t for offer in offers if offer.path == entry.path for t in offer.also})
     if name in tags:
         return name
@@ -198,15 +198,15 @@ def _through_ollama(tag: str) -> None:
 # -- files ---------------------------------------------------------------------------------------
 
 
-def _files(entry: Entry, entries: list[Entry], stores: Stores) -> list[Path]:
+def _files(entry: InventoryEntry, entries: list[InventoryEntry], stores: ModelStores) -> list[Path]:
     """The model's parts, its projector if it has that for itself, and in the hub's cache the blobs.
 
     Raises FailedError for a file outside of the stores.
     """
-    from swapd.gguf.reader import parts_of
+    from swapd.gguf.reader import split_parts
 
     assert entry.path is not None
-    files = [Path(part) for part in parts_of(str(entry.path))]
+    files = [Path(part) for part in split_parts(str(entry.path))]
     shared = {e.projector for e in entries if e is not entry}
     if entry.projector is not None and entry.projector not in shared:
         files.append(entry.projector)
@@ -233,7 +233,7 @@ def _blob(link: Path, going: list[Path]) -> Path | None:
     return repository / "blobs" / blob.name
 
 
-def _store_of(file: Path, stores: Stores) -> Path | None:
+def _store_of(file: Path, stores: ModelStores) -> Path | None:
     """The folder for models that the file lies in, whatever links lead there; None for others."""
     place = file.parent.resolve()
     for root in (stores.models_dir, *stores.lmstudio, *stores.hub, *stores.folders):
@@ -246,7 +246,7 @@ def _is_empty(folder: Path) -> bool:
     return folder.is_dir() and not any(folder.iterdir())
 
 
-def _unlink(files: list[Path], stores: Stores) -> None:
+def _unlink(files: list[Path], stores: ModelStores) -> None:
     """Remove the files, and the folders that are empty then, up to their store.
 
     Of a repository in the hub's cache with nothing left in it, the references go too.

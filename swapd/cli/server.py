@@ -16,7 +16,7 @@ import typer
 from swapd.cli.config import find, models
 from swapd.cli.options import AnyName, Config, Host, Json, Now, Port, Watch
 from swapd.cli.output import FailedError
-from swapd.paths import find_home
+from swapd.paths import find_paths
 from swapd.system.logs import log_file
 
 
@@ -123,7 +123,7 @@ def _config(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         from swapd.cli import config
 
-        raise typer.Exit(config.terms())
+        raise typer.Exit(config.show_effective())
 
 
 def config() -> typer.Typer:
@@ -142,7 +142,7 @@ def config() -> typer.Typer:
 
 def print_log(model: str, follow: bool, lines: int) -> int:
     """Print the last lines of swapd's log, or of a model's workers; go on if wanted."""
-    home = find_home()
+    home = find_paths()
     name = find(models(home), model).name if model else ""
     path = log_file(home.logs, name)
     if not path.is_file() and not follow:

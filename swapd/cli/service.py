@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from swapd.cli.output import FailedError, command
-from swapd.paths import Home, find_home
+from swapd.paths import Paths, find_paths
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, do nothing.")]
 
@@ -99,7 +99,7 @@ def groups() -> dict[str, typer.Typer]:
 MARK = "# swapd: keep it running"
 
 
-def line_for(home: Home) -> str:
+def line_for(home: Paths) -> str:
     """The line in the user's crontab."""
     variables = {
         "SWAPD_HOME": str(home.folder),
@@ -115,7 +115,7 @@ def line_for(home: Home) -> str:
 
 def install(dry_run: bool) -> int:
     """Have swapd started every hour if it does not run, and now."""
-    wanted = line_for(find_home())
+    wanted = line_for(find_paths())
     if dry_run:
         print(wanted)
         return 0

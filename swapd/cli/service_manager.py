@@ -15,8 +15,8 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from swapd.cli.client import running
-from swapd.cli.output import FailedError, command, complain
-from swapd.paths import Home, find_home, template_folder
+from swapd.cli.output import FailedError, command, print_error
+from swapd.paths import Paths, find_paths, template_directory
 
 UNIT = "swapd.service"
 UP = 60.0
@@ -47,9 +47,9 @@ class Manager:
     """Lets services of a user run while he is not logged in."""
 
 
-def rendered(template: str, home: Home, quoted: Callable[[str], str]) -> str:
+def rendered(template: str, home: Paths, quoted: Callable[[str], str]) -> str:
     """A template with its placeholders filled in, each as `quoted` makes it fit."""
-    text = (template_folder() / template).read_text(encoding="utf-8")
+    text = (template_directory() / template).read_text(encoding="utf-8")
     for name, value in {
         "PYTHON": sys.executable,
         "HOME": str(home.folder),
@@ -60,7 +60,7 @@ def rendered(template: str, home: Home, quoted: Callable[[str], str]) -> str:
     return text
 
 
-def systemd(home: Home, environ: Mapping[str, str]) -> Manager:
+def systemd(home: Paths, environ: Mapping[str, str]) -> Manager:
     """A unit of this user's."""
     folder = Path(environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     tell = ("systemctl", "--user")
@@ -85,7 +85,7 @@ def quoted_for_systemd(text: str) -> str:
     return text
 
 
-def launchd(home: Home) -> Manager:
+def launchd(home: Paths) -> Manager:
     """An agent of this user's."""
     domain = f"gui/{os.getuid()}"
     file = Path.home() / "Library/LaunchAgents/swapd.plist"
@@ -102,13 +102,13 @@ def launchd(home: Home) -> Manager:
     )
 
 
-def _manager(home: Home) -> Manager:
+def _manager(home: Paths) -> Manager:
     return launchd(home) if sys.platform == "darwin" else systemd(home, os.environ)
 
 
 def install(dry_run: bool) -> int:
     """Write the service's file, and have it started now and at every login."""
-    home = find_home()
+    home = find_paths()
     manager = _manager(home)
     if dry_run:
         print(f"# {manager.file}\n{manager.text}")
@@ -146,7 +146,7 @@ def install(dry_run: bool) -> int:
     return 0
 
 
-def _tell_where(home: Home) -> None:
+def _tell_where(home: Paths) -> None:
     """Wait until the service answers, and say at which address. Raises FailedError."""
     pause = threading.Event()
     for _ in range(int(UP / 0.1)):
@@ -165,14 +165,14 @@ def _linger(manager: Manager) -> None:
     try:
         _run(manager.linger)
     except FailedError as error:
-        complain(f"it will run only while you are logged in: {error}")
+        print_error(f"it will run only while you are logged in: {error}")
     else:
         print("it runs from the start of the machine on, also while you are not logged in")
 
 
 def uninstall(dry_run: bool) -> int:
     """End the service and take its file away."""
-    manager = _manager(find_home())
+    manager = _manager(find_paths())
     if dry_run:
         for words in (*manager.uninstall, ("rm", str(manager.file)), *manager.after):
             print(f"# {shlex.join(words)}")
@@ -200,12 +200,12 @@ def _try(words: Command, told: bool) -> None:
         _run(words)
     except FailedError as error:
         if told:
-            complain(str(error))
+            print_error(str(error))
 
 
 def start(dry_run: bool) -> int:
     """Start the service, unless a swapd of this home runs already."""
-    home = find_home()
+    home = find_paths()
     manager = _manager(home)
     if dry_run:
         print(f"# {shlex.join(manager.start)}")
@@ -219,12 +219,12 @@ def start(dry_run: bool) -> int:
     return 0
 
 
-def is_installed(home: Home) -> bool:
+def is_installed(home: Paths) -> bool:
     """Whether there is a service for this user, of this home or another."""
     return _manager(home).file.exists()
 
 
-def keeps(home: Home, pid: int) -> bool:
+def keeps(home: Paths, pid: int) -> bool:
     """Whether the service manager runs this process."""
     manager = _manager(home)
     if not manager.file.exists() or shutil.which(manager.pid[0]) is None:
@@ -235,7 +235,7 @@ def keeps(home: Home, pid: int) -> bool:
 
 def stop(dry_run: bool) -> int:
     """End the service until it is started or the user logs in again."""
-    manager = _manager(find_home())
+    manager = _manager(find_paths())
     if dry_run:
         print(f"# {shlex.join(manager.stop)}")
         return 0
@@ -247,7 +247,7 @@ def stop(dry_run: bool) -> int:
 
 def status(dry_run: bool) -> int:
     """What the service manager says of it, with its exit status; 3: it is not installed."""
-    manager = _manager(find_home())
+    manager = _manager(find_paths())
     if dry_run:
         print(f"# {shlex.join(manager.status)}")
         return 0

@@ -16,11 +16,11 @@ import msgspec
 import psutil
 
 from swapd.cli.client import NoAnswerError, get, running
-from swapd.cli.output import PATIENCE, FailedError, command, complain
+from swapd.cli.output import SPINNER_DELAY, FailedError, command, print_error
 from swapd.cli.sync import sync_models
 from swapd.library.generate import is_generated
-from swapd.paths import Home, find_home
-from swapd.system.lockfile import Holder, read_holder, wait_until_free
+from swapd.paths import Paths, find_paths
+from swapd.system.lockfile import LockHolder, read_holder, wait_until_free
 
 DAEMON = [sys.executable, "-I", "-m", "swapd.daemon"]
 
@@ -36,7 +36,7 @@ def _daemon_arguments(host: str, port: int, config: Path | None) -> list[str]:
     return arguments
 
 
-def _prepare(home: Home, config: Path | None, say: Callable[[str], None] = print) -> None:
+def _prepare(home: Paths, config: Path | None, say: Callable[[str], None] = print) -> None:
     """Bring the configuration up to date where it is a sync's; raises FailedError if there is none.
 
     What changed is said; where a sync can't be done, what it wrote before is good enough.
@@ -53,12 +53,12 @@ def _prepare(home: Home, config: Path | None, say: Callable[[str], None] = print
             if sync_models(force=False, say=lines.append, files=False).written:
                 say("\n".join(lines))
         except FailedError as error:
-            complain(f"{error}\nwhat {home.config} says goes on counting")
+            print_error(f"{error}\nwhat {home.config} says goes on counting")
 
 
 def serve(host: str, port: int, config: Path | None) -> int:
     """Become the daemon, in the foreground. Returns only when that is not possible."""
-    _prepare(find_home(), config)
+    _prepare(find_paths(), config)
     # The command line's own libraries are left behind: the daemon is smaller without them.
     os.execv(sys.executable, [*DAEMON, *_daemon_arguments(host, port, config)])
 
@@ -67,36 +67,36 @@ def start(host: str, port: int, config: Path | None) -> int:
     """Start the daemon in the background; return when it answers or has failed."""
     from swapd.cli import service_manager
 
-    home = find_home()
+    home = find_paths()
     if (holder := running(home)) is not None and holder.closing:
-        complain("it is shutting down; waiting for that before starting it anew")
+        print_error("it is shutting down; waiting for that before starting it anew")
         wait_until_free(home.state)
         holder = None
     if holder is not None:
         print(_already(holder))
         if host or port or config:
-            complain(f"it keeps what it was started with: {command()} stop ends it")
+            print_error(f"it keeps what it was started with: {command()} stop ends it")
         return 0
     _prepare(home, config)
     if service_manager.is_installed(home):
-        complain(f"nobody starts this one again if it fails; {command()} service start would")
+        print_error(f"nobody starts this one again if it fails; {command()} service start would")
     return _started(home, _daemon_arguments(host, port, config))
 
 
-def ensure_running(home: Home) -> Holder:
+def ensure_running(home: Paths) -> LockHolder:
     """Start the daemon if it does not run, saying so on standard error. Raises FailedError."""
     if (holder := running(home)) is not None:
         return holder
-    _prepare(home, None, complain)
+    _prepare(home, None, print_error)
     _spawn(home, [])
     holder = running(home)
     if holder is None:
         raise _failure(home)
-    complain(f"started at {holder.endpoint}; {command()} stop ends it")
+    print_error(f"started at {holder.endpoint}; {command()} stop ends it")
     return holder
 
 
-def _started(home: Home, arguments: list[str]) -> int:
+def _started(home: Paths, arguments: list[str]) -> int:
     word = _spawn(home, arguments)
     holder = running(home)
     if holder is None:
@@ -104,28 +104,28 @@ def _started(home: Home, arguments: list[str]) -> int:
     if "endpoint" in word:
         _introduce(holder)
         for risk in word["risks"]:
-            complain(risk)
+            print_error(risk)
     else:
         # Somebody else's start won the race for the lock.
         print(_already(holder))
     return 0
 
 
-def _already(holder: Holder) -> str:
+def _already(holder: LockHolder) -> str:
     return f"swapd runs already at {holder.endpoint} (pid {holder.pid})"
 
 
-def _output(home: Home) -> Path:
+def _output(home: Paths) -> Path:
     return home.logs / "start.log"
 
 
-def _failure(home: Home) -> FailedError:
+def _failure(home: Paths) -> FailedError:
     lines = _output(home).read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
     print("\n".join(lines), file=sys.stderr)
     return FailedError(f"it did not start; its output is in {_output(home)}")
 
 
-def _spawn(home: Home, arguments: list[str]) -> dict[str, Any]:
+def _spawn(home: Paths, arguments: list[str]) -> dict[str, Any]:
     """Start the daemon in a session of its own and hear its one word: how the start went."""
     home.logs.mkdir(parents=True, exist_ok=True)
     hear, tell = os.pipe()
@@ -147,13 +147,13 @@ def _spawn(home: Home, arguments: list[str]) -> dict[str, Any]:
     return word
 
 
-def _introduce(holder: Holder) -> None:
+def _introduce(holder: LockHolder) -> None:
     print(f"swapd runs at {holder.endpoint} (pid {holder.pid})")
     print(f"log     {holder.log}")
     try:
         names = [m["id"] for m in get(holder, "/v1/models")["data"]]
     except NoAnswerError as error:
-        complain(str(error))
+        print_error(str(error))
         return
     if not names:
         print(f"models  none: put GGUF files into MODELS_DIR and run {command()} sync")
@@ -168,7 +168,7 @@ def _introduce(holder: Holder) -> None:
 
 def stop(now: bool) -> int:
     """End the daemon and wait until it is gone."""
-    home = find_home()
+    home = find_paths()
     if _stopped(home, now) is None:
         print("swapd is not running")
     else:
@@ -180,7 +180,7 @@ def restart(now: bool) -> int:
     """Stop, then start with the arguments it ran with, by the service manager if that runs it."""
     from swapd.cli import service_manager
 
-    home = find_home()
+    home = find_paths()
     if (holder := running(home)) is not None:
         kept = service_manager.keeps(home, holder.pid)
         if not kept:
@@ -196,7 +196,7 @@ def restart(now: bool) -> int:
     return _started(home, before or [])
 
 
-def _require_usable(home: Home, holder: Holder, environ: Mapping[str, str]) -> None:
+def _require_usable(home: Paths, holder: LockHolder, environ: Mapping[str, str]) -> None:
     """Raises FailedError where what it would be started with again can't be used."""
     from swapd.cli.config import read
 
@@ -209,7 +209,7 @@ def _require_usable(home: Home, holder: Holder, environ: Mapping[str, str]) -> N
         raise FailedError(f"it was not stopped, for it could not start again: {error}") from error
 
 
-def _take_over_address(holder: Holder) -> None:
+def _take_over_address(holder: LockHolder) -> None:
     """The environment that it was started in may have said where it listens; ours, if it does
     too, is heeded first."""
     environ = _environment(holder)
@@ -218,7 +218,7 @@ def _take_over_address(holder: Holder) -> None:
             os.environ.update({name: environ[name] for name in names if environ.get(name)})
 
 
-def _environment(holder: Holder) -> dict[str, str]:
+def _environment(holder: LockHolder) -> dict[str, str]:
     """What it was started in; nothing where the system does not tell."""
     process = holder.alive()
     try:
@@ -227,7 +227,7 @@ def _environment(holder: Holder) -> dict[str, str]:
         return {}
 
 
-def _require_background(holder: Holder) -> None:
+def _require_background(holder: LockHolder) -> None:
     """Raises FailedError where somebody else holds it in the foreground, who should restart it."""
     process = holder.alive()
     if process is not None and "--ready-fd" not in process.cmdline():
@@ -239,7 +239,7 @@ def _require_background(holder: Holder) -> None:
         )
 
 
-def _stopped(home: Home, now: bool) -> list[str] | None:
+def _stopped(home: Paths, now: bool) -> list[str] | None:
     """End the daemon; the arguments it ran with, or None when it did not run."""
     holder = read_holder(home.state)
     process = holder.alive() if holder is not None else None
@@ -256,7 +256,7 @@ def _stopped(home: Home, now: bool) -> list[str] | None:
         process.send_signal(signal.SIGTERM)
     hint = f"running requests to end; {command()} stop --now does not wait for them"
     told = f"waiting for {'the workers to be gone' if now else hint}"
-    reminder = threading.Timer(PATIENCE, print, [told])
+    reminder = threading.Timer(SPINNER_DELAY, print, [told])
     reminder.start()
     wait_until_free(home.state)
     reminder.cancel()

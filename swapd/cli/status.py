@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from swapd.cli.client import NoAnswerError, get, require_running, running
-from swapd.cli.output import NOT_RUNNING, complain, print_json, show_bytes, show_time, table
-from swapd.paths import find_home
+from swapd.cli.output import NOT_RUNNING, print_error, print_json, show_bytes, show_time, table
+from swapd.paths import find_paths
 
 EVERY = 1.0
 """Seconds from one look to the next, for who watches."""
@@ -16,7 +16,7 @@ EVERY = 1.0
 
 def status(as_json: bool) -> int:
     """Say whether it runs, where, and what is loaded."""
-    home = find_home()
+    home = find_paths()
     holder = running(home)
     if holder is None:
         if as_json:
@@ -28,7 +28,7 @@ def status(as_json: bool) -> int:
         workers = get(holder, "/running")["running"]
         names = [m["id"] for m in get(holder, "/v1/models")["data"]]
     except NoAnswerError as error:
-        complain(f"pid {holder.pid} runs, but: {error}")
+        print_error(f"pid {holder.pid} runs, but: {error}")
         return 1
     told = {
         "running": True,
@@ -140,7 +140,7 @@ def _stats_lines(workers: list[dict[str, Any]]) -> list[str]:
 
 
 def _show(lines: Callable[[list[dict[str, Any]]], list[str]], watch: bool, as_json: bool) -> int:
-    home = find_home()
+    home = find_paths()
     look: Callable[[], list[dict[str, Any]]] = lambda: get(require_running(home), "/running")[  # noqa: E731
         "running"
     ]

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from swapd.cli.client import SOON, Line, running
-from swapd.cli.output import FailedError, complain, plain, waiting
-from swapd.paths import Home, demo_folder, find_home, schema_address
+from swapd.cli.client import SOON, SocketClient, running
+from swapd.cli.output import FailedError, print_error, sanitize, waiting
+from swapd.paths import Paths, demo_directory, find_paths, schema_url
 
 if TYPE_CHECKING:
     from swapd.library.sync import SyncReport
@@ -30,18 +30,18 @@ def sync_models(force: bool, say: Callable[[str], None] = print, files: bool = T
     from swapd.process import memory
     from swapd.system import aio
 
-    home = find_home()
+    home = find_paths()
     home.folder.mkdir(parents=True, exist_ok=True)
     try:
         with waiting("looking for models"):
             report = sync_library(
                 home.folder,
                 os.environ,
-                demo_folder(),
+                demo_directory(),
                 now=aio.wall(),
                 total_memory=memory.total(),
                 force=force,
-                schema=schema_address("config"),
+                schema=schema_url("config"),
             )
     except ConfigError as error:
         raise FailedError(f"nothing was changed:\n{error}") from error
@@ -54,15 +54,15 @@ def sync_models(force: bool, say: Callable[[str], None] = print, files: bool = T
             say(f"{verb:8}{name}")
     for verb, links in (("linked", report.linked), ("unlinked", report.unlinked)):
         for link in links:
-            say(plain(f"{verb:<9}{link}"))
+            say(sanitize(f"{verb:<9}{link}"))
     passed = (("broken", report.broken), ("skipped", report.skipped)) if files else ()
     for verb, those in passed:
         for file in those:
-            say(plain(f"{verb:8}{file.path}: {file.reason}"))
+            say(sanitize(f"{verb:8}{file.path}: {file.reason}"))
     for warning in report.warnings:
-        complain(str(warning))
+        print_error(str(warning))
     if report.written:
-        take_up(home)
+        request_reload(home)
     say(f"config  {report.path} {'changed' if report.written else 'unchanged'}")
     return report
 
@@ -76,14 +76,14 @@ def sync(
     sync_models(force)
 
 
-def take_up(home: Home) -> None:
+def request_reload(home: Paths) -> None:
     """Have a swapd that serves this home read its configuration again before this returns."""
     if running(home) is None:
         return
     try:
-        with Line(home, SOON) as line:
+        with SocketClient(home, SOON) as line:
             told = line.ask(id=1, op="reload")
     except FailedError:
         return  # It looks for changes by itself too, some moments later.
     if "error" in told:
-        complain(told["error"]["message"])
+        print_error(told["error"]["message"])

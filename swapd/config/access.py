@@ -8,12 +8,12 @@ from collections.abc import Collection, Iterable, Iterator
 from collections.abc import Mapping as MappingType
 from fnmatch import fnmatchcase
 
-from swapd.config.decode import Report, read
+from swapd.config.decode import Diagnostics, decode
 from swapd.config.errors import did_you_mean
-from swapd.config.schema import KeyEntry, Server
-from swapd.config.yaml_nodes import Mapping, Scalar, node_at
+from swapd.config.schema import KeyConfig, ServerConfig
+from swapd.config.yaml_nodes import MappingNode, ScalarNode, node_at
 from swapd.domain.models import ModelSpec
-from swapd.domain.settings import Access, ApiKey, Tls
+from swapd.domain.settings import AccessRules, ApiKey, TlsPaths
 
 HASH = re.compile(r"sha256:([0-9a-fA-F]{64})")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -32,9 +32,12 @@ def digest_of(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-def access_of(
-    report: Report, server: Server, models: Collection[ModelSpec], env: MappingType[str, str]
-) -> Access:
+def build_access_rules(
+    report: Diagnostics,
+    server: ServerConfig,
+    models: Collection[ModelSpec],
+    env: MappingType[str, str],
+) -> AccessRules:
     """The terms on which requests are let in; what is wrong with them goes into the report."""
     keys = [*_named(report, models, env), *_plain(report, server)]
     owners: dict[bytes, str] = {}
@@ -43,25 +46,25 @@ def access_of(
             report.problem(("keys",), f"{owners[key.digest]} and {key.name} are the same key")
     hosts = [_host(report, i, host) for i, host in enumerate(server.allowed_hosts)]
     origins = [_origin(report, i, o) for i, o in enumerate(server.cors.allowed_origins)]
-    return Access(tuple(keys), tuple(hosts), tuple(origins))
+    return AccessRules(tuple(keys), tuple(hosts), tuple(origins))
 
 
-def tls_of(report: Report, server: Server) -> Tls:
+def build_tls_paths(report: Diagnostics, server: ServerConfig) -> TlsPaths:
     """The files for HTTPS: both or none."""
     tls = server.tls
     if bool(tls.cert) != bool(tls.key):
         missing = "key" if tls.cert else "cert"
         report.problem(("tls", missing), "is missing: HTTPS needs a certificate and its key")
-    return Tls(tls.cert, tls.key)
+    return TlsPaths(tls.cert, tls.key)
 
 
 def _named(
-    report: Report, models: Collection[ModelSpec], env: MappingType[str, str]
+    report: Diagnostics, models: Collection[ModelSpec], env: MappingType[str, str]
 ) -> list[ApiKey]:
     section = node_at(report.tree, ("keys",))
-    if section is None or (isinstance(section, Scalar) and section.value is None):
+    if section is None or (isinstance(section, ScalarNode) and section.value is None):
         return []
-    if not isinstance(section, Mapping):
+    if not isinstance(section, MappingNode):
         report.problem(("keys",), "must be a section with a key's name as each key")
         return []
     found = []
@@ -69,11 +72,11 @@ def _named(
         path = ("keys", name)
         if not NAME.fullmatch(name):
             report.problem(path, "a key's name is of A-Z a-z 0-9 _ . -, 64 at most")
-        elif not isinstance(entry.node, Mapping):
+        elif not isinstance(entry.node, MappingNode):
             # Whatever stands there may be a key in plain text: it is not shown.
             report.problem(path, "must be a section with hash; key add NAME makes one")
         else:
-            key = read(KeyEntry, entry.node, path, report, env)
+            key = decode(KeyConfig, entry.node, path, report, env)
             match = HASH.fullmatch(key.hash)
             if match is None:
                 told = "must be sha256: and 64 hexadecimal digits; key add NAME makes one"
@@ -96,7 +99,7 @@ def opens_nothing(
             yield i, f"there is no model {pattern} now{did_you_mean(pattern, names)}"
 
 
-def _plain(report: Report, server: Server) -> list[ApiKey]:
+def _plain(report: Diagnostics, server: ServerConfig) -> list[ApiKey]:
     """llama-swap's `apiKeys`, each of which opens everything, as it does there."""
     found = []
     for i, key in enumerate(server.api_keys):
@@ -108,14 +111,14 @@ def _plain(report: Report, server: Server) -> list[ApiKey]:
     return found
 
 
-def _host(report: Report, i: int, host: str) -> str:
+def _host(report: Diagnostics, i: int, host: str) -> str:
     if not _HOST.fullmatch(host.lower()):
         message = f"must be a host's name without a port, such as swapd.example.org, not {host}"
         report.problem(("allowed_hosts", i), message)
     return host.lower()
 
 
-def _origin(report: Report, i: int, origin: str) -> str:
+def _origin(report: Diagnostics, i: int, origin: str) -> str:
     if not _ORIGIN.fullmatch(origin.lower()):
         message = (
             f"must be an origin such as https://chat.example.org, without a path, not {origin}"

@@ -8,10 +8,10 @@ from collections.abc import Mapping as MappingType
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 
-from swapd.config.decode import Report, read
+from swapd.config.decode import Diagnostics, decode
 from swapd.config.errors import ConfigError, Path, Problem
-from swapd.config.schema import CustomModel, Server
-from swapd.config.yaml_nodes import Mapping, Scalar, line_of, parse_tree
+from swapd.config.schema import CustomModelConfig, ServerConfig
+from swapd.config.yaml_nodes import MappingNode, ScalarNode, line_of, parse_tree
 
 FILE = "custom_models.yaml"
 ADAPTER_NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -19,19 +19,19 @@ ADAPTER_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Custom:
+class CustomModels:
     """The file, checked: the models it speaks of, by their names without prefix, and the rest."""
 
-    tree: Mapping
-    models: MappingType[str, CustomModel]
+    tree: MappingNode
+    models: MappingType[str, CustomModelConfig]
     warnings: tuple[Problem, ...] = ()
 
-    def section(self, name: str) -> Mapping:
+    def section(self, name: str) -> MappingNode:
         """A model's section as it stands in the file."""
         models = self.tree.entries["models"].node
-        assert isinstance(models, Mapping)
+        assert isinstance(models, MappingNode)
         section = models.entries[name].node
-        assert isinstance(section, Mapping)
+        assert isinstance(section, MappingNode)
         return section
 
     def warn(self, name: str, message: str, key: str = "") -> Problem:
@@ -40,7 +40,7 @@ class Custom:
         return Problem(FILE, line_of(self.tree, steps), ".".join(steps), message)
 
 
-def read_custom(path: FilePath, env: MappingType[str, str]) -> Custom:
+def read_custom_models(path: FilePath, env: MappingType[str, str]) -> CustomModels:
     """Read and check the file; one that is not there says nothing. Raises ConfigError."""
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -51,44 +51,46 @@ def read_custom(path: FilePath, env: MappingType[str, str]) -> Custom:
         raise ConfigError([Problem(FILE, 0, "", message)]) from error
     except UnicodeDecodeError as error:
         raise ConfigError([Problem(FILE, 0, "", "is not text in UTF-8")]) from error
-    return parse_custom(text, env)
+    return parse_custom_models(text, env)
 
 
-def parse_custom(text: str, env: MappingType[str, str]) -> Custom:
+def parse_custom_models(text: str, env: MappingType[str, str]) -> CustomModels:
     """The same from text. Raises ConfigError with everything that is wrong with single values.
 
     What only the whole configuration can tell (an alias that is another model's name) is found
     when the generated text is checked.
     """
     tree, problems = parse_tree(text, FILE)
-    report = Report(FILE, tree, problems)
+    report = Diagnostics(FILE, tree, problems)
     anchors = frozenset(key for key in tree.entries if key.startswith("x-"))
-    read(Server, tree, (), report, env, beside=anchors | {"models"})
+    decode(ServerConfig, tree, (), report, env, beside=anchors | {"models"})
     models = _models(tree, report, env)
     if report.problems:
         raise ConfigError(dict.fromkeys(sorted(report.problems, key=lambda p: p.line)))
-    return Custom(tree, models, tuple(report.warnings))
+    return CustomModels(tree, models, tuple(report.warnings))
 
 
-def _models(tree: Mapping, report: Report, env: MappingType[str, str]) -> dict[str, CustomModel]:
+def _models(
+    tree: MappingNode, report: Diagnostics, env: MappingType[str, str]
+) -> dict[str, CustomModelConfig]:
     entry = tree.entries.get("models")
-    if entry is None or (isinstance(entry.node, Scalar) and entry.node.value is None):
+    if entry is None or (isinstance(entry.node, ScalarNode) and entry.node.value is None):
         return {}
-    if not isinstance(entry.node, Mapping):
+    if not isinstance(entry.node, MappingNode):
         report.problem(("models",), "must be a section with a model's name as each key")
         return {}
     found = {}
     for name, model_entry in entry.node.entries.items():
         path = ("models", name)
-        if not isinstance(model_entry.node, Mapping):
+        if not isinstance(model_entry.node, MappingNode):
             report.problem(path, "must be a section of settings")
             continue
-        found[name] = read(CustomModel, model_entry.node, path, report, env)
+        found[name] = decode(CustomModelConfig, model_entry.node, path, report, env)
         _check(found[name], path, report)
     return found
 
 
-def _check(model: CustomModel, path: Path, report: Report) -> None:
+def _check(model: CustomModelConfig, path: Path, report: Diagnostics) -> None:
     """What the types of the keys can't say."""
     try:
         shlex.split(model.sampler_args)

@@ -13,11 +13,11 @@ import msgspec
 
 from swapd.config.errors import Path, Problem, did_you_mean, dotted
 from swapd.config.yaml_nodes import (
-    Entry,
-    Mapping,
+    MappingEntry,
+    MappingNode,
     Node,
-    Scalar,
-    Sequence,
+    ScalarNode,
+    SequenceNode,
     line_of,
     reread,
     textual,
@@ -30,11 +30,11 @@ _ENV = re.compile(r"\$\{env\.([^}]*)\}")
 
 
 @dataclass
-class Report:
+class Diagnostics:
     """Gathers what is wrong with one file while it is read."""
 
     file: str
-    tree: Mapping
+    tree: MappingNode
     problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
 
@@ -51,7 +51,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class FieldShape:
     """A schema field as the reader needs it."""
 
     attribute: str
@@ -66,7 +66,7 @@ class Shape:
 
 
 @functools.cache
-def shapes(struct: type[msgspec.Struct]) -> MappingType[str, Shape]:
+def field_shapes(struct: type[msgspec.Struct]) -> MappingType[str, FieldShape]:
     """The fields of a schema, by the names they have in the file.
 
     Found out once: of 500 models it would take a third of a second.
@@ -79,7 +79,7 @@ def shapes(struct: type[msgspec.Struct]) -> MappingType[str, Shape]:
                 description = meta.description or description
                 extra.update(meta.extra or {})
         nested = info.type if isinstance(info.type, type) else None
-        found[info.encode_name] = Shape(
+        found[info.encode_name] = FieldShape(
             attribute=info.name,
             type=info.type,
             wants=description,
@@ -92,11 +92,11 @@ def shapes(struct: type[msgspec.Struct]) -> MappingType[str, Shape]:
     return MappingProxyType(found)
 
 
-def read(
+def decode(
     struct: type[_S],
-    section: Mapping,
+    section: MappingNode,
     path: Path,
-    report: Report,
+    report: Diagnostics,
     env: MappingType[str, str],
     beside: frozenset[str] = frozenset(),
 ) -> _S:
@@ -104,7 +104,7 @@ def read(
 
     A key without a value means its default. Keys in `beside` are left to the caller.
     """
-    known = shapes(struct)
+    known = field_shapes(struct)
     other = {shape.also: name for name, shape in known.items() if shape.also}
     values: dict[str, Any] = {}
     for key, entry in section.entries.items():
@@ -117,13 +117,13 @@ def read(
             report.problem(here, message)
         elif key in other and other[key] in section.entries:
             report.problem(here, f"means the same as {other[key]}; give one of them")
-        elif isinstance(entry.node, Scalar) and entry.node.value is None:
+        elif isinstance(entry.node, ScalarNode) and entry.node.value is None:
             continue
         elif shape.inert:
             report.warn(here, f"has no effect yet: {shape.inert}")
         elif shape.nested is not None:
-            if isinstance(entry.node, Mapping):
-                values[shape.attribute] = read(shape.nested, entry.node, here, report, env)
+            if isinstance(entry.node, MappingNode):
+                values[shape.attribute] = decode(shape.nested, entry.node, here, report, env)
             else:
                 report.problem(here, f"must be a section, not {_shown(entry.node)}")
         else:
@@ -131,17 +131,17 @@ def read(
     return struct(**values)
 
 
-def expand_env(node: Node, path: Path, report: Report, env: MappingType[str, str]) -> Node:
+def expand_env(node: Node, path: Path, report: Diagnostics, env: MappingType[str, str]) -> Node:
     """The node with every `${env.NAME}` replaced; an unset variable is a problem."""
-    if isinstance(node, Sequence):
+    if isinstance(node, SequenceNode):
         items = (expand_env(n, (*path, i), report, env) for i, n in enumerate(node.items))
-        return Sequence(node.line, tuple(items))
-    if isinstance(node, Mapping):
+        return SequenceNode(node.line, tuple(items))
+    if isinstance(node, MappingNode):
         entries = {
-            key: Entry(entry.line, expand_env(entry.node, (*path, key), report, env))
+            key: MappingEntry(entry.line, expand_env(entry.node, (*path, key), report, env))
             for key, entry in node.entries.items()
         }
-        return Mapping(node.line, MappingProxyType(entries))
+        return MappingNode(node.line, MappingProxyType(entries))
     if "${env." not in node.text:
         return node
 
@@ -160,9 +160,9 @@ def env_problem(name: str, env: MappingType[str, str]) -> str:
 
 def _leaf(
     node: Node,
-    shape: Shape,
+    shape: FieldShape,
     path: Path,
-    report: Report,
+    report: Diagnostics,
     env: MappingType[str, str],
     values: dict[str, Any],
 ) -> None:
@@ -178,7 +178,7 @@ def _leaf(
         steps = [int(n) for n in re.findall(r"\d+", inner[1])] if inner else []
         culprit = node
         for step in steps:
-            if isinstance(culprit, Sequence):
+            if isinstance(culprit, SequenceNode):
                 culprit = culprit.items[step]
         # What stands in our lists is text, all of it.
         wants = "text" if steps else shape.wants
@@ -195,9 +195,9 @@ def _convert(node: Node, kind: Any) -> Any:
 
 
 def _shown(node: Node) -> str:
-    if isinstance(node, Mapping):
+    if isinstance(node, MappingNode):
         return "a section"
-    if isinstance(node, Sequence):
+    if isinstance(node, SequenceNode):
         return "a list"
     if node.value is None:
         return "nothing"

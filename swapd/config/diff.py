@@ -8,7 +8,7 @@ from swapd.domain.models import Catalog
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
+class CatalogDiff:
     """Names of models, sorted, by what happens to them."""
 
     added: tuple[str, ...] = ()
@@ -37,12 +37,12 @@ class Changes:
         return "; ".join(parts) or "nothing changed"
 
 
-def diff(old: Catalog, new: Catalog) -> Changes:
+def diff(old: Catalog, new: Catalog) -> CatalogDiff:
     """What happens to each model when `new` takes the place of `old`."""
     both = sorted(old.models.keys() & new.models.keys())
     restarted = [n for n in both if not old.models[n].same_process(new.models[n])]
     adjusted = [n for n in both if n not in restarted and old.models[n] != new.models[n]]
-    return Changes(
+    return CatalogDiff(
         added=tuple(sorted(new.models.keys() - old.models.keys())),
         removed=tuple(sorted(old.models.keys() - new.models.keys())),
         restarted=tuple(restarted),

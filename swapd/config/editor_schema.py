@@ -15,20 +15,20 @@ from typing import Any
 
 import msgspec
 
-from swapd.config.decode import shapes
+from swapd.config.decode import field_shapes
 from swapd.config.schema import (
-    Cors,
-    CustomModel,
-    Filters,
-    Hooks,
-    LimitsEntry,
-    Memory,
-    Model,
-    OnStartup,
-    Server,
-    TlsFiles,
+    CorsConfig,
+    CustomModelConfig,
+    FiltersConfig,
+    HooksConfig,
+    LimitsConfig,
+    MemoryConfig,
+    ModelConfig,
+    OnStartupConfig,
+    ServerConfig,
+    TlsConfig,
 )
-from swapd.config.yaml_nodes import Mapping, parse_tree
+from swapd.config.yaml_nodes import MappingNode, parse_tree
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
 """The one that YAML's language server knows best."""
@@ -45,7 +45,7 @@ _CUSTOM_KEY = re.compile(r"^#   ([a-z_]+) {2,}(.+)$", re.MULTILINE)
 def config_schema(example: str) -> dict[str, Any]:
     """The schema of config.yaml; `example` is the text of config.example.yaml."""
     said = meanings(example)
-    return _schema("swapd: config.yaml", Model, said, required=["models"])
+    return _schema("swapd: config.yaml", ModelConfig, said, required=["models"])
 
 
 def custom_schema(example: str, custom: str) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def custom_schema(example: str, custom: str) -> dict[str, Any]:
     for key, meaning in _CUSTOM_KEY.findall(custom.partition("\nmodels:")[0]):
         said["models", _EXAMPLE, key] = meaning
     said["models", _EXAMPLE, "cmd"] = _CMD
-    return _schema("swapd: custom_models.yaml", CustomModel, said, required=[])
+    return _schema("swapd: custom_models.yaml", CustomModelConfig, said, required=[])
 
 
 def meanings(example: str) -> MappingType[tuple[str, ...], str]:
@@ -66,13 +66,13 @@ def meanings(example: str) -> MappingType[tuple[str, ...], str]:
     lines = example.splitlines()
     found: dict[tuple[str, ...], str] = {}
 
-    def walk(section: Mapping, path: tuple[str, ...]) -> None:
+    def walk(section: MappingNode, path: tuple[str, ...]) -> None:
         for key, entry in section.entries.items():
             here = (*path, key)
             meaning = _behind(lines, entry.line) or _above(lines, entry.line)
             if meaning:
                 found[here] = meaning
-            if isinstance(entry.node, Mapping):
+            if isinstance(entry.node, MappingNode):
                 walk(entry.node, here)
 
     walk(tree, ())
@@ -114,22 +114,32 @@ def _schema(
     required: list[str],
 ) -> dict[str, Any]:
     _, parts = msgspec.json.schema_components(
-        [Server, model, Memory, Hooks, OnStartup, LimitsEntry, Filters, Cors, TlsFiles],
+        [
+            ServerConfig,
+            model,
+            MemoryConfig,
+            HooksConfig,
+            OnStartupConfig,
+            LimitsConfig,
+            FiltersConfig,
+            CorsConfig,
+            TlsConfig,
+        ],
         ref_template="#/definitions/{name}",
     )
     kept = {
-        "Memory": _section(Memory, parts["Memory"], said, ("memory",)),
-        "Hooks": _section(Hooks, parts["Hooks"], said, ("hooks",)),
-        "OnStartup": _section(OnStartup, parts["OnStartup"], said, ("hooks", "on_startup")),
-        "Cors": _section(Cors, parts["Cors"], said, ("cors",)),
-        "TlsFiles": _section(TlsFiles, parts["TlsFiles"], said, ("tls",)),
+        "Memory": _section(MemoryConfig, parts["Memory"], said, ("memory",)),
+        "Hooks": _section(HooksConfig, parts["Hooks"], said, ("hooks",)),
+        "OnStartup": _section(OnStartupConfig, parts["OnStartup"], said, ("hooks", "on_startup")),
+        "Cors": _section(CorsConfig, parts["Cors"], said, ("cors",)),
+        "TlsFiles": _section(TlsConfig, parts["TlsFiles"], said, ("tls",)),
         "Model": _section(model, parts[model.__name__], said, ("models", _EXAMPLE)),
         "LimitsEntry": _section(
-            LimitsEntry, parts["LimitsEntry"], said, ("models", _EXAMPLE, "limits")
+            LimitsConfig, parts["LimitsEntry"], said, ("models", _EXAMPLE, "limits")
         ),
-        "Filters": _section(Filters, parts["Filters"], said, ("models", _EXAMPLE, "filters")),
+        "Filters": _section(FiltersConfig, parts["Filters"], said, ("models", _EXAMPLE, "filters")),
     }
-    top = _section(Server, parts["Server"], said, ())
+    top = _section(ServerConfig, parts["Server"], said, ())
     top["properties"]["models"] = {
         "description": "the models, by the names that clients ask for",
         "type": ["object", "null"],
@@ -155,7 +165,7 @@ def _section(
 ) -> dict[str, Any]:
     """One section as an editor should check it: as it is read, no other keys."""
     properties = {}
-    for key, shape in sorted(shapes(struct).items()):
+    for key, shape in sorted(field_shapes(struct).items()):
         shown = made["properties"][key]
         wants = shape.wants
         if shape.inert:

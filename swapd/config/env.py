@@ -19,7 +19,7 @@ from swapd.config.errors import ConfigError, Problem
 
 
 @dataclass(frozen=True, slots=True)
-class Stores:
+class ModelStores:
     """Folders to look through, in this order; those that do not exist hold nothing."""
 
     ollama: tuple[Path, ...]
@@ -36,11 +36,11 @@ class Stores:
     """Folders that were named and are none."""
 
 
-def find_stores(env: Mapping[str, str]) -> Stores:
+def find_stores(env: Mapping[str, str]) -> ModelStores:
     """The folders by the variables that their own programs heed, each empty one as if not set."""
     models_dir = _path(env, _set(env, "MODELS_DIR") or "~/.cache/lm-studio/models")
     own_dir = bool(_set(env, "MODELS_DIR"))
-    return Stores(
+    return ModelStores(
         ollama=_ollama(env),
         models_dir=models_dir,
         lmstudio=(models_dir,) if own_dir else (models_dir, _path(env, "~/.lmstudio/models")),
@@ -50,7 +50,7 @@ def find_stores(env: Mapping[str, str]) -> Stores:
     )
 
 
-def folders_to_watch(stores: Stores) -> list[Path]:
+def folders_to_watch(stores: ModelStores) -> list[Path]:
     """The folders in which a change means other models to find, as far as they exist.
 
     All are to be watched with what is below them. Of Ollama's store it is the manifests: a blob
@@ -144,7 +144,7 @@ class SyncSettings:
     """MEMORY_PRESSURE_THRESHOLD: percent of the machine's memory."""
     interval: float
     """PRESSURE_CHECK_INTERVAL: seconds."""
-    stores: Stores
+    stores: ModelStores
     """Where models are looked for."""
     sync_interval: float
     """BRIDGE_SYNC_INTERVAL: seconds from one sync to the next if no change is seen; 0: never."""

@@ -15,30 +15,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from swapd.config.access import access_of, tls_of
-from swapd.config.decode import Report, read
+from swapd.config.access import build_access_rules, build_tls_paths
+from swapd.config.decode import Diagnostics, decode
 from swapd.config.errors import ConfigError, Problem, did_you_mean
-from swapd.config.model_builder import Ground, SpecBuilder, collect_macros
-from swapd.config.schema import GroupEntry, Model, Server
+from swapd.config.model_builder import BuildContext, ModelBuilder, collect_macros
+from swapd.config.schema import GroupConfig, ModelConfig, ServerConfig
 from swapd.config.units import parse_size, show_size
-from swapd.config.yaml_nodes import Mapping, Scalar, node_at, parse_tree
+from swapd.config.yaml_nodes import MappingNode, ScalarNode, node_at, parse_tree
 from swapd.domain.models import Catalog, Group, Limits, ModelSpec
-from swapd.domain.settings import Settings, Tls
-from swapd.gguf.file_stamp import stamp_of
-from swapd.gguf.memory_estimate import estimated
+from swapd.domain.settings import ServerSettings, TlsPaths
+from swapd.gguf.file_stamp import file_stamp
+from swapd.gguf.memory_estimate import estimate_spec
 
 
 def groups_of(
-    report: Report, models: Iterable[str], env: MappingType[str, str], max_resident: int = 0
+    report: Diagnostics, models: Iterable[str], env: MappingType[str, str], max_resident: int = 0
 ) -> tuple[Group, ...]:
     """The groups of a configuration; members must be models, and each in one group at most.
 
     Those that are loaded together must not be more than may be loaded at once.
     """
     section = node_at(report.tree, ("groups",))
-    if section is None or (isinstance(section, Scalar) and section.value is None):
+    if section is None or (isinstance(section, ScalarNode) and section.value is None):
         return ()
-    if not isinstance(section, Mapping):
+    if not isinstance(section, MappingNode):
         report.problem(("groups",), "must be a section with a group's name as each key")
         return ()
     known = set(models)
@@ -46,10 +46,10 @@ def groups_of(
     found = []
     for name, entry in section.entries.items():
         path = ("groups", name)
-        if not isinstance(entry.node, Mapping):
+        if not isinstance(entry.node, MappingNode):
             report.problem(path, "must be a section with members")
             continue
-        group = read(GroupEntry, entry.node, path, report, env)
+        group = decode(GroupConfig, entry.node, path, report, env)
         for i, member in enumerate(group.members):
             here = (*path, "members", i)
             if member not in known:
@@ -71,17 +71,17 @@ _PORT_VARIABLES = ("SWAPD_PORT", "LLAMA_SWAP_PORT")
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedConfig:
     """What a file says, and what to tell its author although it can be used."""
 
     catalog: Catalog
-    settings: Settings
+    settings: ServerSettings
     warnings: tuple[Problem, ...] = ()
 
 
 def load(
     path: Path, env: MappingType[str, str], *, worker_command: tuple[str, ...], total_memory: int
-) -> Loaded:
+) -> LoadedConfig:
     """Read a configuration file. Raises ConfigError with everything that is wrong with it.
 
     `env` is the environment, `.env` included; `worker_command` is what `${worker}` stands for;
@@ -109,14 +109,14 @@ def parse(
     *,
     worker_command: tuple[str, ...],
     total_memory: int,
-) -> Loaded:
+) -> LoadedConfig:
     """The same from text, without a look at any file; `file` is its name in messages."""
     tree, problems = parse_tree(text, file)
     # A section for YAML anchors that are used elsewhere; compose files have the same custom.
     anchors = frozenset(key for key in tree.entries if key.startswith("x-"))
-    report = Report(file, tree, problems)
-    server = read(Server, tree, (), report, env, beside=anchors | {"models"})
-    ground = Ground(server, collect_macros(("macros",), report), env, worker_command)
+    report = Diagnostics(file, tree, problems)
+    server = decode(ServerConfig, tree, (), report, env, beside=anchors | {"models"})
+    ground = BuildContext(server, collect_macros(("macros",), report), env, worker_command)
     models = _models(tree, ground, report)
     _check_names(models, report)
     _preload(server.hooks.on_startup.preload, models, report)
@@ -125,7 +125,8 @@ def parse(
         groups=groups_of(report, models, env, server.max_resident),
     )
     settings = replace(
-        _settings(server, report, env), access=access_of(report, server, models.values(), env)
+        _settings(server, report, env),
+        access=build_access_rules(report, server, models.values(), env),
     )
     if server.ttl and server.global_ttl:
         report.problem(("globalTTL",), "means the same as ttl; give one of them")
@@ -140,15 +141,15 @@ def parse(
         # The same cause met twice (a macro in several words) is told once.
         raise ConfigError(dict.fromkeys(sorted(report.problems, key=lambda p: p.line)))
     catalog = Catalog(MappingProxyType(models), limits)
-    return Loaded(catalog, settings, tuple(dict.fromkeys(report.warnings)))
+    return LoadedConfig(catalog, settings, tuple(dict.fromkeys(report.warnings)))
 
 
-def _models(tree: Mapping, ground: Ground, report: Report) -> dict[str, ModelSpec]:
+def _models(tree: MappingNode, ground: BuildContext, report: Diagnostics) -> dict[str, ModelSpec]:
     entry = tree.entries.get("models")
-    if entry is None or (isinstance(entry.node, Scalar) and entry.node.value is None):
+    if entry is None or (isinstance(entry.node, ScalarNode) and entry.node.value is None):
         report.problem(("models",), "missing; a configuration without models says models: {}")
         return {}
-    if not isinstance(entry.node, Mapping):
+    if not isinstance(entry.node, MappingNode):
         report.problem(("models",), "must be a section with a model's name as each key")
         return {}
     found: dict[str, ModelSpec] = {}
@@ -156,17 +157,17 @@ def _models(tree: Mapping, ground: Ground, report: Report) -> dict[str, ModelSpe
         path = ("models", name)
         if not name.strip():
             report.problem(path, "a model's name cannot be empty")
-        elif not isinstance(model_entry.node, Mapping):
+        elif not isinstance(model_entry.node, MappingNode):
             report.problem(path, "must be a section with at least cmd")
         else:
-            model = read(Model, model_entry.node, path, report, ground.env)
-            spec = SpecBuilder(name, model, ground, report).build()
+            model = decode(ModelConfig, model_entry.node, path, report, ground.env)
+            spec = ModelBuilder(name, model, ground, report).build()
             if spec is not None:
                 found[name] = spec
     return found
 
 
-def _check_names(models: MappingType[str, ModelSpec], report: Report) -> None:
+def _check_names(models: MappingType[str, ModelSpec], report: Diagnostics) -> None:
     """Every name means one model: no alias twice, none that is a model's name."""
     owner: dict[str, str] = {}
     for spec in models.values():
@@ -182,7 +183,7 @@ def _check_names(models: MappingType[str, ModelSpec], report: Report) -> None:
                 owner[alias] = spec.name
 
 
-def _preload(names: list[str], models: dict[str, ModelSpec], report: Report) -> None:
+def _preload(names: list[str], models: dict[str, ModelSpec], report: Diagnostics) -> None:
     """Mark the models that are to be loaded at the start; aliases are understood."""
     catalog = Catalog(MappingProxyType(models))
     for i, name in enumerate(names):
@@ -194,7 +195,7 @@ def _preload(names: list[str], models: dict[str, ModelSpec], report: Report) -> 
             models[spec.name] = replace(spec, preload=True)
 
 
-def _limits(server: Server, report: Report, total_memory: int) -> Limits:
+def _limits(server: ServerConfig, report: Diagnostics, total_memory: int) -> Limits:
     budget = _size(server.memory.budget, ("memory", "budget"), report, total_memory)
     memory = server.memory
     if 0 < memory.critical <= memory.threshold:
@@ -215,8 +216,10 @@ def _limits(server: Server, report: Report, total_memory: int) -> Limits:
     )
 
 
-def _settings(server: Server, report: Report, env: MappingType[str, str]) -> Settings:
-    return Settings(
+def _settings(
+    server: ServerConfig, report: Diagnostics, env: MappingType[str, str]
+) -> ServerSettings:
+    return ServerSettings(
         host=env.get("SWAPD_HOST") or server.host,
         port=_port(server, report, env),
         max_body_bytes=_size(server.max_body, ("max_body",), report),
@@ -226,20 +229,20 @@ def _settings(server: Server, report: Report, env: MappingType[str, str]) -> Set
         pass_env=tuple(server.pass_env),
         log_level=server.log_level,
         include_aliases=server.include_aliases,
-        tls=tls_of(report, server),
+        tls=build_tls_paths(report, server),
     )
 
 
-def _with_paths(settings: Settings, beside: Path) -> Settings:
+def _with_paths(settings: ServerSettings, beside: Path) -> ServerSettings:
     """Relative paths are meant from where the configuration lies."""
     cert, key = (
         str(beside.absolute() / Path(file).expanduser()) if file else ""
         for file in (settings.tls.cert, settings.tls.key)
     )
-    return replace(settings, tls=Tls(cert, key))
+    return replace(settings, tls=TlsPaths(cert, key))
 
 
-def _port(server: Server, report: Report, env: MappingType[str, str]) -> int:
+def _port(server: ServerConfig, report: Diagnostics, env: MappingType[str, str]) -> int:
     """The environment beats the file."""
     for name in _PORT_VARIABLES:
         text = env.get(name, "").strip()
@@ -252,7 +255,7 @@ def _port(server: Server, report: Report, env: MappingType[str, str]) -> int:
     return server.port
 
 
-def _size(text: str, path: tuple[str, ...], report: Report, whole: int | None = None) -> int:
+def _size(text: str, path: tuple[str, ...], report: Diagnostics, whole: int | None = None) -> int:
     try:
         return parse_size(text, whole)
     except ValueError as error:
@@ -260,12 +263,12 @@ def _size(text: str, path: tuple[str, ...], report: Report, whole: int | None = 
         return 0
 
 
-def _with_needs(loaded: Loaded, path: Path) -> Loaded:
+def _with_needs(loaded: LoadedConfig, path: Path) -> LoadedConfig:
     budget = loaded.catalog.limits.budget_bytes
     models: dict[str, ModelSpec] = {}
     warnings = list(loaded.warnings)
     for name, spec in loaded.catalog.models.items():
-        need = spec.need_bytes or estimated(spec, path.parent)
+        need = spec.need_bytes or estimate_spec(spec, path.parent)
         if budget and need > budget:
             message = (
                 f"needs about {show_size(need)}, more than memory.budget, "
@@ -273,7 +276,7 @@ def _with_needs(loaded: Loaded, path: Path) -> Loaded:
             )
             warnings.append(Problem(path.name, 0, f"models.{name}", message))
             need = budget
-        stamp = spec.stamp or stamp_of(spec.argv, spec.own, path.parent)
+        stamp = spec.stamp or file_stamp(spec.argv, spec.own, path.parent)
         models[name] = replace(spec, need_bytes=need, stamp=stamp)
     catalog = replace(loaded.catalog, models=MappingProxyType(models))
     return replace(loaded, catalog=catalog, warnings=tuple(warnings))

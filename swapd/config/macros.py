@@ -41,7 +41,7 @@ class Macro:
 
 
 @dataclass(frozen=True, slots=True)
-class Scope:
+class MacroScope:
     """What the macros of one model stand for."""
 
     model: str
@@ -54,7 +54,7 @@ class MacroError(Exception):
     """A macro cannot be put in; the message is a sentence."""
 
 
-def split(text: str) -> list[str]:
+def split_command(text: str) -> list[str]:
     """The words of a command line; ValueError when a quote is never closed.
 
     Lines whose first character is `#` are comments; a backslash at the end of a line continues
@@ -98,10 +98,10 @@ def fill_in(text: str, name: str, value: str) -> str:
     return "".join((*parts, text[last:]))
 
 
-class Expander:
+class MacroExpander:
     """Puts a model's macros in. Raises MacroError with a sentence where that cannot be done."""
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: MacroScope) -> None:
         self._scope = scope
         self._left = MAX_MACROS
 
@@ -114,7 +114,7 @@ class Expander:
         cannot be put in is told to `report`; a line that cannot be split raises ValueError.
         """
         if isinstance(command, str):
-            words = split(command)
+            words = split_command(command)
         else:
             words = [_ALONE + word if word == "${worker}" else word for word in command]
         return tuple(w for word in words for w in self._told(word, keep, report))
@@ -168,7 +168,7 @@ class Expander:
             return (self._text(word[1:], keep, inside),)
         found, final = self._lookup(name, inside)
         try:
-            words = split(found)
+            words = split_command(found)
         except ValueError as error:
             raise MacroError(f"macro {name}: {error}") from error
         if final:

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
-from swapd.config.decode import Report
+from swapd.config.decode import Diagnostics
 from swapd.config.errors import Path
-from swapd.config.macros import RESERVED, Expander, Macro, MacroError, Scope
-from swapd.config.schema import Model, Server, alias_id
+from swapd.config.macros import RESERVED, Macro, MacroError, MacroExpander, MacroScope
+from swapd.config.schema import ModelConfig, ServerConfig, alias_id
 from swapd.config.units import parse_size
-from swapd.config.yaml_nodes import Mapping, Scalar, node_at
+from swapd.config.yaml_nodes import MappingNode, ScalarNode, node_at
 from swapd.domain.models import ModelSpec, WorkerLimits
-from swapd.gguf.llama_flags import option, speaks_llama_flags
+from swapd.gguf.llama_flags import flag_value, speaks_llama_flags
 
 _FOREIGN_LIMIT = 10
 """Requests at once for a worker that doesn't say how many it takes; llama-swap's number."""
@@ -28,26 +28,28 @@ _VARIABLE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class BuildContext:
     """What all models of a file share."""
 
-    server: Server
+    server: ServerConfig
     macros: MappingType[str, Macro]
     env: MappingType[str, str]
     worker: tuple[str, ...]
 
 
-class SpecBuilder:
+class ModelBuilder:
     """Builds one model; everything that is wrong goes to the report."""
 
-    def __init__(self, name: str, model: Model, ground: Ground, report: Report) -> None:
+    def __init__(
+        self, name: str, model: ModelConfig, ground: BuildContext, report: Diagnostics
+    ) -> None:
         self._name = name
         self._model = model
         self._ground = ground
         self._report = report
         self._path: Path = ("models", name)
         macros = {**ground.macros, **collect_macros((*self._path, "macros"), report)}
-        self._expander = Expander(Scope(name, macros, ground.env, ground.worker))
+        self._expander = MacroExpander(MacroScope(name, macros, ground.env, ground.worker))
 
     def build(self) -> ModelSpec | None:
         """The model, or None when its command cannot be used; then the report says why."""
@@ -202,7 +204,7 @@ class SpecBuilder:
         return max(self._number(argv, 0, "--ctx-size", *short), 0)
 
     def _number(self, argv: tuple[str, ...], default: int, *names: str) -> int:
-        text = option(argv, *names)
+        text = flag_value(argv, *names)
         if text is None:
             return default
         if not re.fullmatch(r"-?\d{1,9}", text):
@@ -249,21 +251,21 @@ class SpecBuilder:
         return MappingProxyType(made if isinstance(made, dict) else {})
 
 
-def collect_macros(path: Path, report: Report) -> dict[str, Macro]:
+def collect_macros(path: Path, report: Diagnostics) -> dict[str, Macro]:
     """The macros of the section at `path`; what cannot be a macro is reported.
 
     Their text is taken as it was written, so that `1.10` stays `1.10`.
     """
     section = node_at(report.tree, path)
     found: dict[str, Macro] = {}
-    entries = section.entries if isinstance(section, Mapping) else {}
+    entries = section.entries if isinstance(section, MappingNode) else {}
     for name, entry in entries.items():
         here = (*path, name)
         if name in RESERVED or name.startswith("env."):
             report.problem(here, f"${{{name}}} has a meaning of its own and cannot be a macro")
         elif not _MACRO_NAME.fullmatch(name):
             report.problem(here, "a macro's name is 1 to 63 of A-Z a-z 0-9 _ -")
-        elif not isinstance(entry.node, Scalar):
+        elif not isinstance(entry.node, ScalarNode):
             report.problem(here, "must be text, a number or true or false")
         else:
             value = entry.node.value
@@ -273,11 +275,11 @@ def collect_macros(path: Path, report: Report) -> dict[str, Macro]:
 
 def _completed(argv: tuple[str, ...], name: str) -> tuple[str, ...]:
     """Our own worker knows its model's name, and chooses its port unless the command names one."""
-    if option(argv, "--alias", "-a") is None:
+    if flag_value(argv, "--alias", "-a") is None:
         argv = (*argv, "--alias", name)
-    if option(argv, "--port") is not None:
+    if flag_value(argv, "--port") is not None:
         return argv
-    host = () if option(argv, "--host") is not None else ("--host", "127.0.0.1")
+    host = () if flag_value(argv, "--host") is not None else ("--host", "127.0.0.1")
     return (*argv, *host, "--port", "0")
 
 

@@ -37,7 +37,7 @@ Command: TypeAlias = Annotated[
 ]
 
 
-class Filters(Struct, frozen=True, kw_only=True):
+class FiltersConfig(Struct, frozen=True, kw_only=True):
     """`filters` of a model: what happens to a request's body on its way."""
 
     strip_params: Annotated[
@@ -55,7 +55,7 @@ class Filters(Struct, frozen=True, kw_only=True):
     )
 
 
-class Memory(Struct, frozen=True, kw_only=True):
+class MemoryConfig(Struct, frozen=True, kw_only=True):
     """`memory`: what the workers may take and when idle ones must go."""
 
     budget: Size = "0"
@@ -65,7 +65,7 @@ class Memory(Struct, frozen=True, kw_only=True):
     interval: Annotated[float, Meta(gt=0, description="seconds, more than 0")] = 30.0
 
 
-class GroupEntry(Struct, frozen=True, kw_only=True):
+class GroupConfig(Struct, frozen=True, kw_only=True):
     """One entry of `groups`."""
 
     members: Names = msgspec.field(default_factory=list)
@@ -75,19 +75,19 @@ class GroupEntry(Struct, frozen=True, kw_only=True):
     together: Flag = False
 
 
-class OnStartup(Struct, frozen=True, kw_only=True):
+class OnStartupConfig(Struct, frozen=True, kw_only=True):
     """`hooks.on_startup`: what happens when swapd has started."""
 
     preload: Names = msgspec.field(default_factory=list)
 
 
-class Hooks(Struct, frozen=True, kw_only=True):
+class HooksConfig(Struct, frozen=True, kw_only=True):
     """`hooks`: what happens when something else does."""
 
-    on_startup: OnStartup = msgspec.field(default_factory=OnStartup)
+    on_startup: OnStartupConfig = msgspec.field(default_factory=OnStartupConfig)
 
 
-class LimitsEntry(Struct, frozen=True, kw_only=True):
+class LimitsConfig(Struct, frozen=True, kw_only=True):
     """`limits` of a model: what the kernel holds its worker to."""
 
     memory: Size = "0"
@@ -95,7 +95,7 @@ class LimitsEntry(Struct, frozen=True, kw_only=True):
     nice: Annotated[int, Meta(ge=0, le=19, description="a whole number, 0 to 19")] = 0
 
 
-class KeyEntry(Struct, frozen=True, kw_only=True):
+class KeyConfig(Struct, frozen=True, kw_only=True):
     """One entry of `keys`: what whoever holds the key may do."""
 
     hash: Annotated[
@@ -107,7 +107,7 @@ class KeyEntry(Struct, frozen=True, kw_only=True):
     priority: Whole = 0
 
 
-class Cors(Struct, frozen=True, kw_only=True):
+class CorsConfig(Struct, frozen=True, kw_only=True):
     """`cors`: pages of which other origins may read from swapd."""
 
     allowed_origins: Annotated[list[str], Meta(description="a list of origins")] = msgspec.field(
@@ -115,14 +115,14 @@ class Cors(Struct, frozen=True, kw_only=True):
     )
 
 
-class TlsFiles(Struct, frozen=True, kw_only=True):
+class TlsConfig(Struct, frozen=True, kw_only=True):
     """`tls`: the files that HTTPS needs, both or none."""
 
     cert: FilePath = ""
     key: FilePath = ""
 
 
-class Model(Struct, frozen=True, kw_only=True):
+class ModelConfig(Struct, frozen=True, kw_only=True):
     """One entry of `models`."""
 
     cmd: Command = ""
@@ -130,7 +130,7 @@ class Model(Struct, frozen=True, kw_only=True):
     env: Annotated[list[str], Meta(description="a list of NAME=value")] = msgspec.field(
         default_factory=list
     )
-    limits: LimitsEntry = msgspec.field(default_factory=LimitsEntry)
+    limits: LimitsConfig = msgspec.field(default_factory=LimitsConfig)
     proxy: MacroText = ""
     check_endpoint: MacroText = msgspec.field(name="checkEndpoint", default="/health")
     ttl: Annotated[
@@ -145,7 +145,7 @@ class Model(Struct, frozen=True, kw_only=True):
     stamp: Text = ""
     context: Count = 0
     aliases: Aliases = msgspec.field(default_factory=list)
-    filters: Filters = msgspec.field(default_factory=Filters)
+    filters: FiltersConfig = msgspec.field(default_factory=FiltersConfig)
     use_model_name: Text = msgspec.field(name="useModelName", default="")
     unlisted: Flag = False
     weight: Annotated[float, Meta(gt=0, description="a number, more than 0")] = 1.0
@@ -166,7 +166,7 @@ class Model(Struct, frozen=True, kw_only=True):
     capabilities: Annotated[Any, Meta(extra={"inert": "models are listed without it"})] = None
 
 
-class Server(Struct, frozen=True, kw_only=True):
+class ServerConfig(Struct, frozen=True, kw_only=True):
     """The top level of config.yaml but for `models`; custom_models.yaml may set the same keys."""
 
     host: Annotated[str, Meta(min_length=1, description="an address to listen on")] = "127.0.0.1"
@@ -178,13 +178,13 @@ class Server(Struct, frozen=True, kw_only=True):
         msgspec.field(name="apiKeys", default_factory=list)
     )
     allowed_hosts: Names = msgspec.field(default_factory=list)
-    cors: Cors = msgspec.field(default_factory=Cors)
-    tls: TlsFiles = msgspec.field(default_factory=TlsFiles)
+    cors: CorsConfig = msgspec.field(default_factory=CorsConfig)
+    tls: TlsConfig = msgspec.field(default_factory=TlsConfig)
     max_body: Size = "32 MiB"
     client_timeout: Annotated[float, Meta(gt=0, description="seconds, more than 0")] = 60.0
     drain_grace: Seconds = 30.0
     max_resident: Count = 0
-    memory: Memory = msgspec.field(default_factory=Memory)
+    memory: MemoryConfig = msgspec.field(default_factory=MemoryConfig)
     max_waiting: Count = 512
     max_per_tenant: Count = 0
     max_wait: Seconds = 60.0
@@ -219,7 +219,7 @@ class Server(Struct, frozen=True, kw_only=True):
     routing: Annotated[
         Any, Meta(extra={"inert": "models live together as memory and max_resident allow"})
     ] = None
-    hooks: Hooks = msgspec.field(default_factory=Hooks)
+    hooks: HooksConfig = msgspec.field(default_factory=HooksConfig)
     profiles: Annotated[Any, Meta(extra={"inert": "models keep their names"})] = None
     peers: Annotated[Any, Meta(extra={"inert": "their models are not served"})] = None
     send_loading_state: Flag = msgspec.field(name="sendLoadingState", default=False)
@@ -243,7 +243,7 @@ class Server(Struct, frozen=True, kw_only=True):
     ] = None
 
 
-class CustomModel(Model, frozen=True, kw_only=True):
+class CustomModelConfig(ModelConfig, frozen=True, kw_only=True):
     """One entry of `models` in custom_models.yaml: a model's keys and those of the generator."""
 
     sampler_args: Annotated[str, Meta(description="flags for the worker, as on a command line")] = (

@@ -12,12 +12,12 @@ import msgspec
 import yaml
 from yaml.resolver import Resolver
 
-from swapd.config.decode import shapes
-from swapd.config.schema import CustomModel
-from swapd.config.yaml_nodes import Mapping, Node, Scalar, Sequence
+from swapd.config.decode import field_shapes
+from swapd.config.schema import CustomModelConfig
+from swapd.config.yaml_nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 
-def write_yaml(value: object) -> str:
+def dump_yaml(value: object) -> str:
     """The value as YAML text: one entry a line, long lines unbroken, keys in the given order."""
     text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**20)
     return text
@@ -43,7 +43,7 @@ def _write_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
     return node
 
 
-def _write_scalar(dumper: _Dumper, scalar: Scalar) -> yaml.ScalarNode:
+def _write_scalar(dumper: _Dumper, scalar: ScalarNode) -> yaml.ScalarNode:
     if isinstance(scalar.value, str):
         return _write_text(dumper, scalar.text)
     resolver: Any = Resolver()
@@ -52,22 +52,22 @@ def _write_scalar(dumper: _Dumper, scalar: Scalar) -> yaml.ScalarNode:
     return node
 
 
-def _write_sequence(dumper: _Dumper, sequence: Sequence) -> yaml.SequenceNode:
+def _write_sequence(dumper: _Dumper, sequence: SequenceNode) -> yaml.SequenceNode:
     return dumper.represent_list(sequence.items)
 
 
-def _write_mapping(dumper: _Dumper, mapping: Mapping) -> yaml.MappingNode:
+def _write_mapping(dumper: _Dumper, mapping: MappingNode) -> yaml.MappingNode:
     nodes: dict[str, Node] = {key: entry.node for key, entry in mapping.entries.items()}
     return dumper.represent_dict(nodes)
 
 
 _Dumper.add_representer(str, _write_text)
-_Dumper.add_representer(Scalar, _write_scalar)
-_Dumper.add_representer(Sequence, _write_sequence)
-_Dumper.add_representer(Mapping, _write_mapping)
+_Dumper.add_representer(ScalarNode, _write_scalar)
+_Dumper.add_representer(SequenceNode, _write_sequence)
+_Dumper.add_representer(MappingNode, _write_mapping)
 
 
-def flow_text(value: object) -> str:
+def dump_flow(value: object) -> str:
     """The value on one line, so that it can stand anywhere in a YAML text."""
     text: str = yaml.dump(
         [value],
@@ -80,7 +80,7 @@ def flow_text(value: object) -> str:
     return text.rstrip("\n")[1:-1]
 
 
-def value_of(key: str, text: str) -> Any:
+def parse_setting(key: str, text: str) -> Any:
     """What somebody means who sets a key of a model to this text.
 
     Text is text for a key that wants text; a list may be given with commas; the rest is YAML on one
@@ -88,10 +88,10 @@ def value_of(key: str, text: str) -> Any:
     what YAML can't read are text. What fits the key is for the schema to say.
     """
     top, _, inner = key.partition(".")
-    shape = shapes(CustomModel).get(top)
+    shape = field_shapes(CustomModelConfig).get(top)
     kinds = _kinds(shape.type) if shape is not None and not inner else {str}
     if shape is not None and inner and shape.nested is not None:
-        within = shapes(shape.nested).get(inner)
+        within = field_shapes(shape.nested).get(inner)
         kinds = _kinds(within.type) if within is not None else {str}
     if shape is not None and inner and _is_of_anything(shape.type):
         return _free(text)

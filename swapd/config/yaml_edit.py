@@ -17,7 +17,7 @@ import yaml
 
 from swapd.config.custom_models import FILE
 from swapd.config.errors import ConfigError
-from swapd.config.yaml_dump import flow_text
+from swapd.config.yaml_dump import dump_flow
 from swapd.config.yaml_nodes import parse_tree, typed
 
 _END = re.compile(r"\r\n|\n|\r|\Z")
@@ -157,7 +157,7 @@ class _Editor:
         pairs = self._pairs(path)
         rest = path[len(pairs) :]
         if not rest:
-            return self._replace(pairs[-1], flow_text(value))
+            return self._replace(pairs[-1], dump_flow(value))
         section = pairs[-1].value if pairs else self._top
         flow = any(pair.section.flow_style for pair in pairs)
         if pairs and pairs[-1].empty:
@@ -262,10 +262,10 @@ class _Editor:
     def _block(self, path: Sequence[str], value: object, indent: int) -> str:
         """Lines of nested keys with a value at the end."""
         lines = [
-            " " * (indent + _STEP * depth) + f"{flow_text(step)}:"
+            " " * (indent + _STEP * depth) + f"{dump_flow(step)}:"
             for depth, step in enumerate(path)
         ]
-        lines[-1] += f" {flow_text(value)}"
+        lines[-1] += f" {dump_flow(value)}"
         return "".join(line + self._newline for line in lines)
 
     def _end(self, node: yaml.Node) -> int:
@@ -315,4 +315,4 @@ def _line_after(text: str, line_end: int, lines: str, newline: str) -> str:
 def _nested_flow(path: Sequence[str], value: object) -> str:
     for step in reversed(path):
         value = {step: value}
-    return flow_text(value)
+    return dump_flow(value)

@@ -32,7 +32,7 @@ _TAG = "tag:yaml.org,2002:"
 
 
 @dataclass(frozen=True, slots=True)
-class Scalar:
+class ScalarNode:
     """A single value: its text, and what YAML takes it for."""
 
     line: int
@@ -43,7 +43,7 @@ class Scalar:
 
 
 @dataclass(frozen=True, slots=True)
-class Sequence:
+class SequenceNode:
     """A list."""
 
     line: int
@@ -51,7 +51,7 @@ class Sequence:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class MappingEntry:
     """A key's line and its value."""
 
     line: int
@@ -59,17 +59,17 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Mapping:
+class MappingNode:
     """A section: keys, as text, in the order of the file."""
 
     line: int
-    entries: MappingType[str, Entry]
+    entries: MappingType[str, MappingEntry]
 
 
-Node: TypeAlias = Scalar | Sequence | Mapping
+Node: TypeAlias = ScalarNode | SequenceNode | MappingNode
 
 
-def parse_tree(text: str, file: str) -> tuple[Mapping, list[Problem]]:
+def parse_tree(text: str, file: str) -> tuple[MappingNode, list[Problem]]:
     """The tree of one YAML document whose top is a section, and what is wrong with single values.
 
     An empty text is an empty section. Raises ConfigError when there is no tree to speak of.
@@ -80,35 +80,35 @@ def parse_tree(text: str, file: str) -> tuple[Mapping, list[Problem]]:
     except (yaml.YAMLError, UnicodeError) as error:
         raise ConfigError([_syntax_problem(error, text, file)]) from error
     if top is None:
-        return Mapping(1, MappingProxyType({})), []
+        return MappingNode(1, MappingProxyType({})), []
     builder = _Builder(file)
     tree = builder.build(top, ())
-    if isinstance(tree, Scalar) and tree.value is None:
-        tree = Mapping(1, MappingProxyType({}))
-    if not isinstance(tree, Mapping):
+    if isinstance(tree, ScalarNode) and tree.value is None:
+        tree = MappingNode(1, MappingProxyType({}))
+    if not isinstance(tree, MappingNode):
         raise ConfigError([Problem(file, tree.line, "", "must be a section of keys and values")])
     return tree, builder.problems
 
 
-def node_at(tree: Mapping, path: Path) -> Node | None:
+def node_at(tree: MappingNode, path: Path) -> Node | None:
     """The node at `path`, or None when there is none."""
     steps = _walk(tree, path)
     return steps[-1][1] if len(steps) == len(path) + 1 else None
 
 
-def line_of(tree: Mapping, path: Path) -> int:
+def line_of(tree: MappingNode, path: Path) -> int:
     """The line of the value at `path`, or of the nearest thing above it that is there."""
     return _walk(tree, path)[-1][0]
 
 
-def _walk(tree: Mapping, path: Path) -> list[tuple[int, Node]]:
+def _walk(tree: MappingNode, path: Path) -> list[tuple[int, Node]]:
     """Line and node of every step of the way that exists, the top first."""
     steps: list[tuple[int, Node]] = [(tree.line, tree)]
     for step in path:
         node = steps[-1][1]
-        if isinstance(node, Mapping) and isinstance(step, str) and step in node.entries:
+        if isinstance(node, MappingNode) and isinstance(step, str) and step in node.entries:
             steps.append((node.entries[step].line, node.entries[step].node))
-        elif isinstance(node, Sequence) and isinstance(step, int) and step < len(node.items):
+        elif isinstance(node, SequenceNode) and isinstance(step, int) and step < len(node.items):
             steps.append((node.items[step].line, node.items[step]))
         else:
             break
@@ -117,33 +117,33 @@ def _walk(tree: Mapping, path: Path) -> list[tuple[int, Node]]:
 
 def typed(node: Node) -> object:
     """The node as Python values, scalars as what YAML takes them for."""
-    if isinstance(node, Scalar):
+    if isinstance(node, ScalarNode):
         return node.value
-    if isinstance(node, Sequence):
+    if isinstance(node, SequenceNode):
         return [typed(item) for item in node.items]
     return {key: typed(entry.node) for key, entry in node.entries.items()}
 
 
 def textual(node: Node) -> object:
     """The node as Python values, every scalar as the text that was written."""
-    if isinstance(node, Scalar):
+    if isinstance(node, ScalarNode):
         return node.text
-    if isinstance(node, Sequence):
+    if isinstance(node, SequenceNode):
         return [textual(item) for item in node.items]
     return {key: textual(entry.node) for key, entry in node.entries.items()}
 
 
-def reread(scalar: Scalar, text: str) -> Scalar:
+def reread(scalar: ScalarNode, text: str) -> ScalarNode:
     """The scalar with another text, taken for what that text would mean in its place."""
     if not scalar.plain:
-        return Scalar(scalar.line, text, text, plain=False)
+        return ScalarNode(scalar.line, text, text, plain=False)
     resolver: Any = Resolver()
     tag = resolver.resolve(yaml.ScalarNode, text, (True, False))
     try:
         value = _construct(yaml.ScalarNode(tag, text))
     except ValueError:
         value = text
-    return Scalar(scalar.line, text, value, plain=True)
+    return ScalarNode(scalar.line, text, value, plain=True)
 
 
 def _check_depth(text: str, file: str) -> None:
@@ -229,25 +229,25 @@ class _Builder:
         line = node.start_mark.line + 1
         if id(node) in self._open:
             self._problem(node, path, "a YAML alias refers to a section that contains it")
-            return Scalar(line, "", None, plain=True), 1
+            return ScalarNode(line, "", None, plain=True), 1
         self._open.add(id(node))
         made: tuple[Node, int]
         if isinstance(node, yaml.MappingNode):
             made = self._mapping(node, path)
         elif isinstance(node, yaml.SequenceNode):
             pairs = [self._weighed(child, (*path, i)) for i, child in enumerate(node.value)]
-            made = Sequence(line, tuple(n for n, _ in pairs)), 1 + sum(w for _, w in pairs)
+            made = SequenceNode(line, tuple(n for n, _ in pairs)), 1 + sum(w for _, w in pairs)
         else:
             assert isinstance(node, yaml.ScalarNode)
             made = self._scalar(node, path), 1
         self._open.discard(id(node))
         if made[1] > MAX_WEIGHT:
             self._problem(node, path, "the YAML aliases in it write out to too many values")
-            made = Scalar(line, "", None, plain=True), 1
+            made = ScalarNode(line, "", None, plain=True), 1
         self._built[id(node)] = made
         return made
 
-    def _scalar(self, node: yaml.ScalarNode, path: Path) -> Scalar:
+    def _scalar(self, node: yaml.ScalarNode, path: Path) -> ScalarNode:
         line = node.start_mark.line + 1
         text = str(node.value)
         try:
@@ -255,11 +255,11 @@ class _Builder:
         except ValueError as error:
             self._problem(node, path, str(error).split(";")[0])
             value = text
-        return Scalar(line, text, value, plain=not node.style)
+        return ScalarNode(line, text, value, plain=not node.style)
 
-    def _mapping(self, node: yaml.MappingNode, path: Path) -> tuple[Mapping, int]:
-        entries: dict[str, Entry] = {}
-        merged: dict[str, Entry] = {}
+    def _mapping(self, node: yaml.MappingNode, path: Path) -> tuple[MappingNode, int]:
+        entries: dict[str, MappingEntry] = {}
+        merged: dict[str, MappingEntry] = {}
         weight = 1
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -276,15 +276,17 @@ class _Builder:
                 message = f"is given twice; the first is in line {first}"
                 self.problems.append(Problem(self._file, line, dotted((*path, name)), message))
             else:
-                entries[name] = Entry(line, child)
+                entries[name] = MappingEntry(line, child)
         # What a section says itself beats what it merges in, wherever the `<<` stands.
         result = {**merged, **entries}
-        return Mapping(node.start_mark.line + 1, MappingProxyType(result)), weight
+        return MappingNode(node.start_mark.line + 1, MappingProxyType(result)), weight
 
-    def _merge(self, child: Node, node: yaml.Node, path: Path, into: dict[str, Entry]) -> None:
-        sources = child.items if isinstance(child, Sequence) else (child,)
+    def _merge(
+        self, child: Node, node: yaml.Node, path: Path, into: dict[str, MappingEntry]
+    ) -> None:
+        sources = child.items if isinstance(child, SequenceNode) else (child,)
         for source in sources:
-            if not isinstance(source, Mapping):
+            if not isinstance(source, MappingNode):
                 self._problem(node, path, "<< merges sections, nothing else")
                 continue
             for name, entry in source.entries.items():

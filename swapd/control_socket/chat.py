@@ -8,13 +8,20 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from swapd.control_socket.protocol import Fields, Line, Request, Say, TroubleError
+from swapd.control_socket.protocol import Fields, Line, OperationError, Say, SocketRequest
 from swapd.domain.models import ModelSpec
-from swapd.http.context import House
-from swapd.leases import Wish
-from swapd.process.liveness import Pulse
-from swapd.proxy.forward import CLOSED_WITHIN, FAILURES, RESUMABLE, Fate, WorkerFailedError, told
-from swapd.proxy.retry import Passing, serve
+from swapd.http.context import AppContext
+from swapd.leases import RequestOptions
+from swapd.process.liveness import Liveness
+from swapd.proxy.forward import (
+    CLOSED_WITHIN,
+    FAILURES,
+    RESUMABLE,
+    ExitReason,
+    WorkerFailedError,
+    told,
+)
+from swapd.proxy.retry import ProxyRequest, forward_with_retry
 from swapd.proxy.sse import EventIds
 from swapd.system.aio import now
 
@@ -24,7 +31,9 @@ JSON = MappingProxyType({"Content-Type": "application/json"})
 PATH = "/v1/chat/completions"
 
 
-async def chat(house: House, spec: ModelSpec, request: Request, fields: Fields, say: Say) -> Line:
+async def chat(
+    house: AppContext, spec: ModelSpec, request: SocketRequest, fields: Fields, say: Say
+) -> Line:
     """Have a worker answer; `say` tells its tokens, and the last line is returned.
 
     Raises TroubleError, RefusedError, and whatever `say` raises.
@@ -32,20 +41,22 @@ async def chat(house: House, spec: ModelSpec, request: Request, fields: Fields, 
     body = msgspec.json.encode(_body(request, fields, spec))
     talk = _Talk(house.session, request, body, say)
     try:
-        await serve(house.forwarding, Passing(spec, PATH, body, Wish(), asks_ids=True), talk)
+        await forward_with_retry(
+            house.forwarding, ProxyRequest(spec, PATH, body, RequestOptions(), asks_ids=True), talk
+        )
     except WorkerFailedError as error:
-        raise TroubleError("worker_failed", str(error)) from error
+        raise OperationError("worker_failed", str(error)) from error
     if talk.refused:
-        raise TroubleError("worker_refused", talk.refused)
+        raise OperationError("worker_refused", talk.refused)
     return talk.last
 
 
-def _body(request: Request, fields: Fields, spec: ModelSpec) -> dict[str, object]:
+def _body(request: SocketRequest, fields: Fields, spec: ModelSpec) -> dict[str, object]:
     """The request as the worker wants it: the client's own fields, streamed, with a count."""
     ours = {"id", "op", "prompt", *spec.drop_params}
     body: dict[str, object] = {k: v for k, v in fields.items() if k not in ours}
     if (request.prompt is None) == ("messages" not in body):
-        raise TroubleError("bad_request", "a chat has either 'messages' or a 'prompt'")
+        raise OperationError("bad_request", "a chat has either 'messages' or a 'prompt'")
     if request.prompt is not None:
         body["messages"] = [{"role": "user", "content": request.prompt}]
     body["model"] = spec.upstream_name or request.model
@@ -56,7 +67,7 @@ class _Talk:
     """The request on its way, and what has been told of its answer (see `tries.Passage`)."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, request: Request, body: bytes, say: Say
+        self, session: aiohttp.ClientSession, request: SocketRequest, body: bytes, say: Say
     ) -> None:
         self.last: Line = {"finish_reason": None}
         """What the last line says of the whole."""
@@ -77,7 +88,9 @@ class _Talk:
     def has_begun(self) -> bool:
         return self._ids is not None and bool(self._ids.ids)
 
-    async def through(self, base_url: str, pulse: Pulse, resumable: bool, fate: Fate) -> int:
+    async def through(
+        self, base_url: str, pulse: Liveness, resumable: bool, fate: ExitReason
+    ) -> int:
         path, body, headers = PATH, self._body, dict(JSON)
         if resumable:
             headers[RESUMABLE] = "1"
@@ -95,7 +108,9 @@ class _Talk:
             raise WorkerFailedError(told(error)) from error
         return int((self.last.get("usage") or {}).get("total_tokens") or 0)
 
-    async def _hear(self, answer: aiohttp.ClientResponse, pulse: Pulse, fate: Fate) -> None:
+    async def _hear(
+        self, answer: aiohttp.ClientResponse, pulse: Liveness, fate: ExitReason
+    ) -> None:
         """Tell tokens as they come, to the end of the stream."""
         rest = b""
         async for chunk in answer.content.iter_any():
@@ -113,10 +128,10 @@ class _Talk:
                     finally:
                         pulse.held -= 1
             if len(rest) > EVENT_BYTES:
-                raise TroubleError("worker_failed", "the worker sent an event without an end")
+                raise OperationError("worker_failed", "the worker sent an event without an end")
         if reason := await fate(CLOSED_WITHIN):
             raise WorkerFailedError(reason)
-        raise TroubleError("worker_failed", "the worker's answer broke off")
+        raise OperationError("worker_failed", "the worker's answer broke off")
 
     async def _tell(self, event: bytes) -> None:
         """What the client hears of an event."""
@@ -124,9 +139,9 @@ class _Talk:
             chunk = msgspec.json.decode(event, type=dict[str, Any])
         except msgspec.DecodeError as error:
             message = f"the worker sent an event that is no JSON object: {error}"
-            raise TroubleError("worker_failed", message) from error
+            raise OperationError("worker_failed", message) from error
         if "error" in chunk:
-            raise TroubleError("worker_failed", _message(event))
+            raise OperationError("worker_failed", _message(event))
         self.last.update({key: chunk[key] for key in ("usage", "timings") if chunk.get(key)})
         for choice in chunk.get("choices", ()):
             self.last["finish_reason"] = choice.get("finish_reason") or self.last["finish_reason"]

@@ -12,7 +12,7 @@ Line: TypeAlias = dict[str, Any]
 Say: TypeAlias = Callable[[Line], Awaitable[None]]
 
 
-class Request(msgspec.Struct, frozen=True):
+class SocketRequest(msgspec.Struct, frozen=True):
     """What a line says to us; what else is in it is the model's."""
 
     id: str | int
@@ -21,7 +21,7 @@ class Request(msgspec.Struct, frozen=True):
     prompt: str | None = None
 
 
-class TroubleError(Exception):
+class OperationError(Exception):
     """Why a request is not answered: what its error line says."""
 
     def __init__(self, code: str, message: str) -> None:

@@ -18,16 +18,16 @@ from types import MappingProxyType
 import msgspec
 
 from swapd.control_socket.chat import chat
-from swapd.control_socket.protocol import Fields, Line, Request, Say, TroubleError
-from swapd.domain.commands import STATUS
-from swapd.domain.model_names import NoModelError
+from swapd.control_socket.protocol import Fields, Line, OperationError, Say, SocketRequest
+from swapd.domain.commands import HTTP_STATUS
+from swapd.domain.model_names import ModelNotFoundError
 from swapd.domain.models import ModelSpec
-from swapd.http.context import House
-from swapd.leases import RefusedError
+from swapd.http.context import AppContext
+from swapd.leases import RejectedError
 from swapd.system.aio import Tasks
 
 
-async def operate(house: House, request: Request, fields: Fields, say: Say) -> Line:
+async def operate(house: AppContext, request: SocketRequest, fields: Fields, say: Say) -> Line:
     """Do what is asked; `say` writes the lines before the last one, which is returned.
 
     Raises TroubleError, RefusedError, and whatever `say` raises.
@@ -37,28 +37,28 @@ async def operate(house: House, request: Request, fields: Fields, say: Say) -> L
     if request.op in _OPERATIONS:
         return await _OPERATIONS[request.op](house, request)
     known = ", ".join(["chat", *_OPERATIONS, "cancel"])
-    raise TroubleError("bad_request", f"there is no op {request.op!r}; there are: {known}")
+    raise OperationError("bad_request", f"there is no op {request.op!r}; there are: {known}")
 
 
-def _spec(house: House, request: Request) -> ModelSpec:
+def _spec(house: AppContext, request: SocketRequest) -> ModelSpec:
     if request.model is None:
-        raise TroubleError("bad_request", "the request names no 'model'")
+        raise OperationError("bad_request", "the request names no 'model'")
     try:
         return house.find(request.model)
-    except NoModelError as error:
-        raise TroubleError("model_not_found", str(error)) from error
+    except ModelNotFoundError as error:
+        raise OperationError("model_not_found", str(error)) from error
 
 
 # -- the rest ------------------------------------------------------------------------------------
 
 
-async def _list(house: House, _: Request) -> Line:
+async def _list(house: AppContext, _: SocketRequest) -> Line:
     states = house.states()
     models = [{"name": m.name, "state": states.get(m.name, "unloaded")} for m in house.listed()]
     return {"models": models}
 
 
-async def _status(house: House, _: Request) -> Line:
+async def _status(house: AppContext, _: SocketRequest) -> Line:
     workers = [
         {
             "model": sight.status.model,
@@ -74,25 +74,27 @@ async def _status(house: House, _: Request) -> Line:
     return {"pid": os.getpid(), "closing": house.supervisor.closing, "workers": workers}
 
 
-async def _load(house: House, request: Request) -> Line:
+async def _load(house: AppContext, request: SocketRequest) -> Line:
     spec = _spec(house, request)
     await house.supervisor.load(spec.name)
     return {"model": spec.name}
 
 
-async def _unload(house: House, request: Request) -> Line:
+async def _unload(house: AppContext, request: SocketRequest) -> Line:
     name = None if request.model is None else _spec(house, request).name
     return {"unloaded": await house.supervisor.unload(name)}
 
 
-async def _reload(house: House, _: Request) -> Line:
+async def _reload(house: AppContext, _: SocketRequest) -> Line:
     if reason := house.reread():
-        raise TroubleError("bad_configuration", f"the configuration is not used: {reason}")
+        raise OperationError("bad_configuration", f"the configuration is not used: {reason}")
     return {}
 
 
-_OPERATIONS: Mapping[str, Callable[[House, Request], Awaitable[Line]]] = MappingProxyType(
-    {"list": _list, "status": _status, "load": _load, "unload": _unload, "reload": _reload}
+_OPERATIONS: Mapping[str, Callable[[AppContext, SocketRequest], Awaitable[Line]]] = (
+    MappingProxyType(
+        {"list": _list, "status": _status, "load": _load, "unload": _unload, "reload": _reload}
+    )
 )
 
 
@@ -101,14 +103,14 @@ LAST_LINES_WITHIN = 5.0
 """Seconds that a client has at the end to take the last lines."""
 
 
-class SocketDoor:
+class ControlSocket:
     """A socket that is served; made by `open_socket`."""
 
-    def __init__(self, house: House, path: Path) -> None:
+    def __init__(self, house: AppContext, path: Path) -> None:
         self._house = house
         self._path = path
         self._tasks = Tasks(house.logs.own)
-        self._connections: set[Connection] = set()
+        self._connections: set[SocketConnection] = set()
         self._server: asyncio.Server | None = None
 
     async def listen(self) -> None:
@@ -118,10 +120,10 @@ class SocketDoor:
         self._server = await asyncio.start_unix_server(self._met, sock=sock, limit=limit)
 
     def _met(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = Connection(self._house, reader, writer)
+        connection = SocketConnection(self._house, reader, writer)
         self._tasks.run(self._serve(connection), "a connection of the socket")
 
-    async def _serve(self, connection: Connection) -> None:
+    async def _serve(self, connection: SocketConnection) -> None:
         self._connections.add(connection)
         try:
             await connection.serve()
@@ -139,12 +141,12 @@ class SocketDoor:
         await self._tasks.end()
 
 
-async def open_socket(house: House, path: Path) -> SocketDoor:
+async def open_socket(house: AppContext, path: Path) -> ControlSocket:
     """Serve `house` at `path`, mode 0600, until the door is closed. Raises OSError.
 
     Whoever calls this holds the lock of the home, so a socket that is there is nobody's.
     """
-    door = SocketDoor(house, path)
+    door = ControlSocket(house, path)
     await door.listen()
     return door
 
@@ -178,7 +180,7 @@ class ClientGoneError(Exception):
 
 
 @dataclass(slots=True)
-class Job:
+class SocketJob:
     """A request that is being answered."""
 
     task: asyncio.Task[None] | None = None
@@ -189,17 +191,17 @@ class Job:
     """Its last line is being written."""
 
 
-class Connection:
+class SocketConnection:
     """One client: its requests are read one after the other and answered beside each other."""
 
     def __init__(
-        self, house: House, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, house: AppContext, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self._house = house
         self._reader = reader
         self._writer = writer
         self._tasks = Tasks(house.logs.own)
-        self._jobs: dict[str | int, Job] = {}
+        self._jobs: dict[str | int, SocketJob] = {}
         self._turn = asyncio.Lock()
 
     async def serve(self) -> None:
@@ -251,7 +253,7 @@ class Connection:
             await self._fail(None, "bad_request", f"the line is not a JSON object: {error}")
             return
         try:
-            request = msgspec.json.decode(line, type=Request)
+            request = msgspec.json.decode(line, type=SocketRequest)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             await self._fail(_id_of(fields), "bad_request", f"the request is malformed: {error}")
             return
@@ -261,7 +263,7 @@ class Connection:
             message = f"a request with the id {request.id!r} is running already"
             await self._fail(request.id, "bad_request", message)
         else:
-            job = self._jobs[request.id] = Job()
+            job = self._jobs[request.id] = SocketJob()
             job.task = self._tasks.run(self._run(request, fields, job), f"request {request.id!r}")
 
     async def _cancel(self, name: str | int) -> None:
@@ -273,7 +275,7 @@ class Connection:
             if job.task is not None and job.begun:
                 job.task.cancel()
 
-    async def _run(self, request: Request, fields: Fields, job: Job) -> None:
+    async def _run(self, request: SocketRequest, fields: Fields, job: SocketJob) -> None:
         """Answer one request up to its last line."""
         job.begun = True
         try:
@@ -287,14 +289,14 @@ class Connection:
             if self._jobs.get(request.id) is job:
                 del self._jobs[request.id]
 
-    async def _answer(self, request: Request, fields: Fields) -> Line:
+    async def _answer(self, request: SocketRequest, fields: Fields) -> Line:
         """Everything but the last line, which is returned; empty when it was cancelled."""
         try:
             last = await operate(self._house, request, fields, self._say)
-        except TroubleError as error:
+        except OperationError as error:
             return _error(request.id, error.code, str(error))
-        except RefusedError as error:
-            return _error(request.id, STATUS[error.refusal.why][2], error.refusal.message)
+        except RejectedError as error:
+            return _error(request.id, HTTP_STATUS[error.refusal.why][2], error.refusal.message)
         except asyncio.CancelledError:
             if self._jobs[request.id].cancelled:
                 return {}

@@ -7,10 +7,10 @@ from enum import Enum
 from typing import TypeAlias
 
 from swapd.domain.events import RequestId, WorkerId
-from swapd.domain.models import Learned, ModelSpec
+from swapd.domain.models import ModelProfile, ModelSpec
 
 
-class Why(Enum):
+class RejectReason(Enum):
     """Why a request is refused."""
 
     UNKNOWN_MODEL = "unknown_model"
@@ -25,17 +25,17 @@ class Why(Enum):
     POISON = "poison"
 
 
-STATUS = {
-    Why.UNKNOWN_MODEL: (404, "invalid_request_error", "model_not_found"),
-    Why.QUEUE_FULL: (429, "rate_limit_error", "queue_full"),
-    Why.TENANT_FULL: (429, "rate_limit_error", "tenant_queue_full"),
-    Why.OVERLOADED: (503, "overloaded_error", "overloaded"),
-    Why.START_FAILED: (503, "unavailable_error", "model_start_failed"),
-    Why.TOO_LARGE: (503, "unavailable_error", "model_too_large"),
-    Why.NO_ROOM: (503, "unavailable_error", "no_room"),
-    Why.CLOSING: (503, "unavailable_error", "shutting_down"),
-    Why.WORKER_FAILED: (502, "upstream_error", "worker_failed"),
-    Why.POISON: (500, "poison_error", "request_ends_its_worker"),
+HTTP_STATUS = {
+    RejectReason.UNKNOWN_MODEL: (404, "invalid_request_error", "model_not_found"),
+    RejectReason.QUEUE_FULL: (429, "rate_limit_error", "queue_full"),
+    RejectReason.TENANT_FULL: (429, "rate_limit_error", "tenant_queue_full"),
+    RejectReason.OVERLOADED: (503, "overloaded_error", "overloaded"),
+    RejectReason.START_FAILED: (503, "unavailable_error", "model_start_failed"),
+    RejectReason.TOO_LARGE: (503, "unavailable_error", "model_too_large"),
+    RejectReason.NO_ROOM: (503, "unavailable_error", "no_room"),
+    RejectReason.CLOSING: (503, "unavailable_error", "shutting_down"),
+    RejectReason.WORKER_FAILED: (502, "upstream_error", "worker_failed"),
+    RejectReason.POISON: (500, "poison_error", "request_ends_its_worker"),
 }
 """For each refusal: HTTP status, OpenAI's `type` and `code`."""
 
@@ -67,7 +67,7 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
+class AssignWorker:
     """Pass this request to this worker."""
 
     request: RequestId
@@ -75,72 +75,72 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
-class Refuse:
+class Reject:
     """Answer this request with a refusal; `retry_after` in seconds, 0: no use to try again."""
 
     request: RequestId
-    why: Why
+    why: RejectReason
     message: str
     retry_after: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Bring:
+class Preload:
     """Ask for this model too, as a client would: it belongs together with one that is started."""
 
     model: str
 
 
 @dataclass(frozen=True, slots=True)
-class ReadAhead:
+class PrefetchFiles:
     """Have the files of this model read into the system's cache: it is loaded next."""
 
     spec: ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
-class TakeSample:
+class SampleMemory:
     """Look at the memory and report it as Sampled."""
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class CheckLiveness:
     """Find out when this worker, which has requests, last made progress: report it as Looked."""
 
     worker: WorkerId
 
 
 @dataclass(frozen=True, slots=True)
-class LookAtFree:
+class QueryFreeMemory:
     """Say at once, as FreeSeen, how much memory is free: a worker is to be started."""
 
 
 @dataclass(frozen=True, slots=True)
-class Remember:
+class SaveProfile:
     """Keep what this worker taught of its model, for another run of swapd."""
 
     worker: WorkerId
-    learned: Learned
+    learned: ModelProfile
 
 
 @dataclass(frozen=True, slots=True)
-class WakeAt:
+class SetTimer:
     """Send Ticked at this time. Replaces the wish before; None: no wish."""
 
     when: float | None
 
 
-Order: TypeAlias = (
+Command: TypeAlias = (
     Start
     | Stop
     | Kill
-    | Grant
-    | Refuse
-    | Bring
-    | ReadAhead
-    | TakeSample
-    | Look
-    | LookAtFree
-    | Remember
-    | WakeAt
+    | AssignWorker
+    | Reject
+    | Preload
+    | PrefetchFiles
+    | SampleMemory
+    | CheckLiveness
+    | QueryFreeMemory
+    | SaveProfile
+    | SetTimer
 )

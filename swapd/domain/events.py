@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from swapd.domain.models import Catalog, Learned
+from swapd.domain.models import Catalog, ModelProfile
 
 RequestId: TypeAlias = int
 WorkerId: TypeAlias = int
 
 
 @dataclass(frozen=True, slots=True)
-class Arrived:
+class RequestArrived:
     """A client asks for a model, by its catalog name."""
 
     now: float
@@ -33,7 +33,7 @@ class Arrived:
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class RequestCancelled:
     """The client of a request that still waits has gone."""
 
     now: float
@@ -41,7 +41,7 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class RequestFinished:
     """A granted request is over."""
 
     now: float
@@ -55,7 +55,7 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
-class Returned:
+class RequestRetried:
     """The worker of a granted request has ended under it; another one is to serve it."""
 
     now: float
@@ -64,7 +64,7 @@ class Returned:
 
 
 @dataclass(frozen=True, slots=True)
-class CameUp:
+class WorkerReady:
     """A worker is ready to serve."""
 
     now: float
@@ -74,7 +74,7 @@ class CameUp:
 
 
 @dataclass(frozen=True, slots=True)
-class Exited:
+class WorkerExited:
     """A worker's process is gone; `reason` is a sentence for whom it concerns."""
 
     now: float
@@ -85,7 +85,7 @@ class Exited:
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class LivenessReported:
     """The answer to `Look`: when the worker was last known to make progress."""
 
     now: float
@@ -94,7 +94,7 @@ class Looked:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
+class MemorySampled:
     """A look at the memory: percent of the machine in use, bytes that each worker holds."""
 
     now: float
@@ -105,7 +105,7 @@ class Sampled:
 
 
 @dataclass(frozen=True, slots=True)
-class FreeSeen:
+class FreeMemoryReported:
     """Bytes of memory that a new worker may take."""
 
     now: float
@@ -113,17 +113,17 @@ class FreeSeen:
 
 
 @dataclass(frozen=True, slots=True)
-class Reloaded:
+class CatalogReloaded:
     """The configuration is now this one."""
 
     now: float
     catalog: Catalog
-    learned: Mapping[str, Learned] | None = None
+    learned: Mapping[str, ModelProfile] | None = None
     """What is known of its models, as their commands and files are now; None: nothing new."""
 
 
 @dataclass(frozen=True, slots=True)
-class UnloadAsked:
+class UnloadRequested:
     """Somebody wants a model's worker gone, or, with None, all of them."""
 
     now: float
@@ -131,7 +131,7 @@ class UnloadAsked:
 
 
 @dataclass(frozen=True, slots=True)
-class ClosingAsked:
+class ShutdownRequested:
     """swapd is to end: at `deadline` at the latest."""
 
     now: float
@@ -139,24 +139,24 @@ class ClosingAsked:
 
 
 @dataclass(frozen=True, slots=True)
-class Ticked:
+class TimerFired:
     """The time that a WakeAt named has come."""
 
     now: float
 
 
 Event: TypeAlias = (
-    Arrived
-    | Left
-    | Finished
-    | Returned
-    | CameUp
-    | Exited
-    | Looked
-    | Sampled
-    | FreeSeen
-    | Reloaded
-    | UnloadAsked
-    | ClosingAsked
-    | Ticked
+    RequestArrived
+    | RequestCancelled
+    | RequestFinished
+    | RequestRetried
+    | WorkerReady
+    | WorkerExited
+    | LivenessReported
+    | MemorySampled
+    | FreeMemoryReported
+    | CatalogReloaded
+    | UnloadRequested
+    | ShutdownRequested
+    | TimerFired
 )

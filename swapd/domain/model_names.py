@@ -25,7 +25,7 @@ _HUBS = ("hf:", "hf.co/", "huggingface.co/")
 
 
 @dataclass(frozen=True, slots=True)
-class Ambiguous:
+class AmbiguousName:
     """A name that could mean any of several models."""
 
     name: str
@@ -37,21 +37,21 @@ class Ambiguous:
         return f"{self.name} could mean any of {', '.join(self.candidates)}; say which"
 
 
-def resolve(name: str, catalog: Catalog, prefix: str = PREFIX) -> ModelSpec | Ambiguous | None:
+def resolve(name: str, catalog: Catalog, prefix: str = PREFIX) -> ModelSpec | AmbiguousName | None:
     """The model that `name` means, or the several that it could mean, or None.
 
     For a name that is not exact this looks at every model; who resolves many such names against one
-    catalog keeps a `Spellings` of it.
+    catalog keeps a `SpellingIndex` of it.
     """
     exact = catalog.resolve(name)
     if exact is not None:
         return exact
     names = {model.name: model.aliases for model in catalog.models.values()}
-    found = Spellings(names, prefix).find(name)
+    found = SpellingIndex(names, prefix).find(name)
     return catalog.models[found] if isinstance(found, str) else found
 
 
-class Spellings:
+class SpellingIndex:
     """An index over names and aliases for look-ups by another spelling."""
 
     def __init__(self, names: Mapping[str, Iterable[str]], prefix: str = PREFIX) -> None:
@@ -65,7 +65,7 @@ class Spellings:
             for spelling in (name, *aliases):
                 self._add(name, spelling)
 
-    def find(self, asked: str) -> str | Ambiguous | None:
+    def find(self, asked: str) -> str | AmbiguousName | None:
         """The name of the model that `asked` means, or the several, or None.
 
         A text that climbs out of folders or starts at a root is no model's name, whatever it would
@@ -84,7 +84,7 @@ class Spellings:
             for way in texts:
                 hits = sorted(index.get(_folded(way), ()))
                 if hits:
-                    return hits[0] if len(hits) == 1 else Ambiguous(asked.strip(), tuple(hits))
+                    return hits[0] if len(hits) == 1 else AmbiguousName(asked.strip(), tuple(hits))
         return None
 
     def _add(self, name: str, spelling: str) -> None:
@@ -132,17 +132,17 @@ LONGEST_SHOWN = 80
 """Characters of a name that there is not, as it is told to its client."""
 
 
-class NoModelError(Exception):
+class ModelNotFoundError(Exception):
     """A name means no model, or could mean several; the message is for the client."""
 
 
-class Names:
+class ModelNames:
     """Finds models by name in one catalog. Exact names cost a look-up; other spellings an index,
     which is made when the first of them comes."""
 
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
-        self._spellings: Spellings | None = None
+        self._spellings: SpellingIndex | None = None
 
     def find(self, name: str) -> ModelSpec:
         """The model that `name` means: exactly, with an adapter behind a colon, or by spelling."""
@@ -155,16 +155,18 @@ class Names:
         base = self._index().find(name.rpartition(":")[0])
         if isinstance(base, str) and adapter_in(self.catalog.models[base], name) is not None:
             return self.catalog.models[base]
-        raise NoModelError(str(found) if isinstance(found, Ambiguous) else self.unknown(name))
+        raise ModelNotFoundError(
+            str(found) if isinstance(found, AmbiguousName) else self.unknown(name)
+        )
 
     def _with_adapter(self, name: str) -> ModelSpec | None:
         spec = self.catalog.resolve(name.rpartition(":")[0])
         return spec if spec is not None and adapter_in(spec, name) is not None else None
 
-    def _index(self) -> Spellings:
+    def _index(self) -> SpellingIndex:
         if self._spellings is None:
             names = {m.name: m.aliases for m in self.catalog.models.values()}
-            self._spellings = Spellings(names)
+            self._spellings = SpellingIndex(names)
         return self._spellings
 
     def unknown(self, name: str) -> str:

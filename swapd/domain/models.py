@@ -187,7 +187,7 @@ class Catalog:
 
 
 @dataclass(frozen=True, slots=True)
-class Learned:
+class ModelProfile:
     """Of one command with the files that it names. 0: not known."""
 
     bytes: int = 0

@@ -29,7 +29,7 @@ class ApiKey:
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
+class AccessRules:
     """The terms on which HTTP requests are let in. A reload changes them."""
 
     keys: tuple[ApiKey, ...] = ()
@@ -41,7 +41,7 @@ class Access:
 
 
 @dataclass(frozen=True, slots=True)
-class Tls:
+class TlsPaths:
     """Files for HTTPS, in PEM; empty for plain HTTP."""
 
     cert: str = ""
@@ -49,7 +49,7 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ServerSettings:
     """Where the daemon listens and how it behaves as a server. Bytes and seconds."""
 
     host: str = "127.0.0.1"
@@ -67,30 +67,30 @@ class Settings:
     log_level: str = "info"
     include_aliases: bool = False
     """Whether aliases stand in the list of models too."""
-    access: Access = field(default_factory=Access)
-    tls: Tls = field(default_factory=Tls)
+    access: AccessRules = field(default_factory=AccessRules)
+    tls: TlsPaths = field(default_factory=TlsPaths)
 
 
-IDLE = 75.0
+IDLE_TIMEOUT = 75.0
 """Seconds for which a connection may stay open between requests, or before the first one."""
-HEAD_LONGEST = 20.0
+HEAD_TIMEOUT = 20.0
 LOOKS = 4
 """How many times a connection looks at itself within its patience."""
 
 
-class SlowBodyError(Exception):
+class BodyTimeoutError(Exception):
     """The rest of a request's body does not come; what to tell the client."""
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class ClientTimeouts:
     """How long, in seconds, a client may take."""
 
     silence: float = 60.0
     """For sending nothing of a body, or taking nothing of an answer."""
-    head: float = HEAD_LONGEST
+    head: float = HEAD_TIMEOUT
     """For a request's head, from its first byte to its last."""
-    idle: float = IDLE
+    idle: float = IDLE_TIMEOUT
 
     @property
     def look_every(self) -> float:

@@ -29,7 +29,7 @@ class WorkerStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class QueueEstimate:
     """What somebody may expect who waits for a model."""
 
     waiting: int

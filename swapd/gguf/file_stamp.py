@@ -6,11 +6,11 @@ import hashlib
 import stat
 from pathlib import Path
 
-from swapd.gguf.llama_flags import option, speaks_llama_flags, terms_of
-from swapd.gguf.reader import parts_of
+from swapd.gguf.llama_flags import flag_value, parse_llama_flags, speaks_llama_flags
+from swapd.gguf.reader import split_parts
 
 
-def stamp_of(argv: tuple[str, ...], own: bool, beside: Path) -> str:
+def file_stamp(argv: tuple[str, ...], own: bool, beside: Path) -> str:
     """The mark of the files that a worker with this command reads at its start.
 
     Empty when there are none, or when one is not there: what is gone replaces nothing. Relative
@@ -25,11 +25,11 @@ def stamp_of(argv: tuple[str, ...], own: bool, beside: Path) -> str:
 
 def _files(argv: tuple[str, ...], own: bool) -> list[str]:
     llama = speaks_llama_flags(argv, own)
-    model = option(argv, "--model", *(("-m",) if llama else ()))
-    found = list(parts_of(model)) if model else []
+    model = flag_value(argv, "--model", *(("-m",) if llama else ()))
+    found = list(split_parts(model)) if model else []
     if llama:
-        terms = terms_of(argv, own)
-        template = option(argv, "--chat-template-file")
+        terms = parse_llama_flags(argv, own)
+        template = flag_value(argv, "--chat-template-file")
         # Of a list of adapters the whole text is among them, since it may be one file's name.
         found += [file for file in terms.besides if "," not in file]
         found += [file for file in (terms.draft, template) if file]

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from swapd.domain.models import ModelSpec
 
 
-def option(argv: tuple[str, ...], *names: str) -> str | None:
+def flag_value(argv: tuple[str, ...], *names: str) -> str | None:
     """The value of a flag, written `--flag value` or `--flag=value`; the last one counts."""
     found = None
     for i, word in enumerate(argv):
@@ -30,7 +30,7 @@ def speaks_llama_flags(argv: tuple[str, ...], own: bool) -> bool:
 def model_file(spec: ModelSpec) -> str | None:
     """The file that the command names as its model, if it names one."""
     short = ("-m",) if speaks_llama_flags(spec.argv, spec.own) else ()
-    return option(spec.argv, "--model", *short)
+    return flag_value(spec.argv, "--model", *short)
 
 
 KV_BYTES = MappingProxyType(
@@ -43,7 +43,7 @@ KV_BYTES = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class LlamaFlags:
     """How a worker of ours, or llama-server, is to run a model."""
 
     context: int | None = None
@@ -63,11 +63,11 @@ class Terms:
     """The file of a model that guesses ahead, with a cache of its own."""
 
 
-def terms_of(argv: tuple[str, ...], own: bool) -> Terms:
+def parse_llama_flags(argv: tuple[str, ...], own: bool) -> LlamaFlags:
     """Read the flags that count; one that makes no sense is the worker's to complain of."""
     flags = _Flags(argv)
     parallel = flags.number("-np", "--parallel")
-    return Terms(
+    return LlamaFlags(
         context=flags.number("-c", "--ctx-size"),
         slots=max(1, parallel if parallel is not None else 4 if own else 1),
         key_bytes=KV_BYTES.get(flags.text("-ctk", "--cache-type-k"), 2.0),
@@ -81,7 +81,7 @@ def terms_of(argv: tuple[str, ...], own: bool) -> Terms:
     )
 
 
-def adapters_of(argv: tuple[str, ...]) -> list[tuple[str, ...]]:
+def adapter_files(argv: tuple[str, ...]) -> list[tuple[str, ...]]:
     """The files of adapters, by flag; of one with commas, the pieces between them."""
     flags = _Flags(argv)
     found = [tuple(text.split(",")) for text in flags.all("--lora")]

@@ -33,8 +33,14 @@ from pathlib import Path
 from types import MappingProxyType
 
 from swapd.domain.models import ModelSpec
-from swapd.gguf.llama_flags import Terms, model_file, speaks_llama_flags, terms_of
-from swapd.gguf.reader import Counted, DamagedModelError, Head, parts_of, read_beginning
+from swapd.gguf.llama_flags import LlamaFlags, model_file, parse_llama_flags, speaks_llama_flags
+from swapd.gguf.reader import (
+    ArrayField,
+    DamagedModelError,
+    GgufHeader,
+    read_model_header,
+    split_parts,
+)
 from swapd.system.state_files import size as file_size
 
 _F32 = 4
@@ -60,7 +66,7 @@ the last of them (negative: the first); and the window where the file names none
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class MemoryFactors:
     """What of a model its need depends on. 0: it does not say, or has none."""
 
     size: int
@@ -85,19 +91,21 @@ class Facts:
     """Bytes that the recurrent layers keep for each sequence."""
 
 
-NOTHING = Facts(0)
+NOTHING = MemoryFactors(0)
 
 
-def facts_of(head: Head, size: int) -> Facts:
+def memory_factors(head: GgufHeader, size: int) -> MemoryFactors:
     """Take the facts out of a model's head."""
     own = head.architecture + "."
     tokens = head.fields.get("tokenizer.ggml.tokens")
-    vocabulary = tokens.length if isinstance(tokens, Counted) else head.number(own + "vocab_size")
+    vocabulary = (
+        tokens.length if isinstance(tokens, ArrayField) else head.number(own + "vocab_size")
+    )
     layers = _Layers(head)
     window, near = layers.windows()
     far_keys, near_keys = layers.sums("key", near)
     far_values, near_values = layers.sums("value", near)
-    return Facts(
+    return MemoryFactors(
         size=size,
         trained_context=head.number(own + "context_length"),
         vocabulary=vocabulary,
@@ -116,7 +124,7 @@ def facts_of(head: Head, size: int) -> Facts:
 class _Layers:
     """The layers of a model, as far as they keep something of the tokens before."""
 
-    def __init__(self, head: Head) -> None:
+    def __init__(self, head: GgufHeader) -> None:
         self._head = head
         self._own = head.architecture + "."
         self.count = min(head.number(self._own + "block_count"), 4096)
@@ -197,7 +205,7 @@ _KEPT = 8
 """Rows of logits that our worker has beside one for each slot."""
 
 
-def default_context(facts: Facts, usual: int) -> int:
+def default_context(facts: MemoryFactors, usual: int) -> int:
     """Tokens for a model nobody said anything about: the reference's rule by size, within training.
 
     Above 50 GiB 2048, above 30 GiB 4096, else `usual`.
@@ -211,7 +219,9 @@ def default_context(facts: Facts, usual: int) -> int:
     return min(context, facts.trained_context or context)
 
 
-def fitting_context(facts: Facts, usual: int, budget: int, need: Callable[[int], int]) -> int:
+def fitting_context(
+    facts: MemoryFactors, usual: int, budget: int, need: Callable[[int], int]
+) -> int:
     """The default context, lowered in steps of 256 until the model fits the budget (0: no limit).
 
     `need` tells what it takes with so much context. A model that does not even fit with the least
@@ -228,7 +238,7 @@ def fitting_context(facts: Facts, usual: int, budget: int, need: Callable[[int],
     return min(low * _STEP, context) if low * _STEP >= LEAST_CONTEXT else context
 
 
-def estimate(facts: Facts, terms: Terms) -> int:
+def estimate(facts: MemoryFactors, terms: LlamaFlags) -> int:
     """Bytes that a worker will hold which runs the model on these terms, by the formula above."""
     process = OWN_BYTES if terms.own else FOREIGN_BYTES
     words = facts.vocabulary * _WORD
@@ -236,7 +246,7 @@ def estimate(facts: Facts, terms: Terms) -> int:
     return facts.size + kv_bytes(facts, terms) + state + process + words + _compute(facts, terms)
 
 
-def kv_bytes(facts: Facts, terms: Terms) -> int:
+def kv_bytes(facts: MemoryFactors, terms: LlamaFlags) -> int:
     """Bytes of the KV cache; llama.cpp writes to all of it at the start."""
     cells = _cells(facts, terms)
     near = min(cells, _padded(facts.window * terms.slots + terms.batch))
@@ -247,7 +257,7 @@ def kv_bytes(facts: Facts, terms: Terms) -> int:
     return int(cells * each + near * each_near)
 
 
-def _cells(facts: Facts, terms: Terms) -> int:
+def _cells(facts: MemoryFactors, terms: LlamaFlags) -> int:
     """Tokens that the cache holds, of all slots together."""
     trained = facts.trained_context
     if terms.context is None and terms.own:
@@ -259,7 +269,7 @@ def _padded(cells: int) -> int:
     return -(-cells // _STEP) * _STEP
 
 
-def _compute(facts: Facts, terms: Terms) -> int:
+def _compute(facts: MemoryFactors, terms: LlamaFlags) -> int:
     batch, cells = terms.batch, _cells(facts, terms)
     if facts.trained_context:
         cells = min(cells, facts.trained_context * terms.slots)
@@ -270,7 +280,7 @@ def _compute(facts: Facts, terms: Terms) -> int:
     return layer + seen + scores + rows * facts.vocabulary * _F32
 
 
-def estimated(spec: ModelSpec, beside: Path) -> int:
+def estimate_spec(spec: ModelSpec, beside: Path) -> int:
     """What its worker will hold, as far as its file and its command tell; 0 without a file."""
     named = model_file(spec)
     if named is None:
@@ -278,16 +288,16 @@ def estimated(spec: ModelSpec, beside: Path) -> int:
     size = _size_of_parts(named, beside)
     if not size or not speaks_llama_flags(spec.argv, spec.own):
         return size
-    terms = terms_of(spec.argv, spec.own)
+    terms = parse_llama_flags(spec.argv, spec.own)
     besides = sum(file_size(beside / other) for other in terms.besides)
     need = _need_of(beside / named, size, terms) + besides
     draft = beside / terms.draft
     return need + (_need_of(draft, file_size(draft), terms) if terms.draft else 0)
 
 
-def _need_of(path: Path, size: int, terms: Terms) -> int:
+def _need_of(path: Path, size: int, terms: LlamaFlags) -> int:
     try:
-        facts = facts_of(read_beginning(path), size)
+        facts = memory_factors(read_model_header(path), size)
     except (OSError, ValueError, DamagedModelError):
         # The worker will say what is wrong with it.
         return size
@@ -296,6 +306,6 @@ def _need_of(path: Path, size: int, terms: Terms) -> int:
 
 def _size_of_parts(file: str, beside: Path) -> int:
     """Bytes of a model's file, all its parts; 0 when one of them is not there."""
-    sizes = [file_size(beside / part) for part in parts_of(file)]
+    sizes = [file_size(beside / part) for part in split_parts(file)]
     # A name that is no file here may still mean something to the worker.
     return sum(sizes) if all(sizes) else 0

@@ -14,8 +14,8 @@ from types import MappingProxyType
 
 import msgspec
 
-from swapd.gguf.memory_estimate import NOTHING, Facts, facts_of
-from swapd.gguf.reader import DamagedModelError, Head, read_head
+from swapd.gguf.memory_estimate import NOTHING, MemoryFactors, memory_factors
+from swapd.gguf.reader import DamagedModelError, GgufHeader, read_header
 from swapd.system.state_files import read_state, write_state
 
 _POOLING = MappingProxyType({0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"})
@@ -26,7 +26,7 @@ _MOST = 2**50
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class ModelInfo:
     """One file's account of itself. 0 and empty text: it does not say."""
 
     kind: str = ""
@@ -42,7 +42,7 @@ class Card:
     context: int = 0
     """Tokens that it was trained for."""
     vocabulary: int = 0
-    needs: Facts = NOTHING
+    needs: MemoryFactors = NOTHING
     """What its need depends on, but for the size of its files."""
     tokenizer: str = ""
     template: bool = False
@@ -50,7 +50,7 @@ class Card:
     pooling: str = ""
     """How an embedding model makes one vector of many: none, mean, cls, last or rank."""
 
-    def facts(self, size: int) -> Facts:
+    def facts(self, size: int) -> MemoryFactors:
         """What the need of a model of `size` bytes depends on."""
         return replace(self.needs, size=size)
 
@@ -60,14 +60,14 @@ class Card:
         return self.kind == "mmproj" or self.architecture == "clip"
 
 
-def card_of(head: Head) -> Card:
+def read_model_info(head: GgufHeader) -> ModelInfo:
     """Sum a head up. Raises DamagedModelError where it makes no sense."""
-    facts = facts_of(head, 0)
+    facts = memory_factors(head, 0)
     parameters = sum(head.elements.values())
     if max(parameters, *astuple(facts)) > _MOST:
         raise DamagedModelError("is damaged: no machine could hold what its metadata claims")
     pooling = head.fields.get(f"{head.architecture}.pooling_type")
-    return Card(
+    return ModelInfo(
         kind=_word(head.text("general.type")),
         architecture=_word(head.architecture),
         title=_word(head.text("general.name")),
@@ -89,7 +89,7 @@ def _word(text: str) -> str:
     return "".join(c if c.isprintable() else "�" for c in text)
 
 
-def _quantisation(head: Head) -> str:
+def _quantisation(head: GgufHeader) -> str:
     from gguf.constants import GGMLQuantizationType, LlamaFileType
 
     said = head.fields.get("general.file_type")
@@ -111,7 +111,7 @@ class _Kept:
     size: int
     changed: int
     """Time of the last change, in nanoseconds since the epoch."""
-    card: Card | None
+    card: ModelInfo | None
     damage: str = ""
     """Why the file has no card."""
 
@@ -121,7 +121,7 @@ class _File(msgspec.Struct):
     cards: dict[str, _Kept]
 
 
-class Cards:
+class ModelInfoCache:
     """The cards that were read before, and those that are read now."""
 
     def __init__(self, path: Path | None = None) -> None:
@@ -131,7 +131,7 @@ class Cards:
         self._old = kept.cards if kept is not None and kept.version == _VERSION else {}
         self._now: dict[str, _Kept] = {}
 
-    def card(self, path: Path, status: os.stat_result) -> Card:
+    def card(self, path: Path, status: os.stat_result) -> ModelInfo:
         """The card of a file whose `stat` is given.
 
         Raises DamagedModelError for a file that is no whole GGUF file, OSError for one that cannot
@@ -160,7 +160,7 @@ class Cards:
 
 def _look(path: Path, status: os.stat_result) -> _Kept:
     try:
-        card = card_of(read_head(path))
+        card = read_model_info(read_header(path))
     except DamagedModelError as error:
         return _Kept(status.st_size, status.st_mtime_ns, None, str(error))
     return _Kept(status.st_size, status.st_mtime_ns, card)

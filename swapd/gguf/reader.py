@@ -30,7 +30,7 @@ _DIMENSIONS = 8
 _FIELDS = 100_000
 """More fields or tensors than any model has; a file that claims more is damaged."""
 
-Value: TypeAlias = "int | float | bool | str | tuple[int | float | bool, ...] | Counted"
+Value: TypeAlias = "int | float | bool | str | tuple[int | float | bool, ...] | ArrayField"
 
 
 class DamagedModelError(Exception):
@@ -38,14 +38,14 @@ class DamagedModelError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
+class ArrayField:
     """A list of which only the length was kept."""
 
     length: int
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class GgufHeader:
     """The fields of a file, and what follows them."""
 
     fields: Mapping[str, Value]
@@ -72,7 +72,7 @@ class Head:
         return self.text("general.architecture")
 
 
-def read_head(path: Path) -> Head:
+def read_header(path: Path) -> GgufHeader:
     """Read the head of a GGUF file and check that all of its tensors are there.
 
     Raises DamagedModelError for a file that is not whole, OSError for one that cannot be read.
@@ -92,7 +92,7 @@ def read_head(path: Path) -> Head:
         for _ in range(count):
             key = cursor.string()
             fields[key] = cursor.value(cursor.number("I"))
-        head = Head(MappingProxyType(fields), tensors)
+        head = GgufHeader(MappingProxyType(fields), tensors)
         end, elements = _tensors(cursor, tensors)
         align = head.number("general.alignment", 32) or 32
         whole = cursor.position + -cursor.position % align + end
@@ -101,7 +101,7 @@ def read_head(path: Path) -> Head:
         return replace(head, elements=MappingProxyType(elements))
 
 
-def read_beginning(path: Path) -> Head:
+def read_model_header(path: Path) -> GgufHeader:
     """As much of the fields as tells a model's shape, and none of the tensors.
 
     Its own fields mostly come before the tokenizer's long lists, and then this takes a millisecond.
@@ -114,16 +114,16 @@ def read_beginning(path: Path) -> Head:
         cursor.number("I")
         tensors, count = cursor.count(), cursor.count()
         fields: dict[str, Value] = {}
-        head = Head(fields, tensors)
+        head = GgufHeader(fields, tensors)
         for _ in range(count):
             key, kind = cursor.string(), cursor.number("I")
             known = f"{head.architecture}.attention.head_count" in fields
             if known and key == "tokenizer.ggml.tokens" and kind == _ARRAY:
                 cursor.number("I")
-                fields[key] = Counted(cursor.number("Q"))
+                fields[key] = ArrayField(cursor.number("Q"))
                 break
             fields[key] = cursor.value(kind)
-        return Head(MappingProxyType(fields), tensors)
+        return GgufHeader(MappingProxyType(fields), tensors)
 
 
 def _tensors(cursor: _Cursor, tensors: int) -> tuple[int, dict[int, int]]:
@@ -192,14 +192,14 @@ class _Cursor:
         if kind == _STRING:
             for _ in range(length):
                 self._skip(self.number("Q"))
-            return Counted(length)
+            return ArrayField(length)
         if kind not in _SCALARS:
             raise DamagedModelError(f"is damaged: there are no lists of field type {kind}")
         code = _SCALARS[kind]
         width = struct.calcsize("<" + code)
         if length > _KEPT:
             self._skip(length * width)
-            return Counted(length)
+            return ArrayField(length)
         return struct.unpack(f"<{length}{code}", self.take(length * width))
 
     def _skip(self, length: int) -> None:
@@ -216,7 +216,7 @@ _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE | re.DOTALL
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class SplitPart:
     """One file's place among the parts of its model, counted from 1."""
 
     base: str
@@ -224,13 +224,13 @@ class Part:
     count: int
 
 
-def part_of(path: str) -> Part | None:
+def split_part(path: str) -> SplitPart | None:
     """Which part of which model the file is by its name; None for a model in one file."""
     match = _PART.fullmatch(path)
-    return Part(match[1], int(match[2]), int(match[3])) if match is not None else None
+    return SplitPart(match[1], int(match[2]), int(match[3])) if match is not None else None
 
 
-def parts_of(path: str) -> tuple[str, ...]:
+def split_parts(path: str) -> tuple[str, ...]:
     """All files of the model of which `path` is one, in order; just `path` when it is the only."""
     match = _PART.fullmatch(path)
     if match is None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-from swapd.domain.settings import Access
+from swapd.domain.settings import AccessRules
 from swapd.http import errors
-from swapd.http.api_keys import OPENED, Grant, Keyring
-from swapd.http.origins import Origins, split_target
+from swapd.http.api_keys import AUTHENTICATED, KeyStore, Principal
+from swapd.http.origins import OriginPolicy, split_target
 from swapd.metrics import Metrics
 from swapd.system.aio import now
 
@@ -19,12 +19,12 @@ PREFLIGHT_SECONDS = "600"
 EXPOSED = "Retry-After, X-Request-Id"
 
 
-class Guard:
+class AccessControl:
     """Lets requests in, or says why not."""
 
     def __init__(
         self,
-        access: Access,
+        access: AccessRules,
         *,
         loopback: bool,
         body_limit: int,
@@ -41,13 +41,13 @@ class Guard:
         self._public = public
         self._keyed = keyed
         self._overview = overview
-        self._keyring = Keyring(())
+        self._keyring = KeyStore(())
         self.change(access)
 
-    def change(self, access: Access) -> None:
+    def change(self, access: AccessRules) -> None:
         """From now on these terms are in force."""
-        self._keyring = Keyring(access.keys, self._keyring)
-        self._origins = Origins(self._loopback, access)
+        self._keyring = KeyStore(access.keys, self._keyring)
+        self._origins = OriginPolicy(self._loopback, access)
 
     @property
     def needs_keys(self) -> bool:
@@ -69,7 +69,7 @@ class Guard:
     def _foreign(self, request: web.Request) -> tuple[web.Response, str] | None:
         headers = request.headers
         if hdrs.HOST not in headers and request.version >= (1, 1):
-            return errors.response(400, "the request has no Host header"), "host"
+            return errors.error_response(400, "the request has no Host header"), "host"
         # As to a proxy, a request can name the server in its target too.
         named = (headers.get(hdrs.HOST), split_target(request.raw_path)[0] or None)
         for host in named:
@@ -100,13 +100,13 @@ class Guard:
             if handler in self._public:
                 return None
             return _unauthorized(request), "key"
-        request[OPENED] = opened
+        request[AUTHENTICATED] = opened
         counts = bool(opened.grant.key.rate) and handler not in self._public
         wait = opened.grant.pace.take(now()) if counts else 0.0
         if wait:
             name, rate = opened.grant.key.name, opened.grant.key.rate
             message = f"the key {name!r} is good for {rate} requests a minute"
-            return errors.response(
+            return errors.error_response(
                 429, message, "rate_limit_error", "rate_limit_exceeded", retry_after=wait
             ), "rate"
         if not self._within(opened.grant, request):
@@ -114,7 +114,7 @@ class Guard:
             return _forbidden(message, "scope"), "scope"
         return None
 
-    def _within(self, grant: Grant, request: web.Request) -> bool:
+    def _within(self, grant: Principal, request: web.Request) -> bool:
         match = request.match_info
         if grant.key.admin or match.http_exception is not None:
             return True
@@ -145,7 +145,7 @@ class Guard:
 
 
 def _forbidden(message: str, code: str) -> web.Response:
-    return errors.response(403, message, "permission_error", code)
+    return errors.error_response(403, message, "permission_error", code)
 
 
 def _unauthorized(request: web.Request) -> web.Response:
@@ -157,7 +157,7 @@ def _unauthorized(request: web.Request) -> web.Response:
             "an API key is needed: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'",
             "missing_api_key",
         )
-    response = errors.response(401, message, "authentication_error", code)
+    response = errors.error_response(401, message, "authentication_error", code)
     response.headers[hdrs.WWW_AUTHENTICATE] = CHALLENGE
     return response
 
@@ -175,7 +175,7 @@ def _preflight(request: web.Request) -> web.Response:
     return web.Response(status=204, headers=headers)
 
 
-GUARD: web.AppKey[Guard] = web.AppKey("guard", Guard)
+GUARD: web.AppKey[AccessControl] = web.AppKey("guard", AccessControl)
 
 
 @web.middleware
@@ -195,7 +195,7 @@ async def expected(request: web.Request) -> web.StreamResponse | None:
     if refused is not None:
         return refused
     if request.headers[hdrs.EXPECT].lower() != "100-continue":
-        return errors.response(417, "the only thing to expect is 100-continue")
+        return errors.error_response(417, "the only thing to expect is 100-continue")
     if request.version >= (1, 1):
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         # The answer itself has not begun.

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from aiohttp import web
 
 from swapd.config.access import digest_of
-from swapd.domain.model_names import Names
+from swapd.domain.model_names import ModelNames
 from swapd.domain.models import Catalog, ModelSpec
 from swapd.domain.settings import ApiKey
 
@@ -21,11 +21,11 @@ BASIC_LONGEST = 1024
 """Characters in which user and key of Basic have room enough."""
 
 
-class NotAllowedError(Exception):
+class PermissionDeniedError(Exception):
     """A key does not open what was asked for; the message is for the client."""
 
 
-class Pace:
+class RateLimiter:
     """How many requests a minute: as many at once, then one every so often."""
 
     def __init__(self, rate: int) -> None:
@@ -44,15 +44,15 @@ class Pace:
         return 0.0
 
 
-class Grant:
+class Principal:
     """What the holders of one key may do."""
 
-    def __init__(self, key: ApiKey, pace: Pace | None = None) -> None:
+    def __init__(self, key: ApiKey, pace: RateLimiter | None = None) -> None:
         self.key = key
-        self.pace = pace or Pace(key.rate)
+        self.pace = pace or RateLimiter(key.rate)
         self.all_models = key.admin or "*" in key.models
         self._catalog: Catalog | None = None
-        self._names = Names(Catalog())
+        self._names = ModelNames(Catalog())
 
     def opens(self, spec: ModelSpec) -> bool:
         """Whether the key is good for this model, by its name or an alias."""
@@ -61,59 +61,59 @@ class Grant:
             fnmatchcase(name, pattern) for pattern in self.key.models for name in names
         )
 
-    def names(self, catalog: Catalog) -> Names:
+    def names(self, catalog: Catalog) -> ModelNames:
         """The names of the models that the key is good for: of others its holder is not told."""
         if self._catalog is not catalog:
             opened = {m.name: m for m in catalog.models.values() if self.opens(m)}
-            self._catalog, self._names = catalog, Names(Catalog(MappingProxyType(opened)))
+            self._catalog, self._names = catalog, ModelNames(Catalog(MappingProxyType(opened)))
         return self._names
 
 
-class Opened(NamedTuple):
+class Authenticated(NamedTuple):
     """Whose key was shown, and in which headers one of ours stands."""
 
-    grant: Grant
+    grant: Principal
     headers: tuple[str, ...]
 
 
-OPENED: web.RequestKey[Opened] = web.RequestKey("opened", Opened)
+AUTHENTICATED: web.RequestKey[Authenticated] = web.RequestKey("opened", Authenticated)
 """Where a request keeps what its key has opened; nothing is there when nobody needs a key."""
 
 
-def grant_of(request: web.Request) -> Grant | None:
+def principal_of(request: web.Request) -> Principal | None:
     """What the request's key opens; None where nobody needs one."""
-    opened = request.get(OPENED)
+    opened = request.get(AUTHENTICATED)
     return opened.grant if opened is not None else None
 
 
-class Keyring:
+class KeyStore:
     """All keys. A key is looked for by its sum, in a time that does not depend on which it is."""
 
-    def __init__(self, keys: Iterable[ApiKey], before: Keyring | None = None) -> None:
-        self._grants = [Grant(key, _pace(key, before)) for key in keys]
+    def __init__(self, keys: Iterable[ApiKey], before: KeyStore | None = None) -> None:
+        self._grants = [Principal(key, _pace(key, before)) for key in keys]
         self.nobody_needs_one = not self._grants
 
     @property
-    def grants(self) -> list[Grant]:
+    def grants(self) -> list[Principal]:
         return list(self._grants)
 
-    def open(self, headers: Mapping[str, str]) -> Opened | None:
+    def open(self, headers: Mapping[str, str]) -> Authenticated | None:
         """The grant of the key that the headers show; None when they show none that is ours.
 
         What is compared are sums, each with all keys and to the end, also when nothing is shown.
         """
-        shown = shown_in(headers)
-        opened: Opened | None = None
+        shown = presented_key(headers)
+        opened: Authenticated | None = None
         for header, key in shown or (("", b""),):
             digest = digest_of(key)
             for grant in self._grants:
                 if compare_digest(digest, grant.key.digest):
                     others = opened.headers if opened is not None else ()
-                    opened = Opened(grant, (*others, header))
+                    opened = Authenticated(grant, (*others, header))
         return opened if shown else None
 
 
-def shown_in(headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
+def presented_key(headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
     """The keys that a request shows, each with its header: one of them has to fit."""
     found = []
     scheme, _, rest = headers.get("Authorization", "").strip().partition(" ")
@@ -140,7 +140,7 @@ def _encoded(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _pace(key: ApiKey, before: Keyring | None) -> Pace | None:
+def _pace(key: ApiKey, before: KeyStore | None) -> RateLimiter | None:
     """A key that stays keeps what it has used up, also over a reload."""
     for grant in before.grants if before is not None else ():
         if (grant.key.digest, grant.key.rate) == (key.digest, key.rate):

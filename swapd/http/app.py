@@ -7,9 +7,9 @@ from typing import Any
 from aiohttp import web
 
 from swapd.http import management_routes, proxy_routes
-from swapd.http.access_control import GUARD, Guard, expected, guarded
-from swapd.http.context import HOUSE, House
-from swapd.http.errors import BODY_LIMIT, shaped
+from swapd.http.access_control import GUARD, AccessControl, expected, guarded
+from swapd.http.context import APP_CONTEXT, AppContext
+from swapd.http.errors import BODY_LIMIT, error_middleware
 
 KEYED = frozenset(
     {
@@ -23,11 +23,11 @@ OVERVIEW = frozenset({management_routes.metrics})
 PUBLIC = frozenset({management_routes.health})
 
 
-def application(house: House, guard: Guard | None) -> web.Application:
+def application(house: AppContext, guard: AccessControl | None) -> web.Application:
     """All routes over one house; without a guard, for those who are trusted."""
     limit = house.settings.max_body_bytes
-    app = web.Application(client_max_size=limit, middlewares=[shaped])
-    app[HOUSE] = house
+    app = web.Application(client_max_size=limit, middlewares=[error_middleware])
+    app[APP_CONTEXT] = house
     app[BODY_LIMIT] = limit
     how: dict[str, Any] = {}
     if guard is not None:

@@ -15,7 +15,7 @@ from typing import Any, cast
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
-from swapd.domain.settings import Patience, SlowBodyError
+from swapd.domain.settings import BodyTimeoutError, ClientTimeouts
 from swapd.http import errors
 
 MEAN_BYTES = 16384
@@ -29,18 +29,18 @@ LINGERING = 2.0
 NOTHING = (0, 0.0)
 
 
-class Crowd:
+class ConnectionLimiter:
     """All connections of a door. When they are too many, the one that is idle longest goes."""
 
     def __init__(self, most: int, log: logging.Logger) -> None:
         self.most = most
         self.log = log
-        self._members: dict[Connection, None] = {}
+        self._members: dict[HttpConnection, None] = {}
 
     def __len__(self) -> int:
         return len(self._members)
 
-    def enter(self, newcomer: Connection) -> bool:
+    def enter(self, newcomer: HttpConnection) -> bool:
         """Take one in; False when there is no room for it and nobody who could go."""
         if len(self._members) >= self.most:
             idle = next((one for one in self._members if one.is_idle), None)
@@ -50,16 +50,16 @@ class Crowd:
         self._members[newcomer] = None
         return True
 
-    def stir(self, one: Connection) -> None:
+    def stir(self, one: HttpConnection) -> None:
         """It has done something: others are idle longer now."""
         if self._members.pop(one, one) is None:
             self._members[one] = None
 
-    def leave(self, one: Connection) -> None:
+    def leave(self, one: HttpConnection) -> None:
         self._members.pop(one, None)
 
 
-class Connection(web.RequestHandler):
+class HttpConnection(web.RequestHandler):
     """aiohttp's connection with an eye on the time, and with errors in our shape."""
 
     __slots__ = (
@@ -74,7 +74,11 @@ class Connection(web.RequestHandler):
     )
 
     def __init__(
-        self, manager: web.Server, crowd: Crowd, patience: Patience, logger: logging.Logger
+        self,
+        manager: web.Server,
+        crowd: ConnectionLimiter,
+        patience: ClientTimeouts,
+        logger: logging.Logger,
     ) -> None:
         super().__init__(
             manager,
@@ -198,7 +202,7 @@ class Connection(web.RequestHandler):
         silence = self._patience.silence
         allowed = silence + came / MEAN_BYTES
         if now - self._body[1] >= silence or now - self._request_since[1] >= allowed:
-            content.set_exception(SlowBodyError("the request's body did not come in time"))
+            content.set_exception(BodyTimeoutError("the request's body did not come in time"))
 
     # -- what it says of bad requests
 
@@ -212,7 +216,7 @@ class Connection(web.RequestHandler):
         """What is no proper HTTP, and what went wrong in here, in OpenAI's shape."""
         if status >= 500:
             super().handle_error(request, status, exc, message)
-            response = errors.response(
+            response = errors.error_response(
                 500, "something went wrong inside swapd; its log says what", "server_error"
             )
         elif request.writer.output_size > 0:
@@ -225,19 +229,21 @@ class Connection(web.RequestHandler):
 
 def _malformed(error: BaseException | None) -> web.Response:
     if isinstance(error, LineTooLong):
-        return errors.response(431, "a line of the request's head is too long", code="too_large")
+        return errors.error_response(
+            431, "a line of the request's head is too long", code="too_large"
+        )
     said = error.message if isinstance(error, BadHttpMessage) else ""
     # What follows the first line quotes the request, in which there may be a key.
     told = said.strip().partition("\n")[0].partition(":")[0].rstrip(".")
     if told == "Too many headers received":
-        return errors.response(431, "the request has too many headers", code="too_large")
-    return errors.response(400, f"the request is no proper HTTP{': ' * bool(told)}{told}")
+        return errors.error_response(431, "the request has too many headers", code="too_large")
+    return errors.error_response(400, f"the request is no proper HTTP{': ' * bool(told)}{told}")
 
 
 def _bare(status: int, message: str, code: str) -> bytes:
     """A whole answer for where there is no request to answer."""
     kind = "overloaded_error" if status == 503 else "invalid_request_error"
-    body = errors.body(message, kind, code)
+    body = errors.error_body(message, kind, code)
     reason = {408: "Request Timeout", 503: "Service Unavailable"}[status]
     head = (
         f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\n"
@@ -246,6 +252,8 @@ def _bare(status: int, message: str, code: str) -> bytes:
     return head.encode() + body
 
 
-def factory(server: web.Server, crowd: Crowd, patience: Patience, logger: logging.Logger) -> Any:
+def factory(
+    server: web.Server, crowd: ConnectionLimiter, patience: ClientTimeouts, logger: logging.Logger
+) -> Any:
     """Makes the connections of a server."""
-    return lambda: Connection(server, crowd, patience, logger)
+    return lambda: HttpConnection(server, crowd, patience, logger)

@@ -16,15 +16,15 @@ AT_ONCE = 16384
 DEFLATE_METHOD = 8
 
 
-class BadPackingError(Exception):
+class ContentEncodingError(Exception):
     """The body is not what its Content-Encoding says; what to tell the client."""
 
 
-class UnknownPackingError(Exception):
+class UnsupportedEncodingError(Exception):
     """The body is packed in a way that is not known here; what to tell the client."""
 
 
-async def body_of(request: web.Request, limit: int) -> bytes:
+async def read_body(request: web.Request, limit: int) -> bytes:
     """The body as its sender meant it.
 
     Raises UnknownPackingError, BadPackingError, and HTTPRequestEntityTooLarge.
@@ -33,19 +33,19 @@ async def body_of(request: web.Request, limit: int) -> bytes:
     if coding in ("", "identity"):
         return await request.read()
     if coding not in BITS:
-        raise UnknownPackingError(f"Content-Encoding {coding[:40]!r} is none of {KNOWN}")
+        raise UnsupportedEncodingError(f"Content-Encoding {coding[:40]!r} is none of {KNOWN}")
     packed = await request.read()
     if len(packed) <= AT_ONCE:
-        body = unpacked(packed, coding, limit)
+        body = decompressed(packed, coding, limit)
     else:
         loop = asyncio.get_running_loop()
-        body = await loop.run_in_executor(None, unpacked, packed, coding, limit)
+        body = await loop.run_in_executor(None, decompressed, packed, coding, limit)
     if len(body) > limit:
         raise web.HTTPRequestEntityTooLarge(limit, len(body))
     return body
 
 
-def unpacked(packed: bytes, coding: str, limit: int) -> bytes:
+def decompressed(packed: bytes, coding: str, limit: int) -> bytes:
     """All of it, or one byte more than the limit. Raises BadPackingError if it is not whole."""
     bits, parts, room = BITS[coding], [], limit + 1
     if coding == "deflate" and packed and packed[0] & 0xF != DEFLATE_METHOD:
@@ -55,9 +55,9 @@ def unpacked(packed: bytes, coding: str, limit: int) -> bytes:
         try:
             parts.append(member.decompress(packed, room))
         except zlib.error as error:
-            raise BadPackingError(f"the body is no proper {coding}") from error
+            raise ContentEncodingError(f"the body is no proper {coding}") from error
         room -= len(parts[-1])
         if room and not member.eof:
-            raise BadPackingError(f"the body is not whole: its {coding} breaks off")
+            raise ContentEncodingError(f"the body is not whole: its {coding} breaks off")
         packed = member.unused_data
     return b"".join(parts)

@@ -8,11 +8,11 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from swapd.domain.commands import STATUS, Refuse, Why
-from swapd.domain.model_names import NoModelError
-from swapd.domain.settings import SlowBodyError
-from swapd.http.api_keys import NotAllowedError
-from swapd.http.content_encoding import KNOWN, BadPackingError, UnknownPackingError
+from swapd.domain.commands import HTTP_STATUS, Reject, RejectReason
+from swapd.domain.model_names import ModelNotFoundError
+from swapd.domain.settings import BodyTimeoutError
+from swapd.http.api_keys import PermissionDeniedError
+from swapd.http.content_encoding import KNOWN, ContentEncodingError, UnsupportedEncodingError
 
 EMPTY = "The body is empty; a JSON object is expected."
 
@@ -25,7 +25,7 @@ class BadRequestError(Exception):
         self.param = param
 
 
-def body(message: str, kind: str, code: str | None = None, param: str | None = None) -> bytes:
+def error_body(message: str, kind: str, code: str | None = None, param: str | None = None) -> bytes:
     """`{"error": {"message", "type", "param", "code"}}`, encoded."""
     # What came in a request's head need not be UTF-8.
     message = message.encode(errors="backslashreplace").decode()
@@ -33,7 +33,7 @@ def body(message: str, kind: str, code: str | None = None, param: str | None = N
     return msgspec.json.encode({"error": error})
 
 
-def response(
+def error_response(
     status: int,
     message: str,
     kind: str = "invalid_request_error",
@@ -45,43 +45,43 @@ def response(
     headers = {"Retry-After": str(math.ceil(retry_after))} if retry_after > 0 else None
     return web.Response(
         status=status,
-        body=body(message, kind, code, param),
+        body=error_body(message, kind, code, param),
         content_type="application/json",
         headers=headers,
     )
 
 
-def of_refusal(refusal: Refuse) -> web.Response:
+def rejection_response(refusal: Reject) -> web.Response:
     """What a refused request is answered."""
-    status, kind, code = STATUS[refusal.why]
-    param = "model" if refusal.why is Why.UNKNOWN_MODEL else None
-    return response(status, refusal.message, kind, code, param, refusal.retry_after)
+    status, kind, code = HTTP_STATUS[refusal.why]
+    param = "model" if refusal.why is RejectReason.UNKNOWN_MODEL else None
+    return error_response(status, refusal.message, kind, code, param, refusal.retry_after)
 
 
 def too_large(limit: int) -> web.Response:
     """A body over the limit."""
     message = f"the body is larger than the limit of {limit:,} bytes"
-    return response(413, message, code="too_large")
+    return error_response(413, message, code="too_large")
 
 
-def as_event(error: web.Response) -> bytes:
+def error_event(error: web.Response) -> bytes:
     """The event that ends a stream of server-sent events which broke off."""
     assert isinstance(error.body, bytes)
     return b"data: " + error.body + b"\n\n"
 
 
 @web.middleware
-async def shaped(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def error_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Gives what is refused on the way, aiohttp's own refusals too, the same shape."""
     try:
         return await handler(request)
     except (
         BadRequestError,
-        NoModelError,
-        NotAllowedError,
-        SlowBodyError,
-        BadPackingError,
-        UnknownPackingError,
+        ModelNotFoundError,
+        PermissionDeniedError,
+        BodyTimeoutError,
+        ContentEncodingError,
+        UnsupportedEncodingError,
         web.RequestPayloadError,
         web.HTTPClientError,
         web.HTTPServerError,
@@ -92,32 +92,32 @@ async def shaped(request: web.Request, handler: Handler) -> web.StreamResponse:
 def _told(request: web.Request, error: Exception) -> web.Response:
     match error:
         case BadRequestError():
-            told = response(400, str(error), param=error.param)
-        case NoModelError():
-            told = response(404, str(error), code="model_not_found", param="model")
-        case NotAllowedError():
-            told = response(403, str(error), "permission_error", "scope")
-        case SlowBodyError():
-            told = response(408, str(error), code="timeout")
+            told = error_response(400, str(error), param=error.param)
+        case ModelNotFoundError():
+            told = error_response(404, str(error), code="model_not_found", param="model")
+        case PermissionDeniedError():
+            told = error_response(403, str(error), "permission_error", "scope")
+        case BodyTimeoutError():
+            told = error_response(408, str(error), code="timeout")
             told.force_close()
-        case BadPackingError():
-            told = response(400, str(error))
-        case UnknownPackingError():
-            told = response(415, str(error))
+        case ContentEncodingError():
+            told = error_response(400, str(error))
+        case UnsupportedEncodingError():
+            told = error_response(415, str(error))
             told.headers["Accept-Encoding"] = KNOWN
         case web.HTTPRequestEntityTooLarge():
             told = too_large(request.app[BODY_LIMIT])
         case web.HTTPNotFound():
             message = f"there is nothing at {request.method} {request.path}"
-            told = response(404, message, code="not_found")
+            told = error_response(404, message, code="not_found")
         case web.HTTPMethodNotAllowed():
             allowed = ", ".join(sorted(error.allowed_methods))
-            told = response(405, f"{request.path} takes {allowed}, not {request.method}")
+            told = error_response(405, f"{request.path} takes {allowed}, not {request.method}")
             told.headers["Allow"] = allowed
         case web.HTTPException():
-            told = response(error.status, error.reason.lower())
+            told = error_response(error.status, error.reason.lower())
         case _:
-            told = response(400, "the body is not as its headers say")
+            told = error_response(400, "the body is not as its headers say")
     return told
 
 

@@ -13,12 +13,12 @@ from swapd.domain.model_names import adapters_of
 from swapd.domain.models import ModelSpec
 from swapd.http import errors
 from swapd.http.access_control import GUARD
-from swapd.http.api_keys import OPENED, Grant, grant_of
-from swapd.http.content_encoding import body_of
-from swapd.http.context import HOUSE, House
-from swapd.leases import RefusedError, Sight
+from swapd.http.api_keys import AUTHENTICATED, Principal, principal_of
+from swapd.http.content_encoding import read_body
+from swapd.http.context import APP_CONTEXT, AppContext
+from swapd.leases import RejectedError, WorkerSnapshot
 from swapd.system.aio import now
-from swapd.system.redact import without_secrets
+from swapd.system.redact import redact_argv
 
 
 def _json(value: object, status: int = 200) -> web.Response:
@@ -29,10 +29,10 @@ def _json(value: object, status: int = 200) -> web.Response:
 
 async def models(request: web.Request) -> web.Response:
     """`/v1/models`: OpenAI's list, with context length and state."""
-    house = request.app[HOUSE]
+    house = request.app[APP_CONTEXT]
     states = house.states()
     data = []
-    for spec in house.listed(grant_of(request)):
+    for spec in house.listed(principal_of(request)):
         data.append(_card(house, spec, spec.name, states))
         for adapter in adapters_of(spec):
             card = _card(house, spec, f"{spec.name}:{adapter}", states)
@@ -42,7 +42,7 @@ async def models(request: web.Request) -> web.Response:
     return _json({"object": "list", "data": data})
 
 
-def _card(house: House, spec: ModelSpec, name: str, states: dict[str, str]) -> dict[str, Any]:
+def _card(house: AppContext, spec: ModelSpec, name: str, states: dict[str, str]) -> dict[str, Any]:
     card: dict[str, Any] = {
         "id": name,
         "object": "model",
@@ -63,9 +63,9 @@ def _card(house: House, spec: ModelSpec, name: str, states: dict[str, str]) -> d
 
 async def one_model(request: web.Request) -> web.Response:
     """`/v1/models/<name>`: one entry of the list."""
-    house = request.app[HOUSE]
+    house = request.app[APP_CONTEXT]
     name = request.match_info["name"]
-    spec = house.find(name, grant_of(request))
+    spec = house.find(name, principal_of(request))
     states = house.states()
     return _json(_card(house, spec, name, states))
 
@@ -75,7 +75,7 @@ async def running(request: web.Request) -> web.Response:
 
     Who has a key sees the workers of its models; their commands and addresses are for admins.
     """
-    house, grant = request.app[HOUSE], grant_of(request)
+    house, grant = request.app[APP_CONTEXT], principal_of(request)
     seen = [sight for sight in house.supervisor.sights() if _visible(house, sight, grant)]
     shown = [_worker(house, sight) for sight in seen]
     if grant is not None and not grant.key.admin:
@@ -83,14 +83,14 @@ async def running(request: web.Request) -> web.Response:
     return _json({"running": shown})
 
 
-def _visible(house: House, sight: Sight, grant: Grant | None) -> bool:
+def _visible(house: AppContext, sight: WorkerSnapshot, grant: Principal | None) -> bool:
     if grant is None or grant.all_models:
         return True
     spec = house.supervisor.catalog.models.get(sight.status.model)
     return spec is not None and grant.opens(spec)
 
 
-def _worker(house: House, sight: Sight) -> dict[str, Any]:
+def _worker(house: AppContext, sight: WorkerSnapshot) -> dict[str, Any]:
     status = sight.status
     spec = house.supervisor.catalog.models.get(status.model)
     moment = house.supervisor.now()
@@ -99,7 +99,7 @@ def _worker(house: House, sight: Sight) -> dict[str, Any]:
     return {
         "model": status.model,
         "state": status.state,
-        "cmd": shlex.join(without_secrets(sight.argv)),
+        "cmd": shlex.join(redact_argv(sight.argv)),
         "proxy": sight.base_url,
         "ttl": spec.ttl if spec else 0,
         "name": spec.title if spec else "",
@@ -121,21 +121,21 @@ def _worker(house: House, sight: Sight) -> dict[str, Any]:
 
 async def load(request: web.Request) -> web.Response:
     """`POST /load?model=`: the model's worker is ready on return, or the reason why not is."""
-    house = request.app[HOUSE]
+    house = request.app[APP_CONTEXT]
     name = await _named(request)
     if name is None:
         raise errors.BadRequestError("name the model to load: ?model=NAME, or 'model' in JSON")
     spec = house.find(name)
     try:
         await house.supervisor.load(spec.name)
-    except RefusedError as error:
-        return errors.of_refusal(error.refusal)
+    except RejectedError as error:
+        return errors.rejection_response(error.refusal)
     return _json({"msg": "ok", "loaded": spec.name})
 
 
 async def unload(request: web.Request) -> web.Response:
     """`POST /unload?model=` one model, `GET /unload` all: idle workers are gone on return."""
-    house = request.app[HOUSE]
+    house = request.app[APP_CONTEXT]
     name = await _named(request)
     spec = house.find(name) if name is not None else None
     concerned = await house.supervisor.unload(spec.name if spec else None)
@@ -148,7 +148,7 @@ async def _named(request: web.Request) -> str | None:
     What is not understood is refused: taken for nothing, it would mean all models.
     """
     said: dict[str, object] = {}
-    body = await body_of(request, request.app[HOUSE].settings.max_body_bytes)
+    body = await read_body(request, request.app[APP_CONTEXT].settings.max_body_bytes)
     if body.strip():
         try:
             said = msgspec.json.decode(body, type=dict[str, object])
@@ -172,15 +172,15 @@ async def _named(request: web.Request) -> str | None:
 
 async def health(request: web.Request) -> web.Response:
     """Whether new requests are taken, and what is loaded."""
-    house, grant = request.app[HOUSE], grant_of(request)
+    house, grant = request.app[APP_CONTEXT], principal_of(request)
     seen = (sight for sight in house.supervisor.sights() if _visible(house, sight, grant))
     loaded = [sight.status.model for sight in seen if sight.status.state == "ready"]
     if house.supervisor.closing:
-        return errors.response(
+        return errors.error_response(
             503, "swapd is shutting down", "unavailable_error", "shutting_down", retry_after=5
         )
     guard = request.app.get(GUARD)
-    if guard is not None and guard.needs_keys and OPENED not in request:
+    if guard is not None and guard.needs_keys and AUTHENTICATED not in request:
         # Without a key one learns that swapd is well, and no more.
         return _json({"status": "ok"})
     uptime = round(now() - house.since, 1)
@@ -190,7 +190,7 @@ async def health(request: web.Request) -> web.Response:
 async def metrics(request: web.Request) -> web.Response:
     """Prometheus' text format."""
     return web.Response(
-        body=request.app[HOUSE].metrics.text(),
+        body=request.app[APP_CONTEXT].metrics.text(),
         headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
     )
 
@@ -204,7 +204,7 @@ async def openapi(request: web.Request) -> web.Response:  # noqa: ARG001
 
 async def logs(request: web.Request) -> web.Response:
     """The last lines of swapd's log, or with `?model=` of that model's workers."""
-    house = request.app[HOUSE]
+    house = request.app[APP_CONTEXT]
     name = request.query.get("model", "")
     spec = house.find(name) if name else None
     lines = house.logs.last(spec.name if spec else "")

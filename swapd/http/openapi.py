@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from swapd import __version__
-from swapd.domain.commands import STATUS
+from swapd.domain.commands import HTTP_STATUS
 from swapd.http.proxy_routes import BY_BODY
 
 Json: TypeAlias = dict[str, Any]
@@ -36,7 +36,7 @@ WHY = {
 }
 EVERYWHERE = (400, 401, 403, 408, 413, 417, 429, 431)
 """What any request may be refused with."""
-FOR_MODELS = (404, 415, *sorted({status for status, _, _ in STATUS.values()} | {501} - {429}))
+FOR_MODELS = (404, 415, *sorted({status for status, _, _ in HTTP_STATUS.values()} | {501} - {429}))
 SUMMARIES = {
     "/v1/chat/completions": "A chat's next message, whole or as a stream of events",
     "/v1/completions": "A text's continuation, whole or as a stream of events",

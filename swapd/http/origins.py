@@ -12,7 +12,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 
-from swapd.domain.settings import Access, Settings
+from swapd.domain.settings import AccessRules, ServerSettings
 
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:@/?#\s]*)(?::\d{0,5})?")
 NOBODYS = (".local", ".internal", ".lan", ".home.arpa", ".localhost")
@@ -20,7 +20,7 @@ NOBODYS = (".local", ".internal", ".lan", ".home.arpa", ".localhost")
 REMEMBERED = 64
 
 
-def risks(settings: Settings) -> list[str]:
+def risks(settings: ServerSettings) -> list[str]:
     """What an operator should know of the address that is listened on."""
     if is_loopback(settings.host):
         return []
@@ -61,10 +61,10 @@ def split_target(target: str) -> tuple[str, str]:
     return rest[:cut], rest[cut:] if rest[cut:].startswith("/") else f"/{rest[cut:]}"
 
 
-class Origins:
+class OriginPolicy:
     """Which hosts and origins are let in. What was let in once is known without another look."""
 
-    def __init__(self, loopback: bool, access: Access) -> None:
+    def __init__(self, loopback: bool, access: AccessRules) -> None:
         self._loopback = loopback
         self._hosts = tuple(access.allowed_hosts)
         self._keyed = bool(access.keys)

@@ -16,21 +16,21 @@ from aiohttp import web
 from swapd.domain.model_names import adapter_in
 from swapd.domain.models import ModelSpec
 from swapd.http import errors
-from swapd.http.api_keys import OPENED, NotAllowedError, grant_of
-from swapd.http.content_encoding import body_of
-from swapd.http.context import HOUSE, House
+from swapd.http.api_keys import AUTHENTICATED, PermissionDeniedError, principal_of
+from swapd.http.content_encoding import read_body
+from swapd.http.context import APP_CONTEXT, AppContext
 from swapd.http.origins import split_target
-from swapd.leases import RefusedError, Wish
-from swapd.proxy.forward import Passage, WorkerFailedError
-from swapd.proxy.progress import Told, asks_to_be_told
-from swapd.proxy.retry import Passing, serve
+from swapd.leases import RejectedError, RequestOptions
+from swapd.proxy.forward import Exchange, WorkerFailedError
+from swapd.proxy.progress import ProgressReporter, wants_progress
+from swapd.proxy.retry import ProxyRequest, forward_with_retry
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 DURATION = re.compile(r"(-?)((?:\d+(?:\.\d+)?(?:ms|s|m|h))+)")
 PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 
 
-class Named(msgspec.Struct):
+class RoutingFields(msgspec.Struct):
     """The fields of a body that routing needs; all others are skipped over."""
 
     model: object = None
@@ -39,34 +39,34 @@ class Named(msgspec.Struct):
     stream: object = None
 
 
-decode = msgspec.json.Decoder(Named).decode
+decode = msgspec.json.Decoder(RoutingFields).decode
 
 
-def of(request: web.Request, named: Named) -> Wish:
+def request_options(request: web.Request, named: RoutingFields) -> RequestOptions:
     """The wish in headers and body. Raises ValueError with a sentence.
 
     The tenant is `X-Tenant-Id`, else the body's `user` as OpenAI has it. `keep_alive` is Ollama's.
     The priority is the key's: what a request could ask for itself, everybody would.
     """
     user = named.user if isinstance(named.user, str) else ""
-    keep_alive = None if named.keep_alive is None else seconds(named.keep_alive)
-    return Wish(tenant_of(request, user), keep_alive, priority_of(request))
+    keep_alive = None if named.keep_alive is None else parse_keep_alive(named.keep_alive)
+    return RequestOptions(tenant_of(request, user), keep_alive, priority_of(request))
 
 
 def tenant_of(request: web.Request, user: str = "") -> str:
     """For whom a request is. A key speaks for tenants of its own: it can't crowd another's."""
     tenant = (request.headers.get("X-Tenant-Id", "") or user)[:256]
-    grant = grant_of(request)
+    grant = principal_of(request)
     return tenant if grant is None else f"{grant.key.name}/{tenant}"
 
 
 def priority_of(request: web.Request) -> int:
     """That of the key which the request shows."""
-    grant = grant_of(request)
+    grant = principal_of(request)
     return grant.key.priority if grant is not None else 0
 
 
-def seconds(value: object) -> float:
+def parse_keep_alive(value: object) -> float:
     """Ollama's `keep_alive`: seconds as a number or as text, or a duration such as `1h30m`.
 
     Negative: for ever. Raises ValueError.
@@ -127,28 +127,28 @@ seen or changed, which are everybody's."""
 
 async def by_body(request: web.Request) -> web.StreamResponse:
     """A request whose JSON body names its model."""
-    house = request.app[HOUSE]
-    body = await body_of(request, house.settings.max_body_bytes)
+    house = request.app[APP_CONTEXT]
+    body = await read_body(request, house.settings.max_body_bytes)
     try:
         named = decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         said = f"the body is not a JSON object: {error}"
-        return errors.response(400, said if body.strip() else errors.EMPTY)
+        return errors.error_response(400, said if body.strip() else errors.EMPTY)
     except RecursionError:
-        return errors.response(400, "the body is nested too deeply")
+        return errors.error_response(400, "the body is nested too deeply")
     if named.model is None:
-        return errors.response(400, "the body names no 'model'", param="model")
+        return errors.error_response(400, "the body names no 'model'", param="model")
     if not isinstance(named.model, str):
-        return errors.response(400, "'model' must be a string", param="model")
+        return errors.error_response(400, "'model' must be a string", param="model")
     try:
-        wish = of(request, named)
+        wish = request_options(request, named)
     except ValueError as error:
-        return errors.response(400, str(error), param="keep_alive")
-    spec = house.find(named.model, grant_of(request))
+        return errors.error_response(400, str(error), param="keep_alive")
+    spec = house.find(named.model, principal_of(request))
     rewritten = _rewritten(spec, named.model, body)
-    told = asks_to_be_told(request, spec, named.stream is True)
+    told = wants_progress(request, spec, named.stream is True)
     path = split_target(request.raw_path)[1]
-    passing = Passing(spec, path, rewritten, wish, asks_ids=True)
+    passing = ProxyRequest(spec, path, rewritten, wish, asks_ids=True)
     return await _pass(house, request, passing, told)
 
 
@@ -157,12 +157,12 @@ async def by_path(request: web.Request) -> web.StreamResponse:
 
     Names may have slashes in them: the longest beginning that is a name is taken.
     """
-    house = request.app[HOUSE]
+    house = request.app[APP_CONTEXT]
     # As the client wrote it: what is encoded in the path stays so for the worker.
     target = split_target(request.raw_path)[1]
     raw, question, query = target.removeprefix("/upstream/").partition("?")
     words = raw.split("/")
-    grant = grant_of(request)
+    grant = principal_of(request)
     catalog = house.names(grant).catalog
     for cut in range(len(words), 0, -1):
         spec = catalog.resolve(unquote("/".join(words[:cut])))
@@ -172,14 +172,16 @@ async def by_path(request: web.Request) -> web.StreamResponse:
         spec, cut = house.find(unquote(words[0]), grant), 1
     path = "/".join(words[cut:])
     if grant is not None and not grant.key.admin and path not in WITH_ANY_KEY:
-        raise NotAllowedError(f"the key {grant.key.name!r} is not good for /{path} of a worker")
+        raise PermissionDeniedError(
+            f"the key {grant.key.name!r} is not good for /{path} of a worker"
+        )
     needs_slot = path.rstrip("/") not in WITHOUT_SLOT
-    wish = Wish(tenant_of(request), priority=priority_of(request))
-    body = await body_of(request, house.settings.max_body_bytes)
+    wish = RequestOptions(tenant_of(request), priority=priority_of(request))
+    body = await read_body(request, house.settings.max_body_bytes)
     return await _pass(
         house,
         request,
-        Passing(spec, f"/{path}{question}{query}", body, wish, needs_slot, asks_ids=True),
+        ProxyRequest(spec, f"/{path}{question}{query}", body, wish, needs_slot, asks_ids=True),
     )
 
 
@@ -206,23 +208,23 @@ def _rewritten(spec: ModelSpec, asked: str, body: bytes) -> bytes:
 
 
 async def _pass(
-    house: House, request: web.Request, passing: Passing, told: bool = False
+    house: AppContext, request: web.Request, passing: ProxyRequest, told: bool = False
 ) -> web.StreamResponse:
     """Have workers answer the request; an error if none does."""
-    opened = request.get(OPENED)
+    opened = request.get(AUTHENTICATED)
     withheld = opened.headers if opened is not None else ()
-    passage = Passage(house.session, request, passing.path, passing.body, STREAM_HEADERS, withheld)
+    passage = Exchange(house.session, request, passing.path, passing.body, STREAM_HEADERS, withheld)
     meanwhile = None
     if told:
         log = house.logs.own
-        meanwhile = Told(house.supervisor, log, request, passing.spec, passage).until
+        meanwhile = ProgressReporter(house.supervisor, log, request, passing.spec, passage).until
     instead = None
     try:
-        await serve(house.forwarding, passing, passage, meanwhile)
-    except RefusedError as error:
-        instead = errors.of_refusal(error.refusal)
+        await forward_with_retry(house.forwarding, passing, passage, meanwhile)
+    except RejectedError as error:
+        instead = errors.rejection_response(error.refusal)
     except WorkerFailedError as error:
-        instead = errors.response(502, str(error), "upstream_error", "worker_failed")
+        instead = errors.error_response(502, str(error), "upstream_error", "worker_failed")
     except ConnectionResetError as error:
         # The client has gone in the middle of its answer.
         raise asyncio.CancelledError from error
@@ -245,7 +247,7 @@ async def _break_off(
     """
     if begun.content_type == "text/event-stream":
         # What there is of an event would swallow the error.
-        await begun.write(b"\n\n" * is_within_event + errors.as_event(error))
+        await begun.write(b"\n\n" * is_within_event + errors.error_event(error))
     begun.force_close()
     if request.transport is not None:
         request.transport.close()

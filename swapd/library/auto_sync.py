@@ -17,8 +17,8 @@ import msgspec
 
 from swapd.config.env import folders_to_watch, read_env, sync_settings
 from swapd.library.generate import is_generated
-from swapd.paths import Home
-from swapd.system.aio import Alarm, Tasks, now
+from swapd.paths import Paths
+from swapd.system.aio import Tasks, Timer, now
 from swapd.system.file_watcher import FileWatch, FolderWatch
 from swapd.system.logs import Logs
 
@@ -31,7 +31,7 @@ GAP = 5.0
 """Seconds from one sync to the next: a download changes its folder all the time."""
 
 
-class Told(msgspec.Struct):
+class SyncOutcome(msgspec.Struct):
     """What the process that syncs says at its end."""
 
     lines: list[str] = []
@@ -39,17 +39,17 @@ class Told(msgspec.Struct):
     settles_in: float = 0.0
 
 
-class Resync:
+class AutoSync:
     """Syncs when a folder of models, custom_models.yaml or .env changes, and every so often."""
 
-    def __init__(self, home: Home, logs: Logs) -> None:
+    def __init__(self, home: Paths, logs: Logs) -> None:
         self._home = home
         self._log = logs.own
         self._tasks = Tasks(logs.own)
         self._running = False
         self._again = False
         self._ended = 0.0
-        self._alarm = Alarm(self._sync)
+        self._alarm = Timer(self._sync)
         settings = sync_settings(read_env(home.folder, os.environ))
         self._interval = settings.sync_interval
         self._watches: list[FileWatch | FolderWatch] = [
@@ -96,7 +96,7 @@ class Resync:
         else:
             self._set_alarm(told.settles_in or self._interval)
 
-    async def _told(self) -> Told:
+    async def _told(self) -> SyncOutcome:
         process = await asyncio.create_subprocess_exec(
             *COMMAND,
             env={**os.environ, "SWAPD_HOME": str(self._home.folder)},
@@ -106,9 +106,11 @@ class Resync:
         )
         out, err = await process.communicate()
         try:
-            return msgspec.json.decode(out, type=Told)
+            return msgspec.json.decode(out, type=SyncOutcome)
         except msgspec.DecodeError:
-            return Told(error=err.decode("utf-8", "replace").strip()[-2000:] or "it was ended")
+            return SyncOutcome(
+                error=err.decode("utf-8", "replace").strip()[-2000:] or "it was ended"
+            )
 
     async def close(self) -> None:
         """Stop watching; a sync that is under way is left to itself."""
@@ -118,10 +120,10 @@ class Resync:
         await self._tasks.end()
 
 
-def resync_of(home: Home, config: Path, logs: Logs) -> Resync | None:
+def auto_sync_for(home: Paths, config: Path, logs: Logs) -> AutoSync | None:
     """The resync of a home whose configuration is the one that sync writes; else None."""
     own = config == home.config and is_generated(config)
-    return Resync(home, logs) if own else None
+    return AutoSync(home, logs) if own else None
 
 
 def main() -> int:

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import TypeVar
 
-from swapd.config.env import Stores
-from swapd.gguf.memory_estimate import Facts
-from swapd.gguf.model_info import Card, Cards
-from swapd.gguf.reader import DamagedModelError, part_of, parts_of
-from swapd.library.naming import Named, clean, distinct_names
+from swapd.config.env import ModelStores
+from swapd.gguf.memory_estimate import MemoryFactors
+from swapd.gguf.model_info import ModelInfo, ModelInfoCache
+from swapd.gguf.reader import DamagedModelError, split_part, split_parts
+from swapd.library.naming import NamedModel, clean, distinct_names
 from swapd.library.sources import folders, huggingface, ollama
-from swapd.library.sources.base import Looked, Offer, Passed, reason_of
+from swapd.library.sources.base import Candidate, ScanResult, SkippedFile, skip_reason
 
 _PREFERRED = ("F16", "BF16", "Q8_0", "F32")
 """The best of several projectors that differ in precision alone is the first of these."""
@@ -65,18 +65,18 @@ DEMO = "demo"
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class DiscoveredModel:
     """A model and the file (of several, the first) that holds it."""
 
     bare: str
     """Its name without prefix."""
     path: Path
-    facts: Facts
+    facts: MemoryFactors
     demo: bool = False
     """Shipped with the project: has no prefix."""
     source: str = ""
     """Where it comes from, for people."""
-    card: Card = field(default_factory=Card)
+    card: ModelInfo = field(default_factory=ModelInfo)
     aliases: tuple[str, ...] = ()
     """Names, without prefix, by which its sources know it; each is this model's alone."""
     known_as: tuple[str, ...] = ()
@@ -94,10 +94,10 @@ class Found:
 class Discovery:
     """What a look at the folders found."""
 
-    found: tuple[Found, ...]
-    broken: tuple[Passed, ...]
+    found: tuple[DiscoveredModel, ...]
+    broken: tuple[SkippedFile, ...]
     """Files that should be models and cannot be used."""
-    skipped: tuple[Passed, ...]
+    skipped: tuple[SkippedFile, ...]
     """Files that are well and are no models of their own, or not yet."""
     names: Mapping[str, str] = field(default_factory=dict)
     """The name of each file found, by its path: to be handed in at the next look."""
@@ -106,12 +106,12 @@ class Discovery:
 
 
 def discover(
-    stores: Stores,
+    stores: ModelStores,
     demo_dir: Path,
     *,
     now: float,
     min_age: float,
-    cards: Cards | None = None,
+    cards: ModelInfoCache | None = None,
     names: Mapping[str, str] | None = None,
     bridge: Container[Path] = (),
 ) -> Discovery:
@@ -122,13 +122,13 @@ def discover(
     of swapd's own and so no source of anything.
     """
     looks = [
-        *(ollama.look(store) for store in stores.ollama),
-        *(folders.look(folder, "lm studio") for folder in stores.lmstudio),
-        *(huggingface.look(cache) for cache in stores.hub),
-        *(folders.look(folder, "folder") for folder in stores.folders),
+        *(ollama.scan(store) for store in stores.ollama),
+        *(folders.scan(folder, "lm studio") for folder in stores.lmstudio),
+        *(huggingface.scan(cache) for cache in stores.hub),
+        *(folders.scan(folder, "folder") for folder in stores.folders),
     ]
-    look = _Look(now, min_age, cards or Cards(), bridge)
-    shipped = folders.look_right_in(demo_dir, DEMO)
+    look = _Look(now, min_age, cards or ModelInfoCache(), bridge)
+    shipped = folders.scan_folder(demo_dir, DEMO)
     look.over(shipped)
     for looked in looks:
         look.over(looked)
@@ -143,7 +143,7 @@ def discover(
     )
 
 
-def _sorted(passed: Iterable[Passed]) -> tuple[Passed, ...]:
+def _sorted(passed: Iterable[SkippedFile]) -> tuple[SkippedFile, ...]:
     return tuple(sorted(dict.fromkeys(passed), key=lambda one: (one.path, one.reason)))
 
 
@@ -151,9 +151,9 @@ def _sorted(passed: Iterable[Passed]) -> tuple[Passed, ...]:
 class _Model:
     """A file with all offers of it; the first one names it."""
 
-    offers: list[Offer]
-    facts: Facts
-    card: Card
+    offers: list[Candidate]
+    facts: MemoryFactors
+    card: ModelInfo
     projector: Path | None
 
 
@@ -164,7 +164,7 @@ class _PassedOverError(Exception):
 @dataclass(frozen=True, slots=True)
 class _Projector:
     path: Path
-    card: Card
+    card: ModelInfo
     source: str
 
     @property
@@ -176,10 +176,12 @@ class _Projector:
 class _Look:
     """Sorts files into models, broken ones and those that are passed over."""
 
-    def __init__(self, now: float, min_age: float, cards: Cards, bridge: Container[Path]) -> None:
+    def __init__(
+        self, now: float, min_age: float, cards: ModelInfoCache, bridge: Container[Path]
+    ) -> None:
         self.models: list[_Model] = []
-        self.broken: list[Passed] = []
-        self.skipped: list[Passed] = []
+        self.broken: list[SkippedFile] = []
+        self.skipped: list[SkippedFile] = []
         self.settles_in = 0.0
         self._now = now
         self._min_age = min_age
@@ -188,7 +190,7 @@ class _Look:
         self._seen: dict[object, _Model | None] = {}
         self._projectors: dict[Path, list[_Projector]] = {}
 
-    def over(self, looked: Looked) -> None:
+    def over(self, looked: ScanResult) -> None:
         """Take in what one source offers."""
         self.broken += looked.broken
         self.skipped += looked.skipped
@@ -197,12 +199,12 @@ class _Look:
             try:
                 self._take(offer)
             except _PassedOverError as reason:
-                self.skipped.append(Passed(offer.path, str(reason), offer.source))
+                self.skipped.append(SkippedFile(offer.path, str(reason), offer.source))
             except DamagedModelError as error:
-                self.broken.append(Passed(offer.path, str(error), offer.source))
+                self.broken.append(SkippedFile(offer.path, str(error), offer.source))
             except OSError as error:
-                reason_given = reason_of(offer.path, error)
-                self.broken.append(Passed(offer.path, reason_given, offer.source))
+                reason_given = skip_reason(offer.path, error)
+                self.broken.append(SkippedFile(offer.path, reason_given, offer.source))
 
     def join_projectors(self) -> None:
         """Give every model without a projector of its own the best one in its folder.
@@ -222,9 +224,9 @@ class _Look:
             for projector in projectors:
                 whose = ", ".join(owners[projector.path]) or "another model"
                 reason = f"is a projector, part of {whose}"
-                self.skipped.append(Passed(projector.path, reason, projector.source))
+                self.skipped.append(SkippedFile(projector.path, reason, projector.source))
 
-    def _take(self, offer: Offer) -> None:
+    def _take(self, offer: Candidate) -> None:
         path = offer.path
         if not _writable(str(path)):
             raise DamagedModelError("has a path that a command line in config.yaml cannot hold")
@@ -268,7 +270,7 @@ class _Look:
         self.models.append(model)
 
 
-def _order(offer: Offer) -> tuple[bool, int, str]:
+def _order(offer: Candidate) -> tuple[bool, int, str]:
     """Within a source: by the length of the way, then by the way.
 
     A file itself comes before links to it, so that it is listed under its own name.
@@ -281,20 +283,20 @@ def _order(offer: Offer) -> tuple[bool, int, str]:
 
 def _files(path: Path) -> list[Path]:
     """The files of the model; none for a later part, which its first part speaks for."""
-    part = part_of(path.name)
+    part = split_part(path.name)
     if part is not None and part.number != 1:
-        first = path.with_name(parts_of(path.name)[0])
+        first = path.with_name(split_parts(path.name)[0])
         if not first.exists():
             raise DamagedModelError(f"belongs to {first.name}, which is missing")
         return []
-    files = [path.with_name(name) for name in parts_of(path.name)]
+    files = [path.with_name(name) for name in split_parts(path.name)]
     missing = [file.name for file in files[1:] if not file.exists()]
     if missing:
         raise DamagedModelError(f"is incomplete: {missing[0]} is missing")
     return files
 
 
-def _no_model(card: Card) -> str:
+def _no_model(card: ModelInfo) -> str:
     """Why the file is no language model, or nothing."""
     if card.kind == "adapter":
         return "is an adapter for another model"
@@ -316,7 +318,9 @@ def _writable(path: str) -> bool:
     return path.isprintable() and "${" not in path
 
 
-def _named(models: list[_Model], before: Mapping[str, str]) -> tuple[list[Found], dict[str, str]]:
+def _named(
+    models: list[_Model], before: Mapping[str, str]
+) -> tuple[list[DiscoveredModel], dict[str, str]]:
     """The models with their names and aliases, and the names by path."""
     demo = {id(m): clean(m.offers[0].path.stem) for m in models if m.offers[0].source == DEMO}
     others = [_as_named(model.offers[0]) for model in models if id(model) not in demo]
@@ -335,9 +339,9 @@ def _named(models: list[_Model], before: Mapping[str, str]) -> tuple[list[Found]
     return found, dict(names)
 
 
-def _found(name: str, model: _Model, aliases: list[str]) -> Found:
+def _found(name: str, model: _Model, aliases: list[str]) -> DiscoveredModel:
     first = model.offers[0]
-    return Found(
+    return DiscoveredModel(
         bare=name,
         path=first.path,
         facts=model.facts,
@@ -360,14 +364,14 @@ def _known_as(model: _Model) -> dict[str, None]:
     return dict.fromkeys(names)
 
 
-def _as_named(offer: Offer) -> Named:
-    part = part_of(offer.path.name)
+def _as_named(offer: Candidate) -> NamedModel:
+    part = split_part(offer.path.name)
     stem = offer.path.stem if part is None else part.base
     if offer.source == ollama.NAME:
         stem = offer.place.name
-    return Named(_key(offer), offer.place, stem, offer.apart)
+    return NamedModel(_key(offer), offer.place, stem, offer.apart)
 
 
-def _key(offer: Offer) -> str:
+def _key(offer: Candidate) -> str:
     """Two models can share a file: with an adapter it is another model."""
     return "+".join((str(offer.path), *(str(path) for path in offer.adapters)))

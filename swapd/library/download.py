@@ -33,7 +33,7 @@ Moved = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class Download:
     """A file to fetch. 0 and empty text: not known."""
 
     url: str
@@ -79,7 +79,7 @@ def need_room(folder: Path, missing: int, assume_yes: bool) -> None:
         raise FailedError(f"{told}; make room, or use --yes")
 
 
-def fetch(wanted: Wanted, room: Callable[[int], None], moved: Moved) -> None:
+def fetch(wanted: Download, room: Callable[[int], None], moved: Moved) -> None:
     """Bring the file; what a broken connection has left is gone on with, now or another time.
 
     `room` is asked once, with the bytes that are missing. Raises FailedError.
@@ -90,7 +90,7 @@ def fetch(wanted: Wanted, room: Callable[[int], None], moved: Moved) -> None:
 
 
 @contextmanager
-def _alone(wanted: Wanted) -> Iterator[None]:
+def _alone(wanted: Download) -> Iterator[None]:
     """The part belongs to this process meanwhile. Raises FailedError where another has it."""
     file = _held(wanted)
     try:
@@ -101,7 +101,7 @@ def _alone(wanted: Wanted) -> Iterator[None]:
         file.close()
 
 
-def _is_part(wanted: Wanted, file: IO[bytes]) -> bool:
+def _is_part(wanted: Download, file: IO[bytes]) -> bool:
     """Whether the open file still has that name: it loses it when it is whole."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), wanted.part.stat())
@@ -109,7 +109,7 @@ def _is_part(wanted: Wanted, file: IO[bytes]) -> bool:
         return False
 
 
-def _held(wanted: Wanted) -> IO[bytes]:
+def _held(wanted: Download) -> IO[bytes]:
     """The part, opened and locked; made where there is none."""
     while True:
         file = wanted.part.open("ab")
@@ -129,7 +129,7 @@ def _held(wanted: Wanted) -> IO[bytes]:
         file.close()
 
 
-def _fetch(wanted: Wanted, room: Callable[[int], None], moved: Moved) -> None:
+def _fetch(wanted: Download, room: Callable[[int], None], moved: Moved) -> None:
     failures = 0
     while True:
         before = wanted.there()
@@ -151,7 +151,7 @@ def _fetch(wanted: Wanted, room: Callable[[int], None], moved: Moved) -> None:
     wanted.origin.unlink(missing_ok=True)
 
 
-def _receive(wanted: Wanted, begin: int, room: Callable[[int], None], moved: Moved) -> None:
+def _receive(wanted: Download, begin: int, room: Callable[[int], None], moved: Moved) -> None:
     """One connection's worth."""
     try:
         with urllib.request.urlopen(_request(wanted, begin), timeout=SILENCE) as answer:
@@ -182,7 +182,7 @@ def _receive(wanted: Wanted, begin: int, room: Callable[[int], None], moved: Mov
         raise _BrokenError(str(getattr(error, "reason", "") or error)) from error
 
 
-def _request(wanted: Wanted, begin: int) -> urllib.request.Request:
+def _request(wanted: Download, begin: int) -> urllib.request.Request:
     request = urllib.request.Request(wanted.url)
     for name, value in wanted.headers.items():
         request.add_unredirected_header(name, value)
@@ -201,7 +201,7 @@ def _goes_on(answer: http.client.HTTPResponse, begin: int) -> bool:
 
 
 def _write(
-    wanted: Wanted, answer: http.client.HTTPResponse, begin: int, total: int, moved: Moved
+    wanted: Download, answer: http.client.HTTPResponse, begin: int, total: int, moved: Moved
 ) -> None:
     at = begin
     try:
@@ -220,7 +220,7 @@ def _write(
         raise _BrokenError(f"the connection ended at {at:,} of {total:,} bytes")
 
 
-def _check(wanted: Wanted) -> None:
+def _check(wanted: Download) -> None:
     """Raises FailedError, and throws the part away, when it is not what was wanted."""
     size = wanted.part.stat().st_size
     problem = ""
@@ -241,10 +241,10 @@ def _check(wanted: Wanted) -> None:
 
 def _damage(path: Path) -> str:
     """Why the file is no GGUF file; empty when it is one."""
-    from swapd.gguf.reader import DamagedModelError, read_head
+    from swapd.gguf.reader import DamagedModelError, read_header
 
     try:
-        read_head(path)
+        read_header(path)
     except DamagedModelError as error:
         return str(error)
     return ""
@@ -258,7 +258,7 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def fetch_all(files: list[Wanted], room: Callable[[int], None]) -> None:
+def fetch_all(files: list[Download], room: Callable[[int], None]) -> None:
     """Fetch one after the other, with a bar for whoever is at a terminal."""
     from rich.console import Console
     from rich.progress import (

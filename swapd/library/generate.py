@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from swapd.config.custom_models import Custom
+from swapd.config.custom_models import CustomModels
 from swapd.config.env import SyncSettings
-from swapd.config.yaml_dump import write_yaml
-from swapd.config.yaml_nodes import Mapping
-from swapd.library.model_entries import BUDGET, Assembled
+from swapd.config.yaml_dump import dump_yaml
+from swapd.config.yaml_nodes import MappingNode
+from swapd.library.model_entries import BUDGET, AssembledEntries
 
 MARK = "# Written by swapd sync"
 
@@ -32,16 +32,18 @@ def is_generated(config: Path) -> bool:
         return False
 
 
-def generate(assembled: Assembled, custom: Custom, settings: SyncSettings, schema: str = "") -> str:
+def generate(
+    assembled: AssembledEntries, custom: CustomModels, settings: SyncSettings, schema: str = ""
+) -> str:
     """The configuration of these models. The same input gives the same text.
 
     `schema` is where editors find the schema of it, if there is one.
     """
     models = {made.name: made.entry for made in assembled.models}
-    return header(schema) + write_yaml({**_top(custom, settings), "models": models})
+    return header(schema) + dump_yaml({**_top(custom, settings), "models": models})
 
 
-def _top(custom: Custom, settings: SyncSettings) -> dict[str, Any]:
+def _top(custom: CustomModels, settings: SyncSettings) -> dict[str, Any]:
     """The keys above the models: the environment's, and over them the author's."""
     memory: dict[str, Any] = {
         "budget": BUDGET,
@@ -52,7 +54,7 @@ def _top(custom: Custom, settings: SyncSettings) -> dict[str, Any]:
     for key, entry in custom.tree.entries.items():
         if key == "models" or key.startswith("x-"):
             continue
-        if key == "memory" and isinstance(entry.node, Mapping):
+        if key == "memory" and isinstance(entry.node, MappingNode):
             memory.update({name: inner.node for name, inner in entry.node.entries.items()})
         else:
             top[key] = entry.node

@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 
 from swapd.cli.output import FailedError, show_bytes, table, waiting
 from swapd.config.errors import nearest
-from swapd.gguf.reader import part_of
+from swapd.gguf.reader import split_part
 from swapd.library.discovery import is_projector_name, owner_of, rank, suiting
-from swapd.library.download import Wanted
+from swapd.library.download import Download
 
 PREFIXES = ("hf:", "hf.co/", "huggingface.co/")
 USUAL = "Q4_K_M"
@@ -30,14 +30,14 @@ class Quantisation:
     """One model file of a repository, or several parts of one."""
 
     label: str
-    files: tuple[Wanted, ...]
+    files: tuple[Download, ...]
 
     @property
     def size(self) -> int:
         return sum(file.size for file in self.files)
 
 
-def files_of(asked: str, models_dir: Path, env: Mapping[str, str]) -> list[Wanted]:
+def files_of(asked: str, models_dir: Path, env: Mapping[str, str]) -> list[Download]:
     """The files that `owner/repo[:quant]` means, with the projector of that model if it has one.
 
     Asks at a terminal where several models could be meant. Raises FailedError.
@@ -61,8 +61,8 @@ def files_of(asked: str, models_dir: Path, env: Mapping[str, str]) -> list[Wante
 
 
 def _projector(
-    chosen: Quantisation, found: list[Quantisation], projectors: list[Wanted]
-) -> Wanted | None:
+    chosen: Quantisation, found: list[Quantisation], projectors: list[Download]
+) -> Download | None:
     """The best of those that belong to the model, as sync will choose it."""
     named = [(owner_of(file.target.stem), file) for file in projectors]
     others = [one.files[0].target.stem for one in found]
@@ -98,7 +98,7 @@ def _quant(stem: str) -> str:
     return str((_QUANT.findall(stem) or [""])[-1])
 
 
-def _offered(repo: str, folder: Path, env: Mapping[str, str]) -> list[Wanted]:
+def _offered(repo: str, folder: Path, env: Mapping[str, str]) -> list[Download]:
     """The repository's GGUF files but for the tables that only quantising needs."""
     # The library reads its settings when it is imported; .env counts for it too.
     os.environ.update({k: v for k, v in env.items() if k.startswith("HF_")})
@@ -109,15 +109,15 @@ def _offered(repo: str, folder: Path, env: Mapping[str, str]) -> list[Wanted]:
         file = PurePosixPath(name)
         if file.suffix.lower() == ".gguf" and file.name[0] != "." and "imatrix" not in name.lower():
             url = f"{address}/{repo}/resolve/{sha}/{_quoted(name)}"
-            found.append(Wanted(url, folder / file.name, size, sha256, headers))
+            found.append(Download(url, folder / file.name, size, sha256, headers))
     return found
 
 
-def _quantisations(files: list[Wanted]) -> list[Quantisation]:
+def _quantisations(files: list[Download]) -> list[Quantisation]:
     """The models in them, smallest first."""
-    bases: dict[str, list[Wanted]] = {}
+    bases: dict[str, list[Download]] = {}
     for file in files:
-        part = part_of(file.target.name)
+        part = split_part(file.target.name)
         bases.setdefault(part.base if part else file.target.stem, []).append(file)
     labels = [_quant(base) or base for base in bases]
     named = [

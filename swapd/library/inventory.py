@@ -15,12 +15,12 @@ from pathlib import Path
 from swapd.config.units import parse_size
 from swapd.domain.models import Catalog, ModelSpec
 from swapd.gguf.llama_flags import model_file
-from swapd.gguf.model_info import Card, Cards
-from swapd.gguf.reader import DamagedModelError, parts_of
-from swapd.library.model_entries import Made
+from swapd.gguf.model_info import ModelInfo, ModelInfoCache
+from swapd.gguf.reader import DamagedModelError, split_parts
+from swapd.library.model_entries import ModelEntry
 from swapd.library.naming import bare_name
-from swapd.library.sources.base import Passed, reason_of
-from swapd.library.sync import keep, look, names_in
+from swapd.library.sources.base import SkippedFile, skip_reason
+from swapd.library.sync import apply_plan, make_plan, names_in
 
 CUSTOM = "custom_models.yaml"
 """The source of a model that no store holds."""
@@ -31,7 +31,7 @@ CARDS = "written-cards.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class InventoryEntry:
     """One model, or one file that should be a model and can't be used.
 
     0 and empty text: not known. Sizes are bytes, contexts and vocabularies tokens.
@@ -79,45 +79,45 @@ class Entry:
     """Whether it stands in the configuration; a model that was just found does after a sync."""
 
 
-def library(
+def list_inventory(
     home: Path,
     environ: Mapping[str, str],
     demo_dir: Path,
     *,
     now: float,
     total_memory: int,
-) -> list[Entry]:
+) -> list[InventoryEntry]:
     """All models by name, then all files that can't be used by path.
 
     The arguments are those of `sync`. Raises ConfigError for a custom_models.yaml or environment
     that can't be used.
     """
-    plan = look(home, environ, demo_dir, now=now, total_memory=total_memory)
+    plan = make_plan(home, environ, demo_dir, now=now, total_memory=total_memory)
     listed = [_entry(made) for made in plan.assembled.models]
     prefix = plan.settings.prefix
     return listed + [_broken(passed, prefix) for passed in plan.discovery.broken]
 
 
-def mark_served(entries: list[Entry], config: Path) -> list[Entry]:
+def mark_served(entries: list[InventoryEntry], config: Path) -> list[InventoryEntry]:
     """The models, those marked that a configuration, written by a sync, does not have."""
     names = names_in(config)
     return [replace(e, served=e.name in names and not e.broken) for e in entries]
 
 
-def written(catalog: Catalog, beside: Path, state: Path) -> list[Entry]:
+def written(catalog: Catalog, beside: Path, state: Path) -> list[InventoryEntry]:
     """The models of a configuration that somebody wrote, by name, as far as it and the files tell.
 
     Relative paths are meant from the folder `beside`; heads that were read are kept in `state`.
     """
-    cards = Cards(state / CARDS)
+    cards = ModelInfoCache(state / CARDS)
     listed = [_written(spec, beside, cards) for _, spec in sorted(catalog.models.items())]
-    keep(cards)
+    apply_plan(cards)
     return listed
 
 
-def _written(spec: ModelSpec, beside: Path, cards: Cards) -> Entry:
+def _written(spec: ModelSpec, beside: Path, cards: ModelInfoCache) -> InventoryEntry:
     named = model_file(spec)
-    entry = Entry(
+    entry = InventoryEntry(
         spec.name,
         aliases=spec.aliases,
         source=WRITTEN,
@@ -130,25 +130,25 @@ def _written(spec: ModelSpec, beside: Path, cards: Cards) -> Entry:
     if entry.path is None:
         return entry
     try:
-        files = [(Path(part), Path(part).stat()) for part in parts_of(str(entry.path))]
+        files = [(Path(part), Path(part).stat()) for part in split_parts(str(entry.path))]
         read = [cards.card(path, status) for path, status in files]
     except (DamagedModelError, OSError) as error:
         if not spec.own:
             # Another server may mean something else by it, such as a name of the hub's.
             return replace(entry, path=None)
-        why = reason_of(entry.path, error) if isinstance(error, OSError) else str(error)
+        why = skip_reason(entry.path, error) if isinstance(error, OSError) else str(error)
         return replace(entry, broken=why)
     card = replace(read[0], parameters=sum(part.parameters for part in read))
     told = replace(_with_card(entry, card), size=sum(status.st_size for _, status in files))
     return replace(told, title=spec.title or card.title)
 
 
-def _entry(made: Made) -> Entry:
+def _entry(made: ModelEntry) -> InventoryEntry:
     entry = made.entry
     command = entry["cmd"] if isinstance(entry["cmd"], str) else " ".join(entry["cmd"])
     metadata = entry.get("metadata", {})
     projector = metadata.get("mmproj")
-    listed = Entry(
+    listed = InventoryEntry(
         made.name,
         source=CUSTOM,
         aliases=tuple(entry.get("aliases", ())),
@@ -172,7 +172,7 @@ def _entry(made: Made) -> Entry:
     )
 
 
-def _with_card(entry: Entry, card: Card) -> Entry:
+def _with_card(entry: InventoryEntry, card: ModelInfo) -> InventoryEntry:
     """What the file says of itself."""
     return replace(
         entry,
@@ -187,11 +187,13 @@ def _with_card(entry: Entry, card: Card) -> Entry:
     )
 
 
-def _broken(passed: Passed, prefix: str) -> Entry:
+def _broken(passed: SkippedFile, prefix: str) -> InventoryEntry:
     name = prefix + bare_name(passed.path.parent.name, passed.path.stem)
     try:
         size = passed.path.stat().st_size
     except OSError:
         # Not to be reached, as the reason says.
         size = 0
-    return Entry(name, broken=passed.reason, source=passed.source, path=passed.path, size=size)
+    return InventoryEntry(
+        name, broken=passed.reason, source=passed.source, path=passed.path, size=size
+    )

@@ -13,17 +13,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from swapd.config.custom_models import Custom
+from swapd.config.custom_models import CustomModels
 from swapd.config.env import SyncSettings
 from swapd.config.errors import Problem, did_you_mean
 from swapd.config.macros import fill_in
-from swapd.config.schema import CustomModel, alias_id
+from swapd.config.schema import CustomModelConfig, alias_id
 from swapd.config.units import parse_size, show_size
-from swapd.config.yaml_nodes import Mapping, Scalar
-from swapd.domain.model_names import Spellings
-from swapd.gguf.llama_flags import Terms, terms_of
-from swapd.gguf.memory_estimate import Facts, estimate, fitting_context
-from swapd.library.discovery import Found
+from swapd.config.yaml_nodes import MappingNode, ScalarNode
+from swapd.domain.model_names import SpellingIndex
+from swapd.gguf.llama_flags import LlamaFlags, parse_llama_flags
+from swapd.gguf.memory_estimate import MemoryFactors, estimate, fitting_context
+from swapd.library.discovery import DiscoveredModel
 
 BUDGET = "80%"
 """What all workers together may take of a machine nobody said anything about."""
@@ -45,7 +45,7 @@ _OURS = frozenset({*_WORKERS_KEYS, "base_model", "aliases", "cmd", "metadata"})
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class ModelEntry:
     """One model as it is to stand in config.yaml."""
 
     name: str
@@ -54,7 +54,7 @@ class Made:
     entry: dict[str, Any]
     context: int
     """Tokens; 0 where a command of its author's decides it."""
-    found: Found | None
+    found: DiscoveredModel | None
     """The file that it serves, if it was found."""
     custom: str = ""
     """The key in custom_models.yaml that speaks of it, if one does."""
@@ -63,21 +63,21 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class Assembled:
+class AssembledEntries:
     """All models, sorted by name, and what their author should know."""
 
-    models: tuple[Made, ...]
+    models: tuple[ModelEntry, ...]
     warnings: tuple[Problem, ...]
 
 
 def assemble(
-    found: Iterable[Found],
-    custom: Custom,
+    found: Iterable[DiscoveredModel],
+    custom: CustomModels,
     settings: SyncSettings,
     total_memory: int,
     home: Path,
     size_of: Callable[[Path], int],
-) -> Assembled:
+) -> AssembledEntries:
     """Put every model together. Relative paths of its author's are meant from `home`.
 
     `size_of` tells the size of a file, 0 if there is none.
@@ -92,25 +92,25 @@ def assemble(
             work.add_unfound(key)
     work.add_aliases()
     made = sorted(work.models.values(), key=lambda one: one.name)
-    return Assembled(tuple(made), (*custom.warnings, *work.warnings))
+    return AssembledEntries(tuple(made), (*custom.warnings, *work.warnings))
 
 
 @dataclass
 class _Work:
-    custom: Custom
+    custom: CustomModels
     settings: SyncSettings
     budget: int
     home: Path
     size_of: Callable[[Path], int]
-    models: dict[str, Made] = field(default_factory=dict)
+    models: dict[str, ModelEntry] = field(default_factory=dict)
     warnings: list[Problem] = field(default_factory=list)
-    by_bare: dict[str, Found] = field(default_factory=dict)
+    by_bare: dict[str, DiscoveredModel] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
     """From the names of models found to the keys of their sections."""
     known_as: dict[str, str] = field(default_factory=dict)
     """From the aliases of models found to their names."""
 
-    def find(self, found: tuple[Found, ...]) -> None:
+    def find(self, found: tuple[DiscoveredModel, ...]) -> None:
         """Say which section speaks of which model: by its name, else by one of its aliases."""
         self.by_bare = {model.bare: model for model in found}
         self.known_as = {alias: model.bare for model in found for alias in model.aliases}
@@ -132,9 +132,9 @@ class _Work:
             else:
                 self.keys[bare] = key
 
-    def add(self, bare: str, model: Found | None, key: str) -> None:
+    def add(self, bare: str, model: DiscoveredModel | None, key: str) -> None:
         """Add one model: found, custom or both."""
-        wanted = self.custom.models[key] if key else CustomModel()
+        wanted = self.custom.models[key] if key else CustomModelConfig()
         name = bare if model and model.demo else self.settings.prefix + bare
         context, files = 0, tuple[tuple[str, Path], ...]()
         if wanted.cmd:
@@ -144,7 +144,7 @@ class _Work:
             flags = self._flags(model, wanted)
             parallel = ("--parallel", str(self.settings.parallel))
             argv = (*parallel, *shlex.split(flags), *words_of(wanted.sampler_args))
-            terms = terms_of(argv, own=True)
+            terms = parse_llama_flags(argv, own=True)
             context = wanted.ctx_size or self._context(model.facts, terms)
             files = self._files(wanted)
             entry = self._worker(key, model, context, flags)
@@ -160,7 +160,7 @@ class _Work:
             entry["metadata"] = metadata
         if wanted.aliases:
             entry["aliases"] = [alias_id(alias) for alias in wanted.aliases]
-        self.models[name] = Made(name, bare, entry, context, model, key, files)
+        self.models[name] = ModelEntry(name, bare, entry, context, model, key, files)
 
     def add_unfound(self, key: str) -> None:
         """Add a model of its author's own: another use of a file that was found, or a command."""
@@ -186,9 +186,9 @@ class _Work:
             return
         self.add(key, base, key)
 
-    def _base(self, key: str, asked: str) -> Found | None:
+    def _base(self, key: str, asked: str) -> DiscoveredModel | None:
         names = {model.bare: model.aliases for model in self.by_bare.values()}
-        meant = Spellings(names, self.settings.prefix).find(asked)
+        meant = SpellingIndex(names, self.settings.prefix).find(asked)
         if isinstance(meant, str):
             return self.by_bare[meant]
         if meant is not None:
@@ -210,7 +210,7 @@ class _Work:
                         taken.add(alias)
                         made.entry["aliases"] = [*made.entry.get("aliases", ()), alias]
 
-    def _worker(self, key: str, model: Found, context: int, flags: str) -> dict[str, Any]:
+    def _worker(self, key: str, model: DiscoveredModel, context: int, flags: str) -> dict[str, Any]:
         """A model served by our own worker."""
         trained = model.facts.trained_context
         if trained and context > trained:
@@ -222,7 +222,7 @@ class _Work:
         parts = ("${worker}", shlex.join(words), flags, sampler)
         return {"cmd": " ".join(part for part in parts if part)}
 
-    def _flags(self, model: Found, wanted: CustomModel) -> str:
+    def _flags(self, model: DiscoveredModel, wanted: CustomModelConfig) -> str:
         """Our worker's flags for what stands beside the model."""
         words: list[str] = []
         for path in model.adapters:
@@ -237,19 +237,19 @@ class _Work:
             words += ["--chat-template-kwargs", json.dumps(wanted.chat_template_kwargs)]
         return shlex.join(words)
 
-    def _context(self, facts: Facts, terms: Terms) -> int:
+    def _context(self, facts: MemoryFactors, terms: LlamaFlags) -> int:
         """As much as fits, for a model about whose context nobody said anything."""
         usual = self.settings.ctx_size
         return fitting_context(
             facts, usual, self.budget, lambda n: self._estimate(facts, replace(terms, context=n))
         )
 
-    def _estimate(self, facts: Facts, terms: Terms) -> int:
+    def _estimate(self, facts: MemoryFactors, terms: LlamaFlags) -> int:
         besides = sum(self.size_of(self.home / path) for path in (*terms.besides, terms.draft))
         return estimate(facts, terms) + besides
 
     def _command(
-        self, bare: str, key: str, model: Found | None, wanted: CustomModel
+        self, bare: str, key: str, model: DiscoveredModel | None, wanted: CustomModelConfig
     ) -> dict[str, Any]:
         """A model served by the command that the author gives."""
         cmd = wanted.cmd
@@ -272,28 +272,30 @@ class _Work:
         if model is None or not any("${MODEL_PATH}" in word for word in words):
             return {"cmd": filled}
         argv = words_of(filled) if isinstance(filled, str) else tuple(filled)
-        terms = terms_of(argv, own=any("${worker}" in word for word in words))
+        terms = parse_llama_flags(argv, own=any("${worker}" in word for word in words))
         if terms.context is None:
             terms = replace(terms, context=self._context(model.facts, terms))
         need = self._estimate(model.facts, terms)
         return {"cmd": filled, **self._need(f"models.{bare}", need)}
 
-    def _metadata(self, key: str, model: Found | None, wanted: CustomModel) -> dict[str, Any]:
+    def _metadata(
+        self, key: str, model: DiscoveredModel | None, wanted: CustomModelConfig
+    ) -> dict[str, Any]:
         """What the list of models says beside: its author's words, its adapters, its projector."""
         made: dict[str, Any] = {}
         if key and "metadata" in self.custom.section(key).entries:
             node = self.custom.section(key).entries["metadata"].node
-            if isinstance(node, Mapping):
+            if isinstance(node, MappingNode):
                 made.update({name: entry.node for name, entry in node.entries.items()})
         if wanted.adapters and not wanted.cmd:
             made["adapters"] = list(wanted.adapters)
         projector = self._projector(model, wanted)
         return made | ({"mmproj": str(projector)} if projector else {})
 
-    def _projector(self, model: Found | None, wanted: CustomModel) -> Path | None:
+    def _projector(self, model: DiscoveredModel | None, wanted: CustomModelConfig) -> Path | None:
         return self._path(wanted.mmproj) if wanted.mmproj else model.projector if model else None
 
-    def _files(self, wanted: CustomModel) -> tuple[tuple[str, Path], ...]:
+    def _files(self, wanted: CustomModelConfig) -> tuple[tuple[str, Path], ...]:
         named = {"chat_template_file": wanted.chat_template_file, "mmproj": wanted.mmproj}
         named |= {f"adapters.{name}": path for name, path in wanted.adapters.items()}
         return tuple((key, self._path(path)) for key, path in named.items() if path)
@@ -329,21 +331,21 @@ def _uncommented(cmd: str | list[str]) -> list[str]:
     return [line for line in cmd.split("\n") if not line.lstrip().startswith("#")]
 
 
-def _bare_name(made: Made) -> tuple[str, ...]:
+def _bare_name(made: ModelEntry) -> tuple[str, ...]:
     return (made.bare,)
 
 
-def _found_aliases(made: Made) -> tuple[str, ...]:
+def _found_aliases(made: ModelEntry) -> tuple[str, ...]:
     """Another use of the file gets none of them: its own model comes first and takes them."""
     return made.found.aliases if made.found is not None else ()
 
 
-def _budget(custom: Custom, total_memory: int) -> int:
+def _budget(custom: CustomModels, total_memory: int) -> int:
     entry = custom.tree.entries.get("memory")
     text = BUDGET
-    if entry is not None and isinstance(entry.node, Mapping) and "budget" in entry.node.entries:
+    if entry is not None and isinstance(entry.node, MappingNode) and "budget" in entry.node.entries:
         node = entry.node.entries["budget"].node
-        text = node.text if isinstance(node, Scalar) else text
+        text = node.text if isinstance(node, ScalarNode) else text
     try:
         return parse_size(text, total_memory)
     except ValueError:
@@ -351,6 +353,6 @@ def _budget(custom: Custom, total_memory: int) -> int:
         return 0
 
 
-def sections_by_name(assembled: Assembled) -> MappingType[str, str]:
+def sections_by_name(assembled: AssembledEntries) -> MappingType[str, str]:
     """From the names in config.yaml to the keys in custom_models.yaml, of models in both."""
     return {made.name: made.custom for made in assembled.models if made.custom}

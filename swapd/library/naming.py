@@ -34,7 +34,7 @@ def clean(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class NamedModel:
     """What a file's name is made of."""
 
     key: str
@@ -64,7 +64,7 @@ class Named:
 
 
 def distinct_names(
-    files: Sequence[Named], taken: Iterable[str], before: Mapping[str, str]
+    files: Sequence[NamedModel], taken: Iterable[str], before: Mapping[str, str]
 ) -> Mapping[str, str]:
     """A bare name for each file, by its key; no two alike.
 

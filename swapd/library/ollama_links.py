@@ -18,9 +18,9 @@ from pathlib import Path
 
 import msgspec
 
-from swapd.config.env import Stores
+from swapd.config.env import ModelStores
 from swapd.config.errors import Problem
-from swapd.library.discovery import Found
+from swapd.library.discovery import DiscoveredModel
 from swapd.library.naming import bare_name
 from swapd.library.sources import ollama
 from swapd.system.state_files import FOLDER, read_state, write_state
@@ -90,7 +90,7 @@ class _Work:
         self.problems.append(Problem("environment", 0, "MODELS_DIR", message))
 
 
-def bring_links_up_to_date(home: Path, stores: Stores, found: Iterable[Found]) -> Links:
+def update_links(home: Path, stores: ModelStores, found: Iterable[DiscoveredModel]) -> Links:
     """Make the links that are missing and remove those of ours whose model is gone.
 
     What can't be made or removed is told and stops nothing else. Raises OSError when it can't be
@@ -130,7 +130,7 @@ def own_links(home: Path) -> frozenset[Path]:
     )
 
 
-def link_name(model: Found) -> Path:
+def link_name(model: DiscoveredModel) -> Path:
     """Where a model's link stands below MODELS_DIR: a way from which its name can be read."""
     folder, _, rest = model.bare.partition(":")
     if bare_name(model.place.parent.name, model.place.name) == model.bare:
@@ -139,7 +139,7 @@ def link_name(model: Found) -> Path:
     return Path(_BELOW, folder, f"{folder}-{rest}.gguf")
 
 
-def _wanted(stores: Stores, found: Iterable[Found]) -> dict[Path, Path]:
+def _wanted(stores: ModelStores, found: Iterable[DiscoveredModel]) -> dict[Path, Path]:
     """Every link that there should be, with where it should lead."""
     if not stores.models_dir.is_dir():
         return {}

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swapd.config.custom_models import FILE
-from swapd.config.decode import shapes
+from swapd.config.decode import field_shapes
 from swapd.config.errors import ConfigError, Problem, did_you_mean
-from swapd.config.schema import CustomModel
-from swapd.config.yaml_dump import value_of
+from swapd.config.schema import CustomModelConfig
+from swapd.config.yaml_dump import parse_setting
 from swapd.config.yaml_edit import EditError, set_value, unset
-from swapd.domain.model_names import Spellings
-from swapd.library.sync import Plan, look, made_of
+from swapd.domain.model_names import SpellingIndex
+from swapd.library.sync import SyncPlan, made_of, make_plan
 from swapd.system.state_files import replace_text
 
 _BOM = "\ufeff"
 
 
 @dataclass(frozen=True, slots=True)
-class Customised:
+class OverrideResult:
     """What became of custom_models.yaml."""
 
     section: str
@@ -29,7 +29,7 @@ class Customised:
     """False when the file already said all that."""
 
 
-def customise(
+def set_overrides(
     home: Path,
     environ: Mapping[str, str],
     demo_dir: Path,
@@ -38,7 +38,7 @@ def customise(
     *,
     now: float,
     total_memory: int,
-) -> Customised:
+) -> OverrideResult:
     """Set a model's keys, and take those out that are set to None. A sync is for the caller.
 
     `model` is a name in any spelling, or a new one where the settings have `cmd` or `base_model`.
@@ -49,7 +49,7 @@ def customise(
     path = home / FILE
     text = _read(path)
     arguments = home, environ, demo_dir
-    plan = look(*arguments, now=now, total_memory=total_memory)
+    plan = make_plan(*arguments, now=now, total_memory=total_memory)
     for key in settings:
         _check_key(key)
     section = _section(plan, model, settings)
@@ -58,8 +58,8 @@ def customise(
         if value is None:
             changed = unset(changed, section, key)
         else:
-            changed = set_value(changed, section, key, value_of(key, value))
-    after = look(*arguments, now=now, total_memory=total_memory, custom_text=changed)
+            changed = set_value(changed, section, key, parse_setting(key, value))
+    after = make_plan(*arguments, now=now, total_memory=total_memory, custom_text=changed)
     made_of(after, total_memory)
     if changed != text:
         try:
@@ -67,16 +67,16 @@ def customise(
         except OSError as error:
             message = f"cannot be written: {error.strerror or error}"
             raise ConfigError([Problem(FILE, 0, "", message)]) from error
-    return Customised(section, changed != text)
+    return OverrideResult(section, changed != text)
 
 
-def _section(plan: Plan, asked: str, settings: Mapping[str, str | None]) -> str:
+def _section(plan: SyncPlan, asked: str, settings: Mapping[str, str | None]) -> str:
     """The key under which the file speaks, or shall speak, of the model."""
     if asked in plan.custom.models:
         return asked
     made = {one.name: one for one in plan.assembled.models}
     names = {name: (*one.entry.get("aliases", ()), one.bare) for name, one in made.items()}
-    found = Spellings(names, plan.settings.prefix).find(asked)
+    found = SpellingIndex(names, plan.settings.prefix).find(asked)
     if isinstance(found, str):
         return made[found].custom or made[found].bare
     if found is not None:
@@ -90,7 +90,7 @@ def _section(plan: Plan, asked: str, settings: Mapping[str, str | None]) -> str:
 
 def _check_key(key: str) -> None:
     top, dot, inner = key.partition(".")
-    known = shapes(CustomModel)
+    known = field_shapes(CustomModelConfig)
     if top not in known:
         hint = did_you_mean(top, known) or "; config.example.yaml names them all"
         raise EditError(f"{key}: unknown key{hint}")

@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swapd.config.custom_models import FILE, Custom, parse_custom, read_custom
+from swapd.config.custom_models import FILE, CustomModels, parse_custom_models, read_custom_models
 from swapd.config.env import SyncSettings, read_env, sync_settings
 from swapd.config.errors import ConfigError, Problem
 from swapd.config.load import parse
 from swapd.config.yaml_nodes import line_of, parse_tree, textual
 from swapd.gguf import model_info
-from swapd.gguf.file_stamp import stamp_of
+from swapd.gguf.file_stamp import file_stamp
 from swapd.library.discovery import Discovery, discover
 from swapd.library.generate import MARK, generate
-from swapd.library.model_entries import Assembled, assemble, sections_by_name, words_of
+from swapd.library.model_entries import AssembledEntries, assemble, sections_by_name, words_of
 from swapd.library.ollama_links import FILE as LINKS
-from swapd.library.ollama_links import Links, bring_links_up_to_date, own_links
-from swapd.library.sources.base import Passed
+from swapd.library.ollama_links import Links, own_links, update_links
+from swapd.library.sources.base import SkippedFile
 from swapd.system import state_files
 from swapd.system.state_files import FOLDER, replace_text
 
@@ -34,15 +34,15 @@ NAMES = "names.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SyncPlan:
     """All that is known before anything is written."""
 
     home: Path
     env: Mapping[str, str]
     settings: SyncSettings
-    custom: Custom
+    custom: CustomModels
     discovery: Discovery
-    assembled: Assembled
+    assembled: AssembledEntries
     remembered: Mapping[str, str]
 
     def remember(self) -> None:
@@ -51,7 +51,7 @@ class Plan:
             state_files.write_state(self.home / state_files.FOLDER / NAMES, self.discovery.names)
 
 
-def look(
+def make_plan(
     home: Path,
     environ: Mapping[str, str],
     demo_dir: Path,
@@ -59,7 +59,7 @@ def look(
     now: float,
     total_memory: int,
     custom_text: str | None = None,
-) -> Plan:
+) -> SyncPlan:
     """Look for models and put them together with custom_models.yaml, or a text in its place.
 
     Of the home, only the heads that were read are kept, for the next look. Raises ConfigError for
@@ -68,11 +68,11 @@ def look(
     env = read_env(home, environ)
     settings = sync_settings(env)
     if custom_text is None:
-        custom = read_custom(home / FILE, env)
+        custom = read_custom_models(home / FILE, env)
     else:
-        custom = parse_custom(custom_text, env)
+        custom = parse_custom_models(custom_text, env)
     folder = home / state_files.FOLDER
-    kept = model_info.Cards(folder / model_info.FILE)
+    kept = model_info.ModelInfoCache(folder / model_info.FILE)
     remembered = state_files.read_state(folder / NAMES, dict[str, str]) or {}
     discovery = discover(
         settings.stores,
@@ -83,23 +83,23 @@ def look(
         names=remembered,
         bridge=own_links(home),
     )
-    keep(kept)
+    apply_plan(kept)
     assembled = assemble(discovery.found, custom, settings, total_memory, home, state_files.size)
     for made in assembled.models:
         _stamp(made.entry, home)
-    return Plan(home, env, settings, custom, discovery, assembled, remembered)
+    return SyncPlan(home, env, settings, custom, discovery, assembled, remembered)
 
 
 def _stamp(entry: dict[str, Any], home: Path) -> None:
     """Let the entry say which files it means, so that one in the place of another changes it."""
     cmd = entry["cmd"]
     argv = words_of(cmd) if isinstance(cmd, str) else tuple(cmd)
-    stamp = stamp_of(argv, "${worker}" in argv, home)
+    stamp = file_stamp(argv, "${worker}" in argv, home)
     if stamp:
         entry.setdefault("stamp", stamp)
 
 
-def keep(heads: model_info.Cards) -> None:
+def apply_plan(heads: model_info.ModelInfoCache) -> None:
     """Keep the heads that were read, where that is possible."""
     try:
         heads.keep()
@@ -122,8 +122,8 @@ class SyncReport:
     removed: tuple[str, ...]
     settings: tuple[str, ...]
     """Top-level keys that are others than before."""
-    broken: tuple[Passed, ...]
-    skipped: tuple[Passed, ...]
+    broken: tuple[SkippedFile, ...]
+    skipped: tuple[SkippedFile, ...]
     warnings: tuple[Problem, ...]
     written: bool
     """False when config.yaml already said all that."""
@@ -157,7 +157,7 @@ def sync(
     if old is not None and not old.startswith(MARK) and not force:
         message = "was not written by sync; move it away, or use --force to overwrite it"
         raise ConfigError([Problem(CONFIG, 0, "", message)])
-    plan = look(home, environ, demo_dir, now=now, total_memory=total_memory)
+    plan = make_plan(home, environ, demo_dir, now=now, total_memory=total_memory)
     text, warnings = made_of(plan, total_memory, schema)
     warnings = (*warnings, *plan.settings.stores.problems, *_missing(plan.assembled, plan.custom))
     before, after = _sections(old or ""), _sections(text)
@@ -200,7 +200,7 @@ def names_in(config: Path) -> frozenset[str]:
     return frozenset(_models(_sections(text)))
 
 
-def made_of(plan: Plan, total_memory: int, schema: str = "") -> tuple[str, tuple[Problem, ...]]:
+def made_of(plan: SyncPlan, total_memory: int, schema: str = "") -> tuple[str, tuple[Problem, ...]]:
     """The text of config.yaml and what its author should know; ConfigError if it would not load."""
     text = generate(plan.assembled, plan.custom, plan.settings, schema)
     return text, _checked(text, plan.assembled, plan.custom, plan.env, total_memory)
@@ -208,8 +208,8 @@ def made_of(plan: Plan, total_memory: int, schema: str = "") -> tuple[str, tuple
 
 def _checked(
     text: str,
-    assembled: Assembled,
-    custom: Custom,
+    assembled: AssembledEntries,
+    custom: CustomModels,
     env: MappingType[str, str],
     total_memory: int,
 ) -> tuple[Problem, ...]:
@@ -224,7 +224,7 @@ def _checked(
     return tuple(dict.fromkeys(found))
 
 
-def _missing(assembled: Assembled, custom: Custom) -> list[Problem]:
+def _missing(assembled: AssembledEntries, custom: CustomModels) -> list[Problem]:
     """Files that the author names and that are not there."""
     return [
         custom.warn(made.custom, f"{path} is no file", key)
@@ -234,7 +234,7 @@ def _missing(assembled: Assembled, custom: Custom) -> list[Problem]:
     ]
 
 
-def _traced(problem: Problem, names: MappingType[str, str], custom: Custom) -> Problem:
+def _traced(problem: Problem, names: MappingType[str, str], custom: CustomModels) -> Problem:
     """The problem at the place in custom_models.yaml that it comes from, if it comes from there."""
     for name, bare in names.items():
         within = f"models.{name}"
@@ -281,7 +281,7 @@ def _differing(before: dict[str, object], after: dict[str, object]) -> tuple[str
     return tuple(sorted(n for n in before.keys() & after.keys() if before[n] != after[n]))
 
 
-def _write(plan: Plan, path: Path | None, text: str) -> Links:
+def _write(plan: SyncPlan, path: Path | None, text: str) -> Links:
     """Everything that a sync writes, what nobody else reads first; ConfigError where it can't."""
     file = str(Path(FOLDER, NAMES))
     try:
@@ -290,7 +290,7 @@ def _write(plan: Plan, path: Path | None, text: str) -> Links:
             file = path.name
             replace_text(path, text)
         file = str(Path(FOLDER, LINKS))
-        return bring_links_up_to_date(plan.home, plan.settings.stores, plan.discovery.found)
+        return update_links(plan.home, plan.settings.stores, plan.discovery.found)
     except OSError as error:
         message = f"cannot be written: {error.strerror or error}"
         raise ConfigError([Problem(file, 0, "", message)]) from error

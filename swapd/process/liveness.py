@@ -18,7 +18,7 @@ STOPPED = frozenset({psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP})
 
 
 @dataclass(frozen=True, slots=True)
-class Vitals:
+class ProcessActivity:
     """A look at a worker's processes from outside."""
 
     stopped: bool
@@ -27,7 +27,7 @@ class Vitals:
     """What they have read from disks so far, in bytes or pages."""
 
 
-def vitals(pid: int) -> Vitals:
+def process_activity(pid: int) -> ProcessActivity:
     """Look once. Goes through all processes of the machine: not for the event loop."""
     stopped, read = False, 0
     for member in family(pid):
@@ -36,7 +36,7 @@ def vitals(pid: int) -> Vitals:
             read += _read(member)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-    return Vitals(stopped, read)
+    return ProcessActivity(stopped, read)
 
 
 def _read(process: Any) -> int:
@@ -47,7 +47,7 @@ def _read(process: Any) -> int:
 
 
 @dataclass(slots=True)
-class Pulse:
+class Liveness:
     """When one worker was last known to make progress. Written by whoever sees a sign of it."""
 
     beat: float | None = None
@@ -59,7 +59,7 @@ class Pulse:
     held: int = 0
     """Those of them whose clients do not take what there is: they wait, not the worker."""
     read: int = -1
-    """As last seen in `Vitals`; negative: not looked yet."""
+    """As last seen in `ProcessActivity`; negative: not looked yet."""
 
     def last(self) -> float:
         """When there was a sign last; now, if all wait for their clients."""
@@ -74,7 +74,7 @@ class Pulse:
         foreign one silence says nothing, unless it is halted or has to answer when it is asked.
         """
         loop, pid, spec = asyncio.get_running_loop(), process.pid, process.spec
-        seen = await loop.run_in_executor(None, vitals, pid)
+        seen = await loop.run_in_executor(None, process_activity, pid)
         if 0 <= self.read < seen.read:
             self.flowed = now()
         self.read = seen.read

@@ -50,7 +50,7 @@ def group_memory(root: Path = ROOT, membership: Path = MEMBERSHIP) -> GroupMemor
     return min(groups, key=lambda g: g.limit - g.used, default=None)
 
 
-def own_folder(root: Path = ROOT, membership: Path = MEMBERSHIP) -> Path | None:
+def own_cgroup(root: Path = ROOT, membership: Path = MEMBERSHIP) -> Path | None:
     """The folder of our own group; None where there are none of version 2."""
     own = _own_path(membership)
     return None if own is None else root / own
@@ -84,11 +84,11 @@ LEVELS = {"2": 50.0, "4": 100.0}
 """Warning and critical, as percents: both are above what anybody would set as a mark."""
 
 
-def stalled_percent(proc: Path = PROC) -> float:
+def pressure_percent(proc: Path = PROC) -> float:
     """Percent of the last ten seconds in which something waited for memory; 0: not told."""
     if sys.platform == "darwin":
         return _level()
-    folder = own_folder()
+    folder = own_cgroup()
     own = _some(folder / "memory.pressure") if folder is not None else 0.0
     return max(_some(proc), own)
 
@@ -124,7 +124,7 @@ class MemorySample:
 def sample(pids: list[int]) -> MemorySample:
     """Look once. May take some milliseconds for large processes: not for the event loop."""
     held = {pid: bytes_held(pid) for pid in pids}
-    return MemorySample(used_percent(), {p: b for p, b in held.items() if b}, stalled_percent())
+    return MemorySample(used_percent(), {p: b for p, b in held.items() if b}, pressure_percent())
 
 
 def used_percent() -> float:

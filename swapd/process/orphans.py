@@ -27,8 +27,8 @@ import msgspec
 import psutil
 
 from swapd.system.aio import now
-from swapd.system.process_identity import birth_of, program_of, variable_of
-from swapd.system.state_files import set_aside
+from swapd.system.process_identity import environment_variable, program_name, start_time
+from swapd.system.state_files import quarantine_file
 
 MARK = "SWAPD_MARK"
 """Variable in the environment of all workers: its value is that of one life of swapd."""
@@ -37,7 +37,7 @@ GONE_WITHIN = 5.0
 """Seconds in which a killed process is gone, unless the kernel holds it."""
 
 
-class Noted(msgspec.Struct, frozen=True):
+class PidRecord(msgspec.Struct, frozen=True):
     """A worker, head of a session of its own, as it was when it was spawned."""
 
     pid: int
@@ -45,14 +45,14 @@ class Noted(msgspec.Struct, frozen=True):
     program: str
 
 
-class Page(msgspec.Struct, frozen=True):
+class PidFile(msgspec.Struct, frozen=True):
     """What the file holds."""
 
     mark: str
-    workers: list[Noted]
+    workers: list[PidRecord]
 
 
-class Register:
+class PidRegistry:
     """Keeps the file in step with what runs. A disk that was full from the beginning is told once
     and stops nothing."""
 
@@ -60,7 +60,7 @@ class Register:
         self.mark = uuid.uuid4().hex
         self._file = file
         self._log = log
-        self._workers: dict[int, Noted] = {}
+        self._workers: dict[int, PidRecord] = {}
         self._failing = False
         self._descriptor = -1
         self._length = BLOCK
@@ -68,7 +68,7 @@ class Register:
 
     def add(self, pid: int) -> None:
         """A worker was spawned."""
-        self._workers[pid] = Noted(pid, birth_of(pid), program_of(pid))
+        self._workers[pid] = PidRecord(pid, start_time(pid), program_name(pid))
         self._write()
 
     def remove(self, pid: int) -> None:
@@ -84,7 +84,7 @@ class Register:
         """
         try:
             file = self._opened()
-            page = msgspec.json.encode(Page(self.mark, [*self._workers.values()])) + b"\n"
+            page = msgspec.json.encode(PidFile(self.mark, [*self._workers.values()])) + b"\n"
             self._length = max(self._length, -(-len(page) // BLOCK) * BLOCK)
             if os.pwrite(file, page.ljust(self._length), 0) < self._length:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -113,7 +113,7 @@ class Register:
         return self._descriptor
 
 
-def reap_left_overs(file: Path, log: logging.Logger) -> None:
+def kill_orphans(file: Path, log: logging.Logger) -> None:
     """End what is left of an earlier life, as its register tells; say whom.
 
     Only those are ended that have number, start and program of a worker in it, or the mark of
@@ -121,14 +121,14 @@ def reap_left_overs(file: Path, log: logging.Logger) -> None:
     by the new life's own register.
     """
     try:
-        page = msgspec.json.decode(file.read_bytes(), type=Page)
+        page = msgspec.json.decode(file.read_bytes(), type=PidFile)
     except FileNotFoundError:
         return
     except OSError as error:
         log.warning("%s can't be read: %s; left-overs are not looked for", file, error.strerror)
         return
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        set_aside(file, error, log)
+        quarantine_file(file, error, log)
         return
     left: list[int] = []
     for noted in page.workers:
@@ -146,21 +146,21 @@ def reap_left_overs(file: Path, log: logging.Logger) -> None:
         log.warning("the left-over %d is still there: the kernel holds it", process.pid)
 
 
-def _members(noted: Noted, mark: str) -> list[int]:
+def _members(noted: PidRecord, mark: str) -> list[int]:
     """Who is left of this worker: itself, and whoever is in its session or group."""
-    head = birth_of(noted.pid) == noted.born and (
-        program_of(noted.pid) == noted.program or variable_of(noted.pid, MARK) == mark
+    head = start_time(noted.pid) == noted.born and (
+        program_name(noted.pid) == noted.program or environment_variable(noted.pid, MARK) == mark
     )
     return [
         pid
         for pid in psutil.pids()
-        if _belongs(pid, noted.pid) and (head or variable_of(pid, MARK) == mark)
+        if _belongs(pid, noted.pid) and (head or environment_variable(pid, MARK) == mark)
     ]
 
 
 def _belongs(pid: int, head: int) -> bool:
     try:
-        return head in (os.getsid(pid), os.getpgid(pid)) and birth_of(pid) != ""
+        return head in (os.getsid(pid), os.getpgid(pid)) and start_time(pid) != ""
     except OSError:
         return False
 
@@ -195,7 +195,7 @@ PAUSE = 1.0
 class Guardian:
     """Holds the list of process groups to end when this process is gone."""
 
-    def __init__(self, log: logging.Logger, register: Register) -> None:
+    def __init__(self, log: logging.Logger, register: PidRegistry) -> None:
         self._log = log
         self._register = register
         self._groups: dict[int, None] = {}

@@ -42,7 +42,7 @@ def _members(pid: int) -> Iterator[psutil.Process]:
         return
 
 
-def stranger_on(port: int, pid: int) -> str:
+def foreign_port_owner(port: int, pid: int) -> str:
     """Who listens on `port` and does not belong to `pid`'s family; empty when the family does.
 
     Where the family holds it but may not be looked at, or a container's helper holds it for its
@@ -62,7 +62,7 @@ def stranger_on(port: int, pid: int) -> str:
             looked_at_all = False
     if names & CONTAINER_CLIENTS:
         return ""
-    holder = holder_of(port)
+    holder = port_owner(port)
     if holder is not None:
         return f"another process, pid {holder}"
     return "a process that we may not look at" if looked_at_all else ""
@@ -116,7 +116,7 @@ def _holds(process: psutil.Process, port: int) -> bool:
     )
 
 
-def holder_of(port: int) -> int | None:
+def port_owner(port: int) -> int | None:
     """The pid of the process that listens on `port`, as far as we may know it."""
     try:
         connections = psutil.net_connections(kind="tcp")

@@ -10,7 +10,7 @@ from swapd.domain.models import ModelSpec
 from swapd.process.profiles import paths_in
 
 
-async def read_ahead(spec: ModelSpec, home: Path) -> None:
+async def prefetch(spec: ModelSpec, home: Path) -> None:
     """Ask the system to read the files that the command names, and do not wait for them.
 
     A system that can't be asked (macOS) reads them when they are mapped.

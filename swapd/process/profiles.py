@@ -17,8 +17,8 @@ from pathlib import Path
 
 import msgspec
 
-from swapd.domain.models import Catalog, Learned, ModelSpec
-from swapd.system.state_files import set_aside
+from swapd.domain.models import Catalog, ModelProfile, ModelSpec
+from swapd.system.state_files import quarantine_file
 
 VERSION = 1
 WRITE_AFTER = 2.0
@@ -29,10 +29,10 @@ MOST = 1000
 
 class _File(msgspec.Struct):
     version: int
-    models: dict[str, Learned]
+    models: dict[str, ModelProfile]
 
 
-class Learnings:
+class ProfileStore:
     """What is known of commands, by their identities. The file is read once, at the start."""
 
     def __init__(self, path: Path, home: Path, log: logging.Logger) -> None:
@@ -49,13 +49,13 @@ class Learnings:
         said = (spec.argv, spec.env, str(self._home), files)
         return hashlib.sha256(msgspec.json.encode(said)).hexdigest()[:32]
 
-    def recall(self, catalog: Catalog) -> dict[str, Learned]:
+    def recall(self, catalog: Catalog) -> dict[str, ModelProfile]:
         """What is known of these models, by name."""
         specs = catalog.models.values()
         found = {spec.name: self._known.get(self.identity(spec)) for spec in specs}
         return {name: learned for name, learned in found.items() if learned is not None}
 
-    def note(self, identity: str, learned: Learned) -> None:
+    def note(self, identity: str, learned: ModelProfile) -> None:
         """This is known from now on, and soon written down with what is learned meanwhile."""
         self._known.pop(identity, None)
         self._known[identity] = learned
@@ -79,7 +79,7 @@ class Learnings:
         except OSError as error:
             self._log.warning("%s can't be written: %s", self._path, error.strerror)
 
-    def _read(self) -> dict[str, Learned]:
+    def _read(self) -> dict[str, ModelProfile]:
         try:
             file = msgspec.json.decode(self._path.read_bytes(), type=_File)
             if file.version != VERSION:
@@ -90,7 +90,7 @@ class Learnings:
             self._log.warning("%s can't be read: %s", self._path, error.strerror)
             return {}
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            set_aside(self._path, error, self._log)
+            quarantine_file(self._path, error, self._log)
             return {}
         return file.models
 

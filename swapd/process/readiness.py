@@ -7,7 +7,7 @@ import asyncio
 import aiohttp
 from yarl import URL
 
-from swapd.process.ports import stranger_on
+from swapd.process.ports import foreign_port_owner
 from swapd.process.worker_process import WorkerProcess
 from swapd.system.aio import pause
 
@@ -18,11 +18,11 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 ANSWER_WITHIN = 5.0
 
 
-class StrangerError(Exception):
+class PortOwnerError(Exception):
     """Somebody else answers on the worker's port."""
 
 
-async def until_ready(process: WorkerProcess, session: aiohttp.ClientSession) -> None:
+async def wait_until_ready(process: WorkerProcess, session: aiohttp.ClientSession) -> None:
     """Return once the worker answers 200 at its check endpoint; ask at growing intervals.
 
     Raises StrangerError when the port turns out to be held by a process that is not our child's.
@@ -37,9 +37,9 @@ async def until_ready(process: WorkerProcess, session: aiohttp.ClientSession) ->
     if "${PORT}" in process.spec.proxy and URL(process.base_url).host in LOOPBACK:
         # Looking through processes takes milliseconds, in which others are not to wait.
         loop = asyncio.get_running_loop()
-        stranger = await loop.run_in_executor(None, stranger_on, process.port, process.pid)
+        stranger = await loop.run_in_executor(None, foreign_port_owner, process.port, process.pid)
         if stranger:
-            raise StrangerError(f"port {process.port} is held by {stranger}")
+            raise PortOwnerError(f"port {process.port} is held by {stranger}")
 
 
 async def answers(session: aiohttp.ClientSession, process: WorkerProcess, within: float) -> bool:

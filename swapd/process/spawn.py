@@ -58,7 +58,7 @@ NO_LIMITS = WorkerLimits()
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class SpawnContext:
     """Where and how workers are spawned."""
 
     home: Path
@@ -81,7 +81,7 @@ class Spawned:
 
 def spawn(
     argv: tuple[str, ...],
-    place: Place,
+    place: SpawnContext,
     env: Mapping[str, str],
     own: bool,
     limits: WorkerLimits = NO_LIMITS,
@@ -129,7 +129,7 @@ def _close(*descriptors: int) -> None:
             os.close(descriptor)
 
 
-def _end(process: subprocess.Popen[bytes], place: Place) -> None:
+def _end(process: subprocess.Popen[bytes], place: SpawnContext) -> None:
     """Kill and reap one that is not to be."""
     if process.returncode is None:
         os.killpg(process.pid, signal.SIGKILL)
@@ -139,14 +139,14 @@ def _end(process: subprocess.Popen[bytes], place: Place) -> None:
     process.stdin.close()
 
 
-class Spare:
+class WarmStandby:
     """At most one process of ours that has all behind it but its model.
 
     `serve` is the command of our worker and `spare` the one of a worker that waits for the rest
     of that command as a line of JSON. Nobody counts it as a worker until it is taken.
     """
 
-    def __init__(self, serve: tuple[str, ...], spare: tuple[str, ...], place: Place) -> None:
+    def __init__(self, serve: tuple[str, ...], spare: tuple[str, ...], place: SpawnContext) -> None:
         self._serve = serve
         self._spare = spare
         self._place = place
@@ -203,7 +203,7 @@ SECRET = frozenset(
 """A variable with one of these words in its name is passed on only by its whole name."""
 
 
-def for_workers(own: Mapping[str, str], named: Sequence[str]) -> dict[str, str]:
+def worker_environment(own: Mapping[str, str], named: Sequence[str]) -> dict[str, str]:
     """What of `own` a worker gets: the usual, and what `named` says, `*` at ends allowed."""
     return {name: value for name, value in own.items() if _passes(name, named)}
 

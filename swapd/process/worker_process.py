@@ -20,7 +20,7 @@ from swapd.domain.events import WorkerId
 from swapd.domain.models import ModelSpec
 from swapd.process.memory import oom_kills
 from swapd.process.ports import free_port
-from swapd.process.spawn import Place, Spare, Spawned, spawn
+from swapd.process.spawn import SpawnContext, Spawned, WarmStandby, spawn
 from swapd.system.aio import LineReader
 
 
@@ -34,7 +34,7 @@ class StopCommand:
     def __init__(
         self,
         argv: tuple[str, ...],
-        place: Place,
+        place: SpawnContext,
         spec: ModelSpec,
         output: logging.Logger,
         failed: Callable[[], None],
@@ -106,7 +106,7 @@ MEMORY_WORDS = ("MemoryError", "can't start new thread", "failed to map segment"
 """What Python, the loader and the C library say then."""
 
 
-class DeviceTold(msgspec.Struct, frozen=True):
+class DeviceReport(msgspec.Struct, frozen=True):
     """A device beside the CPU that a worker of ours computes on, in bytes of its memory."""
 
     name: str
@@ -117,7 +117,7 @@ class DeviceTold(msgspec.Struct, frozen=True):
     """What loading took."""
 
 
-class Word(msgspec.Struct, frozen=True):
+class ReadyMessage(msgspec.Struct, frozen=True):
     """One line that a worker of ours writes on `SWAPD_READY_FD`: ready, a failure, or a beat."""
 
     ready: bool = False
@@ -127,15 +127,15 @@ class Word(msgspec.Struct, frozen=True):
     context: int = 0
     load_seconds: float = 0.0
     resumable: bool = False
-    devices: tuple[DeviceTold, ...] = ()
+    devices: tuple[DeviceReport, ...] = ()
     error: str = ""
     beat: int = -1
 
 
-class Listener(Protocol):
+class WorkerListener(Protocol):
     """Who wants to hear of a worker; called on the event loop."""
 
-    def worker_spoke(self, worker: WorkerId, word: Word) -> None: ...
+    def worker_spoke(self, worker: WorkerId, word: ReadyMessage) -> None: ...
 
     def worker_exited(self, worker: WorkerId, reason: str, accident: bool) -> None: ...
 
@@ -152,10 +152,10 @@ class WorkerProcess:
         self,
         worker: WorkerId,
         spec: ModelSpec,
-        place: Place,
-        listener: Listener,
+        place: SpawnContext,
+        listener: WorkerListener,
         output: logging.Logger,
-        spare: Spare | None = None,
+        spare: WarmStandby | None = None,
     ) -> None:
         self.worker = worker
         self.spec = spec
@@ -198,7 +198,7 @@ class WorkerProcess:
     def _heard(self, line: bytes) -> None:
         self._was_spare = False
         try:
-            word = msgspec.json.decode(line, type=Word)
+            word = msgspec.json.decode(line, type=ReadyMessage)
         except msgspec.DecodeError as error:
             self._output.warning("swapd: not understood on SWAPD_READY_FD (%s): %r", error, line)
             return

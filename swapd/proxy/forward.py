@@ -15,7 +15,7 @@ from aiohttp import AddrInfoType, web
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from swapd.process.liveness import Pulse
+from swapd.process.liveness import Liveness
 from swapd.proxy.sse import EventIds
 from swapd.system.aio import now
 
@@ -68,7 +68,7 @@ PROMPT_N = re.compile(rb'"prompt_n":\s*(\d{1,12})')
 PREDICTED_N = re.compile(rb'"predicted_n":\s*(\d{1,12})')
 
 
-Fate: TypeAlias = Callable[[float], Awaitable[str]]
+ExitReason: TypeAlias = Callable[[float], Awaitable[str]]
 """Waits so many seconds for a worker's end and says how it was; empty if it lives on."""
 CLOSED_WITHIN = 0.1
 """Seconds in which a worker that ended with its connection is found to have done so."""
@@ -92,7 +92,7 @@ class WorkerFailedError(Exception):
     """The worker's answer did not come, or broke off."""
 
 
-class WorkerLeavesError(WorkerFailedError):
+class WorkerDrainingError(WorkerFailedError):
     """The worker takes no requests; one of ours then ends when it has done what it has."""
 
 
@@ -128,7 +128,7 @@ def _with_small_buffer(address: AddrInfoType) -> socket.socket:
     return sock
 
 
-class Passage:
+class Exchange:
     """One request through to a worker, or to several if the first ones end under it.
 
     `response` is the answer to the client as far as it has been begun.
@@ -175,7 +175,9 @@ class Passage:
         """Whether the client has a part of an event without its end."""
         return bool(self._tail) and not self._tail.endswith(_ENDS)
 
-    async def through(self, base_url: str, pulse: Pulse, resumable: bool, fate: Fate) -> int:
+    async def through(
+        self, base_url: str, pulse: Liveness, resumable: bool, fate: ExitReason
+    ) -> int:
         """Send the request to a worker and stream the answer to the client as it comes.
 
         What was begun is gone on with; a worker that is `resumable` is asked for what that needs.
@@ -198,12 +200,12 @@ class Passage:
                 allow_redirects=False,
             )
         except aiohttp.ClientConnectorError as error:
-            raise WorkerLeavesError(told(error)) from error
+            raise WorkerDrainingError(told(error)) from error
         except FAILURES as error:
             raise WorkerFailedError(told(error)) from error
         async with answer:
             if LEAVING in answer.headers:
-                raise WorkerLeavesError(await _reason(answer))
+                raise WorkerDrainingError(await _reason(answer))
             if answer.status == SWITCHING:
                 # Nobody has asked for it; there is no answer behind it.
                 answer.close()
@@ -255,7 +257,7 @@ class Passage:
         return response
 
     async def _relay(
-        self, answer: aiohttp.ClientResponse, response: web.StreamResponse, pulse: Pulse
+        self, answer: aiohttp.ClientResponse, response: web.StreamResponse, pulse: Liveness
     ) -> None:
         events, writer = self._events, self._request.writer
         while chunk := await self._next_chunk(answer):

@@ -17,9 +17,9 @@ import msgspec
 from aiohttp import web
 
 from swapd.domain.models import ModelSpec
-from swapd.domain.status import Outlook
+from swapd.domain.status import QueueEstimate
 from swapd.leases import Lease
-from swapd.proxy.forward import Passage
+from swapd.proxy.forward import Exchange
 from swapd.supervisor import Supervisor
 from swapd.system.aio import Tasks, wall
 
@@ -33,7 +33,7 @@ QUIET = 15.0
 """Seconds after which it is told again all the same, so that nobody takes the line for dead."""
 
 
-def asks_to_be_told(request: web.Request, spec: ModelSpec, streams: bool) -> bool:
+def wants_progress(request: web.Request, spec: ModelSpec, streams: bool) -> bool:
     """Whether this client is to be told."""
     return streams and (_header(request) or (spec.send_loading_state and request.path == CHAT))
 
@@ -42,7 +42,7 @@ def _header(request: web.Request) -> bool:
     return request.headers.get(HEADER, "0").strip().lower() not in ("", "0", "false")
 
 
-class Told:
+class ProgressReporter:
     """Somebody who waits and is told how it stands: the answer of `passage` is begun for that."""
 
     def __init__(
@@ -51,7 +51,7 @@ class Told:
         log: Logger,
         request: web.Request,
         spec: ModelSpec,
-        passage: Passage,
+        passage: Exchange,
     ) -> None:
         self._passage = passage
         self._supervisor = supervisor
@@ -94,7 +94,7 @@ class Told:
         return True
 
 
-def _words(outlook: Outlook, ahead: int) -> str:
+def _words(outlook: QueueEstimate, ahead: int) -> str:
     if outlook.loading_for is not None:
         if outlook.usual_load:
             return f"loading {min(99, int(100 * outlook.loading_for / outlook.usual_load))} %"

@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from logging import Logger
 from typing import Protocol
 
-from swapd.domain.commands import Why
+from swapd.domain.commands import RejectReason
 from swapd.domain.models import ModelSpec
-from swapd.leases import ENDS_WITHIN, Lease, RefusedError, Wish
+from swapd.leases import EXIT_GRACE, Lease, RejectedError, RequestOptions
 from swapd.metrics import Metrics
-from swapd.process.liveness import Pulse
-from swapd.proxy.forward import Fate, WorkerFailedError, WorkerLeavesError
+from swapd.process.liveness import Liveness
+from swapd.proxy.forward import ExitReason, WorkerDrainingError, WorkerFailedError
 from swapd.supervisor import Supervisor
-from swapd.system.memory_trim import Heap
+from swapd.system.memory_trim import MemoryTrimmer
 
 LEAVES_WITHIN = 60.0
 """Seconds in which a worker that takes nothing more has finished what it has."""
 
 
-class Passage(Protocol):
+class RetryableExchange(Protocol):
     """A request on its way, and its answer as far as the client has it."""
 
     @property
@@ -32,7 +32,9 @@ class Passage(Protocol):
     def has_begun(self) -> bool:
         """Whether the client has a part of a stream that another worker is to go on with."""
 
-    async def through(self, base_url: str, pulse: Pulse, resumable: bool, fate: Fate) -> int:
+    async def through(
+        self, base_url: str, pulse: Liveness, resumable: bool, fate: ExitReason
+    ) -> int:
         """Have this worker answer, or go on; the tokens that it took. Raises WorkerFailedError.
 
         `fate` tells whether the worker has just ended, where its answer can't tell.
@@ -40,13 +42,13 @@ class Passage(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Passing:
+class ProxyRequest:
     """A request as it goes to a worker."""
 
     spec: ModelSpec
     path: str
     body: bytes
-    wish: Wish
+    wish: RequestOptions
     needs_slot: bool = True
     asks_ids: bool = False
     """Whether to ask for a stream with which another worker can go on."""
@@ -64,14 +66,14 @@ class ForwardingContext:
 
     supervisor: Supervisor
     metrics: Metrics
-    heap: Heap
+    heap: MemoryTrimmer
     log: Logger
 
 
-async def serve(
+async def forward_with_retry(
     context: ForwardingContext,
-    passing: Passing,
-    passage: Passage,
+    passing: ProxyRequest,
+    passage: RetryableExchange,
     meanwhile: Callable[[Awaitable[Lease]], Awaitable[Lease]] | None = None,
 ) -> None:
     """Have the request answered, by another worker if one ends under it.
@@ -87,8 +89,8 @@ async def serve(
         coming = supervisor.admit(passing.spec.name, passing.needs_slot, passing.wish, known)
         lease = await (meanwhile(coming) if meanwhile is not None else coming)
         await _through(context, passing, passage, lease)
-    except RefusedError as error:
-        if error.refusal.why is Why.POISON:
+    except RejectedError as error:
+        if error.refusal.why is RejectReason.POISON:
             name, known = passing.spec.name, passing.fingerprint()
             context.log.warning("%s: refused, fingerprint %s: %s", name, known, error)
         raise
@@ -97,7 +99,7 @@ async def serve(
 
 
 async def _through(
-    context: ForwardingContext, passing: Passing, passage: Passage, lease: Lease
+    context: ForwardingContext, passing: ProxyRequest, passage: RetryableExchange, lease: Lease
 ) -> None:
     """From this lease on; whatever happens, it and those that follow it are given back."""
     held: Lease | None = lease
@@ -114,8 +116,8 @@ async def _through(
                 tokens = await passage.through(lease.base_url, pulse, resumable, lease.fate)
                 answered = True
             except WorkerFailedError as error:
-                leaves = isinstance(error, WorkerLeavesError) and lease.running.resumable
-                fate = await lease.fate(LEAVES_WITHIN if leaves else ENDS_WITHIN)
+                leaves = isinstance(error, WorkerDrainingError) and lease.running.resumable
+                fate = await lease.fate(LEAVES_WITHIN if leaves else EXIT_GRACE)
                 context.log.warning("%s: a request lost its worker: %s", name, fate or error)
                 known = passing.fingerprint() if fate else ""
                 if not fate or not passage.goes_on:

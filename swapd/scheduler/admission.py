@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from swapd.domain.commands import Why
-from swapd.domain.events import Arrived
+from swapd.domain.commands import RejectReason
+from swapd.domain.events import RequestArrived
 from swapd.domain.models import Catalog, Limits, ModelSpec
-from swapd.scheduler.groups import is_spared, must_part
-from swapd.scheduler.queue import Waiting
-from swapd.scheduler.state import Ledger, Room, missing
+from swapd.scheduler.groups import is_spared, must_not_coexist
+from swapd.scheduler.queue import QueuedRequest
+from swapd.scheduler.state import Capacity, SchedulerState, missing
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Rejection:
     """What a refusal says to whomever it concerns."""
 
-    why: Why
+    why: RejectReason
     message: str
     retry_after: float = 0.0
 
 
-CLOSING = Verdict(Why.CLOSING, "swapd is shutting down", 5.0)
+CLOSING = Rejection(RejectReason.CLOSING, "swapd is shutting down", 5.0)
 
 
 def too_many(
-    books: Ledger, spec: ModelSpec, limits: Limits, event: Arrived
-) -> tuple[Verdict, Waiting | None] | None:
+    books: SchedulerState, spec: ModelSpec, limits: Limits, event: RequestArrived
+) -> tuple[Rejection, QueuedRequest | None] | None:
     """The verdict on a request for which there is no place in the queues, and on whom it falls.
 
     None when there is one. It falls on the newest request of the greediest tenant (given), when
@@ -37,10 +37,12 @@ def too_many(
     queued = len(queue) if queue else 0
     if 0 < limits.max_per_tenant <= mine:
         message = f"{mine} requests of this tenant wait already, which is the limit"
-        return Verdict(Why.TENANT_FULL, message, expected_wait(books, spec, queued)), None
+        return Rejection(
+            RejectReason.TENANT_FULL, message, expected_wait(books, spec, queued)
+        ), None
     if queue is not None and queued >= spec.max_queue:
-        verdict = Verdict(
-            Why.QUEUE_FULL,
+        verdict = Rejection(
+            RejectReason.QUEUE_FULL,
             f"{queued} requests wait for {spec.name!r} already, which is the limit",
             expected_wait(books, spec, queued),
         )
@@ -48,30 +50,32 @@ def too_many(
         return verdict, newest if queue.of(event.tenant) + 2 <= most else None
     if 0 < limits.max_waiting <= total:
         message = f"{total} requests wait already, which is the limit"
-        verdict = Verdict(Why.OVERLOADED, message, expected_wait(books, spec, queued))
+        verdict = Rejection(RejectReason.OVERLOADED, message, expected_wait(books, spec, queued))
         greedy = max(books.of_tenant.values(), key=len)
         newest = next(reversed(greedy.values()))
         return verdict, newest if mine + 2 <= len(greedy) else None
     return None
 
 
-def cannot_start(books: Ledger, catalog: Catalog, spec: ModelSpec, now: float) -> Verdict | None:
+def cannot_start(
+    books: SchedulerState, catalog: Catalog, spec: ModelSpec, now: float
+) -> Rejection | None:
     """Why a worker of this model can't be started however long one waits, or None."""
     record, need = books.records.get(spec.name), books.need(spec)
     if record is not None and record.cool_until > now:
         message = f"{spec.name!r} failed: {record.reason}"
-        return Verdict(Why.START_FAILED, message, record.cool_until - now)
+        return Rejection(RejectReason.START_FAILED, message, record.cool_until - now)
     if lack := missing(need, catalog.limits):
-        return Verdict(Why.TOO_LARGE, _too_large(spec, need, lack, catalog.limits))
+        return Rejection(RejectReason.TOO_LARGE, _too_large(spec, need, lack, catalog.limits))
     if missing(_fixed_for(books, spec, catalog.limits) + need, catalog.limits):
-        return Verdict(Why.TOO_LARGE, f"pinned models leave no room for {spec.name!r}")
+        return Rejection(RejectReason.TOO_LARGE, f"pinned models leave no room for {spec.name!r}")
     if other := _beside_pinned(books, spec, catalog.limits):
         message = f"{spec.name!r} can't be loaded beside {other!r}, which is pinned"
-        return Verdict(Why.NO_ROOM, message)
+        return Rejection(RejectReason.NO_ROOM, message)
     return None
 
 
-def _fixed_for(books: Ledger, spec: ModelSpec, limits: Limits) -> Room:
+def _fixed_for(books: SchedulerState, spec: ModelSpec, limits: Limits) -> Capacity:
     """What those workers take that never go for this model."""
     if not limits.groups:
         return books.pinned()
@@ -80,22 +84,22 @@ def _fixed_for(books: Ledger, spec: ModelSpec, limits: Limits) -> Room:
     )
 
 
-def _beside_pinned(books: Ledger, spec: ModelSpec, limits: Limits) -> str:
+def _beside_pinned(books: SchedulerState, spec: ModelSpec, limits: Limits) -> str:
     """A pinned model in whose presence this one must not be loaded, or nothing."""
     if not limits.groups:
         return ""
     pinned = (r.spec.name for r in books.staying() if r.spec.pinned)
-    return next((p for p in pinned if must_part(spec.name, p, limits)), "")
+    return next((p for p in pinned if must_not_coexist(spec.name, p, limits)), "")
 
 
-def _too_large(spec: ModelSpec, need: Room, lack: Room, limits: Limits) -> str:
+def _too_large(spec: ModelSpec, need: Capacity, lack: Capacity, limits: Limits) -> str:
     return (
         f"{spec.name!r} needs {_mib(need.bytes)}, {_mib(lack.bytes)} more than"
         f" the memory budget of {_mib(limits.budget_bytes)}"
     )
 
 
-def no_room(spec: ModelSpec, short: Room, limits: Limits, retry_after: float) -> Verdict:
+def no_room(spec: ModelSpec, short: Capacity, limits: Limits, retry_after: float) -> Rejection:
     """The verdict when a policy lets nobody go for others."""
     if short.bytes:
         what = f"{_mib(short.bytes)} of memory are missing"
@@ -104,23 +108,23 @@ def no_room(spec: ModelSpec, short: Room, limits: Limits, retry_after: float) ->
     else:
         what = "its group does not let it be loaded beside those that are"
     message = f"no room for {spec.name!r}: {what}, and {limits.policy} lets nobody go for it"
-    return Verdict(Why.NO_ROOM, message, retry_after)
+    return Rejection(RejectReason.NO_ROOM, message, retry_after)
 
 
-def not_free(spec: ModelSpec, need: int, free: int) -> Verdict:
+def not_free(spec: ModelSpec, need: int, free: int) -> Rejection:
     """The verdict when other programs hold the memory, and do not give it back."""
     message = (
         f"{spec.name!r} needs {_mib(need)} of memory and {_mib(free)} are free:"
         f" {_mib(need - free)} are missing, which other programs hold"
     )
-    return Verdict(Why.NO_ROOM, message, 10.0)
+    return Rejection(RejectReason.NO_ROOM, message, 10.0)
 
 
 def _mib(number: int) -> str:
     return f"{number / 2**20:,.0f} MiB"
 
 
-def expected_wait(books: Ledger, spec: ModelSpec, ahead: int) -> float:
+def expected_wait(books: SchedulerState, spec: ModelSpec, ahead: int) -> float:
     """Seconds until `ahead` requests and one more are through, from the measured mean."""
     usual = books.record(spec.name).mean_request or 1.0
     return max(1.0, usual * (ahead + 1) / spec.slots)

@@ -19,13 +19,13 @@ from typing import Generic, TypeVar
 
 from swapd.domain import events as ev
 from swapd.domain.models import Limits
-from swapd.scheduler.state import Room
+from swapd.scheduler.state import Capacity
 
 Key = TypeVar("Key", int, str)
 
 
 @dataclass(slots=True)
-class Candidate(Generic[Key]):
+class EvictionCandidate(Generic[Key]):
     """Something that holds room and may be asked to give it up."""
 
     key: Key
@@ -43,7 +43,7 @@ class Candidate(Generic[Key]):
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class EvictionPolicy:
     """What decides who goes."""
 
     name: str
@@ -53,19 +53,19 @@ class Policy:
     """Whether idleness beyond the time to live ends anybody."""
     adds_up: bool
     """Whether the worth of several is the sum of theirs."""
-    worth: Callable[[Candidate[int] | Candidate[str], bool], float]
+    worth: Callable[[EvictionCandidate[int] | EvictionCandidate[str], bool], float]
     """Who has least goes first; by the byte (True), or as it is."""
 
 
-def _recency(c: Candidate[int] | Candidate[str], _: bool) -> float:
+def _recency(c: EvictionCandidate[int] | EvictionCandidate[str], _: bool) -> float:
     return c.last_used
 
 
-def _frequency(c: Candidate[int] | Candidate[str], _: bool) -> float:
+def _frequency(c: EvictionCandidate[int] | EvictionCandidate[str], _: bool) -> float:
     return c.uses
 
 
-def _cost(c: Candidate[int] | Candidate[str], by_bytes: bool) -> float:
+def _cost(c: EvictionCandidate[int] | EvictionCandidate[str], by_bytes: bool) -> float:
     """Seconds of loading that keeping it is likely to save, for each request and byte.
 
     What is in use is wanted now, all of it alike: what it takes to bring back decides.
@@ -78,24 +78,24 @@ POLICIES = MappingProxyType(
     {
         policy.name: policy
         for policy in (
-            Policy("cost", True, True, True, _cost),
-            Policy("lru", True, False, False, _recency),
-            Policy("lru-ttl", True, True, False, _recency),
-            Policy("lfu", True, False, False, _frequency),
-            Policy("ttl", False, True, False, _recency),
-            Policy("no-evict", False, False, False, _recency),
+            EvictionPolicy("cost", True, True, True, _cost),
+            EvictionPolicy("lru", True, False, False, _recency),
+            EvictionPolicy("lru-ttl", True, True, False, _recency),
+            EvictionPolicy("lfu", True, False, False, _frequency),
+            EvictionPolicy("ttl", False, True, False, _recency),
+            EvictionPolicy("no-evict", False, False, False, _recency),
         )
     }
 )
 
 
-def reluctance(
-    policy: Policy, short: Room
-) -> Callable[[Candidate[Key]], tuple[bool, float, float, Key]]:
+def eviction_cost(
+    policy: EvictionPolicy, short: Capacity
+) -> Callable[[EvictionCandidate[Key]], tuple[bool, float, float, Key]]:
     """What candidates are sorted by when so much room is short; the first goes first."""
     by_bytes = short.bytes > 0
 
-    def key(c: Candidate[Key]) -> tuple[bool, float, float, Key]:
+    def key(c: EvictionCandidate[Key]) -> tuple[bool, float, float, Key]:
         return (c.in_use, policy.worth(c, by_bytes), c.last_used, c.key)
 
     return key
@@ -105,16 +105,16 @@ STEPS = 500
 """How many sets are looked at in the search for the cheapest, at most."""
 
 
-def first_to_go(
-    policy: Policy, candidates: Iterable[Candidate[Key]], in_use_too: bool = False
+def select_victim(
+    policy: EvictionPolicy, candidates: Iterable[EvictionCandidate[Key]], in_use_too: bool = False
 ) -> Key | None:
     """The one not in use that is worth least by the byte; one in use only if that may be."""
     idle = [c for c in candidates if in_use_too or not c.in_use]
-    return min(idle, key=reluctance(policy, Room(0, 1))).key if idle else None
+    return min(idle, key=eviction_cost(policy, Capacity(0, 1))).key if idle else None
 
 
 def choose(
-    policy: Policy, short: Room, candidates: Collection[Candidate[Key]]
+    policy: EvictionPolicy, short: Capacity, candidates: Collection[EvictionCandidate[Key]]
 ) -> tuple[Key, ...] | None:
     """Those that must go to make up for `short`; None when all of them would not do.
 
@@ -125,18 +125,18 @@ def choose(
         return ()
     if not candidates:
         return None
-    order = sorted(candidates, key=reluctance(policy, short))
-    chosen: list[Candidate[Key]] = []
-    freed = Room()
+    order = sorted(candidates, key=eviction_cost(policy, short))
+    chosen: list[EvictionCandidate[Key]] = []
+    freed = Capacity()
     for candidate in order:
         if not short - freed:
             break
         chosen.append(candidate)
-        freed += Room(1, candidate.bytes)
+        freed += Capacity(1, candidate.bytes)
     if short - freed:
         return None
     for candidate in reversed(list(chosen)):
-        without = freed - Room(1, candidate.bytes)
+        without = freed - Capacity(1, candidate.bytes)
         if not short - without:
             chosen.remove(candidate)
             freed = without
@@ -150,19 +150,21 @@ class _Search(Generic[Key]):
 
     def __init__(
         self,
-        policy: Policy,
-        short: Room,
-        idle: list[Candidate[Key]],
-        known: list[Candidate[Key]],
+        policy: EvictionPolicy,
+        short: Capacity,
+        idle: list[EvictionCandidate[Key]],
+        known: list[EvictionCandidate[Key]],
     ) -> None:
-        self._idle: list[tuple[Candidate[Key], float]] = [(c, policy.worth(c, False)) for c in idle]
+        self._idle: list[tuple[EvictionCandidate[Key], float]] = [
+            (c, policy.worth(c, False)) for c in idle
+        ]
         self._left = STEPS
-        self.best: list[Candidate[Key]] = known
+        self.best: list[EvictionCandidate[Key]] = known
         self._worth = sum(policy.worth(c, False) for c in known)
         self._go_on(0, short.workers, short.bytes, 0.0, [])
 
     def _go_on(
-        self, at: int, workers: int, size: int, worth: float, chosen: list[Candidate[Key]]
+        self, at: int, workers: int, size: int, worth: float, chosen: list[EvictionCandidate[Key]]
     ) -> None:
         """Try all sets that begin with those chosen and go on with some of the rest."""
         self._left -= 1
@@ -178,7 +180,7 @@ class _Search(Generic[Key]):
             self._go_on(at + 1, workers, size, worth, chosen)
 
 
-class Pressure(Enum):
+class PressureLevel(Enum):
     """Who may have to go for it."""
 
     NONE = 0
@@ -187,12 +189,12 @@ class Pressure(Enum):
     """A busy worker, when no idle one is left."""
 
 
-def pressure_of(event: ev.Event, limits: Limits) -> Pressure:
+def pressure_level(event: ev.Event, limits: Limits) -> PressureLevel:
     """How much the memory is pressed, if this event is a look at it."""
-    if not isinstance(event, ev.Sampled):
-        return Pressure.NONE
+    if not isinstance(event, ev.MemorySampled):
+        return PressureLevel.NONE
     if 0 < limits.critical_percent < event.used_percent:
-        return Pressure.BUSY
+        return PressureLevel.BUSY
     full = 0 < limits.threshold_percent < event.used_percent
     stalls = limits.threshold_percent > 0 and 0 < limits.stall_percent < event.stalled
-    return Pressure.IDLE if full or stalls else Pressure.NONE
+    return PressureLevel.IDLE if full or stalls else PressureLevel.NONE

@@ -30,7 +30,7 @@ Views: TypeAlias = tuple[float, float, float]
 """A figure for each view. Written out and not looped over, for each request has some of them."""
 
 
-class Demand:
+class RateEstimator:
     """What one thing was asked for, in each view."""
 
     __slots__ = ("counts", "last")
@@ -56,11 +56,11 @@ class Forecast:
     """What is asked for next, among all things that were ever asked for."""
 
     def __init__(self) -> None:
-        self._all = Demand()
+        self._all = RateEstimator()
         self._things = 0
         self._mixture: Views = (1.0 / 3, 1.0 / 3, 1.0 / 3)
 
-    def note(self, demand: Demand, now: float) -> None:
+    def note(self, demand: RateEstimator, now: float) -> None:
         """A thing is asked for: learn which view foretold it, and count it."""
         self._things += demand.last == -math.inf
         visit = 1.0 - exp((demand.last - now) / PAUSE)
@@ -76,7 +76,7 @@ class Forecast:
         demand.count(mine, visit, now)
         self._all.count(everything, visit, now)
 
-    def share(self, demand: Demand, now: float) -> float:
+    def share(self, demand: RateEstimator, now: float) -> float:
         """The likelihood that this thing is what is asked for next."""
         return sum(self._parts(demand.at(now), self._all.at(now)))
 

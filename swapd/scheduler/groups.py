@@ -10,7 +10,7 @@ def group_of(model: str, limits: Limits) -> Group | None:
     return next((group for group in limits.groups if model in group.members), None)
 
 
-def must_part(newcomer: str, resident: str, limits: Limits) -> bool:
+def must_not_coexist(newcomer: str, resident: str, limits: Limits) -> bool:
     """Whether a worker of `resident` has to go before one of `newcomer` is started.
 
     A model in no group asks nobody to go, and is in nobody's group but goes for exclusive ones.

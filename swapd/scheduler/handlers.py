@@ -12,52 +12,52 @@ from typing import Any
 
 from swapd.domain import events as ev
 from swapd.domain.commands import (
-    Bring,
-    Grant,
+    AssignWorker,
+    Command,
     Kill,
-    Order,
-    Refuse,
-    Remember,
+    Preload,
+    Reject,
+    RejectReason,
+    SampleMemory,
+    SaveProfile,
     Start,
     Stop,
-    TakeSample,
-    Why,
 )
-from swapd.domain.models import Catalog, Learned, Limits, ModelSpec
+from swapd.domain.models import Catalog, Limits, ModelProfile, ModelSpec
 from swapd.scheduler import eviction
-from swapd.scheduler.admission import CLOSING, Verdict, too_many
-from swapd.scheduler.eviction import POLICIES, Policy
+from swapd.scheduler.admission import CLOSING, Rejection, too_many
+from swapd.scheduler.eviction import POLICIES, EvictionPolicy
 from swapd.scheduler.groups import belonging
-from swapd.scheduler.lifecycle import WORKING, State, Step
-from swapd.scheduler.placement import Plan, Scarcity, candidate, leavable
-from swapd.scheduler.quarantine import Suspects
-from swapd.scheduler.queue import Waiting
-from swapd.scheduler.state import Ledger, Resident, mean
-from swapd.scheduler.timers import Agenda
+from swapd.scheduler.lifecycle import WORKING, Transition, WorkerState
+from swapd.scheduler.placement import MemoryWaiters, PlacementPlan, candidate, evictable
+from swapd.scheduler.quarantine import Quarantine
+from swapd.scheduler.queue import QueuedRequest
+from swapd.scheduler.state import SchedulerState, WorkerRecord, mean
+from swapd.scheduler.timers import Timers
 
 PRESSURE = "memory pressure"
 UNCLAIMED = "nobody waits for it any more"
 CHANGED = "its configuration changed"
-NOTHING: Mapping[str, Learned] = MappingProxyType({})
+NOTHING: Mapping[str, ModelProfile] = MappingProxyType({})
 
 
 class Desk:
     """The books and what stands beside them. An order is in the books as soon as it is given."""
 
-    def __init__(self, catalog: Catalog, learned: Mapping[str, Learned] = NOTHING) -> None:
+    def __init__(self, catalog: Catalog, learned: Mapping[str, ModelProfile] = NOTHING) -> None:
         self._catalog = catalog
-        self._books = Ledger()
+        self._books = SchedulerState()
         for model, known in learned.items():
             self._books.recall(model, known)
-        self._orders: list[Order] = []
-        self._agenda = Agenda()
-        self._suspects = Suspects()
-        self._plan = Plan(version=-1)
+        self._orders: list[Command] = []
+        self._agenda = Timers()
+        self._suspects = Quarantine()
+        self._plan = PlacementPlan(version=-1)
         self._look_at_all = False
         self._wake: float | None = None
         self._sample_at = math.inf
         self._closing: float | None = None
-        self._scarcity = Scarcity()
+        self._scarcity = MemoryWaiters()
         self._outdated: dict[ev.WorkerId, None] = {}
         """Workers that run by what their models' entries said before."""
         self._ahead = ""
@@ -65,22 +65,22 @@ class Desk:
 
     # -- orders --------------------------------------------------------------------------------
 
-    def _refuse(self, request: ev.RequestId, verdict: Verdict) -> None:
-        self._orders.append(Refuse(request, verdict.why, verdict.message, verdict.retry_after))
+    def _refuse(self, request: ev.RequestId, verdict: Rejection) -> None:
+        self._orders.append(Reject(request, verdict.why, verdict.message, verdict.retry_after))
 
-    def _refuse_all(self, model: str, verdict: Verdict) -> None:
+    def _refuse_all(self, model: str, verdict: Rejection) -> None:
         for request in list(self._books.queues[model]):
             self._books.dequeue(request)
             self._refuse(request, verdict)
 
-    def _give(self, waiting: Waiting, resident: Resident, now: float) -> None:
+    def _give(self, waiting: QueuedRequest, resident: WorkerRecord, now: float) -> None:
         if waiting.needs_slot and not resident.busy:
             resident.sign, resident.alone = now, waiting.alone
             self._watch(resident, now)
         self._books.grant(waiting, resident, now)
-        self._orders.append(Grant(waiting.request, resident.worker))
+        self._orders.append(AssignWorker(waiting.request, resident.worker))
 
-    def _watch(self, resident: Resident, now: float) -> None:
+    def _watch(self, resident: WorkerRecord, now: float) -> None:
         """See to it that somebody looks whether it makes progress, twice within the time-out."""
         limit = resident.spec.hang_timeout
         if limit and resident.look_at == math.inf:
@@ -104,35 +104,39 @@ class Desk:
             return
         for other in sorted(belonging(model, self._limits)):
             if self._books.serving(other) is None and other not in self._books.queues:
-                self._orders.append(Bring(other))
+                self._orders.append(Preload(other))
 
-    def _stop(self, resident: Resident, because: str, now: float) -> None:
-        self._books.step(resident, Step.STOP)
+    def _stop(self, resident: WorkerRecord, because: str, now: float) -> None:
+        self._books.step(resident, Transition.STOP)
         resident.because = because
         resident.deadline = now + resident.spec.stop_grace
         self._orders.append(Stop(resident.worker, because))
         heir = self._books.serving(resident.spec.name)
-        if heir and heir.state is State.STARTING and resident.spec.name not in self._books.queues:
+        if (
+            heir
+            and heir.state is WorkerState.STARTING
+            and resident.spec.name not in self._books.queues
+        ):
             self._stop(heir, UNCLAIMED, now)
 
-    def _drain(self, resident: Resident) -> None:
-        self._books.step(resident, Step.DRAIN)
+    def _drain(self, resident: WorkerRecord) -> None:
+        self._books.step(resident, Transition.DRAIN)
         resident.because = CHANGED
 
-    def _kill(self, resident: Resident, because: str) -> None:
-        self._books.step(resident, Step.KILL)
+    def _kill(self, resident: WorkerRecord, because: str) -> None:
+        self._books.step(resident, Transition.KILL)
         resident.deadline = None
         self._orders.append(Kill(resident.worker, because, bool(resident.hung)))
 
-    def _remember(self, resident: Resident) -> None:
+    def _remember(self, resident: WorkerRecord) -> None:
         learned = self._books.learned(resident.spec.name)
-        self._orders.append(Remember(resident.worker, learned))
+        self._orders.append(SaveProfile(resident.worker, learned))
 
     def _sample_soon(self, now: float) -> None:
         limits = self._limits
         if limits.threshold_percent or limits.critical_percent or limits.budget_bytes:
             self._sample_at = now + limits.interval
-            self._orders.append(TakeSample())
+            self._orders.append(SampleMemory())
 
     # -- questions -----------------------------------------------------------------------------
 
@@ -141,32 +145,32 @@ class Desk:
         return self._catalog.limits
 
     @property
-    def _policy(self) -> Policy:
+    def _policy(self) -> EvictionPolicy:
         return POLICIES[self._limits.policy]
 
-    def _workers_of(self, models: Iterable[str]) -> list[Resident]:
+    def _workers_of(self, models: Iterable[str]) -> list[WorkerRecord]:
         """The workers alive of these models, oldest first."""
         found = [r for model in models for r in self._books.of_model(model)]
         if len(found) > 1:
             found.sort(key=lambda r: r.worker)
         return found
 
-    def _first_to_go(self, now: float, busy_too: bool = False) -> Resident | None:
+    def _first_to_go(self, now: float, busy_too: bool = False) -> WorkerRecord | None:
         """The idle worker that is worth least, or a busy one if that may be; or None."""
         books = self._books
-        may_go = (candidate(books, r, now) for r in leavable(books))
-        victim = eviction.first_to_go(self._policy, may_go, busy_too)
+        may_go = (candidate(books, r, now) for r in evictable(books))
+        victim = eviction.select_victim(self._policy, may_go, busy_too)
         return None if victim is None else books.residents[victim]
 
-    def _lasts_until(self, resident: Resident) -> float:
+    def _lasts_until(self, resident: WorkerRecord) -> float:
         """When idleness ends it; infinite when it is not idle, or stays."""
         if not resident.idle:
             return math.inf
         return resident.last_used + resident.lasts(self._policy.heeds_time)
 
-    def _due(self, resident: Resident) -> float:
+    def _due(self, resident: WorkerRecord) -> float:
         """When the pass must look at this worker though nothing has happened."""
-        if resident.state is State.KILLED:
+        if resident.state is WorkerState.KILLED:
             return math.inf
         due = self._lasts_until(resident) if resident.deadline is None else resident.deadline
         return min(due, resident.look_at)
@@ -177,38 +181,38 @@ COOL_DOWN = 1.0
 COOL_DOWN_MOST = 60.0
 ACCIDENTS = 2
 """How many workers in a row may end without having answered anything."""
-UNKNOWN = Learned()
+UNKNOWN = ModelProfile()
 
 
 class Facts(Desk):
     """Takes facts in, one method for each kind."""
 
-    def __init__(self, catalog: Catalog, learned: Mapping[str, Learned] = NOTHING) -> None:
+    def __init__(self, catalog: Catalog, learned: Mapping[str, ModelProfile] = NOTHING) -> None:
         super().__init__(catalog, learned)
         self._handlers: dict[type, Callable[[Any], None]] = {
-            ev.Arrived: self._arrived,
-            ev.Left: self._left,
-            ev.Finished: self._finished,
-            ev.Returned: self._returned,
-            ev.CameUp: self._came_up,
-            ev.Exited: self._exited,
-            ev.Looked: self._looked,
-            ev.Sampled: self._sampled,
-            ev.FreeSeen: self._free_seen,
-            ev.Reloaded: self._reloaded,
-            ev.UnloadAsked: self._unload_asked,
-            ev.ClosingAsked: self._closing_asked,
-            ev.Ticked: self._ticked,
+            ev.RequestArrived: self._arrived,
+            ev.RequestCancelled: self._left,
+            ev.RequestFinished: self._finished,
+            ev.RequestRetried: self._returned,
+            ev.WorkerReady: self._came_up,
+            ev.WorkerExited: self._exited,
+            ev.LivenessReported: self._looked,
+            ev.MemorySampled: self._sampled,
+            ev.FreeMemoryReported: self._free_seen,
+            ev.CatalogReloaded: self._reloaded,
+            ev.UnloadRequested: self._unload_asked,
+            ev.ShutdownRequested: self._closing_asked,
+            ev.TimerFired: self._ticked,
         }
 
-    def _arrived(self, event: ev.Arrived) -> None:
+    def _arrived(self, event: ev.RequestArrived) -> None:
         spec, books = self._catalog.models.get(event.model), self._books
         if spec is None:
-            verdict = Verdict(Why.UNKNOWN_MODEL, f"there is no model {event.model!r}")
+            verdict = Rejection(RejectReason.UNKNOWN_MODEL, f"there is no model {event.model!r}")
             return self._refuse(event.request, verdict)
         if self._closing is not None:
             return self._refuse(event.request, CLOSING)
-        waiting = Waiting(
+        waiting = QueuedRequest(
             event.request,
             books.next_place(),
             event.needs_slot,
@@ -221,7 +225,7 @@ class Facts(Desk):
         if event.fingerprint and (poison := self._suspects.arrived(waiting, event.now)):
             return self._refuse(event.request, poison)
         ready = books.serving(spec.name)
-        if not event.needs_slot and ready is not None and ready.state is State.READY:
+        if not event.needs_slot and ready is not None and ready.state is WorkerState.READY:
             return self._give(waiting, ready, event.now)
         if refused := too_many(books, spec, self._limits, event):
             verdict, instead = refused
@@ -239,10 +243,10 @@ class Facts(Desk):
             record.mean_pause = mean(record.mean_pause, now - record.quiet_since)
             record.quiet_since = None
 
-    def _left(self, event: ev.Left) -> None:
+    def _left(self, event: ev.RequestCancelled) -> None:
         self._books.dequeue(event.request)
 
-    def _finished(self, event: ev.Finished) -> None:
+    def _finished(self, event: ev.RequestFinished) -> None:
         # What was answered without a word on tokens stays counted as estimated.
         known = event.tokens or not event.answered
         granted, had_slot = self._books.give_back(event.request, event.tokens if known else None)
@@ -265,7 +269,7 @@ class Facts(Desk):
             if not self._books.in_flight(granted.model):
                 record.quiet_since = event.now
 
-    def _returned(self, event: ev.Returned) -> None:
+    def _returned(self, event: ev.RequestRetried) -> None:
         granted, _ = self._books.give_back(event.request, 0.0)
         verdict = self._suspects.returned(granted.waiting, event.fingerprint, event.now)
         if verdict is not None:
@@ -273,12 +277,12 @@ class Facts(Desk):
         else:
             self._books.enqueue(granted.model, granted.waiting)
 
-    def _came_up(self, event: ev.CameUp) -> None:
+    def _came_up(self, event: ev.WorkerReady) -> None:
         resident = self._books.residents[event.worker]
-        if resident.state is State.STARTING:
+        if resident.state is WorkerState.STARTING:
             self._part_from_predecessor(resident)
-        self._books.step(resident, Step.CAME_UP)
-        if resident.state is State.READY:
+        self._books.step(resident, Transition.CAME_UP)
+        if resident.state is WorkerState.READY:
             resident.up_since = resident.last_used = event.now
             resident.deadline = None
             record = self._books.record(resident.spec.name)
@@ -287,10 +291,10 @@ class Facts(Desk):
             self._remember(resident)
             self._sample_soon(event.now)
 
-    def _exited(self, event: ev.Exited) -> None:
+    def _exited(self, event: ev.WorkerExited) -> None:
         resident = self._books.residents[event.worker]
-        failed_start = resident.state is State.STARTING or bool(resident.late)
-        failed_serving = resident.state is State.READY and not resident.served
+        failed_start = resident.state is WorkerState.STARTING or bool(resident.late)
+        failed_serving = resident.state is WorkerState.READY and not resident.served
         served = [self._books.granted[request].waiting for request in resident.busy]
         if event.accident:
             failed_serving = False
@@ -302,7 +306,7 @@ class Facts(Desk):
             # Perhaps for want of what the other one holds. Without it, the next one may come up.
             self._part_from_predecessor(resident)
             failed_start = False
-        self._books.step(resident, Step.EXITED)
+        self._books.step(resident, Transition.EXITED)
         self._agenda.set(event.worker, math.inf)
         if self._closing is None and (failed_start or failed_serving):
             record = self._books.record(resident.spec.name)
@@ -318,13 +322,13 @@ class Facts(Desk):
         elif resident.because == PRESSURE:
             self._sample_soon(event.now)
 
-    def _part_from_predecessor(self, heir: Resident) -> None:
+    def _part_from_predecessor(self, heir: WorkerRecord) -> None:
         """The worker whose heir this is, if it is one, takes no more requests."""
         predecessor = self._books.serving(heir.spec.name)
-        if heir.heir and predecessor is not None and predecessor.state is State.READY:
+        if heir.heir and predecessor is not None and predecessor.state is WorkerState.READY:
             self._drain(predecessor)
 
-    def _looked(self, event: ev.Looked) -> None:
+    def _looked(self, event: ev.LivenessReported) -> None:
         resident = self._books.residents.get(event.worker)
         if resident is None or not resident.busy or resident.state not in WORKING:
             return
@@ -337,18 +341,18 @@ class Facts(Desk):
             self._watch(resident, event.now)
             self._books.touched.add(resident.spec.name)
 
-    def _sampled(self, event: ev.Sampled) -> None:
+    def _sampled(self, event: ev.MemorySampled) -> None:
         self._look_at_all = True
         for worker, held in event.held.items():
             resident = self._books.residents.get(worker)
-            ready = resident is not None and resident.state is State.READY
+            ready = resident is not None and resident.state is WorkerState.READY
             if resident and ready and self._books.measured(resident.spec.name, held):
                 self._remember(resident)
 
-    def _free_seen(self, event: ev.FreeSeen) -> None:
+    def _free_seen(self, event: ev.FreeMemoryReported) -> None:
         self._scarcity.free = event.free
 
-    def _reloaded(self, event: ev.Reloaded) -> None:
+    def _reloaded(self, event: ev.CatalogReloaded) -> None:
         before, self._catalog = self._catalog, event.catalog
         self._look_at_all = True
         for model, old in before.models.items():
@@ -367,7 +371,7 @@ class Facts(Desk):
                 if resident.busy:
                     resident.sign = event.now
                     self._watch(resident, event.now)
-            elif resident.state is not State.READY:
+            elif resident.state is not WorkerState.READY:
                 self._stop(resident, CHANGED, event.now)
             elif new is None:
                 self._drain(resident)
@@ -378,19 +382,19 @@ class Facts(Desk):
         if self._books.residents:
             self._sample_soon(event.now)
 
-    def _unload_asked(self, event: ev.UnloadAsked) -> None:
+    def _unload_asked(self, event: ev.UnloadRequested) -> None:
         for resident in self._books.residents.values():
             asked = event.model is None or resident.spec.name == event.model
-            if asked and resident.state is State.READY:
-                self._books.step(resident, Step.DRAIN)
+            if asked and resident.state is WorkerState.READY:
+                self._books.step(resident, Transition.DRAIN)
                 resident.because = "unloaded by hand"
 
-    def _closing_asked(self, event: ev.ClosingAsked) -> None:
+    def _closing_asked(self, event: ev.ShutdownRequested) -> None:
         self._closing = (
             event.deadline if self._closing is None else min(self._closing, event.deadline)
         )
 
-    def _ticked(self, event: ev.Ticked) -> None:
+    def _ticked(self, event: ev.TimerFired) -> None:
         self._wake = None
         if event.now >= self._sample_at:
             self._sample_at = math.inf

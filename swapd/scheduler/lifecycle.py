@@ -13,7 +13,7 @@ from enum import Enum
 from types import MappingProxyType
 
 
-class State(Enum):
+class WorkerState(Enum):
     """Where a worker stands."""
 
     STARTING = "starting"
@@ -25,7 +25,7 @@ class State(Enum):
     GONE = "gone"
 
 
-class Step(Enum):
+class Transition(Enum):
     """What happens to a worker or is ordered of it."""
 
     CAME_UP = "came up"
@@ -35,46 +35,46 @@ class Step(Enum):
     EXITED = "exited"
 
 
-class IllegalStepError(Exception):
+class IllegalTransitionError(Exception):
     """A step that the state does not allow: a fault in the caller."""
 
 
 TABLE = MappingProxyType(
     {
-        (State.STARTING, Step.CAME_UP): State.READY,
-        (State.STARTING, Step.STOP): State.STOPPING,
-        (State.STARTING, Step.KILL): State.KILLED,
-        (State.STARTING, Step.EXITED): State.GONE,
-        (State.READY, Step.DRAIN): State.DRAINING,
-        (State.READY, Step.STOP): State.STOPPING,
-        (State.READY, Step.KILL): State.KILLED,
-        (State.READY, Step.EXITED): State.GONE,
-        (State.DRAINING, Step.STOP): State.STOPPING,
-        (State.DRAINING, Step.KILL): State.KILLED,
-        (State.DRAINING, Step.EXITED): State.GONE,
-        (State.STOPPING, Step.CAME_UP): State.STOPPING,
-        (State.STOPPING, Step.KILL): State.KILLED,
-        (State.STOPPING, Step.EXITED): State.GONE,
-        (State.KILLED, Step.CAME_UP): State.KILLED,
-        (State.KILLED, Step.EXITED): State.GONE,
+        (WorkerState.STARTING, Transition.CAME_UP): WorkerState.READY,
+        (WorkerState.STARTING, Transition.STOP): WorkerState.STOPPING,
+        (WorkerState.STARTING, Transition.KILL): WorkerState.KILLED,
+        (WorkerState.STARTING, Transition.EXITED): WorkerState.GONE,
+        (WorkerState.READY, Transition.DRAIN): WorkerState.DRAINING,
+        (WorkerState.READY, Transition.STOP): WorkerState.STOPPING,
+        (WorkerState.READY, Transition.KILL): WorkerState.KILLED,
+        (WorkerState.READY, Transition.EXITED): WorkerState.GONE,
+        (WorkerState.DRAINING, Transition.STOP): WorkerState.STOPPING,
+        (WorkerState.DRAINING, Transition.KILL): WorkerState.KILLED,
+        (WorkerState.DRAINING, Transition.EXITED): WorkerState.GONE,
+        (WorkerState.STOPPING, Transition.CAME_UP): WorkerState.STOPPING,
+        (WorkerState.STOPPING, Transition.KILL): WorkerState.KILLED,
+        (WorkerState.STOPPING, Transition.EXITED): WorkerState.GONE,
+        (WorkerState.KILLED, Transition.CAME_UP): WorkerState.KILLED,
+        (WorkerState.KILLED, Transition.EXITED): WorkerState.GONE,
     }
 )
 
-SERVING = State.STARTING, State.READY
+SERVING = WorkerState.STARTING, WorkerState.READY
 """States in which a worker serves its model or soon will: at most one such worker per model."""
 
-WORKING = State.READY, State.DRAINING
+WORKING = WorkerState.READY, WorkerState.DRAINING
 """States in which a worker has requests to serve, and nobody has told it to end."""
 
-LEAVING = State.DRAINING, State.STOPPING, State.KILLED
+LEAVING = WorkerState.DRAINING, WorkerState.STOPPING, WorkerState.KILLED
 """States from which a worker never comes back: its memory will be free, and is not yet."""
 
 
-def advance(state: State, step: Step) -> State:
+def advance(state: WorkerState, step: Transition) -> WorkerState:
     """The state after `step`; raises IllegalStepError when the table has no such step."""
     try:
         return TABLE[state, step]
     except KeyError:
-        raise IllegalStepError(
+        raise IllegalTransitionError(
             f"{step.value!r} is not possible for a worker that is {state.value}"
         ) from None

@@ -16,16 +16,16 @@ from dataclasses import dataclass, field
 from swapd.domain.events import WorkerId
 from swapd.domain.models import Catalog, Limits, ModelSpec
 from swapd.scheduler import eviction
-from swapd.scheduler.eviction import POLICIES, Candidate
-from swapd.scheduler.groups import is_spared, must_part
-from swapd.scheduler.lifecycle import LEAVING, State
+from swapd.scheduler.eviction import POLICIES, EvictionCandidate
+from swapd.scheduler.groups import is_spared, must_not_coexist
+from swapd.scheduler.lifecycle import LEAVING, WorkerState
 from swapd.scheduler.queue import Rank
-from swapd.scheduler.state import NEVER, Ledger, Resident, Room, missing
+from swapd.scheduler.state import NEVER, Capacity, SchedulerState, WorkerRecord, missing
 from swapd.scheduler.turns import keeps_place_until
 
 
 @dataclass(slots=True)
-class Plan:
+class PlacementPlan:
     """What is to happen so that wanted models get their room."""
 
     version: int
@@ -35,7 +35,7 @@ class Plan:
     going: dict[WorkerId, str] = field(default_factory=dict)
     """Workers that make room, each with the model it makes room for. The busy ones among them
     yield: they take no new grants for as long as the room they hold is needed."""
-    refused: list[tuple[ModelSpec, Room]] = field(default_factory=list)
+    refused: list[tuple[ModelSpec, Capacity]] = field(default_factory=list)
     """Models for which there is no room and nobody goes, and what is missing."""
     reached: Rank = NEVER
     """The rank before which the plan ended; who comes after it plays no part."""
@@ -44,7 +44,7 @@ class Plan:
     holds_until: float = math.inf
     """When a plan from the same books may come out differently."""
 
-    def holds(self, books: Ledger, now: float) -> bool:
+    def holds(self, books: SchedulerState, now: float) -> bool:
         """Whether a plan made now would be the same: nothing it is made from has changed."""
         return self.version == books.version and now < self.holds_until
 
@@ -53,21 +53,21 @@ class Plan:
 class _Room:
     """How far the plan has given the room away. What is reserved is in both amounts."""
 
-    taken: Room
+    taken: Capacity
     """By all workers alive."""
-    stays: Room
+    stays: Capacity
     """By those that nobody has asked to go, the plan included."""
     held_for: list[str] = field(default_factory=list)
     """Models that others must part from already: started, or next for their place."""
 
 
-def plan(books: Ledger, catalog: Catalog, now: float) -> Plan:
+def plan(books: SchedulerState, catalog: Catalog, now: float) -> PlacementPlan:
     """Give each wanted model its room in turn, the one of first rank first.
 
     What cannot be had yet is reserved, so that nothing younger takes it meanwhile. When all who
     may go are not enough for one, those after it get nothing either, and the plan ends.
     """
-    made = Plan(books.version)
+    made = PlacementPlan(books.version)
     if not books.wanted:
         return made
     room, limits = _Room(books.taken(), books.stays()), catalog.limits
@@ -87,29 +87,29 @@ def plan(books: Ledger, catalog: Catalog, now: float) -> Plan:
     return made
 
 
-def _parting(books: Ledger, limits: Limits, spec: ModelSpec) -> list[Resident]:
+def _parting(books: SchedulerState, limits: Limits, spec: ModelSpec) -> list[WorkerRecord]:
     """Workers alive that have to be gone before one of `spec` is started."""
     return [
         r
         for r in books.residents.values()
-        if must_part(spec.name, r.spec.name, limits) and not r.spec.pinned
+        if must_not_coexist(spec.name, r.spec.name, limits) and not r.spec.pinned
     ]
 
 
 def _held(room: _Room, spec: ModelSpec, limits: Limits) -> bool:
     """Whether one before it, started or waiting for its place, can't be together with it."""
     return any(
-        must_part(spec.name, other, limits) or must_part(other, spec.name, limits)
+        must_not_coexist(spec.name, other, limits) or must_not_coexist(other, spec.name, limits)
         for other in room.held_for
     )
 
 
 def _make_room(
-    made: Plan,
+    made: PlacementPlan,
     room: _Room,
-    books: Ledger,
+    books: SchedulerState,
     limits: Limits,
-    wish: tuple[Rank, ModelSpec, list[Resident]],
+    wish: tuple[Rank, ModelSpec, list[WorkerRecord]],
     now: float,
 ) -> bool:
     """Name who goes for a model, whose room is reserved; False when they are not enough."""
@@ -132,7 +132,7 @@ def _make_room(
     if len(forced) == len(must):
         if forced:
             may_go = [c for c in may_go if c.key not in must]
-            short -= sum((Room(1, c.bytes) for c in forced), Room())
+            short -= sum((Capacity(1, c.bytes) for c in forced), Capacity())
         chosen = eviction.choose(policy, short, may_go)
     if kept:
         made.holds_until = min(made.holds_until, *kept)
@@ -147,12 +147,17 @@ def _make_room(
 
 
 def _split(
-    books: Ledger, limits: Limits, rank: Rank, spec: ModelSpec, made: Plan, now: float
-) -> tuple[list[Candidate[WorkerId]], list[float]]:
+    books: SchedulerState,
+    limits: Limits,
+    rank: Rank,
+    spec: ModelSpec,
+    made: PlacementPlan,
+    now: float,
+) -> tuple[list[EvictionCandidate[WorkerId]], list[float]]:
     """Who may be asked to make room now, and the times at which others will have to."""
-    may_go: list[Candidate[WorkerId]] = []
+    may_go: list[EvictionCandidate[WorkerId]] = []
     kept: list[float] = []
-    for resident in leavable(books):
+    for resident in evictable(books):
         if resident.worker in made.going:
             continue
         if limits.groups and is_spared(spec.name, resident.spec.name, limits):
@@ -165,12 +170,14 @@ def _split(
     return may_go, kept
 
 
-def leavable(books: Ledger) -> list[Resident]:
+def evictable(books: SchedulerState) -> list[WorkerRecord]:
     """Workers that may be asked to go: ready ones that are not pinned."""
-    return [r for r in books.residents.values() if r.state is State.READY and not r.spec.pinned]
+    return [
+        r for r in books.residents.values() if r.state is WorkerState.READY and not r.spec.pinned
+    ]
 
 
-def candidate(books: Ledger, r: Resident, now: float) -> Candidate[WorkerId]:
+def candidate(books: SchedulerState, r: WorkerRecord, now: float) -> EvictionCandidate[WorkerId]:
     """What a policy sees of a worker.
 
     Of one in use only what stays the same while it is: a busy worker that was once chosen to
@@ -178,7 +185,7 @@ def candidate(books: Ledger, r: Resident, now: float) -> Candidate[WorkerId]:
     """
     name = r.spec.name
     record, in_use = books.record(name), bool(r.busy) or name in books.queues
-    return Candidate(
+    return EvictionCandidate(
         key=r.worker,
         bytes=books.size(r.spec),
         in_use=in_use,
@@ -197,7 +204,7 @@ PAUSE = 0.5
 
 
 @dataclass(slots=True)
-class Scarcity:
+class MemoryWaiters:
     """Who waits for memory in fact, and when to look again."""
 
     since: dict[str, float] = field(default_factory=dict)

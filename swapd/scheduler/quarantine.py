@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from swapd.domain.commands import Why
+from swapd.domain.commands import RejectReason
 from swapd.domain.events import RequestId
-from swapd.scheduler.admission import Verdict
-from swapd.scheduler.queue import Waiting
+from swapd.scheduler.admission import Rejection
+from swapd.scheduler.queue import QueuedRequest
 
 TRIES = 3
 """Workers that a request may lose, but for those that somebody killed."""
@@ -28,7 +28,7 @@ MOST = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Fall:
+class WorkerLoss:
     """The end of a worker, as one of its requests met it."""
 
     reason: str
@@ -45,11 +45,11 @@ class Suspicion:
     """How its last worker ended, if it is poison."""
 
 
-class Suspects:
+class Quarantine:
     """What is remembered of requests whose workers ended."""
 
     def __init__(self) -> None:
-        self._falls: dict[RequestId, Fall] = {}
+        self._falls: dict[RequestId, WorkerLoss] = {}
         self._bereft: set[RequestId] = set()
         """Those whose worker somebody has killed."""
         self._known: dict[str, Suspicion] = {}
@@ -59,18 +59,18 @@ class Suspects:
         """Whether a fingerprint of any request would tell anything."""
         return bool(self._known)
 
-    def worker_ended(self, served: Collection[Waiting], reason: str) -> bool:
+    def worker_ended(self, served: Collection[QueuedRequest], reason: str) -> bool:
         """A worker that served these has ended by itself; whether one of them is the cause."""
         guilty = len(served) == 1 and all(waiting.falls for waiting in served)
         for waiting in served:
-            self._falls[waiting.request] = Fall(reason, guilty)
+            self._falls[waiting.request] = WorkerLoss(reason, guilty)
         return guilty
 
-    def worker_killed(self, served: Collection[Waiting]) -> None:
+    def worker_killed(self, served: Collection[QueuedRequest]) -> None:
         """Somebody has killed a worker that served these."""
         self._bereft.update(waiting.request for waiting in served)
 
-    def arrived(self, waiting: Waiting, now: float) -> Verdict | None:
+    def arrived(self, waiting: QueuedRequest, now: float) -> Rejection | None:
         """A request is here whose fingerprint may be known; the verdict on it if it is poison."""
         while self._known and (oldest := next(iter(self._known))):
             if self._known[oldest].until > now and len(self._known) <= MOST:
@@ -82,7 +82,7 @@ class Suspects:
         waiting.falls = known.falls
         return _poison(known.reason) if known.reason else None
 
-    def returned(self, waiting: Waiting, fingerprint: str, now: float) -> Verdict | None:
+    def returned(self, waiting: QueuedRequest, fingerprint: str, now: float) -> Rejection | None:
         """A request has lost its worker; the verdict on it if it is not to be served again."""
         fall = self._falls.pop(waiting.request, None)
         waiting.fingerprint = fingerprint
@@ -98,10 +98,14 @@ class Suspects:
             if fall.guilty:
                 return _poison(reason)
         if waiting.losses - waiting.kills >= TRIES or waiting.kills >= KILLS:
-            return Verdict(Why.WORKER_FAILED, f"{waiting.losses} workers ended under it: {reason}")
+            return Rejection(
+                RejectReason.WORKER_FAILED, f"{waiting.losses} workers ended under it: {reason}"
+            )
         return None
 
-    def finished(self, waiting: Waiting, fingerprint: str, answered: bool, now: float) -> None:
+    def finished(
+        self, waiting: QueuedRequest, fingerprint: str, answered: bool, now: float
+    ) -> None:
         """A request is over: answered, or its worker ended (then with its fingerprint)."""
         if answered:
             self._known.pop(waiting.fingerprint, None)
@@ -111,9 +115,9 @@ class Suspects:
         self._bereft.discard(waiting.request)
 
 
-def _poison(reason: str) -> Verdict:
-    return Verdict(
-        Why.POISON,
+def _poison(reason: str) -> Rejection:
+    return Rejection(
+        RejectReason.POISON,
         f"this request ended its worker twice and is refused for {POISON_FOR / 60:g} minutes:"
         f" {reason}",
     )

@@ -38,7 +38,7 @@ Rank: TypeAlias = tuple[float, int]
 
 
 @dataclass(slots=True)
-class Waiting:
+class QueuedRequest:
     """A request that has no grant yet. `place` orders all requests by arrival."""
 
     request: RequestId
@@ -68,7 +68,7 @@ class Waiting:
         return self.falls > 1 and self.needs_slot
 
 
-def put(line: dict[RequestId, Waiting], waiting: Waiting) -> None:
+def put(line: dict[RequestId, QueuedRequest], waiting: QueuedRequest) -> None:
     """Put a request into a line: at its end, or where it was if it comes back."""
     line[waiting.request] = waiting
     if waiting.losses:
@@ -76,7 +76,7 @@ def put(line: dict[RequestId, Waiting], waiting: Waiting) -> None:
             line[later.request] = line.pop(later.request)
 
 
-class Level:
+class PriorityLevel:
     """Those of one priority: a line for each tenant, and what each was served lately."""
 
     __slots__ = ("_granted", "_served", "_since", "_usual", "lines", "waiting")
@@ -86,13 +86,13 @@ class Level:
         """Tokens of a request, on the average."""
         self._granted: dict[str, float] = {}
         """When each tenant was granted a request last."""
-        self.waiting: dict[RequestId, Waiting] = {}
-        self.lines: dict[str, dict[RequestId, Waiting]] = {}
+        self.waiting: dict[RequestId, QueuedRequest] = {}
+        self.lines: dict[str, dict[RequestId, QueuedRequest]] = {}
         self._served: dict[str, float] = {}
         self._since = 0.0
         """What the tenant that was granted last had been served before."""
 
-    def add(self, waiting: Waiting) -> None:
+    def add(self, waiting: QueuedRequest) -> None:
         put(self.waiting, waiting)
         line = self.lines.get(waiting.tenant)
         if line is None:
@@ -109,21 +109,21 @@ class Level:
             self._served = kept
             self._granted = {t: when for t, when in self._granted.items() if t in kept}
 
-    def remove(self, waiting: Waiting) -> None:
+    def remove(self, waiting: QueuedRequest) -> None:
         del self.waiting[waiting.request]
         line = self.lines[waiting.tenant]
         del line[waiting.request]
         if not line:
             del self.lines[waiting.tenant]
 
-    def oldest(self) -> Waiting:
+    def oldest(self) -> QueuedRequest:
         return next(iter(self.waiting.values()))
 
-    def next(self, slots: int, now: float) -> Waiting:
+    def next(self, slots: int, now: float) -> QueuedRequest:
         """The oldest of those tenants that asked for least, or were passed for long."""
         if len(self.lines) == 1:
             return self.oldest()
-        served, usual, heads = self._served, self._usual, list[tuple[float, Waiting]]()
+        served, usual, heads = self._served, self._usual, list[tuple[float, QueuedRequest]]()
         each, long_ago, least = WAITED_FOR * usual, now - PASSED, math.inf
         for tenant, line in self.lines.items():
             head = next(iter(line.values()))
@@ -154,7 +154,7 @@ class Level:
             self._served[tenant] = max(0.0, self._served[tenant] + tokens)
 
 
-class Queue:
+class RequestQueue:
     """All that wait for one model. Adding, taking out and picking cost nothing for the others
     that wait, and little for each tenant and priority among them."""
 
@@ -163,10 +163,10 @@ class Queue:
     def __init__(self, usual: float) -> None:
         self._usual = usual
         """Tokens of a request, on the average, as far as it is known yet."""
-        self._waiting: dict[RequestId, Waiting] = {}
+        self._waiting: dict[RequestId, QueuedRequest] = {}
         self.guests = 0
         """How many of them need no slot."""
-        self._levels: dict[int, Level] = {}
+        self._levels: dict[int, PriorityLevel] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -174,15 +174,15 @@ class Queue:
     def __iter__(self) -> Iterator[RequestId]:
         return iter(self._waiting)
 
-    def add(self, waiting: Waiting) -> None:
+    def add(self, waiting: QueuedRequest) -> None:
         put(self._waiting, waiting)
         self.guests += not waiting.needs_slot
         level = self._levels.get(waiting.priority)
         if level is None:
-            level = self._levels[waiting.priority] = Level(self._usual)
+            level = self._levels[waiting.priority] = PriorityLevel(self._usual)
         level.add(waiting)
 
-    def remove(self, request: RequestId) -> Waiting:
+    def remove(self, request: RequestId) -> QueuedRequest:
         waiting = self._waiting.pop(request)
         self.guests -= not waiting.needs_slot
         level = self._levels[waiting.priority]
@@ -192,17 +192,17 @@ class Queue:
             del self._levels[waiting.priority]
         return waiting
 
-    def head(self) -> Waiting:
+    def head(self) -> QueuedRequest:
         """The one of first rank: by its age the model's claim to room is judged."""
         if len(self._levels) == 1:
             return next(iter(self._waiting.values()))
         return min((level.oldest() for level in self._levels.values()), key=lambda w: w.rank)
 
-    def next(self, slots: int, now: float) -> Waiting:
+    def next(self, slots: int, now: float) -> QueuedRequest:
         """The one to be granted next by a worker with so many slots."""
         return self._levels[self.head().priority].next(slots, now)
 
-    def grant(self, waiting: Waiting, tokens: float, now: float) -> None:
+    def grant(self, waiting: QueuedRequest, tokens: float, now: float) -> None:
         """Count a granted request with the tokens that it is likely to take."""
         self._levels[waiting.priority].grant(waiting.tenant, tokens, now)
 
@@ -211,7 +211,7 @@ class Queue:
         if priority in self._levels:
             self._levels[priority].correct(tenant, tokens)
 
-    def greediest(self) -> tuple[int, Waiting]:
+    def greediest(self) -> tuple[int, QueuedRequest]:
         """How many requests the tenant with most of them has here, and its newest."""
         count: dict[str, int] = {}
         for level in self._levels.values():

@@ -35,18 +35,25 @@ import math
 from collections.abc import Iterable
 
 from swapd.domain import events as ev
-from swapd.domain.commands import Look, LookAtFree, Order, ReadAhead, WakeAt, Why
+from swapd.domain.commands import (
+    CheckLiveness,
+    Command,
+    PrefetchFiles,
+    QueryFreeMemory,
+    RejectReason,
+    SetTimer,
+)
 from swapd.domain.models import Catalog, ModelSpec
-from swapd.domain.status import Outlook, WorkerStatus
+from swapd.domain.status import QueueEstimate, WorkerStatus
 from swapd.scheduler import eviction
-from swapd.scheduler.admission import CLOSING, Verdict, cannot_start, no_room, not_free
-from swapd.scheduler.eviction import Pressure, pressure_of
+from swapd.scheduler.admission import CLOSING, Rejection, cannot_start, no_room, not_free
+from swapd.scheduler.eviction import PressureLevel, pressure_level
 from swapd.scheduler.groups import group_of
 from swapd.scheduler.handlers import COOL_DOWN_MOST, PRESSURE, UNCLAIMED, Facts
-from swapd.scheduler.lifecycle import WORKING, State
-from swapd.scheduler.placement import PATIENCE, PAUSE, candidate, leavable, plan
-from swapd.scheduler.queue import Waiting
-from swapd.scheduler.state import Resident, Room, missing
+from swapd.scheduler.lifecycle import WORKING, WorkerState
+from swapd.scheduler.placement import PATIENCE, PAUSE, candidate, evictable, plan
+from swapd.scheduler.queue import QueuedRequest
+from swapd.scheduler.state import Capacity, WorkerRecord, missing
 
 
 class Placing(Facts):
@@ -91,7 +98,7 @@ class Placing(Facts):
         if coming != self._ahead:
             self._ahead = coming
             if coming:
-                self._orders.append(ReadAhead(self._catalog.models[coming]))
+                self._orders.append(PrefetchFiles(self._catalog.models[coming]))
 
     def _affordable(self, wanted: list[ModelSpec], now: float) -> list[ModelSpec]:
         """Those of them, in turn, for which the memory is there; that is asked for first."""
@@ -103,7 +110,7 @@ class Placing(Facts):
         if scarcity.free is None:
             if scarcity.ought_to_look(self._books.version, now):
                 scarcity.looks(self._books.version)
-                self._orders.append(LookAtFree())
+                self._orders.append(QueryFreeMemory())
             return []
         free, found = scarcity.free, list[ModelSpec]()
         for resident in self._books.residents.values():
@@ -127,15 +134,15 @@ class Placing(Facts):
     def _make_free(self, spec: ModelSpec, need: int, free: int, now: float) -> None:
         """It is short of memory that other programs hold: idle workers go, or it waits."""
         books, scarcity = self._books, self._scarcity
-        settled = State.READY, State.DRAINING
+        settled = WorkerState.READY, WorkerState.DRAINING
         if any(r.state not in settled for r in books.residents.values()):
             return  # What comes up or goes will be heard of.
         idle = [
             candidate(books, r, now)
-            for r in leavable(books)
+            for r in evictable(books)
             if r.idle and r.up_since + r.spec.min_stay <= now
         ]
-        short = Room(0, need - free)
+        short = Capacity(0, need - free)
         victims = eviction.choose(self._policy, short, idle) if self._policy.makes_room else None
         if victims:
             for victim in victims:
@@ -145,7 +152,7 @@ class Placing(Facts):
             self._refuse_all(spec.name, not_free(spec, need, free))
             if books.wanted:
                 scarcity.looks(books.version)
-                self._orders.append(LookAtFree())
+                self._orders.append(QueryFreeMemory())
         else:
             scarcity.look_at = now + PAUSE
 
@@ -168,14 +175,18 @@ class Succession(Placing):
                 self._start(spec, now, heir=True)
             elif self._scarcity.ought_to_look(self._books.version, now):
                 self._scarcity.looks(self._books.version)
-                self._orders.append(LookAtFree())
+                self._orders.append(QueryFreeMemory())
 
-    def _successor(self, resident: Resident) -> ModelSpec | None:
+    def _successor(self, resident: WorkerRecord) -> ModelSpec | None:
         """What is to run in its place, unless it goes anyway, is right again or has an heir."""
         spec = self._catalog.models.get(resident.spec.name)
-        if spec is None or resident.state is not State.READY or resident.spec.same_process(spec):
+        if (
+            spec is None
+            or resident.state is not WorkerState.READY
+            or resident.spec.same_process(spec)
+        ):
             return None
-        heirs = (r for r in self._books.of_model(spec.name) if r.state is State.STARTING)
+        heirs = (r for r in self._books.of_model(spec.name) if r.state is WorkerState.STARTING)
         return None if any(heirs) else spec
 
     def _may_be_beside(self, spec: ModelSpec) -> bool:
@@ -205,11 +216,11 @@ class Scheduler(Succession):
     What was learned of models at another time it may be given at the start.
     """
 
-    def handle(self, event: ev.Event) -> list[Order]:
+    def handle(self, event: ev.Event) -> list[Command]:
         """Take a fact in; return what is to be done, in order."""
         self._handlers[type(event)](event)
-        looked = type(event) is ev.Sampled
-        self._settle(event.now, self._pressure(event) if looked else Pressure.NONE)
+        looked = type(event) is ev.MemorySampled
+        self._settle(event.now, self._pressure(event) if looked else PressureLevel.NONE)
         self._scarcity.free = None
         orders, self._orders = self._orders, []
         return orders
@@ -252,13 +263,13 @@ class Scheduler(Succession):
         """How many requests wait for this model."""
         return len(self._books.queues.get(model, ()))
 
-    def outlook(self, model: str, now: float) -> Outlook:
+    def outlook(self, model: str, now: float) -> QueueEstimate:
         """What somebody may expect who waits for this model."""
         resident = self._books.serving(model)
-        coming = resident is not None and resident.state is State.STARTING
-        return Outlook(
+        coming = resident is not None and resident.state is WorkerState.STARTING
+        return QueueEstimate(
             waiting=self.waiting(model),
-            ready=resident is not None and resident.state is State.READY,
+            ready=resident is not None and resident.state is WorkerState.READY,
             loading_for=now - resident.since if resident is not None and coming else None,
             usual_load=self._books.load_seconds(model),
         )
@@ -269,14 +280,14 @@ class Scheduler(Succession):
 
     # -- the settle pass -----------------------------------------------------------------------
 
-    def _settle(self, now: float, pressure: Pressure) -> None:
+    def _settle(self, now: float, pressure: PressureLevel) -> None:
         if self._outdated:
             self._succeed(now)
         models = self._concerned(now)
         if models:
             self._refuse_the_hopeless(models, now)
             self._dismiss(models, now)
-        if pressure is not Pressure.NONE:
+        if pressure is not PressureLevel.NONE:
             self._relieve(pressure, now)
         books = self._books
         if self._plan.version != books.version:
@@ -306,14 +317,14 @@ class Scheduler(Succession):
             if verdict is not None:
                 self._refuse_all(model, verdict)
 
-    def _hopeless(self, model: str, now: float) -> Verdict | None:
+    def _hopeless(self, model: str, now: float) -> Rejection | None:
         """Why nobody who waits for this model can be served, or None."""
         served = self._books.serving(model) is not None
         if self._closing is not None and (now >= self._closing or not served):
             return CLOSING
         spec = self._catalog.models.get(model)
         if spec is None:
-            return Verdict(Why.UNKNOWN_MODEL, f"there is no model {model!r} any more")
+            return Rejection(RejectReason.UNKNOWN_MODEL, f"there is no model {model!r} any more")
         return None if served else cannot_start(self._books, self._catalog, spec, now)
 
     def _dismiss(self, models: set[str], now: float) -> None:
@@ -323,19 +334,19 @@ class Scheduler(Succession):
             if because:
                 self._stop(resident, because, now)
 
-    def _relieve(self, pressure: Pressure, now: float) -> None:
+    def _relieve(self, pressure: PressureLevel, now: float) -> None:
         """Stop one worker because the memory is pressed."""
-        victim = self._first_to_go(now, pressure is Pressure.BUSY)
+        victim = self._first_to_go(now, pressure is PressureLevel.BUSY)
         if victim is not None:
             self._stop(victim, PRESSURE, now)
 
-    def _dismissal(self, resident: Resident, now: float) -> str:
+    def _dismissal(self, resident: WorkerRecord, now: float) -> str:
         """Why this worker is to go, whatever the others do; empty: it may stay."""
         wanted = resident.spec.name in self._books.queues
-        if resident.state is State.STARTING:
+        if resident.state is WorkerState.STARTING:
             claimed = wanted or (resident.heir and self._closing is None)
             return "" if claimed else UNCLAIMED
-        if resident.state is State.DRAINING:
+        if resident.state is WorkerState.DRAINING:
             return "" if resident.busy else resident.because
         if not resident.idle or wanted:
             return ""
@@ -361,14 +372,14 @@ class Scheduler(Succession):
         touched = set(self._books.touched)
         for model in sorted(models):
             resident = self._books.serving(model)
-            if resident is None or resident.state is not State.READY:
+            if resident is None or resident.state is not WorkerState.READY:
                 continue
             if resident.worker not in self._plan.going:
                 while waiting := self._admissible(resident, now):
                     self._give(waiting, resident, now)
         self._books.touched = touched
 
-    def _admissible(self, resident: Resident, now: float) -> Waiting | None:
+    def _admissible(self, resident: WorkerRecord, now: float) -> QueuedRequest | None:
         """The next that waits for this worker's model, if the worker can take it."""
         queue, free = self._books.queues.get(resident.spec.name), resident.free_slots > 0
         if queue is None or not (free or queue.guests):
@@ -383,23 +394,23 @@ class Scheduler(Succession):
             self._keep_deadline(resident, now)
             self._agenda.set(resident.worker, self._due(resident))
 
-    def _keep_deadline(self, resident: Resident, now: float) -> None:
+    def _keep_deadline(self, resident: WorkerRecord, now: float) -> None:
         spec = resident.spec
         if now >= resident.look_at:
             self._look(resident, now)
-        if resident.state is State.KILLED:
+        if resident.state is WorkerState.KILLED:
             return
         if self._closing is not None and now >= self._closing:
             self._kill(resident, "swapd is shutting down")
         elif resident.deadline is None or now < resident.deadline:
             return
-        elif resident.state is State.STARTING:
+        elif resident.state is WorkerState.STARTING:
             resident.late = f"it was not ready within {spec.start_timeout:g} s"
             self._kill(resident, resident.late)
         else:
             self._kill(resident, f"it did not end within {spec.stop_grace:g} s")
 
-    def _look(self, resident: Resident, now: float) -> None:
+    def _look(self, resident: WorkerRecord, now: float) -> None:
         """Have somebody look whether a worker that has something to do does it."""
         late, resident.look_at = now > resident.look_at + LATE, math.inf
         if not resident.busy or resident.state not in WORKING:
@@ -409,7 +420,7 @@ class Scheduler(Succession):
             resident.sign = now
             self._watch(resident, now)
         else:
-            self._orders.append(Look(resident.worker))
+            self._orders.append(CheckLiveness(resident.worker))
 
     def _wish_to_wake(self, now: float) -> None:
         soonest = min(self._agenda.soonest, self._scarcity.look_at)
@@ -420,15 +431,15 @@ class Scheduler(Succession):
         wish = None if soonest == math.inf else soonest
         if wish != self._wake:
             self._wake = wish
-            self._orders.append(WakeAt(wish))
+            self._orders.append(SetTimer(wish))
 
-    def _pressure(self, event: ev.Event) -> Pressure:
+    def _pressure(self, event: ev.Event) -> PressureLevel:
         """Who may have to go for what this event tells of the memory.
 
         One victim at a time: while one is still on its way out, a sample says nothing new.
         """
-        pressure = pressure_of(event, self._limits)
-        if pressure is Pressure.NONE:
+        pressure = pressure_level(event, self._limits)
+        if pressure is PressureLevel.NONE:
             return pressure
         leaving = any(r.because == PRESSURE for r in self._books.residents.values())
-        return Pressure.NONE if leaving else pressure
+        return PressureLevel.NONE if leaving else pressure

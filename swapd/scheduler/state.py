@@ -20,14 +20,14 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from swapd.domain.events import RequestId, WorkerId
-from swapd.domain.models import Learned, Limits, ModelSpec
-from swapd.scheduler.forecast import Demand, Forecast
-from swapd.scheduler.lifecycle import LEAVING, SERVING, State, Step, advance
-from swapd.scheduler.queue import Queue, Rank, Waiting, put
+from swapd.domain.models import Limits, ModelProfile, ModelSpec
+from swapd.scheduler.forecast import Forecast, RateEstimator
+from swapd.scheduler.lifecycle import LEAVING, SERVING, Transition, WorkerState, advance
+from swapd.scheduler.queue import QueuedRequest, Rank, RequestQueue, put
 
 
 @dataclass(slots=True)
-class Resident:
+class WorkerRecord:
     """A worker whose process is alive or being started."""
 
     worker: WorkerId
@@ -35,7 +35,7 @@ class Resident:
     since: float
     deadline: float | None
     """When it is killed: if it has not come up by then, or not gone."""
-    state: State = State.STARTING
+    state: WorkerState = WorkerState.STARTING
     told_slots: int = 0
     heir: bool = False
     """It is to take the place of a worker of its model that is ready, once it is so itself."""
@@ -59,12 +59,12 @@ class Resident:
     hung: str = ""
     """Says that it was killed because it made no progress."""
 
-    def step(self, step: Step) -> None:
+    def step(self, step: Transition) -> None:
         self.state = advance(self.state, step)
 
     @property
     def idle(self) -> bool:
-        return self.state is State.READY and not self.busy
+        return self.state is WorkerState.READY and not self.busy
 
     @property
     def is_coming(self) -> bool:
@@ -78,7 +78,7 @@ class Resident:
 
     @property
     def free_slots(self) -> int:
-        if self.state is not State.READY or (self.alone and self.busy):
+        if self.state is not WorkerState.READY or (self.alone and self.busy):
             return 0
         return self.slots - len(self.busy)
 
@@ -95,7 +95,7 @@ class Resident:
         return self.spec.ttl if self.spec.ttl and heeds_time else math.inf
 
 
-class Room(NamedTuple):
+class Capacity(NamedTuple):
     """An amount of the two things that run out: places for workers, and bytes.
 
     A tuple, because a plan makes many of them; but what is added are amounts.
@@ -104,26 +104,26 @@ class Room(NamedTuple):
     workers: int = 0
     bytes: int = 0
 
-    def __add__(self, other: Room) -> Room:  # type: ignore[override]
-        return Room(self[0] + other[0], self[1] + other[1])
+    def __add__(self, other: Capacity) -> Capacity:  # type: ignore[override]
+        return Capacity(self[0] + other[0], self[1] + other[1])
 
-    def __sub__(self, other: Room) -> Room:
-        return Room(self[0] - other[0], self[1] - other[1])
+    def __sub__(self, other: Capacity) -> Capacity:
+        return Capacity(self[0] - other[0], self[1] - other[1])
 
     def __bool__(self) -> bool:
         return self[0] > 0 or self[1] > 0
 
 
-NOTHING = Room()
+NOTHING = Capacity()
 
 
-def missing(taken: Room, limits: Limits) -> Room:
+def missing(taken: Capacity, limits: Limits) -> Capacity:
     """What `taken` has above the limits, never negative; falsy when all of it fits."""
     workers = taken[0] - limits.max_resident if limits.max_resident else 0
     size = taken[1] - limits.budget_bytes if limits.budget_bytes else 0
     if workers <= 0 and size <= 0:
         return NOTHING
-    return Room(max(0, workers), max(0, size))
+    return Capacity(max(0, workers), max(0, size))
 
 
 TOKENS = 256.0
@@ -134,10 +134,10 @@ NEVER: Rank = (math.inf, 0)
 
 
 @dataclass(slots=True)
-class Record:
+class ModelRecord:
     """What a model's past tells. Means forget: a fifth of each is the newest."""
 
-    demand: Demand = field(default_factory=Demand)
+    demand: RateEstimator = field(default_factory=RateEstimator)
     uses: int = 0
     """Requests granted, ever."""
     measured: int = 0
@@ -161,7 +161,7 @@ class Record:
 
 
 @dataclass(slots=True)
-class Granted:
+class Assignment:
     """A request that a worker serves."""
 
     worker: WorkerId
@@ -171,7 +171,7 @@ class Granted:
     priority: int
     tokens: float
     """Counted for its tenant so far."""
-    waiting: Waiting
+    waiting: QueuedRequest
     """As it waited; if its worker ends, it does so again."""
 
 
@@ -180,16 +180,16 @@ def mean(before: float | None, value: float) -> float:
     return value if before is None else before + 0.2 * (value - before)
 
 
-class Ledger:
+class SchedulerState:
     """Residents, queues and records, with the questions that the scheduler asks of them."""
 
     def __init__(self) -> None:
-        self.residents: dict[WorkerId, Resident] = {}
-        self.queues: dict[str, Queue] = {}
-        self.waiting: dict[RequestId, tuple[str, Waiting]] = {}
-        self.of_tenant: dict[str, dict[RequestId, Waiting]] = {}
-        self.granted: dict[RequestId, Granted] = {}
-        self.records: dict[str, Record] = {}
+        self.residents: dict[WorkerId, WorkerRecord] = {}
+        self.queues: dict[str, RequestQueue] = {}
+        self.waiting: dict[RequestId, tuple[str, QueuedRequest]] = {}
+        self.of_tenant: dict[str, dict[RequestId, QueuedRequest]] = {}
+        self.granted: dict[RequestId, Assignment] = {}
+        self.records: dict[str, ModelRecord] = {}
         self.forecast = Forecast()
         self.wanted: list[tuple[Rank, str]] = []
         """Models with a queue and no worker that serves it, by the first rank in their queue."""
@@ -199,15 +199,15 @@ class Ledger:
         """Up to which rank the plan depends on who waits for room."""
         self._ranks: dict[str, Rank] = {}
         self._wishes: dict[str, Rank] = {}
-        self._serving: dict[str, Resident] = {}
-        self._of_model: dict[str, list[Resident]] = {}
-        self._sums: tuple[Room, Room, Room] | None = None
+        self._serving: dict[str, WorkerRecord] = {}
+        self._of_model: dict[str, list[WorkerRecord]] = {}
+        self._sums: tuple[Capacity, Capacity, Capacity] | None = None
         self._places = 0
         self._workers = 0
 
     # -- requests ------------------------------------------------------------------------------
 
-    def enqueue(self, model: str, waiting: Waiting) -> None:
+    def enqueue(self, model: str, waiting: QueuedRequest) -> None:
         """Let a request wait for this model."""
         if not self._in_use(model):
             self.version += 1
@@ -216,7 +216,7 @@ class Ledger:
             # Where others wait for a worker already, one more gives the pass nothing to do.
             self.touched.add(model)
         if queue is None:
-            queue = self.queues[model] = Queue(self.record(model).mean_tokens or TOKENS)
+            queue = self.queues[model] = RequestQueue(self.record(model).mean_tokens or TOKENS)
         queue.add(waiting)
         self.waiting[waiting.request] = (model, waiting)
         put(self.of_tenant.setdefault(waiting.tenant, {}), waiting)
@@ -244,7 +244,7 @@ class Ledger:
         self.touched.add(model)
         self._rank(model)
 
-    def grant(self, waiting: Waiting, resident: Resident, now: float) -> None:
+    def grant(self, waiting: QueuedRequest, resident: WorkerRecord, now: float) -> None:
         """Take the slot, if it needs one, and count it for its model and its tenant."""
         model, record, tokens = resident.spec.name, self.record(resident.spec.name), 0.0
         if waiting.keep_alive is not None:
@@ -258,11 +258,11 @@ class Ledger:
         if waiting.request in self.waiting:
             self.queues[model].grant(waiting, tokens, now)
             self.dequeue(waiting.request)
-        self.granted[waiting.request] = Granted(
+        self.granted[waiting.request] = Assignment(
             resident.worker, model, now, waiting.tenant, waiting.priority, tokens, waiting
         )
 
-    def give_back(self, request: RequestId, tokens: float | None) -> tuple[Granted, bool]:
+    def give_back(self, request: RequestId, tokens: float | None) -> tuple[Assignment, bool]:
         """A granted request is over; tokens it took, None if not known. Whether it had a slot."""
         granted = self.granted.pop(request)
         queue = self.queues.get(granted.model)
@@ -279,20 +279,20 @@ class Ledger:
 
     # -- workers -------------------------------------------------------------------------------
 
-    def admit(self, spec: ModelSpec, now: float, heir: bool = False) -> Resident:
+    def admit(self, spec: ModelSpec, now: float, heir: bool = False) -> WorkerRecord:
         """A new resident, starting; an heir beside the one that serves its model."""
         self._workers += 1
-        resident = Resident(self._workers, spec, now, now + spec.start_timeout, heir=heir)
+        resident = WorkerRecord(self._workers, spec, now, now + spec.start_timeout, heir=heir)
         self.residents[resident.worker] = resident
         self._of_model.setdefault(spec.name, []).append(resident)
         self._resided(spec.name)
         return resident
 
-    def step(self, resident: Resident, step: Step) -> None:
+    def step(self, resident: WorkerRecord, step: Transition) -> None:
         """A step in a worker's life. One that has gone is no longer in the books."""
         resident.step(step)
         name = resident.spec.name
-        if step is Step.EXITED:
+        if step is Transition.EXITED:
             del self.residents[resident.worker]
             self._of_model[name].remove(resident)
             if not self._of_model[name]:
@@ -316,7 +316,7 @@ class Ledger:
             self._resided(model)
         return grown
 
-    def recall(self, model: str, learned: Learned) -> None:
+    def recall(self, model: str, learned: ModelProfile) -> None:
         """This is what was learned of the model, at another time too."""
         record = self.record(model)
         record.mean_load = learned.load_seconds or None
@@ -324,10 +324,10 @@ class Ledger:
             record.measured = learned.bytes
             self._resided(model)
 
-    def learned(self, model: str) -> Learned:
+    def learned(self, model: str) -> ModelProfile:
         """What is worth keeping of what is known of the model."""
         record = self.record(model)
-        return Learned(record.measured, record.mean_load or 0.0)
+        return ModelProfile(record.measured, record.mean_load or 0.0)
 
     def give_another_chance(self, model: str) -> None:
         """Count no failed starts: its terms are others now."""
@@ -405,11 +405,11 @@ class Ledger:
         """The first rank of those that wait for this model; NEVER when nobody does."""
         return self._ranks.get(model, NEVER)
 
-    def serving(self, model: str) -> Resident | None:
+    def serving(self, model: str) -> WorkerRecord | None:
         """The one worker that serves this model or soon will, or None."""
         return self._serving.get(model)
 
-    def of_model(self, model: str) -> Collection[Resident]:
+    def of_model(self, model: str) -> Collection[WorkerRecord]:
         """All workers alive for this model, oldest first. Not to be kept."""
         return self._of_model.get(model, ())
 
@@ -421,10 +421,10 @@ class Ledger:
         resident = self._serving.get(model)
         return model in self.queues or (resident is not None and bool(resident.busy))
 
-    def record(self, model: str) -> Record:
+    def record(self, model: str) -> ModelRecord:
         record = self.records.get(model)
         if record is None:
-            record = self.records[model] = Record()
+            record = self.records[model] = ModelRecord()
         return record
 
     def load_seconds(self, model: str) -> float:
@@ -441,27 +441,27 @@ class Ledger:
         record = self.records.get(spec.name)
         return (record.measured if record is not None else 0) or spec.need_bytes
 
-    def need(self, spec: ModelSpec) -> Room:
+    def need(self, spec: ModelSpec) -> Capacity:
         """What a worker of this model takes."""
-        return Room(1, self.size(spec))
+        return Capacity(1, self.size(spec))
 
-    def total(self, residents: Iterable[Resident]) -> Room:
+    def total(self, residents: Iterable[WorkerRecord]) -> Capacity:
         """What these workers take together."""
-        return sum((self.need(r.spec) for r in residents), Room())
+        return sum((self.need(r.spec) for r in residents), Capacity())
 
-    def taken(self) -> Room:
+    def taken(self) -> Capacity:
         """What all workers alive take, those that are on their way out included."""
         return self._all_sums()[0]
 
-    def stays(self) -> Room:
+    def stays(self) -> Capacity:
         """What the workers take that nobody has asked to go."""
         return self._all_sums()[1]
 
-    def pinned(self) -> Room:
+    def pinned(self) -> Capacity:
         """What those of them take that are pinned."""
         return self._all_sums()[2]
 
-    def _all_sums(self) -> tuple[Room, Room, Room]:
+    def _all_sums(self) -> tuple[Capacity, Capacity, Capacity]:
         if self._sums is None:
             taken = stays = pinned = stay_bytes = pinned_bytes = taken_bytes = 0
             for r in self.residents.values():
@@ -475,13 +475,13 @@ class Ledger:
                         pinned += 1
                         pinned_bytes += size
             self._sums = (
-                Room(taken, taken_bytes),
-                Room(stays, stay_bytes),
-                Room(pinned, pinned_bytes),
+                Capacity(taken, taken_bytes),
+                Capacity(stays, stay_bytes),
+                Capacity(pinned, pinned_bytes),
             )
         return self._sums
 
-    def staying(self) -> Iterator[Resident]:
+    def staying(self) -> Iterator[WorkerRecord]:
         """Workers alive that nobody has asked to go."""
         return (r for r in self.residents.values() if r.state not in LEAVING)
 

@@ -8,7 +8,7 @@ from heapq import heapify, heappop, heappush
 from swapd.domain.events import WorkerId
 
 
-class Agenda:
+class Timers:
     """One time for each worker. Setting one and asking for the soonest are cheap.
 
     Times that were replaced stay in the heap until they come up, or are too many.

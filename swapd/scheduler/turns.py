@@ -12,7 +12,7 @@ import math
 
 from swapd.domain.models import Limits, ModelSpec
 from swapd.scheduler.queue import Rank
-from swapd.scheduler.state import Ledger, Resident
+from swapd.scheduler.state import SchedulerState, WorkerRecord
 
 TURN = 5.0
 """Length of a turn, in swaps there and back: at most a sixth of the time goes into swapping."""
@@ -25,7 +25,7 @@ LINGER_LEAST = 0.02
 
 
 def keeps_place_until(
-    books: Ledger, resident: Resident, rival: ModelSpec, asked: Rank, limits: Limits
+    books: SchedulerState, resident: WorkerRecord, rival: ModelSpec, asked: Rank, limits: Limits
 ) -> float:
     """Until when `resident` need not make room for `rival`, the first of whose requests has
     this rank.
@@ -39,7 +39,7 @@ def keeps_place_until(
 
 
 def _turn_ends(
-    books: Ledger, resident: Resident, rival: ModelSpec, asked: Rank, limits: Limits
+    books: SchedulerState, resident: WorkerRecord, rival: ModelSpec, asked: Rank, limits: Limits
 ) -> float:
     name = resident.spec.name
     begun = max(resident.up_since, asked[0])
@@ -53,7 +53,7 @@ def _turn_ends(
     return min(turn_ends, resident.last_used + _linger(books, name, swap))
 
 
-def _linger(books: Ledger, model: str, swap: float) -> float:
+def _linger(books: SchedulerState, model: str, swap: float) -> float:
     """Seconds to keep an idle worker for clients that are about to ask again.
 
     None when so long a wait would cost too much of what it may save.

@@ -35,7 +35,7 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class OfflineBounds:
     """Seconds of loading, and loads, of one who knows the future."""
 
     belady: float
@@ -43,7 +43,7 @@ class Bounds:
     floor: float
 
 
-def bounds(trace: Trace, budget: int) -> Bounds:
+def bounds(trace: Trace, budget: int) -> OfflineBounds:
     """Both bounds for a memory of so many bytes, in which every model fits alone."""
     last_of: dict[str, int] = {}
     intervals: list[Interval] = []
@@ -58,7 +58,7 @@ def bounds(trace: Trace, budget: int) -> Bounds:
     kept = _greedy(intervals, list(free))
     saved = sum(interval.seconds for interval in kept)
     floor = everything - _most_saved(intervals, free, everything - saved)
-    return Bounds(everything - saved, len(trace.asks) - len(kept), floor)
+    return OfflineBounds(everything - saved, len(trace.asks) - len(kept), floor)
 
 
 def _greedy(intervals: list[Interval], free: list[int]) -> list[Interval]:

@@ -16,7 +16,7 @@ from swapd.domain import commands as od
 from swapd.domain import events as ev
 from swapd.domain.models import Catalog, Limits, ModelSpec
 from swapd.scheduler.scheduler import Scheduler
-from swapd.simulation.traces import GIB, Ask, Model
+from swapd.simulation.traces import GIB, TraceModel, TraceRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Hardware:
     output_bytes: float = 150.0 * GIB
     """Tokens written a second, times the bytes of the model."""
 
-    def serve(self, ask: Ask, size: int) -> float:
+    def serve(self, ask: TraceRequest, size: int) -> float:
         """Seconds that a request takes. No model is faster than one of half a GiB."""
         size = max(size, GIB // 2)
         return (
@@ -39,7 +39,7 @@ class Hardware:
 
 
 @dataclass(slots=True)
-class Stay:
+class Residency:
     """One stay of a model in memory."""
 
     model: str
@@ -50,26 +50,26 @@ class Stay:
 
 
 @dataclass(slots=True)
-class Served:
+class ServedRequest:
     """What became of one request."""
 
-    ask: Ask
+    ask: TraceRequest
     granted: float | None = None
     ended: float | None = None
-    refused: od.Why | None = None
+    refused: od.RejectReason | None = None
 
 
 @dataclass(slots=True)
 class Outcome:
     """All that happened in one run."""
 
-    served: list[Served] = field(default_factory=list)
-    stays: list[Stay] = field(default_factory=list)
+    served: list[ServedRequest] = field(default_factory=list)
+    stays: list[Residency] = field(default_factory=list)
     events: int = 0
     end: float = 0.0
 
 
-Again = Callable[[Served, float], Iterable[Ask]]
+Again = Callable[[ServedRequest, float], Iterable[TraceRequest]]
 """What a client asks next when it has its answer, or is refused."""
 
 
@@ -77,12 +77,12 @@ BOUNDLESS: dict[str, Any] = {"start_timeout": 1e6, "max_queue": 10**6}
 """What a simulated worker never runs into."""
 
 
-class Machine:
+class SimulatedHost:
     """One run. `again` makes clients that ask again when they are answered."""
 
     def __init__(
         self,
-        models: dict[str, Model],
+        models: dict[str, TraceModel],
         limits: Limits,
         hardware: Hardware,
         slots: int,
@@ -102,9 +102,9 @@ class Machine:
         self._order = 0
         self._wake: float | None = None
         self._now = 0.0
-        self._stays: dict[int, Stay] = {}
+        self._stays: dict[int, Residency] = {}
 
-    def run(self, asks: Iterable[Ask]) -> Outcome:
+    def run(self, asks: Iterable[TraceRequest]) -> Outcome:
         """Serve all of them, to the end."""
         for ask in asks:
             self._at(ask.time, lambda ask=ask: self._arrive(ask))  # type: ignore[misc]
@@ -113,7 +113,7 @@ class Machine:
                 if not self._agenda and all(s.granted or s.refused for s in self.outcome.served):
                     break
                 self._now, self._wake = self._wake, None
-                self._tell(ev.Ticked(self._now))
+                self._tell(ev.TimerFired(self._now))
             else:
                 self._now, _, deed = heappop(self._agenda)
                 deed()
@@ -131,31 +131,31 @@ class Machine:
         for order in self.core.handle(event):
             self._carry_out(order)
 
-    def _arrive(self, ask: Ask) -> None:
-        self.outcome.served.append(Served(ask))
+    def _arrive(self, ask: TraceRequest) -> None:
+        self.outcome.served.append(ServedRequest(ask))
         request = len(self.outcome.served)
-        self._tell(ev.Arrived(self._now, request, ask.model, tenant=ask.tenant))
+        self._tell(ev.RequestArrived(self._now, request, ask.model, tenant=ask.tenant))
 
-    def _carry_out(self, order: od.Order) -> None:
+    def _carry_out(self, order: od.Command) -> None:
         match order:
             case od.Start(worker, spec):
-                self._stays[worker] = stay = Stay(spec.name, self._now)
+                self._stays[worker] = stay = Residency(spec.name, self._now)
                 self.outcome.stays.append(stay)
                 took = self._models[spec.name].load
                 self._at(self._now + took, lambda: self._come_up(worker))
             case od.Stop(worker):
                 self._stays[worker].stopped = self._now
                 self._at(self._now + self._hardware.stop_seconds, lambda: self._exit(worker))
-            case od.Grant(request):
+            case od.AssignWorker(request):
                 served = self.outcome.served[request - 1]
                 served.granted = self._now
                 took = self._hardware.serve(served.ask, self._models[served.ask.model].bytes)
                 self._at(self._now + took, lambda: self._finish(request, served))
-            case od.Refuse(request, why):
+            case od.Reject(request, why):
                 served = self.outcome.served[request - 1]
                 served.refused = why
                 self._ask_again(served)
-            case od.WakeAt(when):
+            case od.SetTimer(when):
                 self._wake = when
             case _:
                 pass
@@ -163,18 +163,18 @@ class Machine:
     def _come_up(self, worker: int) -> None:
         if worker in self._stays and self._stays[worker].stopped is None:
             self._stays[worker].up = self._now
-            self._tell(ev.CameUp(self._now, worker))
+            self._tell(ev.WorkerReady(self._now, worker))
 
     def _exit(self, worker: int) -> None:
         if worker in self._stays:
             self._stays.pop(worker).gone = self._now
-            self._tell(ev.Exited(self._now, worker))
+            self._tell(ev.WorkerExited(self._now, worker))
 
-    def _finish(self, request: int, served: Served) -> None:
+    def _finish(self, request: int, served: ServedRequest) -> None:
         served.ended = self._now
-        self._tell(ev.Finished(self._now, request, tokens=served.ask.tokens))
+        self._tell(ev.RequestFinished(self._now, request, tokens=served.ask.tokens))
         self._ask_again(served)
 
-    def _ask_again(self, served: Served) -> None:
+    def _ask_again(self, served: ServedRequest) -> None:
         for ask in self._again(served, self._now) if self._again else ():
             self._at(max(ask.time, self._now), lambda ask=ask: self._arrive(ask))  # type: ignore[misc]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from swapd.simulation.belady import Bounds
+from swapd.simulation.belady import OfflineBounds
 from swapd.simulation.machine import Outcome
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class SimulationResult:
     """One trace under one policy. Seconds, but where the name says otherwise."""
 
     trace: str
@@ -54,7 +54,7 @@ def loading(outcome: Outcome) -> float:
     return sum(end - start for start, end in ends if end is not None)
 
 
-def measure(trace: str, policy: str, outcome: Outcome) -> Result:
+def measure(trace: str, policy: str, outcome: Outcome) -> SimulationResult:
     """The figures of one run."""
     waited = waits(outcome)
     asked: dict[str, float] = {}
@@ -63,7 +63,7 @@ def measure(trace: str, policy: str, outcome: Outcome) -> Result:
         tenant = served.ask.tenant
         asked[tenant] = asked.get(tenant, 0) + served.ask.tokens
         got[tenant] = got.get(tenant, 0) + (served.ask.tokens if served.ended else 0)
-    return Result(
+    return SimulationResult(
         trace=trace,
         policy=policy,
         requests=len(outcome.served),
@@ -85,7 +85,7 @@ COLUMNS = (
 )
 
 
-def table(results: Iterable[Result], bounds: Bounds) -> str:
+def table(results: Iterable[SimulationResult], bounds: OfflineBounds) -> str:
     """All results for one trace, with what one who knows the future would spend."""
     results = list(results)
     lru = next((r.loading for r in results if r.policy == "lru"), 0.0)
@@ -102,7 +102,7 @@ def table(results: Iterable[Result], bounds: Bounds) -> str:
     )
 
 
-def _row(r: Result, lru: float, bounds: Bounds) -> tuple[str, ...]:
+def _row(r: SimulationResult, lru: float, bounds: OfflineBounds) -> tuple[str, ...]:
     return (
         *(r.policy, str(r.swaps), f"{r.loading:,.0f} s"),
         *(_share(r.loading, lru), _share(r.loading, bounds.belady)),

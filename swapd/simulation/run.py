@@ -16,16 +16,26 @@ from pathlib import Path
 from swapd.domain.models import Limits
 from swapd.scheduler.eviction import POLICIES
 from swapd.simulation import charts
-from swapd.simulation.belady import Bounds, bounds
-from swapd.simulation.machine import Hardware, Machine, Outcome, Served
-from swapd.simulation.report import Result, measure, table
-from swapd.simulation.traces import FAST, GIB, MADE, Ask, Model, Trace, TraceError, read, write
+from swapd.simulation.belady import OfflineBounds, bounds
+from swapd.simulation.machine import Hardware, Outcome, ServedRequest, SimulatedHost
+from swapd.simulation.report import SimulationResult, measure, table
+from swapd.simulation.traces import (
+    FAST,
+    GIB,
+    MADE,
+    Trace,
+    TraceError,
+    TraceModel,
+    TraceRequest,
+    read,
+    write,
+)
 
 USUAL_GIB = 4.0
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class SimulationOptions:
     """What to simulate."""
 
     traces: tuple[Trace, ...]
@@ -42,12 +52,12 @@ class Comparison:
     """One trace under all policies."""
 
     trace: Trace
-    bounds: Bounds
-    results: list[Result] = field(default_factory=list)
+    bounds: OfflineBounds
+    results: list[SimulationResult] = field(default_factory=list)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
 
-def run(options: Options) -> list[Comparison]:
+def run(options: SimulationOptions) -> list[Comparison]:
     """Replay each trace under each policy."""
     compared = []
     for trace in options.traces:
@@ -60,7 +70,7 @@ def run(options: Options) -> list[Comparison]:
     return compared
 
 
-def _one(trace: Trace, policy: str, options: Options) -> Outcome:
+def _one(trace: Trace, policy: str, options: SimulationOptions) -> Outcome:
     limits = Limits(
         budget_bytes=options.memory,
         policy=policy,
@@ -69,7 +79,7 @@ def _one(trace: Trace, policy: str, options: Options) -> Outcome:
         interval=1e9,
     )
     ttl = options.ttl if policy in ("ttl", "lru-ttl") else 0.0
-    machine = Machine(trace.models, limits, Hardware(), options.slots, ttl=ttl)
+    machine = SimulatedHost(trace.models, limits, Hardware(), options.slots, ttl=ttl)
     return machine.run(trace.asks)
 
 
@@ -82,7 +92,9 @@ def main(argv: Sequence[str]) -> int:
         if unknown := [p for p in policies if p not in POLICIES]:
             raise TraceError(f"no policy {unknown[0]!r}; there are {', '.join(POLICIES)}")
         memory = int(parsed.memory * GIB)
-        options = Options(traces, policies, memory, parsed.slots, parsed.ttl, parsed.max_wait)
+        options = SimulationOptions(
+            traces, policies, memory, parsed.slots, parsed.ttl, parsed.max_wait
+        )
         if parsed.save:
             parsed.save.mkdir(parents=True, exist_ok=True)
             for trace in traces:
@@ -103,19 +115,19 @@ def main(argv: Sequence[str]) -> int:
 def _traces(parsed: argparse.Namespace) -> list[Trace]:
     models = dict(_model(text) for text in parsed.model)
     if parsed.trace:
-        return [read(path, models, Model(int(USUAL_GIB * GIB))) for path in parsed.trace]
+        return [read(path, models, TraceModel(int(USUAL_GIB * GIB))) for path in parsed.trace]
     names = parsed.made.split(",") if parsed.made else list(MADE)
     if unknown := [name for name in names if name not in MADE]:
         raise TraceError(f"no made trace {unknown[0]!r}; there are {', '.join(MADE)}")
     return [MADE[name](parsed.seed, parsed.hours) for name in names]
 
 
-def _model(text: str) -> tuple[str, Model]:
+def _model(text: str) -> tuple[str, TraceModel]:
     """NAME=GIB or NAME=GIB@GIB_PER_SECOND."""
     name, _, rest = text.partition("=")
     size, _, speed = rest.partition("@")
     try:
-        model = Model(int(float(size) * GIB), float(speed) * GIB if speed else FAST)
+        model = TraceModel(int(float(size) * GIB), float(speed) * GIB if speed else FAST)
     except ValueError:
         raise TraceError(f"--model {text}: not NAME=GIB or NAME=GIB@GIB_PER_SECOND") from None
     if not name or model.bytes <= 0 or model.speed <= 0:
@@ -123,7 +135,7 @@ def _model(text: str) -> tuple[str, Model]:
     return name, model
 
 
-def _tell(compared: list[Comparison], options: Options, as_json: bool) -> None:
+def _tell(compared: list[Comparison], options: SimulationOptions, as_json: bool) -> None:
     for c in compared:
         if as_json:
             for result in c.results:
@@ -169,14 +181,14 @@ TOKENS = (400, 150)
 
 def apart(limits: Limits, seconds: float) -> Outcome:
     """Two clients, each of which asks one of two models again as fast as it is answered."""
-    models = {"a": Model(4 * GIB), "b": Model(4 * GIB)}
+    models = {"a": TraceModel(4 * GIB), "b": TraceModel(4 * GIB)}
 
-    def again(served: Served, now: float) -> Iterable[Ask]:
+    def again(served: ServedRequest, now: float) -> Iterable[TraceRequest]:
         if now < seconds:
-            yield Ask(now, served.ask.model, 50, 20, served.ask.tenant)
+            yield TraceRequest(now, served.ask.model, 50, 20, served.ask.tenant)
 
-    first = [Ask(0.0, "a", 50, 20, "x"), Ask(0.01, "b", 50, 20, "y")]
-    return Machine(models, limits, Hardware(), 1, again).run(first)
+    first = [TraceRequest(0.0, "a", 50, 20, "x"), TraceRequest(0.01, "b", 50, 20, "y")]
+    return SimulatedHost(models, limits, Hardware(), 1, again).run(first)
 
 
 def greedy(
@@ -192,8 +204,8 @@ def greedy(
 
     The four take so great a share of what the model can do.
     """
-    rng, model, hardware = random.Random(seed), Model(4 * GIB), Hardware()
-    usual = hardware.serve(Ask(0.0, "a", *TOKENS), model.bytes)
+    rng, model, hardware = random.Random(seed), TraceModel(4 * GIB), Hardware()
+    usual = hardware.serve(TraceRequest(0.0, "a", *TOKENS), model.bytes)
     pace = 4 * usual / slots / share
     asks = []
     for tenant, rate in (*((f"t{i}", 1.0) for i in range(4)), ("greedy", times)):
@@ -201,5 +213,5 @@ def greedy(
         while rate and (now := now + rng.expovariate(rate / pace)) < hours * 3600:
             size = rng.uniform(0.5, 1.5)
             prompt, output = (int(size * tokens) for tokens in TOKENS)
-            asks.append(Ask(now, "a", prompt, output, tenant))
-    return Machine({"a": model}, limits, hardware, slots).run(asks)
+            asks.append(TraceRequest(now, "a", prompt, output, tenant))
+    return SimulatedHost({"a": model}, limits, hardware, slots).run(asks)

@@ -24,7 +24,7 @@ START = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class TraceModel:
     """What a model takes."""
 
     bytes: int
@@ -38,7 +38,7 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class TraceRequest:
     """One request of a trace."""
 
     time: float
@@ -58,15 +58,15 @@ class Trace:
     """Requests in order of time, and the models that they ask for."""
 
     name: str
-    asks: tuple[Ask, ...]
-    models: dict[str, Model]
+    asks: tuple[TraceRequest, ...]
+    models: dict[str, TraceModel]
 
 
 class TraceError(Exception):
     """A trace that can't be read; the text says where and why."""
 
 
-def read(path: Path, models: dict[str, Model], usual: Model) -> Trace:
+def read(path: Path, models: dict[str, TraceModel], usual: TraceModel) -> Trace:
     """A trace from a CSV file with a header; models not in `models` are like the usual one."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -83,17 +83,17 @@ def read(path: Path, models: dict[str, Model], usual: Model) -> Trace:
     return Trace(path.stem, tuple(asks), {name: models.get(name, usual) for name in names})
 
 
-def _ask(row: dict[str, str], where: str) -> Ask:
+def _ask(row: dict[str, str], where: str) -> TraceRequest:
     try:
         time, prompt, output = (float(row[column]) for column in (COLUMNS[0], *COLUMNS[2:4]))
     except (TypeError, ValueError):
         raise TraceError(f"{where}: time and tokens must be numbers") from None
     if not row["model"] or not 0 <= time < 1e9 or min(prompt, output) < 0:
         raise TraceError(f"{where}: a model, a time and tokens of 0 or more are needed")
-    return Ask(time, row["model"], int(prompt), int(output), row.get("tenant") or "")
+    return TraceRequest(time, row["model"], int(prompt), int(output), row.get("tenant") or "")
 
 
-def write(path: Path, asks: Iterable[Ask]) -> None:
+def write(path: Path, asks: Iterable[TraceRequest]) -> None:
     """The requests as a CSV file that `read` reads."""
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
@@ -107,14 +107,14 @@ SIZES_GIB = (0.3, 0.5, 0.8, 1.1, 1.8, 2.5, 4.4, 4.9, 5.7, 7.2, 9.0, 12.0, 14.5, 
 """Usual sizes of quantised models, from embeddings to 30 billion parameters and more."""
 
 
-def _models(rng: random.Random, even: bool = False) -> dict[str, Model]:
+def _models(rng: random.Random, even: bool = False) -> dict[str, TraceModel]:
     """Models of the usual sizes, each third one on a slow disk (none if `even`), in an order that
     has nothing to do with either."""
     made = {}
     for i, size in enumerate(SIZES_GIB):
         slow = i % 3 == 1 and not even
         name = f"{size:g}g-slow" if slow else f"{size:g}g"
-        made[name] = Model(int(size * GIB), SLOW if slow else FAST)
+        made[name] = TraceModel(int(size * GIB), SLOW if slow else FAST)
     order = list(made)
     rng.shuffle(order)
     return {name: made[name] for name in order}
@@ -138,7 +138,7 @@ def zipf(seed: int, hours: float, even: bool = False) -> Trace:
     models = _models(rng, even)
     names, asks, now = list(models), [], 0.0
     while (now := now + rng.expovariate(1 / 40)) < hours * 3600:
-        asks.append(Ask(now, _by_popularity(rng, names, 1.0), *_tokens(rng)))
+        asks.append(TraceRequest(now, _by_popularity(rng, names, 1.0), *_tokens(rng)))
     return Trace("zipf-even" if even else "zipf", tuple(asks), models)
 
 
@@ -147,11 +147,11 @@ def zipf_even(seed: int, hours: float) -> Trace:
     return zipf(seed, hours, even=True)
 
 
-def _session(rng: random.Random, start: float, model: str, tenant: str) -> Iterator[Ask]:
+def _session(rng: random.Random, start: float, model: str, tenant: str) -> Iterator[TraceRequest]:
     """A conversation: 8 turns on the average, a median pause of 30 s between them."""
     now = start
     while True:
-        yield Ask(now, model, *_tokens(rng), tenant)
+        yield TraceRequest(now, model, *_tokens(rng), tenant)
         if rng.random() < 1 / 8:
             return
         now += 5 + rng.lognormvariate(math.log(30), 0.8)
@@ -163,7 +163,7 @@ def _sessions(rng: random.Random, hours: float, rate: Callable[[float], float]) 
     models = _models(rng)
     names = list(models)
     people = {f"u{i}": [_by_popularity(rng, names, 0.8) for _ in range(2)] for i in range(30)}
-    asks: list[Ask] = []
+    asks: list[TraceRequest] = []
     now, most = 0.0, max(rate(h * 900.0) for h in range(96))
     while (now := now + rng.expovariate(most / 3600)) < hours * 3600:
         if rng.random() < rate(now) / most:
@@ -196,7 +196,7 @@ def bursts(seed: int, hours: float) -> Trace:
     asks, names, now = list(made.asks), list(made.models), 0.0
     while (now := now + rng.expovariate(1 / 1800)) < hours * 3600:
         model = rng.choice(names)
-        asks.extend(Ask(now + i, model, *_tokens(rng), "job") for i in range(40))
+        asks.extend(TraceRequest(now + i, model, *_tokens(rng), "job") for i in range(40))
     asks.sort(key=lambda ask: ask.time)
     return Trace("bursts", tuple(asks), made.models)
 
@@ -208,7 +208,7 @@ def scan(seed: int, hours: float) -> Trace:
     asks = list(made.asks)
     for hour in range(1, int(hours), 2):
         for i, model in enumerate(made.models):
-            asks.append(Ask(hour * 3600 + 45.0 * i, model, *_tokens(rng), "scan"))
+            asks.append(TraceRequest(hour * 3600 + 45.0 * i, model, *_tokens(rng), "scan"))
     asks.sort(key=lambda ask: ask.time)
     return Trace("scan", tuple(asks), made.models)
 

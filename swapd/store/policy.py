@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from enum import Enum
 
 from swapd.scheduler import eviction
-from swapd.scheduler.eviction import POLICIES, Candidate
-from swapd.scheduler.forecast import Demand, Forecast
-from swapd.scheduler.state import Room
+from swapd.scheduler.eviction import POLICIES, EvictionCandidate
+from swapd.scheduler.forecast import Forecast, RateEstimator
+from swapd.scheduler.state import Capacity
 
 
-class Action(Enum):
+class StoreAction(Enum):
     """Where a request's model comes from."""
 
     ALREADY_LOADED = "already_loaded"
@@ -27,7 +27,7 @@ class Action(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class StoreLimits:
     """What the cache may hold. 0: no limit."""
 
     policy: str = "lru"
@@ -38,21 +38,21 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class StoreDecision:
     """What is to be done for one request: delete these files, then load as `action` says."""
 
-    action: Action
+    action: StoreAction
     evicted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class StoreRequest:
     """The record of one request."""
 
     ts: str
     policy: str
     model: str
-    action: Action
+    action: StoreAction
     decision_ms: float
     worker_ms: float
     cached: tuple[str, ...]
@@ -74,15 +74,15 @@ class _File:
     going: bool = False
 
 
-class Store:
+class DiskStore:
     """The books of one host's files."""
 
-    def __init__(self, terms: Terms) -> None:
+    def __init__(self, terms: StoreLimits) -> None:
         self._terms = terms
         self._policy = POLICIES[terms.policy]
         self._files: dict[str, _File] = {}
         self._coming: dict[str, int] = {}
-        self._demand: dict[str, Demand] = {}
+        self._demand: dict[str, RateEstimator] = {}
         self._uses: dict[str, int] = {}
         self._forecast = Forecast()
 
@@ -91,25 +91,25 @@ class Store:
         """Files that are there and stay, by name."""
         return tuple(sorted(name for name, file in self._files.items() if not file.going))
 
-    def decide(self, model: str, size: int, loaded: Collection[str], now: float) -> Decision:
+    def decide(self, model: str, size: int, loaded: Collection[str], now: float) -> StoreDecision:
         """What to do for a request for this model, of so many bytes."""
         self._uses[model] = self._uses.get(model, 0) + 1
-        self._forecast.note(self._demand.setdefault(model, Demand()), now)
+        self._forecast.note(self._demand.setdefault(model, RateEstimator()), now)
         file = self._files.get(model)
         if file is not None and not file.going:
             file.last_used = now
         swept = self._sweep({*loaded, model}, now)
         if model in loaded:
-            return Decision(Action.ALREADY_LOADED, swept)
+            return StoreDecision(StoreAction.ALREADY_LOADED, swept)
         if file is not None and not file.going:
-            return Decision(Action.LOCAL, swept)
+            return StoreDecision(StoreAction.LOCAL, swept)
         if model in self._coming:
-            return Decision(Action.STORE, swept)
+            return StoreDecision(StoreAction.STORE, swept)
         room = self._make_room(size, {*loaded, model}, now)
         if room is None:
-            return Decision(Action.REJECTED, swept)
+            return StoreDecision(StoreAction.REJECTED, swept)
         self._coming[model] = size
-        return Decision(Action.STORE, swept + room)
+        return StoreDecision(StoreAction.STORE, swept + room)
 
     def arrived(self, model: str, seconds: float, now: float) -> None:
         """The transfer has succeeded, and took so long: the file is there."""
@@ -140,7 +140,7 @@ class Store:
         held = sum(f.bytes for f in self._files.values() if not f.going)
         held += sum(self._coming.values())
         count = len(self.cached) + len(self._coming)
-        short = Room(
+        short = Capacity(
             max(0, count + 1 - terms.max_files) if terms.max_files else 0,
             max(0, held + size - terms.max_bytes) if terms.max_bytes else 0,
         )
@@ -154,10 +154,10 @@ class Store:
         chosen = eviction.choose(policy, short, may_go)
         return None if chosen is None else self._mark(chosen)
 
-    def _candidate(self, name: str, file: _File, now: float) -> Candidate[str]:
+    def _candidate(self, name: str, file: _File, now: float) -> EvictionCandidate[str]:
         likely = self._forecast.share(self._demand[name], now)
         uses, seconds = self._uses[name], file.fetch_seconds
-        return Candidate(name, file.bytes, False, file.last_used, uses, seconds, likely)
+        return EvictionCandidate(name, file.bytes, False, file.last_used, uses, seconds, likely)
 
     def _mark(self, names: Collection[str]) -> tuple[str, ...]:
         for name in names:

@@ -31,7 +31,7 @@ async def pause(seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
-class Alarm:
+class Timer:
     """Calls back at one time at most; setting it anew forgets the time before."""
 
     def __init__(self, ring: Callable[[], None]) -> None:

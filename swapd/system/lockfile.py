@@ -11,13 +11,13 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from swapd.system.process_identity import birth_of
+from swapd.system.process_identity import start_time
 
 LENGTH = 4096
 """Bytes that the lock's text is padded to."""
 
 
-class Holder(msgspec.Struct, frozen=True):
+class LockHolder(msgspec.Struct, frozen=True):
     """Who holds a home, as written into its lock file."""
 
     pid: int
@@ -34,7 +34,7 @@ class Holder(msgspec.Struct, frozen=True):
 
     def alive(self) -> psutil.Process | None:
         """The process, if it is still the one that wrote this."""
-        if not self.born or birth_of(self.pid) != self.born:
+        if not self.born or start_time(self.pid) != self.born:
             return None
         try:
             return psutil.Process(self.pid)
@@ -42,15 +42,15 @@ class Holder(msgspec.Struct, frozen=True):
             return None
 
 
-class HeldError(Exception):
+class LockHeldError(Exception):
     """Another swapd serves this home. `holder` is None while that one is still starting."""
 
-    def __init__(self, holder: Holder | None) -> None:
+    def __init__(self, holder: LockHolder | None) -> None:
         super().__init__(f"swapd runs already{f' as pid {holder.pid}' if holder else ''}")
         self.holder = holder
 
 
-class HomeLock:
+class InstanceLock:
     """The lock on `.swapd/lock`. Held from the constructor until the process ends."""
 
     def __init__(self, state: Path) -> None:
@@ -60,7 +60,7 @@ class HomeLock:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._fd)
-            raise HeldError(read_holder(state)) from None
+            raise LockHeldError(read_holder(state)) from None
         try:
             self._write(b"")
         except OSError:
@@ -79,7 +79,7 @@ class HomeLock:
         Raises OSError where a disk is so full that not even a new file's first block fits.
         """
         pid, inner = os.getpid(), str(socket or "")
-        holder = Holder(pid, birth_of(pid), endpoint, str(log), str(config), closing, inner)
+        holder = LockHolder(pid, start_time(pid), endpoint, str(log), str(config), closing, inner)
         self._write(msgspec.json.encode(holder))
 
     def _write(self, content: bytes) -> None:
@@ -92,7 +92,7 @@ class HomeLock:
 
 
 @contextmanager
-def alone_with(path: Path) -> Iterator[None]:
+def exclusive_lock(path: Path) -> Iterator[None]:
     """Hold the lock on a file that is there for that alone; waits while another process has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
@@ -106,12 +106,12 @@ def wait_until_free(state: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
 
 
-def read_holder(state: Path) -> Holder | None:
+def read_holder(state: Path) -> LockHolder | None:
     """Who holds this home by the word of its lock file; None when nobody does or it can't be read.
 
-    The word alone proves nothing, for its writer may be dead: ask `Holder.alive`.
+    The word alone proves nothing, for its writer may be dead: ask `LockHolder.alive`.
     """
     try:
-        return msgspec.json.decode((state / "lock").read_bytes(), type=Holder)
+        return msgspec.json.decode((state / "lock").read_bytes(), type=LockHolder)
     except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
         return None

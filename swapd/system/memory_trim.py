@@ -23,7 +23,7 @@ CROWD = 32
 """So many that have gone are worth it in any case: what they left may be free and kept."""
 
 
-class Heap:
+class MemoryTrimmer:
     """Counts the requests that are under way; when at most half of them are left, gives back."""
 
     def __init__(self, log: logging.Logger) -> None:

@@ -9,7 +9,7 @@ import psutil
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
-def birth_of(pid: int) -> str:
+def start_time(pid: int) -> str:
     """A mark of the moment in which this process was started; empty when it has ended.
 
     On Linux in ticks since the machine's start, which no step of the clock changes. Two processes
@@ -32,7 +32,7 @@ def birth_of(pid: int) -> str:
         return ""
 
 
-def program_of(pid: int) -> str:
+def program_name(pid: int) -> str:
     """The file that the process runs; empty when that can't be known."""
     try:
         return psutil.Process(pid).exe()
@@ -40,7 +40,7 @@ def program_of(pid: int) -> str:
         return ""
 
 
-def variable_of(pid: int, name: str) -> str:
+def environment_variable(pid: int, name: str) -> str:
     """A variable of the environment that the process was started with; empty if not known."""
     try:
         return psutil.Process(pid).environ().get(name, "")

@@ -30,7 +30,7 @@ _IN_YAML = re.compile(
 _IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
-def without_secrets(words: Iterable[str]) -> list[str]:
+def redact_argv(words: Iterable[str]) -> list[str]:
     """The words of a command, with a mask for what follows a flag such as `--api-key`, for the
     value of a variable such as `HF_TOKEN=` or of a header such as `Authorization:`, and for the
     user and password of an address; also where a word is a command itself."""
@@ -43,11 +43,11 @@ def without_secrets(words: Iterable[str]) -> list[str]:
             continue
         secret = _FLAG.fullmatch(word) is not None
         whole = _ASSIGNED.fullmatch(word) or _HEADER.fullmatch(word)
-        shown.append(f"{whole[1]}{MASK}" if whole else without_secrets_in(word))
+        shown.append(f"{whole[1]}{MASK}" if whole else redact_text(word))
     return shown
 
 
-def without_secrets_in(text: str) -> str:
+def redact_text(text: str) -> str:
     """The same for a text in which there are commands, and for values in YAML with such names."""
     for pattern in (_IN_YAML, _FLAG_IN_TEXT, _ASSIGNED_IN_TEXT, _HEADER_IN_TEXT):
         text = pattern.sub(rf"\g<1>{MASK}", text)

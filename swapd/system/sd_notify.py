@@ -10,7 +10,7 @@ VARIABLE = "NOTIFY_SOCKET"
 READY, STOPPING = "READY=1", "STOPPING=1"
 
 
-class Notify:
+class SystemdNotifier:
     """Where a service manager listens; nobody does where none has started us.
 
     The variable is taken out of the environment: what we start has nothing to tell.

@@ -79,7 +79,7 @@ def write_state(path: Path, value: object) -> None:
     replace_text(path, text.decode() + "\n")
 
 
-def set_aside(file: Path, why: object, log: logging.Logger) -> None:
+def quarantine_file(file: Path, why: object, log: logging.Logger) -> None:
     """Rename the file to `<name>.damaged` and say so; where that fails, say that."""
     damaged = file.with_name(file.name + ".damaged")
     try:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from swapd.cli import service_manager
-from swapd.paths import Home
+from swapd.paths import Paths
 from tests.cli.user import User
 from tests.daemon import ROOT
 
@@ -158,7 +158,7 @@ def test_a_swapd_that_runs_already_is_not_doubled(user: User, tools: Path) -> No
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd-analyze")
 def test_systemd_finds_no_fault_with_the_unit(tmp_path: Path) -> None:
-    home = Home(tmp_path / AWKWARD)
+    home = Paths(tmp_path / AWKWARD)
     home.folder.mkdir()
     unit = tmp_path / "swapd.service"
     unit.write_text(service_manager.systemd(home, {}).text)
@@ -173,7 +173,7 @@ def test_systemd_finds_no_fault_with_the_unit(tmp_path: Path) -> None:
 
 
 def test_the_agent_is_a_property_list_that_says_the_same(tmp_path: Path) -> None:
-    home = Home(tmp_path / AWKWARD)
+    home = Paths(tmp_path / AWKWARD)
     agent = plistlib.loads(service_manager.launchd(home).text.encode())
     assert agent["Label"] == "swapd"
     assert agent["ProgramArguments"] == [sys.executable, "-I", "-m", "swapd", "serve"]

@@ -8,14 +8,14 @@ from types import MappingProxyType
 import pytest
 
 from swapd.config.errors import ConfigError
-from swapd.config.load import Loaded, parse
+from swapd.config.load import LoadedConfig, parse
 from swapd.domain.models import ModelSpec
 
 WORKER = ("python", "-m", "worker")
 RAM = 16 * 2**30
 
 
-def read(text: str, env: Mapping[str, str] = MappingProxyType({})) -> Loaded:
+def read(text: str, env: Mapping[str, str] = MappingProxyType({})) -> LoadedConfig:
     return parse(text, "config.yaml", env, worker_command=WORKER, total_memory=RAM)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from swapd.config.macros import Expander, Macro, Scope, fill_in, split
+from swapd.config.macros import Macro, MacroExpander, MacroScope, fill_in, split_command
 
 PORT = frozenset({"PORT"})
 MACROS = {
@@ -23,9 +23,9 @@ MACROS = {
 
 def words(command: str | list[str]) -> tuple[str, ...]:
     macros = {name: Macro(text, text) for name, text in MACROS.items()}
-    scope = Scope("a/model", macros, {"ARGS": "-x -y", "TRICK": "${flags}"}, ("py", "-m", "w"))
+    scope = MacroScope("a/model", macros, {"ARGS": "-x -y", "TRICK": "${flags}"}, ("py", "-m", "w"))
     wrong: list[str] = []
-    found = Expander(scope).words(command, wrong.append, PORT)
+    found = MacroExpander(scope).words(command, wrong.append, PORT)
     assert wrong == []
     return found
 
@@ -67,7 +67,7 @@ _WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0
 @given(st.lists(_WORDS))
 @example(["a'b", '"', "\\", " ", "#", "\u2028", "a\r"])
 def test_what_a_shell_quotes_is_split_back(given: list[str]) -> None:
-    assert split("x " + shlex.join(given)) == ["x", *given]
+    assert split_command("x " + shlex.join(given)) == ["x", *given]
 
 
 @settings(deadline=None)
@@ -75,7 +75,7 @@ def test_what_a_shell_quotes_is_split_back(given: list[str]) -> None:
 @example('it\'s "a" \\ $x')
 def test_a_filled_in_path_is_one_word_in_any_quotes(path: str) -> None:
     line = "# it's ${P}\na ${P} \"${P}\" '${P}' --m=${P} ${PORT}"
-    filled = split(fill_in(line, "P", path))
+    filled = split_command(fill_in(line, "P", path))
     assert [w.removeprefix("\0") for w in filled] == [
         "a", path, path, path, f"--m={path}", "${PORT}",
     ]  # fmt: skip
@@ -83,7 +83,7 @@ def test_a_filled_in_path_is_one_word_in_any_quotes(path: str) -> None:
 
 def test_values_keep_their_type_when_a_macro_is_all_there_is() -> None:
     macros = MappingProxyType({"n": Macro("1.10", 1.1), "t": Macro("${n}!", "${n}!")})
-    expander = Expander(Scope("m", macros, {}, ()))
+    expander = MacroExpander(MacroScope("m", macros, {}, ()))
     assert expander.value({"a": ["${n}", "v${n}", "${t}", 3, None]}) == {
         "a": [1.1, "v1.10", "1.10!", 3, None]
     }

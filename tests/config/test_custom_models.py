@@ -13,8 +13,8 @@ import pytest
 
 from swapd.config.errors import ConfigError
 from swapd.domain.models import ModelSpec
-from swapd.gguf.llama_flags import Terms
-from swapd.gguf.memory_estimate import Facts, estimate, fitting_context
+from swapd.gguf.llama_flags import LlamaFlags
+from swapd.gguf.memory_estimate import MemoryFactors, estimate, fitting_context
 from tests.gguf.gguf_files import write_gguf
 from tests.library.stores import Machine
 
@@ -172,10 +172,10 @@ def test_what_is_wrong_is_told_at_its_key(machine: Machine, text: str, sentence:
     ],
 )  # fmt: skip
 def test_the_context_is_lowered_to_what_fits(gib: int, context: int, budget: int) -> None:
-    facts = Facts(gib * GIB, 131072, keys=2**18, values=2**18)
+    facts = MemoryFactors(gib * GIB, 131072, keys=2**18, values=2**18)
 
     def need(context: int) -> int:
-        return estimate(facts, Terms(context))
+        return estimate(facts, LlamaFlags(context))
 
     found = fitting_context(facts, 8192, budget * GIB, need)
     assert found == context

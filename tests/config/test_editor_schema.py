@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from swapd.config.custom_models import parse_custom
+from swapd.config.custom_models import parse_custom_models
 from swapd.config.editor_schema import config_schema, custom_schema, meanings
 from swapd.config.errors import ConfigError
 from tests.config.test_bad_input import FAULTS
@@ -149,4 +149,4 @@ def test_what_neither_takes(text: str) -> None:
     full = f"models:\n  a:\n    {text}"
     assert not fits(yaml.safe_load(full), CUSTOM_SCHEMA, CUSTOM_SCHEMA)
     with pytest.raises(ConfigError):
-        parse_custom(full, {})
+        parse_custom_models(full, {})

@@ -9,33 +9,33 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from swapd.config.custom_models import parse_custom
-from swapd.config.decode import Report, shapes
-from swapd.config.decode import read as read_section
+from swapd.config.custom_models import parse_custom_models
+from swapd.config.decode import Diagnostics, field_shapes
+from swapd.config.decode import decode as read_section
 from swapd.config.env import find_stores, sync_settings
 from swapd.config.schema import (
-    Cors,
-    CustomModel,
-    Filters,
-    LimitsEntry,
-    Memory,
-    Model,
-    Server,
-    TlsFiles,
+    CorsConfig,
+    CustomModelConfig,
+    FiltersConfig,
+    LimitsConfig,
+    MemoryConfig,
+    ModelConfig,
+    ServerConfig,
+    TlsConfig,
 )
-from swapd.config.yaml_nodes import Mapping, node_at, parse_tree
+from swapd.config.yaml_nodes import MappingNode, node_at, parse_tree
 from tests.config.reading import read
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = (ROOT / "config.example.yaml").read_text(encoding="utf-8")
 SECTIONS: list[tuple[type[msgspec.Struct], tuple[str, ...], set[str]]] = [
-    (Server, (), {"models"}),
-    (Memory, ("memory",), set()),
-    (Cors, ("cors",), set()),
-    (TlsFiles, ("tls",), set()),
-    (Model, ("models", "example"), set()),
-    (LimitsEntry, ("models", "example", "limits"), set()),
-    (Filters, ("models", "example", "filters"), set()),
+    (ServerConfig, (), {"models"}),
+    (MemoryConfig, ("memory",), set()),
+    (CorsConfig, ("cors",), set()),
+    (TlsConfig, ("tls",), set()),
+    (ModelConfig, ("models", "example"), set()),
+    (LimitsConfig, ("models", "example", "limits"), set()),
+    (FiltersConfig, ("models", "example", "filters"), set()),
 ]
 
 
@@ -45,10 +45,10 @@ def test_the_example_has_every_key_with_its_default(
 ) -> None:
     tree, problems = parse_tree(EXAMPLE, "config.example.yaml")
     section = node_at(tree, path)
-    assert isinstance(section, Mapping)
-    live = {name for name, shape in shapes(struct).items() if not shape.inert}
+    assert isinstance(section, MappingNode)
+    live = {name for name, shape in field_shapes(struct).items() if not shape.inert}
     assert set(section.entries) == live | beside
-    report = Report("config.example.yaml", tree, problems)
+    report = Diagnostics("config.example.yaml", tree, problems)
     found = read_section(struct, section, path, report, {}, beside=frozenset(beside | {"cmd"}))
     assert found == struct()
     assert report.problems == []
@@ -68,7 +68,7 @@ def test_the_example_names_every_key_without_effect() -> None:
     assert named == {
         (*path, name)
         for struct, path, _ in SECTIONS
-        for name, shape in shapes(struct).items()
+        for name, shape in field_shapes(struct).items()
         if shape.inert
     }
 
@@ -97,12 +97,12 @@ def test_the_example_loads_and_gives_the_defaults() -> None:
 
 def test_the_shipped_custom_models_say_nothing_and_their_examples_are_valid() -> None:
     text = (ROOT / "custom_models.yaml").read_text(encoding="utf-8")
-    assert not parse_custom(text, {}).models
+    assert not parse_custom_models(text, {}).models
     _, _, tail = text.partition("what you need of this:\n#\n")
-    custom = parse_custom(re.sub(r"(?m)^# ?", "", tail), {})
+    custom = parse_custom_models(re.sub(r"(?m)^# ?", "", tail), {})
     assert list(custom.models) == [
         "bard", "gemma3:27.4b-q8_0", "gemma-short", "codestral:22.2b-q8_0", "whisper",
     ]  # fmt: skip
     told = set(re.findall(r"(?m)^#   ([a-z_]+)  ", text.partition("\nmodels:")[0]))
-    assert told == set(shapes(CustomModel)) - set(shapes(Model))
+    assert told == set(field_shapes(CustomModelConfig)) - set(field_shapes(ModelConfig))
     assert custom.warnings == ()

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from swapd.config.env import read_env, sync_settings
 from swapd.config.errors import ConfigError
 from swapd.config.yaml_edit import EditError, set_value, unset
-from swapd.gguf.llama_flags import Terms
+from swapd.gguf.llama_flags import LlamaFlags
 from swapd.gguf.memory_estimate import estimate, fitting_context
-from swapd.gguf.model_info import card_of
-from swapd.gguf.reader import DamagedModelError, read_beginning, read_head
+from swapd.gguf.model_info import read_model_info
+from swapd.gguf.reader import DamagedModelError, read_header, read_model_header
 from tests.gguf.gguf_files import write_gguf
 
 ANYWHERE = settings(
@@ -30,18 +30,20 @@ _WORST = st.sampled_from(
 def _looked_into(path: Path) -> None:
     """As sync does, to the end: a card that can be kept, a context and a need."""
     try:
-        card = card_of(read_head(path))
+        card = read_model_info(read_header(path))
     except DamagedModelError as error:
         assert str(error).isprintable()
     else:
         assert msgspec.json.decode(msgspec.json.encode(card), type=type(card)) == card
         assert all(text.isprintable() for text in (card.title, card.architecture, card.kind))
         facts = card.facts(path.stat().st_size)
-        context = fitting_context(facts, 8192, 2**34, lambda n: estimate(facts, Terms(context=n)))
+        context = fitting_context(
+            facts, 8192, 2**34, lambda n: estimate(facts, LlamaFlags(context=n))
+        )
         assert 0 <= context <= 8192
-        assert estimate(facts, Terms(context=context)) > 0
+        assert estimate(facts, LlamaFlags(context=context)) > 0
     try:
-        read_beginning(path)
+        read_model_header(path)
     except DamagedModelError as error:
         assert str(error).isprintable()
 

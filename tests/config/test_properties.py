@@ -5,12 +5,12 @@ from __future__ import annotations
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from swapd.config.custom_models import parse_custom
-from swapd.config.decode import shapes
+from swapd.config.custom_models import parse_custom_models
+from swapd.config.decode import field_shapes
 from swapd.config.errors import ConfigError
-from swapd.config.schema import CustomModel, Server
+from swapd.config.schema import CustomModelConfig, ServerConfig
 from swapd.config.units import parse_size, show_size
-from swapd.config.yaml_dump import write_yaml
+from swapd.config.yaml_dump import dump_yaml
 from tests.config.reading import read
 from tests.config.test_load import LLAMA_SWAP
 
@@ -34,12 +34,13 @@ _VALUES = st.recursive(
 )
 _MODELS = st.dictionaries(
     st.text(max_size=5),
-    st.dictionaries(st.sampled_from(sorted(shapes(CustomModel))), _VALUES, max_size=6) | _VALUES,
+    st.dictionaries(st.sampled_from(sorted(field_shapes(CustomModelConfig))), _VALUES, max_size=6)
+    | _VALUES,
     max_size=3,
 )
 _CONFIGS = st.builds(
     lambda top, models: {**top, "models": models},
-    st.dictionaries(st.sampled_from(sorted(shapes(Server))), _VALUES, max_size=6),
+    st.dictionaries(st.sampled_from(sorted(field_shapes(ServerConfig))), _VALUES, max_size=6),
     _MODELS | _VALUES,
 )
 
@@ -53,7 +54,7 @@ def only_config_errors(text: str) -> None:
             assert problem.message
             assert problem.line <= sum(map(text.count, "\n\r\x85\u2028\u2029")) + 2
     try:
-        parse_custom(text, {"X": "1"})
+        parse_custom_models(text, {"X": "1"})
     except ConfigError as error:
         assert error.problems
 
@@ -77,7 +78,7 @@ def test_any_text(text: str) -> None:
 @settings(max_examples=150, deadline=None)
 @given(_CONFIGS)
 def test_any_values_under_the_right_keys(config: object) -> None:
-    only_config_errors(write_yaml(config))
+    only_config_errors(dump_yaml(config))
 
 
 @settings(max_examples=150, deadline=None)

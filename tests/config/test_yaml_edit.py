@@ -12,12 +12,12 @@ import yaml
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from swapd.config.decode import shapes
+from swapd.config.decode import field_shapes
 from swapd.config.errors import ConfigError
-from swapd.config.schema import CustomModel
-from swapd.config.yaml_dump import flow_text, value_of
+from swapd.config.schema import CustomModelConfig
+from swapd.config.yaml_dump import dump_flow, parse_setting
 from swapd.config.yaml_edit import EditError, set_value, unset
-from swapd.library.overrides import customise
+from swapd.library.overrides import set_overrides
 from tests.config.reading import RAM
 from tests.library.stores import DEMO, Machine
 
@@ -254,12 +254,12 @@ def test_whatever_the_layout_only_the_value_changes(
     ],
 )  # fmt: skip
 def test_a_typed_value_is_what_its_key_wants(key: str, text: str, value: object) -> None:
-    assert value_of(key, text) == value
+    assert parse_setting(key, text) == value
 
 
 @given(_VALUES)
 def test_any_value_fits_on_a_line(value: object) -> None:
-    text = flow_text(value)
+    text = dump_flow(value)
     assert "\n" not in text
     assert yaml.safe_load(f"a: {text}")["a"] == value
     assert yaml.safe_load(f"{{a: {text}}}")["a"] == value
@@ -276,7 +276,7 @@ def machine(tmp_path: Path) -> Machine:
 
 def customised(machine: Machine, model: str, keys: dict[str, str | None]) -> bool:
     home, env = machine.home, machine.env
-    return customise(home, env, DEMO, model, keys, now=4e9, total_memory=RAM).written
+    return set_overrides(home, env, DEMO, model, keys, now=4e9, total_memory=RAM).written
 
 
 def test_a_model_is_set_by_any_spelling_of_its_name(machine: Machine) -> None:
@@ -323,6 +323,6 @@ def test_what_would_not_load_is_not_written(
 
 
 def test_every_key_can_be_set() -> None:
-    for key, shape in shapes(CustomModel).items():
+    for key, shape in field_shapes(CustomModelConfig).items():
         value = "{}" if shape.nested is not None else "1"
-        assert set_value(FULL, "bard", key, value_of(key, value)) != FULL
+        assert set_value(FULL, "bard", key, parse_setting(key, value)) != FULL

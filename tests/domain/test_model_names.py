@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swapd.domain.model_names import Ambiguous, Spellings, resolve
+from swapd.domain.model_names import AmbiguousName, SpellingIndex, resolve
 from swapd.domain.models import Catalog, ModelSpec
 from tests.config.reading import model
 
@@ -74,7 +74,7 @@ def test_what_several_could_mean_is_told_with_all_of_them(
     asked: str, candidates: tuple[str, ...]
 ) -> None:
     found = resolve(asked, MODELS)
-    assert found == Ambiguous(asked, candidates)
+    assert found == AmbiguousName(asked, candidates)
     assert str(found) == f"{asked} could mean any of {', '.join(candidates)}; say which"
 
 
@@ -89,7 +89,7 @@ def test_another_prefix_is_known_by_its_models_or_by_name() -> None:
 @given(st.text(max_size=40))
 def test_any_text_means_a_model_of_the_catalog_or_none(asked: str) -> None:
     found = resolve(asked, MODELS)
-    if isinstance(found, Ambiguous):
+    if isinstance(found, AmbiguousName):
         assert set(found.candidates) <= set(MODELS.models)
     elif found is not None:
         assert MODELS.models[found.name] is found
@@ -102,7 +102,7 @@ def test_an_exact_name_costs_nothing_and_others_little() -> None:
     for _ in range(1000):
         resolve("m7:7b", big)
     exact = time.perf_counter() - start
-    spellings = Spellings(names)
+    spellings = SpellingIndex(names)
     start = time.perf_counter()
     assert spellings.find("M499-7B") == "ls/m499:7b-q499"
     assert time.perf_counter() - start < 0.01

@@ -31,7 +31,7 @@ import psutil
 
 from swapd.process.orphans import MARK
 from swapd.system.aio import now
-from swapd.system.process_identity import variable_of
+from swapd.system.process_identity import environment_variable
 from tests.clock import SteppedClock, can_step
 from tests.daemon import Swapd, alive, config, eventually
 from tests.disk import can_mount, fill, small_disk
@@ -269,7 +269,7 @@ def chaos(home: Path, seconds: float, seed: int) -> Outcome:
         books, over = Books(), threading.Event()
         _learn(swapd, books)
         before = _at_rest(swapd)
-        mark = variable_of(_any_worker(swapd), MARK)
+        mark = environment_variable(_any_worker(swapd), MARK)
         clients = [Client(swapd.port, books, f"{seed}/{i}", over) for i in range(CLIENTS)]
         for client in clients:
             client.start()
@@ -281,7 +281,9 @@ def chaos(home: Path, seconds: float, seed: int) -> Outcome:
         after = _at_rest(swapd, before)
         swapd.process.send_signal(signal.SIGTERM)
         status = swapd.process.wait(timeout=30)
-        left = [pid for pid in psutil.pids() if alive(pid) and variable_of(pid, MARK) == mark]
+        left = [
+            pid for pid in psutil.pids() if alive(pid) and environment_variable(pid, MARK) == mark
+        ]
         log = swapd.log() + (home / "output").read_text()
         return Outcome(books, faults.thrown, before, after, left, status, log)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from swapd.process.orphans import Page
+from swapd.process.orphans import PidFile
 from tests.daemon import Swapd, alive, config, error_of, said
 from tests.disk import fill, small_disk
 from tests.fixtures import demo, fake
@@ -71,7 +71,7 @@ def test_a_disk_at_its_end_stops_logging_and_not_serving(home: Path) -> None:
             filling = fill(disk)
             for name in models:
                 assert said(swapd.ask(name))
-            page = msgspec.json.decode((disk / "workers.json").read_bytes(), type=Page)
+            page = msgspec.json.decode((disk / "workers.json").read_bytes(), type=PidFile)
             assert {noted.pid for noted in page.workers} > swapd.pids(), "and the spare one"
             filling.unlink()
             swapd.http.post("/unload")

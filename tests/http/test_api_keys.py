@@ -15,8 +15,8 @@ from multidict import CIMultiDict
 
 from swapd.config.access import digest_of, hash_of
 from swapd.domain.settings import ApiKey
-from swapd.http.api_keys import Keyring, Pace
-from swapd.system.redact import without_secrets, without_secrets_in
+from swapd.http.api_keys import KeyStore, RateLimiter
+from swapd.system.redact import redact_argv, redact_text
 from tests.daemon import Swapd, alive, chat, config, error_of, eventually
 from tests.fixtures import fake
 
@@ -164,7 +164,7 @@ def test_a_key_has_its_pace(swapd: Swapd) -> None:
 
 
 def test_a_pace_is_so_many_at_once_and_then_one_every_so_often() -> None:
-    pace = Pace(60)
+    pace = RateLimiter(60)
     assert [pace.take(10.0) for _ in range(60)] == [0.0] * 60
     assert pace.take(10.0) == pytest.approx(1.0)
     assert pace.take(10.5) == pytest.approx(0.5)
@@ -214,7 +214,7 @@ def test_no_key_is_told_anywhere(swapd: Swapd) -> None:
 def test_a_command_is_shown_without_its_secrets() -> None:
     words = ["serve", "--api-key", "s1", "--hf-token=s2", "--max-tokens", "5", "env", "HF_TOKEN=s3"]
     words += ["http://me:s4@host/x", "--token", "--verbose", "--api-key-file", "/f", "KEY=s5"]
-    shown = without_secrets(words)
+    shown = redact_argv(words)
     assert not any(f"s{i}" in word for i in range(1, 6) for word in shown)
     for kept in ("serve", "--max-tokens", "5", "--verbose", "/f", "--hf-token=***"):
         assert kept in shown
@@ -239,7 +239,7 @@ def test_a_command_is_shown_without_its_secrets() -> None:
     ],
 )
 def test_whatever_names_a_secret_hides_it(words: list[str]) -> None:
-    shown = " ".join(without_secrets(words))
+    shown = " ".join(redact_argv(words))
     assert "5ecret" not in shown
     assert "***" in shown
     assert shown.endswith("--port 1")
@@ -249,8 +249,8 @@ def test_what_only_looks_like_a_secret_is_shown() -> None:
     words = ["server", "--max-tokens", "5", "--tokenizer", "t", "--model", "secrets.gguf"]
     words += ["--override-kv", "tokenizer.ggml.add_bos_token=bool:false", "--keep", "3"]
     words += ["--api-key-file", "/f", "--flash-attn", "auto", "--author", "me", "--key-cache=q8"]
-    assert without_secrets(words) == words
-    assert without_secrets_in("HF_TOKEN=${env.HF_TOKEN} x") == "HF_TOKEN=${env.HF_TOKEN} x"
+    assert redact_argv(words) == words
+    assert redact_text("HF_TOKEN=${env.HF_TOKEN} x") == "HF_TOKEN=${env.HF_TOKEN} x"
 
 
 def test_a_reload_changes_who_is_let_in_and_breaks_nothing(home: Path) -> None:
@@ -282,7 +282,7 @@ def test_a_reload_changes_who_is_let_in_and_breaks_nothing(home: Path) -> None:
 def test_every_look_for_a_key_compares_with_all_of_them(headers: dict[str, str]) -> None:
     """Time can't tell how near a guess was: the same comparisons are made for every one."""
     keys = [ApiKey(f"k{i}", digest_of(f"k{i}".encode())) for i in range(8)]
-    keyring = Keyring(keys)
+    keyring = KeyStore(keys)
     calls: list[Any] = []
 
     def note(_: FrameType, event: str, what: Any) -> None:
@@ -302,4 +302,4 @@ def test_values_that_are_named_as_secrets_are_not_shown() -> None:
     told = "env:\n  HF_TOKEN: abc def\n  - api_key: 'x y'\nmax_tokens: 5\ntoken: ${env.X}\n"
     told += "tls:\n  cert: /etc/c.pem\n  key: /etc/k.pem  # mine\n"
     shown = told.replace("abc def", "***").replace("'x y'", "***")
-    assert without_secrets_in(told) == shown
+    assert redact_text(told) == shown

@@ -16,8 +16,8 @@ import psutil
 import pytest
 from aiohttp import web
 
-from swapd.domain.settings import Patience
-from swapd.http.connection import Crowd, factory
+from swapd.domain.settings import ClientTimeouts
+from swapd.http.connection import ConnectionLimiter, factory
 from swapd.system.aio import now
 from tests.daemon import Swapd, chat, config, error_of, eventually
 from tests.fixtures import GateMaker, fake
@@ -284,8 +284,8 @@ def test_who_crowds_the_port_keeps_nobody_from_the_socket(home: Path) -> None:
 class Small:
     """A server that answers `hello`, or waits while `/wait` is asked for; `/endless` has no end."""
 
-    def __init__(self, most: int, patience: Patience) -> None:
-        self.crowd = Crowd(most, logging.getLogger("test"))
+    def __init__(self, most: int, patience: ClientTimeouts) -> None:
+        self.crowd = ConnectionLimiter(most, logging.getLogger("test"))
         self.patience = patience
         self.go_on = asyncio.Event()
         self.broken_off = asyncio.Event()
@@ -335,7 +335,7 @@ async def _hello(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @pytest.mark.parametrize("used", [False, True])
 async def test_a_connection_that_nobody_uses_is_closed(used: bool) -> None:
-    small = Small(10, Patience(60, 20, idle=0.2))
+    small = Small(10, ClientTimeouts(60, 20, idle=0.2))
     async with small.serving() as port:
         if used:
             reader, writer = await _hello(port)
@@ -347,7 +347,7 @@ async def test_a_connection_that_nobody_uses_is_closed(used: bool) -> None:
 
 
 async def test_when_there_are_too_many_the_idle_go_first_and_nobody_who_works() -> None:
-    small = Small(3, Patience())
+    small = Small(3, ClientTimeouts())
     async with small.serving() as port:
         busy, oldest = await _ask(port, "/wait"), await _hello(port)
         younger, newcomer = await _hello(port), await _hello(port)
@@ -361,7 +361,7 @@ async def test_when_there_are_too_many_the_idle_go_first_and_nobody_who_works() 
 
 
 async def test_when_all_work_a_newcomer_is_told_so() -> None:
-    small = Small(2, Patience())
+    small = Small(2, ClientTimeouts())
     async with small.serving() as port:
         busy = [await _ask(port, "/wait") for _ in range(2)]
         for _ in busy:
@@ -378,7 +378,7 @@ async def test_when_all_work_a_newcomer_is_told_so() -> None:
 
 
 async def test_who_reads_steadily_is_not_let_go_however_much_there_is_to_read() -> None:
-    small = Small(2, Patience(silence=1.0))
+    small = Small(2, ClientTimeouts(silence=1.0))
     async with small.serving() as port:
         reader, writer = await _ask(port, "/endless")
         begun = now()

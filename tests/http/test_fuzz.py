@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from swapd.config.access import digest_of
-from swapd.domain.settings import Access, ApiKey
+from swapd.domain.settings import AccessRules, ApiKey
 from swapd.http import proxy_routes
-from swapd.http.api_keys import Keyring, shown_in
-from swapd.http.origins import Origins, name_in
+from swapd.http.api_keys import KeyStore, presented_key
+from swapd.http.origins import OriginPolicy, name_in
 from swapd.proxy.sse import EventIds
 from tests.daemon import Swapd, chat, config
 from tests.fixtures import demo
@@ -30,7 +30,7 @@ LIVE = settings(
     suppress_health_check=list(HealthCheck),
 )
 PURE = settings(max_examples=80, deadline=None, derandomize=True, database=None)
-KEYRING = Keyring([ApiKey("k", digest_of(b"key"))])
+KEYRING = KeyStore([ApiKey("k", digest_of(b"key"))])
 
 HEADER_TEXT = st.text(st.characters(codec="latin-1", exclude_characters="\r\n\0"), max_size=60)
 JSON = st.recursive(
@@ -167,9 +167,9 @@ def test_paths(swapd: Swapd, method: str, start: str, rest: str, query: str) -> 
 @PURE
 def test_headers_that_say_who_one_is(headers: dict[str, str]) -> None:
     shown = CIMultiDict(headers)
-    assert KEYRING.open(shown) is None or any(key == b"key" for _, key in shown_in(shown))
+    assert KEYRING.open(shown) is None or any(key == b"key" for _, key in presented_key(shown))
     for loopback in (True, False):
-        origins = Origins(loopback, Access(allowed_origins=("https://*.example.org",)))
+        origins = OriginPolicy(loopback, AccessRules(allowed_origins=("https://*.example.org",)))
         origins.knows_host(headers.get("Host", ""))
         origins.stranger(shown)
     assert "/" not in name_in(headers.get("Host", ""))
@@ -179,7 +179,7 @@ def test_headers_that_say_who_one_is(headers: dict[str, str]) -> None:
 @PURE
 def test_keep_alive(value: object) -> None:
     with contextlib.suppress(ValueError):
-        assert isinstance(proxy_routes.seconds(value), float)
+        assert isinstance(proxy_routes.parse_keep_alive(value), float)
 
 
 EVENT = st.one_of(

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from swapd.domain.settings import Access, ApiKey, Settings, Tls
-from swapd.http.origins import Origins, name_in, risks, split_target
+from swapd.domain.settings import AccessRules, ApiKey, ServerSettings, TlsPaths
+from swapd.http.origins import OriginPolicy, name_in, risks, split_target
 from tests.daemon import Swapd, config, error_of
 from tests.fixtures import fake
 
@@ -153,11 +153,11 @@ def test_beyond_the_loopback(
     host: str, by_default: bool, with_keys: bool, with_a_list: bool
 ) -> None:
     for access, expected in (
-        (Access(), by_default),
-        (Access((KEY,)), with_keys),
-        (Access((KEY,), ("*.example.org",)), with_a_list),
+        (AccessRules(), by_default),
+        (AccessRules((KEY,)), with_keys),
+        (AccessRules((KEY,), ("*.example.org",)), with_a_list),
     ):
-        origins = Origins(False, access)
+        origins = OriginPolicy(False, access)
         assert origins.knows_host(host) is expected, access
         assert origins.knows_host(host) is expected, "asked again"
 
@@ -170,21 +170,24 @@ def test_a_name_is_taken_out_of_what_stands_around_it() -> None:
 
 
 def test_every_origin_may_read_where_that_is_configured() -> None:
-    origins = Origins(True, Access(allowed_origins=("*",)))
+    origins = OriginPolicy(True, AccessRules(allowed_origins=("*",)))
     assert origins.allows("https://any.example")
     assert origins.stranger({"Origin": "null", "Host": "localhost"}) == ""
 
 
 def test_the_risk_of_an_address_is_named() -> None:
-    assert risks(Settings()) == []
-    assert risks(Settings(host="::1")) == []
-    bare = " ".join(risks(Settings(host="0.0.0.0")))
+    assert risks(ServerSettings()) == []
+    assert risks(ServerSettings(host="::1")) == []
+    bare = " ".join(risks(ServerSettings(host="0.0.0.0")))
     assert "no API key is set" in bare
     assert "without TLS" in bare
-    keyed = " ".join(risks(Settings(host="0.0.0.0", access=Access((KEY,)))))
+    keyed = " ".join(risks(ServerSettings(host="0.0.0.0", access=AccessRules((KEY,)))))
     assert "no API key" not in keyed
     assert "keys, prompts and answers can be read" in keyed
-    assert risks(Settings(host="0.0.0.0", access=Access((KEY,)), tls=Tls("c", "k"))) == []
+    assert (
+        risks(ServerSettings(host="0.0.0.0", access=AccessRules((KEY,)), tls=TlsPaths("c", "k")))
+        == []
+    )
 
 
 def _status(swapd: Swapd, sent: bytes) -> bytes:

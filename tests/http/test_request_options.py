@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from swapd.config.access import hash_of
-from swapd.http.proxy_routes import seconds
+from swapd.http.proxy_routes import parse_keep_alive
 from swapd.proxy.forward import tokens_told
 from tests.daemon import Swapd, alive, chat, config, error_of, eventually
 from tests.fixtures import GateMaker, fake
@@ -32,19 +32,19 @@ from tests.fixtures import GateMaker, fake
     ],
 )
 def test_keep_alive_is_read_as_ollama_reads_it(value: object, expected: float) -> None:
-    assert seconds(value) == expected
+    assert parse_keep_alive(value) == expected
 
 
 @pytest.mark.parametrize("value", ["", "soon", "5 m", "5x", "m5", True, [], {}, "5m3", "1e3"])
 def test_what_is_no_duration_is_told(value: object) -> None:
     with pytest.raises(ValueError, match="'keep_alive' must be seconds or a duration"):
-        seconds(value)
+        parse_keep_alive(value)
 
 
 @pytest.mark.parametrize("value", [10**400, "1" + "0" * 400, "9" * 400 + "h"])
 def test_what_is_no_time_any_more_is_told(value: object) -> None:
     with pytest.raises(ValueError, match="'keep_alive' is too large"):
-        seconds(value)
+        parse_keep_alive(value)
 
 
 @pytest.mark.parametrize(

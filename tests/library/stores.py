@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from swapd.config.load import Loaded, load
+from swapd.config.load import LoadedConfig, load
 from swapd.library.sync import SyncReport, sync
 from tests.config.reading import RAM, WORKER
 from tests.gguf.gguf_files import write_gguf
@@ -123,7 +123,7 @@ class Machine:
     def sync(self) -> SyncReport:
         return sync(self.home, self.env, self.demo, now=4e9, total_memory=RAM)
 
-    def load(self) -> Loaded:
+    def load(self) -> LoadedConfig:
         return load(self.home / "config.yaml", self.env, worker_command=WORKER, total_memory=RAM)
 
     def served(self) -> dict[str, str]:

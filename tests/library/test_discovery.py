@@ -8,9 +8,9 @@ from pathlib import Path
 import gguf
 import pytest
 
-from swapd.config.env import Stores
-from swapd.gguf.memory_estimate import Facts, default_context, facts_of
-from swapd.gguf.reader import DamagedModelError, read_head
+from swapd.config.env import ModelStores
+from swapd.gguf.memory_estimate import MemoryFactors, default_context, memory_factors
+from swapd.gguf.reader import DamagedModelError, read_header
 from swapd.library.discovery import Discovery, discover
 from swapd.library.naming import bare_name
 from tests.gguf.gguf_files import write_gguf
@@ -19,7 +19,7 @@ GIB = 2**30
 
 
 def look(tmp_path: Path, *, now: float = 4e9, min_age: float = 5) -> Discovery:
-    stores = Stores((), tmp_path / "models", (tmp_path / "models",), (), ())
+    stores = ModelStores((), tmp_path / "models", (tmp_path / "models",), (), ())
     return discover(stores, tmp_path / "demo", now=now, min_age=min_age)
 
 
@@ -128,7 +128,7 @@ def test_a_head_of_noise_is_damaged_and_nothing_worse(tmp_path: Path) -> None:
     for position in range(4, 700, 3):
         noisy.write_bytes(data[:position] + b"\xff" * 7 + data[position + 7 :])
         try:
-            facts_of(read_head(noisy), 1)
+            memory_factors(read_header(noisy), 1)
         except DamagedModelError as error:
             assert str(error)
 
@@ -219,12 +219,12 @@ def test_no_folder_holds_nothing(tmp_path: Path) -> None:
 
 def test_the_head_agrees_with_ggufs_own_reader(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", kv_heads=[1, 2], tokens=5000)
-    head, reader = read_head(path), gguf.GGUFReader(path)
+    head, reader = read_header(path), gguf.GGUFReader(path)
     for key in ("general.type", "llama.block_count", "llama.context_length"):
         assert head.fields[key] == reader.fields[key].contents()
     assert list(head.fields["llama.attention.head_count_kv"]) == [1, 2]  # type: ignore[arg-type]
     assert head.tensors == len(reader.tensors)
-    assert facts_of(head, 1).vocabulary == 5000
+    assert memory_factors(head, 1).vocabulary == 5000
 
 
 @pytest.mark.parametrize(
@@ -235,4 +235,4 @@ def test_the_head_agrees_with_ggufs_own_reader(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_the_context_follows_the_references_rule(size: int, trained: int, context: int) -> None:
-    assert default_context(Facts(size, trained), 8192) == context
+    assert default_context(MemoryFactors(size, trained), 8192) == context

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swapd.gguf.model_info import Card, Cards
+from swapd.gguf.model_info import ModelInfo, ModelInfoCache
 from swapd.gguf.reader import DamagedModelError
-from swapd.library.inventory import Entry, library
+from swapd.library.inventory import InventoryEntry, list_inventory
 from swapd.library.sync import names_in
 from tests.config.reading import RAM
 from tests.gguf.gguf_files import write_gguf
@@ -29,8 +29,10 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def listed(machine: Machine, demo: Path | None = None) -> dict[str, Entry]:
-    found = library(machine.home, machine.env, demo or machine.demo, now=4e9, total_memory=RAM)
+def listed(machine: Machine, demo: Path | None = None) -> dict[str, InventoryEntry]:
+    found = list_inventory(
+        machine.home, machine.env, demo or machine.demo, now=4e9, total_memory=RAM
+    )
     return {entry.name: entry for entry in found}
 
 
@@ -100,13 +102,13 @@ def test_the_names_in_a_configuration_are_those_that_load(machine: Machine) -> N
 def test_heads_are_read_once_and_again_when_the_file_changes(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", tokens=5)
     kept = tmp_path / ".swapd/cards.json"
-    cards = Cards(kept)
+    cards = ModelInfoCache(kept)
     card = cards.card(path, path.stat())
     assert (cards.keep(), cards.keep()) == (True, False)
     path.chmod(0)
     status = path.stat()
     data = path.read_bytes() if os.geteuid() == 0 else b""
-    again = Cards(kept)
+    again = ModelInfoCache(kept)
     if data:
         # Root reads everything, so only other bytes show that nobody looked.
         path.write_bytes(b"X" * len(data))
@@ -117,7 +119,7 @@ def test_heads_are_read_once_and_again_when_the_file_changes(tmp_path: Path) -> 
     path.write_bytes(b"no model".ljust(status.st_size))
     os.utime(path, ns=(0, status.st_mtime_ns + 1))
     for _ in range(2):
-        fresh = Cards(kept)
+        fresh = ModelInfoCache(kept)
         with pytest.raises(DamagedModelError, match=r"^is not a GGUF file$"):
             fresh.card(path, path.stat())
         fresh.keep()
@@ -129,7 +131,7 @@ def test_a_damaged_cache_is_ignored_and_written_anew(tmp_path: Path, data: bytes
     path = write_gguf(tmp_path / "m.gguf")
     kept = tmp_path / "cards.json"
     kept.write_bytes(data)
-    cards = Cards(kept)
+    cards = ModelInfoCache(kept)
     assert cards.card(path, path.stat()).architecture == "llama"
     assert cards.keep()
     assert kept.read_bytes() != data
@@ -141,23 +143,23 @@ def test_whatever_the_cache_holds_a_card_comes_out(position: int, piece: bytes) 
     with tempfile.TemporaryDirectory() as folder:
         path = write_gguf(Path(folder, "m.gguf"), tokens=3, rows=1)
         kept = Path(folder, "cards.json")
-        cards = Cards(kept)
+        cards = ModelInfoCache(kept)
         cards.card(path, path.stat())
         cards.keep()
         data = kept.read_bytes()
         kept.write_bytes(data[:position] + piece + data[position + len(piece) :])
-        assert isinstance(Cards(kept).card(path, path.stat()), Card)
+        assert isinstance(ModelInfoCache(kept).card(path, path.stat()), ModelInfo)
 
 
 def test_a_cache_of_another_version_is_not_used(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf")
     kept = tmp_path / "cards.json"
-    cards = Cards(kept)
+    cards = ModelInfoCache(kept)
     cards.card(path, path.stat())
     cards.keep()
     other = json.loads(kept.read_text().replace("llama", "other"))
     kept.write_text(json.dumps({**other, "version": other["version"] - 1}))
-    assert Cards(kept).card(path, path.stat()).architecture == "llama"
+    assert ModelInfoCache(kept).card(path, path.stat()).architecture == "llama"
 
 
 def test_five_hundred_models_are_listed_in_no_time(machine: Machine) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from swapd.library.sources.base import Passed
+from swapd.library.sources.base import SkippedFile
 from tests.library.stores import Machine, another
 
 LIBRARY = "registry.ollama.ai/library"
@@ -53,7 +53,7 @@ def test_no_link_of_anybody_else_s_is_replaced_or_removed(machine: Machine, link
     report = machine.sync()
     assert (report.linked, report.unlinked) == ((), ())
     reason = "is a link to /nowhere/else.gguf, which is missing"
-    assert report.broken == (Passed(link, reason, "lm studio"),)
+    assert report.broken == (SkippedFile(link, reason, "lm studio"),)
     (machine.ollama.root / f"manifests/{LIBRARY}/gemma3/27b").unlink()
     assert machine.sync().unlinked == ()
     assert link.is_symlink()

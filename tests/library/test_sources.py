@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from swapd.library.sources import ollama
-from swapd.library.sources.base import Looked
+from swapd.library.sources.base import ScanResult
 from swapd.library.sources.ollama import DamagedManifestError, parse_manifest
 from tests.gguf.gguf_files import write_gguf
 from tests.library.stores import ALICE, BARD, LAYER, LORA, Machine, another, fill
@@ -321,4 +321,4 @@ def test_any_bytes_are_a_manifest_or_a_damaged_one(data: bytes) -> None:
 
 
 def test_a_store_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
-    assert ollama.look(tmp_path / "none") == Looked()
+    assert ollama.scan(tmp_path / "none") == ScanResult()

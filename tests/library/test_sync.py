@@ -12,7 +12,7 @@ import pytest
 
 from swapd.config.diff import diff
 from swapd.config.errors import ConfigError
-from swapd.config.load import Loaded, load
+from swapd.config.load import LoadedConfig, load
 from swapd.library.sync import SyncReport, sync
 from tests.config.reading import RAM, WORKER
 from tests.gguf.gguf_files import write_gguf
@@ -41,7 +41,7 @@ class Home:
             self.sync()
         return str(caught.value).splitlines()
 
-    def load(self) -> Loaded:
+    def load(self) -> LoadedConfig:
         return load(self.path / "config.yaml", self.env, worker_command=WORKER, total_memory=RAM)
 
     @property

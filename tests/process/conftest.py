@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 
 from swapd.domain.models import ModelSpec
-from swapd.process.orphans import Guardian, Register
-from swapd.process.spawn import Place
-from swapd.process.worker_process import Word, WorkerProcess
+from swapd.process.orphans import Guardian, PidRegistry
+from swapd.process.spawn import SpawnContext
+from swapd.process.worker_process import ReadyMessage, WorkerProcess
 
 LOG = logging.Logger("test")
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    guardian = Guardian(LOG, Register(tmp_path / "workers.json", LOG))
-    yield Place(tmp_path, guardian, dict(os.environ))
+def place(tmp_path: Path) -> Iterator[SpawnContext]:
+    guardian = Guardian(LOG, PidRegistry(tmp_path / "workers.json", LOG))
+    yield SpawnContext(tmp_path, guardian, dict(os.environ))
     guardian.dismiss()
 
 
@@ -30,12 +30,12 @@ def place(tmp_path: Path) -> Iterator[Place]:
 class Heard:
     """A listener that lets a test wait for what a worker says."""
 
-    words: asyncio.Queue[Word] = field(default_factory=asyncio.Queue)
+    words: asyncio.Queue[ReadyMessage] = field(default_factory=asyncio.Queue)
     ends: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     accident: bool | None = None
     """Whether it was killed by somebody else; None until it has ended."""
 
-    def worker_spoke(self, worker: int, word: Word) -> None:
+    def worker_spoke(self, worker: int, word: ReadyMessage) -> None:
         assert worker == 1
         self.words.put_nowait(word)
 
@@ -44,7 +44,7 @@ class Heard:
         self.accident = accident
         self.ends.put_nowait(reason)
 
-    async def word(self) -> Word:
+    async def word(self) -> ReadyMessage:
         return await asyncio.wait_for(self.words.get(), 20)
 
     async def end(self) -> str:
@@ -52,7 +52,7 @@ class Heard:
 
 
 @pytest.fixture
-async def spawn(place: Place) -> AsyncIterator[Callable[..., tuple[WorkerProcess, Heard]]]:
+async def spawn(place: SpawnContext) -> AsyncIterator[Callable[..., tuple[WorkerProcess, Heard]]]:
     made: list[tuple[WorkerProcess, Heard]] = []
 
     def make(command: str, **fields: object) -> tuple[WorkerProcess, Heard]:

@@ -13,7 +13,7 @@ import pytest
 
 from swapd.domain.models import ModelSpec, WorkerLimits
 from swapd.process.orphans import MARK
-from swapd.process.spawn import Place, for_workers
+from swapd.process.spawn import SpawnContext, worker_environment
 from swapd.process.worker_process import WorkerProcess
 from tests.daemon import Swapd, config, eventually, said
 from tests.fixtures import demo, fake
@@ -39,13 +39,13 @@ USEFUL = {
 
 def test_workers_see_the_usual_and_what_is_named_but_no_secrets() -> None:
     own = {**SECRETS, **USEFUL, "MINE": "1", "MINE_TOO": "2", "MINE_KEY": "3"}
-    assert for_workers(own, ()) == USEFUL
-    assert for_workers(own, ("MINE_*", "HF_TOKEN")) == {
+    assert worker_environment(own, ()) == USEFUL
+    assert worker_environment(own, ("MINE_*", "HF_TOKEN")) == {
         **USEFUL,
         "MINE_TOO": "2",
         "HF_TOKEN": "hf_1",
     }
-    assert for_workers(own, ("*",)).keys() == own.keys() - {
+    assert worker_environment(own, ("*",)).keys() == own.keys() - {
         *("OPENAI_API_KEY", "HF_TOKEN", "LLAMA_API_KEY", "AWS_SECRET_ACCESS_KEY", "MINE_KEY")
     }
 
@@ -85,7 +85,7 @@ def _descriptors(pid: int) -> dict[int, str]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="descriptors are looked at in /proc")
-async def test_a_worker_has_its_pipes_and_nothing_else_of_ours(place: Place) -> None:
+async def test_a_worker_has_its_pipes_and_nothing_else_of_ours(place: SpawnContext) -> None:
     mine = os.open(place.home, os.O_RDONLY)
     os.set_inheritable(mine, True)
     heard = Heard()
@@ -103,14 +103,16 @@ async def test_a_worker_has_its_pipes_and_nothing_else_of_ours(place: Place) -> 
         await heard.end()
 
 
-def _runs(place: Place, heard: Heard, script: str, limits: WorkerLimits) -> WorkerProcess:
+def _runs(place: SpawnContext, heard: Heard, script: str, limits: WorkerLimits) -> WorkerProcess:
     argv = (sys.executable, "-c", script)
     proxy = "http://127.0.0.1:${PORT}"
     spec = ModelSpec("m", argv, own=False, proxy=proxy, limits=limits)
     return WorkerProcess(1, spec, place, heard, LOG)
 
 
-async def test_limits_are_set_and_children_have_them_too(place: Place, tmp_path: Path) -> None:
+async def test_limits_are_set_and_children_have_them_too(
+    place: SpawnContext, tmp_path: Path
+) -> None:
     heard = Heard()
     limits = WorkerLimits(memory=300 * 2**20, files=99, nice=7)
     script = "import subprocess,sys; sys.stdin.read(1); subprocess.run(['sleep', '600'])"
@@ -144,7 +146,7 @@ while True:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux only")
-async def test_a_leak_ends_at_the_limit_and_a_mapped_file_is_free(place: Place) -> None:
+async def test_a_leak_ends_at_the_limit_and_a_mapped_file_is_free(place: SpawnContext) -> None:
     heard = Heard()
     _runs(place, heard, LEAKS, WorkerLimits(memory=200 * 2**20))
     reason = await heard.end()
@@ -157,7 +159,7 @@ async def test_a_leak_ends_at_the_limit_and_a_mapped_file_is_free(place: Place) 
     "script", ["import os; os.abort()", "raise MemoryError", 'exit("can\'t start new thread")']
 )
 async def test_a_start_that_fails_names_the_limit_that_it_may_fail_for(
-    place: Place, script: str
+    place: SpawnContext, script: str
 ) -> None:
     for limits in (WorkerLimits(memory=300 * 2**20), WorkerLimits(nice=1)):
         heard = Heard()
@@ -166,7 +168,9 @@ async def test_a_start_that_fails_names_the_limit_that_it_may_fail_for(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="files are limited on Linux only")
-async def test_limits_that_cannot_be_set_fail_the_start_and_leave_nothing(place: Place) -> None:
+async def test_limits_that_cannot_be_set_fail_the_start_and_leave_nothing(
+    place: SpawnContext,
+) -> None:
     before = {child.pid for child in psutil.Process().children()}
     with pytest.raises(OSError, match="its limits can't be set: "):
         _runs(place, Heard(), "input()", WorkerLimits(files=2**60))

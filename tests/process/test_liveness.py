@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from swapd.process.liveness import Pulse, vitals
+from swapd.process.liveness import Liveness, process_activity
 from swapd.process.memory import oom_kills
 from swapd.system.aio import now
 from tests.daemon import eventually
@@ -33,7 +33,7 @@ GROUPS = Path("/sys/fs/cgroup/memory")
 
 
 def test_who_waits_for_all_its_clients_is_not_silent() -> None:
-    pulse = Pulse(beat=1.0, flowed=2.0, leases=2, held=1)
+    pulse = Liveness(beat=1.0, flowed=2.0, leases=2, held=1)
     assert pulse.last() == 2.0
     pulse.held = 2
     before = now()
@@ -62,20 +62,20 @@ async def test_who_reads_from_the_disk_makes_progress(spawn: Spawn, tmp_path: Pa
         let.write(b".")
         if not _reads(process.pid):
             pytest.skip("the system does not count what is read from this disk")
-        pulse = Pulse()
+        pulse = Liveness()
         await pulse.look(process)
         await pulse.look(process)
         assert pulse.flowed == 0.0, "what was read before the first look says nothing"
-        before = vitals(process.pid).read
+        before = process_activity(process.pid).read
         let.write(b".")
-        eventually(lambda: vitals(process.pid).read > before)
+        eventually(lambda: process_activity(process.pid).read > before)
         await pulse.look(process)
         assert pulse.flowed > 0.0
 
 
 def _reads(pid: int) -> bool:
     try:
-        return eventually(lambda: vitals(pid).read >= BLOCK, within=5.0)
+        return eventually(lambda: process_activity(pid).read >= BLOCK, within=5.0)
     except AssertionError:
         return False
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from swapd.process.memory import LEVELS, free, stalled_percent
+from swapd.process.memory import LEVELS, free, pressure_percent
 
 TOLD = """some avg10={} avg60=0.03 avg300=0.00 total=51
 full avg10=99.00 avg60=0.00 avg300=0.00 total=12
@@ -19,12 +19,12 @@ full avg10=99.00 avg60=0.00 avg300=0.00 total=12
 def test_pressure_stall_information_is_read(tmp_path: Path) -> None:
     file = tmp_path / "memory"
     file.write_text(TOLD.format("12.34"))
-    assert stalled_percent(file) == 12.34
+    assert pressure_percent(file) == 12.34
     for odd in ("", "some\n", "some avg10=much\n", "full avg10=5.0\n"):
         file.write_text(odd)
-        assert stalled_percent(file) == 0.0
-    assert stalled_percent(tmp_path / "none") == 0.0
-    assert 0.0 <= stalled_percent() <= 100.0
+        assert pressure_percent(file) == 0.0
+    assert pressure_percent(tmp_path / "none") == 0.0
+    assert 0.0 <= pressure_percent() <= 100.0
 
 
 def test_macos_levels_press_whenever_anything_is_set() -> None:

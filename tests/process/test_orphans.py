@@ -14,8 +14,8 @@ import msgspec
 import psutil
 import pytest
 
-from swapd.process.orphans import MARK, Guardian, Noted, Page, Register, reap_left_overs
-from swapd.system.process_identity import birth_of, program_of
+from swapd.process.orphans import MARK, Guardian, PidFile, PidRecord, PidRegistry, kill_orphans
+from swapd.system.process_identity import program_name, start_time
 from tests.daemon import Swapd, alive, config, eventually, said
 from tests.disk import fill, small_disk
 from tests.fixtures import demo, fake
@@ -37,13 +37,13 @@ def sleeper(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-def _note(file: Path, *workers: Noted, mark: str = "nobody's") -> Path:
-    file.write_bytes(msgspec.json.encode(Page(mark, [*workers])))
+def _note(file: Path, *workers: PidRecord, mark: str = "nobody's") -> Path:
+    file.write_bytes(msgspec.json.encode(PidFile(mark, [*workers])))
     return file
 
 
-def _page(file: Path) -> Page:
-    return msgspec.json.decode(file.read_bytes(), type=Page)
+def _page(file: Path) -> PidFile:
+    return msgspec.json.decode(file.read_bytes(), type=PidFile)
 
 
 def _session(head: int) -> list[int]:
@@ -55,8 +55,8 @@ def test_a_worker_and_its_session_are_ended(
 ) -> None:
     pid = sleeper.pid
     assert len(_session(pid)) == 2
-    noted = Noted(pid, birth_of(pid), program_of(pid))
-    reap_left_overs(_note(tmp_path / "r", noted), LOG)
+    noted = PidRecord(pid, start_time(pid), program_name(pid))
+    kill_orphans(_note(tmp_path / "r", noted), LOG)
     eventually(lambda: not _session(pid))
 
 
@@ -65,11 +65,11 @@ def test_who_has_only_the_number_of_a_worker_is_not_touched(
 ) -> None:
     pid = sleeper.pid
     others = [
-        Noted(pid, birth_of(os.getpid()), program_of(pid)),
-        Noted(pid, birth_of(pid), sys.executable),
+        PidRecord(pid, start_time(os.getpid()), program_name(pid)),
+        PidRecord(pid, start_time(pid), sys.executable),
     ]
     for noted in others:
-        reap_left_overs(_note(tmp_path / "r", noted), LOG)
+        kill_orphans(_note(tmp_path / "r", noted), LOG)
         assert len(_session(pid)) == 2
 
 
@@ -87,12 +87,12 @@ def test_children_whose_head_has_gone_are_known_by_the_mark(tmp_path: Path) -> N
         assert process.stdout is not None
         assert process.stdin is not None
         child = int(process.stdout.readline())
-        noted = Noted(process.pid, birth_of(process.pid), "/bin/other")
+        noted = PidRecord(process.pid, start_time(process.pid), "/bin/other")
         process.stdin.close()
         process.wait()
         process.stdout.close()
         assert alive(child)
-        reap_left_overs(_note(tmp_path / "r", noted, mark="ours"), LOG)
+        kill_orphans(_note(tmp_path / "r", noted, mark="ours"), LOG)
         pids.append(child)
     try:
         assert not alive(pids[0])
@@ -105,10 +105,10 @@ def test_a_page_that_is_damaged_is_set_aside(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "workers.json"
-    reap_left_overs(file, LOG)
+    kill_orphans(file, LOG)
     for content in (b"", b'{"mark": 1}', b"\xff\x00", b'{"mark": "x", "work'):
         file.write_bytes(content)
-        reap_left_overs(file, logging.getLogger("left-overs"))
+        kill_orphans(file, logging.getLogger("left-overs"))
         assert not file.exists()
         assert (tmp_path / "workers.json.damaged").read_bytes() == content
         assert "workers.json is damaged" in caplog.text
@@ -118,13 +118,13 @@ def test_the_page_says_who_runs_and_survives_a_full_disk(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with small_disk(tmp_path / "disk", 64) as disk:
-        register = Register(disk / "workers.json", logging.getLogger("register"))
+        register = PidRegistry(disk / "workers.json", logging.getLogger("register"))
         register.add(os.getpid())
         (noted,) = _page(disk / "workers.json").workers
-        assert (noted.pid, noted.born) == (os.getpid(), birth_of(os.getpid()))
+        assert (noted.pid, noted.born) == (os.getpid(), start_time(os.getpid()))
         fill(disk)
         register.remove(os.getpid())
-        assert _page(disk / "workers.json") == Page(register.mark, [])
+        assert _page(disk / "workers.json") == PidFile(register.mark, [])
         assert not caplog.text
 
 
@@ -133,7 +133,7 @@ def test_a_page_for_which_there_is_no_room_is_told_once_and_written_later(
 ) -> None:
     with small_disk(tmp_path / "disk", 64) as disk:
         filling = fill(disk)
-        register = Register(disk / "workers.json", logging.getLogger("register"))
+        register = PidRegistry(disk / "workers.json", logging.getLogger("register"))
         register.add(os.getpid())
         assert caplog.text.count("can't be written (No space left on device)") == 1
         filling.unlink()
@@ -146,7 +146,7 @@ def test_of_an_earlier_page_nothing_is_left_and_one_that_was_taken_away_is_made_
 ) -> None:
     file = tmp_path / "workers.json"
     file.write_bytes(b"x" * 100_000)
-    register = Register(file, LOG)
+    register = PidRegistry(file, LOG)
     register.add(os.getpid())
     assert len(_page(file).workers) == 1
     file.unlink()
@@ -155,7 +155,7 @@ def test_of_an_earlier_page_nothing_is_left_and_one_that_was_taken_away_is_made_
 
 
 def test_a_guardian_that_is_killed_is_replaced_by_one_that_knows_all(tmp_path: Path) -> None:
-    guardian = Guardian(LOG, Register(tmp_path / "r", LOG))
+    guardian = Guardian(LOG, PidRegistry(tmp_path / "r", LOG))
     watched = subprocess.Popen(["sleep", "600"], start_new_session=True)
     try:
         guardian.watch(watched.pid)

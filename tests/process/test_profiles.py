@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from swapd.domain.models import Catalog, Learned, Limits, ModelSpec
+from swapd.domain.models import Catalog, Limits, ModelProfile, ModelSpec
 from swapd.process import profiles as room
-from swapd.process.profiles import Learnings
+from swapd.process.profiles import ProfileStore
 
 LOG = logging.getLogger("learned")
 
@@ -26,14 +26,14 @@ class Kept:
         self.model.write_bytes(b"1")
         self.spec = ModelSpec("m", ("worker", "--model", "m.gguf", "--ctx-size", "512"))
 
-    def open(self) -> Learnings:
-        return Learnings(self.file, self.folder, LOG)
+    def open(self) -> ProfileStore:
+        return ProfileStore(self.file, self.folder, LOG)
 
-    def recall(self, spec: ModelSpec | None = None) -> Learned | None:
+    def recall(self, spec: ModelSpec | None = None) -> ModelProfile | None:
         catalog = Catalog({"m": spec or self.spec}, Limits())
         return self.open().recall(catalog).get("m")
 
-    async def note(self, learned: Learned) -> None:
+    async def note(self, learned: ModelProfile) -> None:
         learnings = self.open()
         learnings.note(learnings.identity(self.spec), learned)
         learnings.close()
@@ -46,19 +46,19 @@ def kept(tmp_path: Path) -> Kept:
 
 async def test_what_was_noted_is_known_to_the_next(kept: Kept) -> None:
     assert kept.recall() is None
-    await kept.note(Learned(5, 1.5))
-    assert kept.recall() == Learned(5, 1.5)
-    await kept.note(Learned(7, 1.25))
-    assert kept.recall() == Learned(7, 1.25)
+    await kept.note(ModelProfile(5, 1.5))
+    assert kept.recall() == ModelProfile(5, 1.5)
+    await kept.note(ModelProfile(7, 1.25))
+    assert kept.recall() == ModelProfile(7, 1.25)
     assert sorted(p.name for p in kept.folder.iterdir()) == ["learned.json", "m.gguf"]
 
 
 async def test_it_belongs_to_the_command_and_its_files(kept: Kept) -> None:
-    await kept.note(Learned(5, 1.5))
+    await kept.note(ModelProfile(5, 1.5))
     wider = replace(kept.spec, argv=(*kept.spec.argv[:-1], "1024"))
     assert kept.recall(wider) is None
     assert kept.recall(replace(kept.spec, env=(("A", "b"),))) is None
-    assert kept.recall(replace(kept.spec, ttl=5, need_bytes=9)) == Learned(5, 1.5)
+    assert kept.recall(replace(kept.spec, ttl=5, need_bytes=9)) == ModelProfile(5, 1.5)
     kept.model.write_bytes(b"22")
     assert kept.recall() is None
     kept.model.write_bytes(b"1")
@@ -71,9 +71,9 @@ async def test_what_workers_leave_in_a_folder_of_their_command_makes_no_other_mo
 ) -> None:
     kept.spec = replace(kept.spec, argv=(*kept.spec.argv, "--slot-save-path", "./kv"))
     (kept.folder / "kv").mkdir()
-    await kept.note(Learned(5, 1.5))
+    await kept.note(ModelProfile(5, 1.5))
     os.utime(kept.folder / "kv", ns=(1, 1))
-    assert kept.recall() == Learned(5, 1.5)
+    assert kept.recall() == ModelProfile(5, 1.5)
 
 
 @pytest.mark.parametrize(
@@ -92,11 +92,11 @@ def test_a_damaged_file_is_set_aside(
 async def test_what_cannot_be_written_is_told_and_known_all_the_same(
     kept: Kept, caplog: pytest.LogCaptureFixture
 ) -> None:
-    learnings = Learnings(kept.folder / "nowhere/learned.json", kept.folder, LOG)
-    learnings.note(learnings.identity(kept.spec), Learned(5))
+    learnings = ProfileStore(kept.folder / "nowhere/learned.json", kept.folder, LOG)
+    learnings.note(learnings.identity(kept.spec), ModelProfile(5))
     learnings.close()
     assert "can't be written: No such file or directory" in caplog.text
-    assert learnings.recall(Catalog({"m": kept.spec})) == {"m": Learned(5)}
+    assert learnings.recall(Catalog({"m": kept.spec})) == {"m": ModelProfile(5)}
 
 
 async def test_the_longest_unheard_of_are_forgotten(
@@ -105,6 +105,6 @@ async def test_the_longest_unheard_of_are_forgotten(
     monkeypatch.setattr(room, "MOST", 2)
     learnings = kept.open()
     for identity in ("a", "b", "a", "c"):
-        learnings.note(identity, Learned(1))
+        learnings.note(identity, ModelProfile(1))
     learnings.close()
     assert list(kept.open()._known) == ["a", "c"]

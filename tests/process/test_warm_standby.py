@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from swapd.domain.models import ModelSpec
-from swapd.process.spawn import Place, Spare
+from swapd.process.spawn import SpawnContext, WarmStandby
 from swapd.process.worker_process import WorkerProcess
 from tests.daemon import ROOT, alive, eventually
 from tests.process.conftest import Heard
@@ -28,13 +28,13 @@ BARD = ModelSpec(
 
 
 @pytest.fixture
-def spare(place: Place) -> Iterator[Spare]:
-    spare = Spare(SERVE, SPARE, place)
+def spare(place: SpawnContext) -> Iterator[WarmStandby]:
+    spare = WarmStandby(SERVE, SPARE, place)
     yield spare
     spare.dismiss()
 
 
-def _pid(spare: Spare) -> int:
+def _pid(spare: WarmStandby) -> int:
     assert spare._waiting is not None
     return spare._waiting.process.pid
 
@@ -44,7 +44,9 @@ async def _stop(process: WorkerProcess, heard: Heard) -> str:
     return await heard.end()
 
 
-async def test_it_becomes_the_worker_it_is_told_to_be(place: Place, spare: Spare) -> None:
+async def test_it_becomes_the_worker_it_is_told_to_be(
+    place: SpawnContext, spare: WarmStandby
+) -> None:
     spare.prepare()
     pid = _pid(spare)
     spare.prepare()
@@ -60,7 +62,7 @@ async def test_it_becomes_the_worker_it_is_told_to_be(place: Place, spare: Spare
     assert not alive(pid)
 
 
-async def test_one_that_a_model_cannot_use_stays(place: Place, spare: Spare) -> None:
+async def test_one_that_a_model_cannot_use_stays(place: SpawnContext, spare: WarmStandby) -> None:
     """Its environment is set, and a foreign command is another program."""
     spare.prepare()
     heard = Heard()
@@ -73,7 +75,9 @@ async def test_one_that_a_model_cannot_use_stays(place: Place, spare: Spare) -> 
     assert alive(_pid(spare))
 
 
-async def test_one_that_died_meanwhile_is_not_taken(place: Place, spare: Spare) -> None:
+async def test_one_that_died_meanwhile_is_not_taken(
+    place: SpawnContext, spare: WarmStandby
+) -> None:
     spare.prepare()
     pid = _pid(spare)
     os.kill(pid, signal.SIGKILL)
@@ -85,7 +89,9 @@ async def test_one_that_died_meanwhile_is_not_taken(place: Place, spare: Spare) 
     await _stop(process, heard)
 
 
-async def test_one_that_is_killed_at_that_moment_is_replaced(place: Place, spare: Spare) -> None:
+async def test_one_that_is_killed_at_that_moment_is_replaced(
+    place: SpawnContext, spare: WarmStandby
+) -> None:
     """Stopped first, so that it is taken alive and dies before it can say a word."""
     spare.prepare()
     pid = _pid(spare)
@@ -100,13 +106,15 @@ async def test_one_that_is_killed_at_that_moment_is_replaced(place: Place, spare
     await _stop(process, heard)
 
 
-def test_one_that_is_stopped_can_be_dismissed(spare: Spare) -> None:
+def test_one_that_is_stopped_can_be_dismissed(spare: WarmStandby) -> None:
     spare.prepare()
     os.kill(_pid(spare), signal.SIGSTOP)
     spare.dismiss()
 
 
-async def test_its_arguments_may_be_wrong_and_that_is_told(place: Place, spare: Spare) -> None:
+async def test_its_arguments_may_be_wrong_and_that_is_told(
+    place: SpawnContext, spare: WarmStandby
+) -> None:
     spare.prepare()
     heard = Heard()
     wrong = ModelSpec("bard", (*SERVE, "--model", "no.gguf", "--prot", "0"))
@@ -114,7 +122,7 @@ async def test_its_arguments_may_be_wrong_and_that_is_told(place: Place, spare: 
     assert "--port" in await heard.end()
 
 
-def test_dismissed_it_is_gone_and_leaves_no_descriptors(spare: Spare) -> None:
+def test_dismissed_it_is_gone_and_leaves_no_descriptors(spare: WarmStandby) -> None:
     before = len(list(Path("/dev/fd").iterdir()))
     spare.prepare()
     pid = _pid(spare)

@@ -17,8 +17,8 @@ import aiohttp
 import pytest
 
 from swapd.process.memory import oom_kills
-from swapd.process.readiness import StrangerError, until_ready
-from swapd.process.worker_process import DeviceTold
+from swapd.process.readiness import PortOwnerError, wait_until_ready
+from swapd.process.worker_process import DeviceReport
 from swapd.proxy.forward import new_session, told
 from tests.daemon import FAKE, alive, eventually
 from tests.process.conftest import Spawn
@@ -38,7 +38,7 @@ async def test_a_worker_of_ours_tells_its_own_address(spawn: Spawn) -> None:
 async def test_a_worker_of_ours_tells_of_its_devices(spawn: Spawn) -> None:
     device = '{"name":"CUDA0","total":8000,"free":5000,"held":3000,"more":0}'
     _, heard = spawn(f"{FAKE} --device {device}")
-    assert (await heard.word()).devices == (DeviceTold("CUDA0", 8000, 5000, 3000),)
+    assert (await heard.word()).devices == (DeviceReport("CUDA0", 8000, 5000, 3000),)
 
 
 async def test_it_ends_at_sigterm_with_status_0(spawn: Spawn) -> None:
@@ -217,7 +217,7 @@ async def test_a_foreign_worker_is_ready_when_it_answers(spawn: Spawn) -> None:
         proxy="http://127.0.0.1:${PORT}",
     )
     async with new_session() as session:
-        await asyncio.wait_for(until_ready(process, session), 20)
+        await asyncio.wait_for(wait_until_ready(process, session), 20)
         async with session.get(f"{process.base_url}/health") as answer:
             assert (await answer.json())["pid"] == process.pid
 
@@ -234,8 +234,8 @@ async def test_a_stranger_on_its_port_is_told_from_it(spawn: Spawn) -> None:
         thread.start()
         try:
             async with new_session() as session:
-                with pytest.raises(StrangerError, match=f"pid {os.getpid()}"):
-                    await asyncio.wait_for(until_ready(process, session), 20)
+                with pytest.raises(PortOwnerError, match=f"pid {os.getpid()}"):
+                    await asyncio.wait_for(wait_until_ready(process, session), 20)
         finally:
             stranger.shutdown()
             thread.join()

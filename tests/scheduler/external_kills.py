@@ -62,12 +62,12 @@ def check_grant(m: Machine, request: int, p: Process) -> None:
         m.require(not alone, f"request {request} is served beside {alone}")
 
 
-def check_refusal(m: Machine, request: int, why: od.Why) -> None:
+def check_refusal(m: Machine, request: int, why: od.RejectReason) -> None:
     """Poison is what was served alone when a worker ended, and not the first time; or seems so."""
-    if why is od.Why.POISON:
+    if why is od.RejectReason.POISON:
         until = m.poison.get(fingerprint(request), m.now)
         m.require(m.now < until, f"request {request} is refused for nothing it did")
-    if why is od.Why.WORKER_FAILED:
+    if why is od.RejectReason.WORKER_FAILED:
         m.require(_is_out_of_tries(m, request), f"request {request} had tries left")
 
 
@@ -98,14 +98,14 @@ def lose(m: Machine, request: int, again: bool) -> None:
     """The worker of a granted request has gone: it comes again, or has failed."""
     if not again:
         m.end(request, "finished")
-        m.tell(ev.Finished(m.now, request, False, 0, fingerprint(request)))
+        m.tell(ev.RequestFinished(m.now, request, False, 0, fingerprint(request)))
         return
     m.granted.pop(request)
     m.losses[request] = m.losses.get(request, 0) + 1
     for other in m.open:
         # It goes before whoever has come since, and may be served alone.
         m.patience[other] += 2 * m.turn
-    m.tell(ev.Returned(m.now, request, fingerprint(request)))
+    m.tell(ev.RequestRetried(m.now, request, fingerprint(request)))
 
 
 def look(m: Machine, worker: int) -> None:
@@ -113,7 +113,7 @@ def look(m: Machine, worker: int) -> None:
     m.looks.discard(worker)
     process = m.processes.get(worker)
     stuck = process.stuck if process else None
-    m.tell(ev.Looked(m.now, worker, m.now if stuck is None else stuck))
+    m.tell(ev.LivenessReported(m.now, worker, m.now if stuck is None else stuck))
 
 
 def may_want_to_be_alone(m: Machine, request: int, model: str) -> bool:

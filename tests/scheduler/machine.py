@@ -98,7 +98,7 @@ class Machine:
 
     # -- one fact in, its orders carried out -----------------------------------------------------
 
-    def tell(self, event: ev.Event) -> list[od.Order]:
+    def tell(self, event: ev.Event) -> list[od.Command]:
         self.history.append(f">> {event}")
         before = self.pressed_stops
         orders = self.scheduler.handle(event)
@@ -108,7 +108,8 @@ class Machine:
         pressed_now = self.pressed_stops - before
         self.require(pressed_now <= 1, "two victims for one look at the memory")
         self.require(
-            not pressed_now or isinstance(event, ev.Sampled), "pressure acted on without a sample"
+            not pressed_now or isinstance(event, ev.MemorySampled),
+            "pressure acted on without a sample",
         )
         self._check()
         group_rules.check(self)
@@ -117,10 +118,10 @@ class Machine:
             self.arrive(self.brought.pop(), needs_slot=False)
         if self.look_wanted:
             self.look_wanted = False
-            self.tell(ev.FreeSeen(self.now, free_memory.free(self)))
+            self.tell(ev.FreeMemoryReported(self.now, free_memory.free(self)))
         return orders
 
-    def _carry_out(self, order: od.Order) -> None:
+    def _carry_out(self, order: od.Command) -> None:
         match order:
             case od.Start(worker, spec):
                 self._start(worker, spec)
@@ -128,26 +129,26 @@ class Machine:
                 self._stop(self.processes[worker], because)
             case od.Kill(worker, _, hung):
                 self._kill(self.processes[worker], hung)
-            case od.Grant(request, worker):
+            case od.AssignWorker(request, worker):
                 self._grant(request, worker)
-            case od.Refuse(request, why):
+            case od.Reject(request, why):
                 external_kills.check_refusal(self, request, why)
                 self.require(request in self.open, f"request {request} refused after its end")
                 self.require(request not in self.granted, f"request {request} refused after grant")
                 self.end(request, "refused")
-            case od.TakeSample():
+            case od.SampleMemory():
                 self.sample_wanted = True
-            case od.Look(worker):
+            case od.CheckLiveness(worker):
                 self.looks.add(worker)
-            case od.ReadAhead(spec):
+            case od.PrefetchFiles(spec):
                 waits = [r for r in self.open if self.open[r] == spec.name]
                 self.require(bool(waits), f"{spec.name} is read though nobody waits for it")
-            case od.Bring(model):
+            case od.Preload(model):
                 self.brought.append(model)
-            case od.LookAtFree():
+            case od.QueryFreeMemory():
                 self.require(self.limits.heed_free, "a look that nobody asked for")
                 self.look_wanted = True
-            case od.WakeAt(when):
+            case od.SetTimer(when):
                 self.require(when is None or when > self.now, f"a wish to wake in the past: {when}")
                 self.wake = when
 
@@ -312,7 +313,9 @@ class Machine:
             self.guests.add(request)
         known = external_kills.fingerprint(request) if self.scheduler.is_wary else ""
         self.tell(
-            ev.Arrived(self.now, request, model, needs_slot, keep_alive, tenant, priority, known)
+            ev.RequestArrived(
+                self.now, request, model, needs_slot, keep_alive, tenant, priority, known
+            )
         )
         return request
 
@@ -322,15 +325,15 @@ class Machine:
             self.finish(request, answered=False)
         else:
             self.end(request, "left")
-            self.tell(ev.Left(self.now, request))
+            self.tell(ev.RequestCancelled(self.now, request))
 
     def finish(self, request: int, answered: bool = True, tokens: int = 0) -> None:
         self.end(request, "finished")
-        self.tell(ev.Finished(self.now, request, answered, tokens))
+        self.tell(ev.RequestFinished(self.now, request, answered, tokens))
 
     def come_up(self, worker: int) -> None:
         self.processes[worker].ready, self.processes[worker].up_at = True, self.now
-        self.tell(ev.CameUp(self.now, worker))
+        self.tell(ev.WorkerReady(self.now, worker))
 
     def exit(
         self, worker: int, reason: str = "exit", again: bool = False, accident: bool = False
@@ -343,7 +346,7 @@ class Machine:
             self.finish(request, answered=False)
         self.processes.pop(worker)
         external_kills.note_end(self, process, accident)
-        self.tell(ev.Exited(self.now, worker, reason, accident))
+        self.tell(ev.WorkerExited(self.now, worker, reason, accident))
         for request in sorted(process.serving):
             external_kills.lose(self, request, again)
 
@@ -351,7 +354,7 @@ class Machine:
         self, percent: float, held: dict[int, int] | None = None, stalled: float = 0.0
     ) -> None:
         self.sample_wanted, self.percent = False, percent
-        self.tell(ev.Sampled(self.now, percent, held or {}, stalled))
+        self.tell(ev.MemorySampled(self.now, percent, held or {}, stalled))
 
     def reload(self, catalog: Catalog) -> None:
         self.terms_since = self.now
@@ -359,15 +362,15 @@ class Machine:
             new = catalog.models.get(process.spec.name)
             if new is not None and process.spec.same_process(new):
                 process.spec = new
-        self.tell(ev.Reloaded(self.now, catalog))
+        self.tell(ev.CatalogReloaded(self.now, catalog))
 
     def unload(self, model: str | None) -> None:
-        self.tell(ev.UnloadAsked(self.now, model))
+        self.tell(ev.UnloadRequested(self.now, model))
 
     def close(self, grace: float) -> None:
         deadline = self.now + grace
         self.closing = deadline if self.closing is None else min(self.closing, deadline)
-        self.tell(ev.ClosingAsked(self.now, deadline))
+        self.tell(ev.ShutdownRequested(self.now, deadline))
 
     # -- time ------------------------------------------------------------------------------------
 

@@ -60,5 +60,5 @@ def advance(m: Machine, seconds: float) -> None:
                 m.sample(10.0)
             case _:
                 m.wake = None
-                m.tell(ev.Ticked(m.now))
+                m.tell(ev.TimerFired(m.now))
     m.now = until

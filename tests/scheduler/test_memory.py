@@ -8,7 +8,7 @@ import pytest
 
 from swapd.domain import commands as od
 from swapd.domain import events as ev
-from swapd.domain.models import Catalog, Learned, Limits
+from swapd.domain.models import Catalog, Limits, ModelProfile
 from swapd.scheduler.placement import PATIENCE, PAUSE
 from tests.scheduler.test_rules import A, B, C, Talk, model
 
@@ -19,53 +19,63 @@ CAREFUL = Limits(budget_bytes=10, heed_free=True, policy="lru", interval=1000)
 
 def test_a_worker_is_started_when_its_memory_is_free_in_fact() -> None:
     talk = Talk(CAREFUL, big=BIG)
-    talk >> ev.Arrived(0, 1, "big") << "look"
-    talk >> ev.FreeSeen(0, 8) << "start:big=1 wake:100"
+    talk >> ev.RequestArrived(0, 1, "big") << "look"
+    talk >> ev.FreeMemoryReported(0, 8) << "start:big=1 wake:100"
 
 
 def test_idle_workers_go_when_other_programs_hold_the_memory() -> None:
     talk = Talk(replace(CAREFUL, budget_bytes=100), big=BIG, small=SMALL, a=A)
     for worker, name in enumerate(("small", "a"), 1):
-        talk >> ev.Arrived(0, worker, name) >> ev.FreeSeen(0, 50)
-        talk >> ev.CameUp(worker, worker) >> ev.Finished(worker, worker)
-    talk >> ev.Arrived(5, 3, "big") << "look"
-    talk >> ev.FreeSeen(5, 6) << "stop:1 wake:10"
-    talk >> ev.FreeSeen(5.1, 6) << ""
-    talk >> ev.Exited(6, 1) << "look wake:1002"
-    talk >> ev.FreeSeen(6, 8) << "start:big=3 wake:106"
+        talk >> ev.RequestArrived(0, worker, name) >> ev.FreeMemoryReported(0, 50)
+        talk >> ev.WorkerReady(worker, worker) >> ev.RequestFinished(worker, worker)
+    talk >> ev.RequestArrived(5, 3, "big") << "look"
+    talk >> ev.FreeMemoryReported(5, 6) << "stop:1 wake:10"
+    talk >> ev.FreeMemoryReported(5.1, 6) << ""
+    talk >> ev.WorkerExited(6, 1) << "look wake:1002"
+    talk >> ev.FreeMemoryReported(6, 8) << "start:big=3 wake:106"
 
 
 def test_what_is_on_its_way_up_or_out_is_waited_for() -> None:
     talk = Talk(replace(CAREFUL, budget_bytes=100), big=BIG, small=SMALL)
-    talk >> ev.Arrived(0, 1, "small") >> ev.FreeSeen(0, 9) << "start:small=1 wake:100"
+    (
+        talk
+        >> ev.RequestArrived(0, 1, "small")
+        >> ev.FreeMemoryReported(0, 9)
+        << "start:small=1 wake:100"
+    )
     # Of the nine that are free, two are to be taken by the one that is starting.
-    talk >> ev.Arrived(1, 2, "big") << "look"
-    talk >> ev.FreeSeen(1, 9) << ""
-    talk >> ev.CameUp(2, 1) << "sample look grant:1->1 wake:1002"
-    talk >> ev.FreeSeen(2, 8) << "start:big=2 wake:102"
+    talk >> ev.RequestArrived(1, 2, "big") << "look"
+    talk >> ev.FreeMemoryReported(1, 9) << ""
+    talk >> ev.WorkerReady(2, 1) << "sample look grant:1->1 wake:1002"
+    talk >> ev.FreeMemoryReported(2, 8) << "start:big=2 wake:102"
 
 
 def test_memory_that_nobody_gives_back_is_waited_for_and_then_refused() -> None:
     talk = Talk(CAREFUL, big=BIG, small=SMALL)
-    talk >> ev.Arrived(0, 1, "big") << "look"
-    talk >> ev.FreeSeen(0, 5) << f"wake:{PAUSE:g}"
-    talk >> ev.Arrived(0, 2, "small") << "look wake:never"
-    talk >> ev.FreeSeen(0, 5) << f"wake:{PAUSE:g}"
+    talk >> ev.RequestArrived(0, 1, "big") << "look"
+    talk >> ev.FreeMemoryReported(0, 5) << f"wake:{PAUSE:g}"
+    talk >> ev.RequestArrived(0, 2, "small") << "look wake:never"
+    talk >> ev.FreeMemoryReported(0, 5) << f"wake:{PAUSE:g}"
     now = PAUSE
     while now < PATIENCE:
-        talk >> ev.Ticked(now) << "look"
-        talk >> ev.FreeSeen(now, 5) << f"wake:{now + PAUSE:g}"
+        talk >> ev.TimerFired(now) << "look"
+        talk >> ev.FreeMemoryReported(now, 5) << f"wake:{now + PAUSE:g}"
         now += PAUSE
-    talk >> ev.Ticked(PATIENCE) << "look"
-    talk >> ev.FreeSeen(PATIENCE, 5) << "refuse:1:no_room look"
-    talk >> ev.FreeSeen(PATIENCE, 5) << f"start:small=1 wake:{PATIENCE + 100:g}"
+    talk >> ev.TimerFired(PATIENCE) << "look"
+    talk >> ev.FreeMemoryReported(PATIENCE, 5) << "refuse:1:no_room look"
+    talk >> ev.FreeMemoryReported(PATIENCE, 5) << f"start:small=1 wake:{PATIENCE + 100:g}"
 
 
 def test_the_refusal_says_how_much_is_missing() -> None:
     talk = Talk(replace(CAREFUL, budget_bytes=2**40), huge=model("huge", need_bytes=2 * 2**30))
-    talk >> ev.Arrived(0, 1, "huge") >> ev.FreeSeen(0, 2**30) >> ev.Ticked(PATIENCE)
-    talk >> ev.FreeSeen(PATIENCE, 2**30)
-    (refusal,) = [o for o in talk.last if isinstance(o, od.Refuse)]
+    (
+        talk
+        >> ev.RequestArrived(0, 1, "huge")
+        >> ev.FreeMemoryReported(0, 2**30)
+        >> ev.TimerFired(PATIENCE)
+    )
+    talk >> ev.FreeMemoryReported(PATIENCE, 2**30)
+    (refusal,) = [o for o in talk.last if isinstance(o, od.Reject)]
     assert refusal.message == (
         "'huge' needs 2,048 MiB of memory and 1,024 MiB are free: 1,024 MiB are missing,"
         " which other programs hold"
@@ -75,102 +85,102 @@ def test_the_refusal_says_how_much_is_missing() -> None:
 
 def test_patience_begins_anew_for_new_clients() -> None:
     talk = Talk(CAREFUL, big=BIG)
-    talk >> ev.Arrived(0, 1, "big") >> ev.FreeSeen(0, 5) << f"wake:{PAUSE:g}"
-    talk >> ev.Left(0.2, 1) << "wake:never"
-    talk >> ev.Arrived(100, 2, "big") << "look"
-    talk >> ev.FreeSeen(100, 5) << f"wake:{100 + PAUSE:g}"
+    talk >> ev.RequestArrived(0, 1, "big") >> ev.FreeMemoryReported(0, 5) << f"wake:{PAUSE:g}"
+    talk >> ev.RequestCancelled(0.2, 1) << "wake:never"
+    talk >> ev.RequestArrived(100, 2, "big") << "look"
+    talk >> ev.FreeMemoryReported(100, 5) << f"wake:{100 + PAUSE:g}"
 
 
 def test_memory_that_comes_back_is_noticed() -> None:
     talk = Talk(CAREFUL, big=BIG)
-    talk >> ev.Arrived(0, 1, "big") >> ev.FreeSeen(0, 5) << f"wake:{PAUSE:g}"
-    talk >> ev.Ticked(PAUSE) << "look"
-    talk >> ev.FreeSeen(PAUSE, 8) << f"start:big=1 wake:{100 + PAUSE:g}"
+    talk >> ev.RequestArrived(0, 1, "big") >> ev.FreeMemoryReported(0, 5) << f"wake:{PAUSE:g}"
+    talk >> ev.TimerFired(PAUSE) << "look"
+    talk >> ev.FreeMemoryReported(PAUSE, 8) << f"start:big=1 wake:{100 + PAUSE:g}"
 
 
 def test_one_that_is_known_only_to_fill_the_budget_runs_alone_or_not_at_all() -> None:
     talk = Talk(CAREFUL, whole=model("whole", need_bytes=10), small=SMALL)
-    talk >> ev.Arrived(0, 1, "whole") << "look"
-    talk >> ev.FreeSeen(0, 3) << "start:whole=1 wake:100"
+    talk >> ev.RequestArrived(0, 1, "whole") << "look"
+    talk >> ev.FreeMemoryReported(0, 3) << "start:whole=1 wake:100"
 
 
 @pytest.mark.parametrize("policy", ["ttl", "no-evict"])
 def test_nobody_goes_for_it_under_a_policy_that_lets_nobody_go(policy: str) -> None:
     limits = replace(CAREFUL, policy=policy, budget_bytes=100)
     talk = Talk(limits, big=BIG, small=SMALL)
-    talk >> ev.Arrived(0, 1, "small") >> ev.FreeSeen(0, 9) >> ev.CameUp(1, 1)
-    talk >> ev.Finished(2, 1) >> ev.Arrived(3, 2, "big") << "look"
-    talk >> ev.FreeSeen(3, 6) << f"wake:{3 + PAUSE:g}"
+    talk >> ev.RequestArrived(0, 1, "small") >> ev.FreeMemoryReported(0, 9) >> ev.WorkerReady(1, 1)
+    talk >> ev.RequestFinished(2, 1) >> ev.RequestArrived(3, 2, "big") << "look"
+    talk >> ev.FreeMemoryReported(3, 6) << f"wake:{3 + PAUSE:g}"
 
 
 def test_nobody_looks_where_nobody_asked_for_it() -> None:
     talk = Talk(Limits(budget_bytes=10), big=BIG)
-    talk >> ev.Arrived(0, 1, "big") << "start:big=1 wake:100"
+    talk >> ev.RequestArrived(0, 1, "big") << "start:big=1 wake:100"
 
 
 def test_lost_time_presses_like_full_memory() -> None:
     limits = Limits(threshold_percent=75, stall_percent=10, policy="lru", interval=30)
     talk = Talk(limits, a=A, b=B)
-    talk >> ev.Arrived(0, 1, "a") >> ev.CameUp(1, 1) >> ev.Finished(2, 1)
-    talk >> ev.Sampled(3, 40, {}, stalled=10.0) << ""
-    talk >> ev.Sampled(4, 40, {}, stalled=11.0) << "stop:1 wake:9"
+    talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(1, 1) >> ev.RequestFinished(2, 1)
+    talk >> ev.MemorySampled(3, 40, {}, stalled=10.0) << ""
+    talk >> ev.MemorySampled(4, 40, {}, stalled=11.0) << "stop:1 wake:9"
     talk = Talk(replace(limits, threshold_percent=0), a=A)
-    talk >> ev.Arrived(0, 1, "a") >> ev.CameUp(1, 1) >> ev.Finished(2, 1)
-    talk >> ev.Sampled(3, 99, {}, stalled=99.0) << ""
+    talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(1, 1) >> ev.RequestFinished(2, 1)
+    talk >> ev.MemorySampled(3, 99, {}, stalled=99.0) << ""
 
 
 def test_busy_workers_go_above_the_critical_mark_alone_and_after_the_idle() -> None:
     limits = Limits(threshold_percent=75, critical_percent=95, policy="lru", interval=30)
     talk = Talk(limits, a=A, b=B, c=replace(C, pinned=True))
     for worker, name in enumerate("abc", 1):
-        talk >> ev.Arrived(0, worker, name) >> ev.CameUp(worker, worker)
-    talk >> ev.Finished(4, 2)
-    talk >> ev.Sampled(5, 96, {}) << "stop:2 wake:10"
-    talk >> ev.Sampled(6, 99, {}) << ""
-    talk >> ev.Exited(7, 2) << "sample wake:37"
-    talk >> ev.Sampled(8, 94, {}) << ""
-    talk >> ev.Sampled(9, 96, {}) << "stop:1 wake:14"
-    talk >> ev.Exited(10, 1, "SIGTERM") << "sample wake:40"
-    talk >> ev.Finished(10, 1, answered=False) << ""
-    talk >> ev.Sampled(11, 99, {}) << ""
+        talk >> ev.RequestArrived(0, worker, name) >> ev.WorkerReady(worker, worker)
+    talk >> ev.RequestFinished(4, 2)
+    talk >> ev.MemorySampled(5, 96, {}) << "stop:2 wake:10"
+    talk >> ev.MemorySampled(6, 99, {}) << ""
+    talk >> ev.WorkerExited(7, 2) << "sample wake:37"
+    talk >> ev.MemorySampled(8, 94, {}) << ""
+    talk >> ev.MemorySampled(9, 96, {}) << "stop:1 wake:14"
+    talk >> ev.WorkerExited(10, 1, "SIGTERM") << "sample wake:40"
+    talk >> ev.RequestFinished(10, 1, answered=False) << ""
+    talk >> ev.MemorySampled(11, 99, {}) << ""
 
 
 def test_what_was_learned_is_told_and_counts_from_the_start() -> None:
     talk = Talk(Limits(budget_bytes=10), a=HEAVY, b=replace(B, need_bytes=2)).knowing(
-        a=Learned(3, 2.0)
+        a=ModelProfile(3, 2.0)
     )
-    talk >> ev.Arrived(0, 1, "a") >> ev.Arrived(0, 2, "b") << "start:b=2"
+    talk >> ev.RequestArrived(0, 1, "a") >> ev.RequestArrived(0, 2, "b") << "start:b=2"
     assert [s.bytes for s in talk.core.status()] == [3, 2]
-    talk >> ev.CameUp(4, 1)
-    assert talk.remembered == [od.Remember(1, Learned(3, 2.4))]
-    talk >> ev.Sampled(5, 10, {1: 3, 2: 9})
+    talk >> ev.WorkerReady(4, 1)
+    assert talk.remembered == [od.SaveProfile(1, ModelProfile(3, 2.4))]
+    talk >> ev.MemorySampled(5, 10, {1: 3, 2: 9})
     assert talk.remembered == []
-    talk >> ev.Sampled(5, 10, {1: 5})
-    assert talk.remembered == [od.Remember(1, Learned(5, 2.4))]
+    talk >> ev.MemorySampled(5, 10, {1: 5})
+    assert talk.remembered == [od.SaveProfile(1, ModelProfile(5, 2.4))]
 
 
 def test_the_first_answer_is_a_reason_to_look() -> None:
     talk = Talk(Limits(budget_bytes=10, interval=30), a=A)
-    talk >> ev.Arrived(0, 1, "a") >> ev.CameUp(1, 1) << "sample grant:1->1 wake:31"
-    talk >> ev.Finished(2, 1) << "sample wake:32"
-    talk >> ev.Arrived(3, 2, "a") >> ev.Finished(4, 2) << ""
+    talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(1, 1) << "sample grant:1->1 wake:31"
+    talk >> ev.RequestFinished(2, 1) << "sample wake:32"
+    talk >> ev.RequestArrived(3, 2, "a") >> ev.RequestFinished(4, 2) << ""
 
 
 def test_other_files_make_another_model() -> None:
     limits = Limits(budget_bytes=10)
-    talk = Talk(limits, a=HEAVY).knowing(a=Learned(3, 2.0))
-    talk >> ev.Arrived(0, 1, "a") >> ev.CameUp(1, 1)
-    talk >> ev.Reloaded(2, talk.catalog, {"a": Learned(4, 1.0)})
+    talk = Talk(limits, a=HEAVY).knowing(a=ModelProfile(3, 2.0))
+    talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(1, 1)
+    talk >> ev.CatalogReloaded(2, talk.catalog, {"a": ModelProfile(4, 1.0)})
     assert [s.bytes for s in talk.core.status()] == [4]
-    talk >> ev.Reloaded(3, talk.catalog, {})
+    talk >> ev.CatalogReloaded(3, talk.catalog, {})
     assert [s.bytes for s in talk.core.status()] == [8]
 
 
 def test_other_terms_change_nothing_that_was_learned() -> None:
-    talk = Talk(Limits(budget_bytes=10), a=HEAVY).knowing(a=Learned(3))
-    talk >> ev.Arrived(0, 1, "a") >> ev.CameUp(1, 1)
-    talk >> ev.Reloaded(2, Catalog({"a": replace(HEAVY, ttl=5.0)}, talk.catalog.limits))
+    talk = Talk(Limits(budget_bytes=10), a=HEAVY).knowing(a=ModelProfile(3))
+    talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(1, 1)
+    talk >> ev.CatalogReloaded(2, Catalog({"a": replace(HEAVY, ttl=5.0)}, talk.catalog.limits))
     assert [s.bytes for s in talk.core.status()] == [3]
     changed = Catalog({"a": replace(HEAVY, argv=("other",))}, talk.catalog.limits)
-    talk >> ev.Reloaded(3, changed) >> ev.Exited(4, 1) >> ev.Arrived(5, 9, "a")
+    talk >> ev.CatalogReloaded(3, changed) >> ev.WorkerExited(4, 1) >> ev.RequestArrived(5, 9, "a")
     assert [s.bytes for s in talk.core.status()] == [8]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from swapd.domain import events as ev
-from swapd.domain.commands import Bring, Why
+from swapd.domain.commands import Preload, RejectReason
 from swapd.domain.models import Limits, ModelSpec
 from swapd.scheduler import (
     admission,
@@ -29,13 +29,13 @@ from swapd.scheduler import (
     turns,
 )
 from swapd.scheduler import queue as queues
-from swapd.scheduler.eviction import POLICIES, Policy, pressure_of
+from swapd.scheduler.eviction import POLICIES, EvictionPolicy, pressure_level
 from swapd.scheduler.handlers import Desk, Facts
-from swapd.scheduler.placement import Scarcity
-from swapd.scheduler.quarantine import Suspects
+from swapd.scheduler.placement import MemoryWaiters
+from swapd.scheduler.quarantine import Quarantine
 from swapd.scheduler.scheduler import Placing, Scheduler, Succession
-from swapd.scheduler.state import Resident, missing
-from swapd.store.policy import Store
+from swapd.scheduler.state import WorkerRecord, missing
+from swapd.store.policy import DiskStore
 from tests.scheduler import test_memory as memory
 from tests.scheduler import test_properties as properties
 from tests.scheduler import test_quarantine as lost
@@ -49,21 +49,21 @@ Test = Callable[[], object]
 Fault = tuple[str, Any, str, Any, Test]
 """What is wrong, where (object and name), what stands there instead, and the test that tells."""
 
-level, ledger_class = queues.Level, state.Ledger
+level, ledger_class = queues.PriorityLevel, state.SchedulerState
 
 
-def _grant_uncounted(self: queues.Level, tenant: str, tokens: float, now: float) -> None:
+def _grant_uncounted(self: queues.PriorityLevel, tenant: str, tokens: float, now: float) -> None:
     del self, tenant, tokens, now
 
 
-def _oldest(self: queues.Level, slots: int, now: float) -> queues.Waiting:
+def _oldest(self: queues.PriorityLevel, slots: int, now: float) -> queues.QueuedRequest:
     del slots, now
     return self.oldest()
 
 
-def _policy(name: str, **changes: Any) -> dict[str, Policy]:
-    fields = {f: getattr(POLICIES[name], f) for f in Policy.__slots__}
-    return {**POLICIES, name: Policy(**{**fields, **changes})}
+def _policy(name: str, **changes: Any) -> dict[str, EvictionPolicy]:
+    fields = {f: getattr(POLICIES[name], f) for f in EvictionPolicy.__slots__}
+    return {**POLICIES, name: EvictionPolicy(**{**fields, **changes})}
 
 
 def _nobody_else(*_: object) -> None:
@@ -77,10 +77,10 @@ def _first_come(books: Any, spec: Any, limits: Any, event: Any) -> Any:
 
 def _tenants_unbounded(books: Any, spec: Any, limits: Any, event: Any) -> Any:
     found = admission.too_many(books, spec, limits, event)
-    return None if found is not None and found[0].why is Why.TENANT_FULL else found
+    return None if found is not None and found[0].why is RejectReason.TENANT_FULL else found
 
 
-def _admitted_before_the_transfer(self: Store, model: str, size: int, *rest: Any) -> Any:
+def _admitted_before_the_transfer(self: DiskStore, model: str, size: int, *rest: Any) -> Any:
     decision = _decide(self, model, size, *rest)
     if decision.action.value == "load_from_store":
         self.arrived(model, 0.0, 0.0)
@@ -88,15 +88,15 @@ def _admitted_before_the_transfer(self: Store, model: str, size: int, *rest: Any
     return decision
 
 
-def _failures_count_as_served(self: Facts, event: ev.Finished) -> None:
-    _finished(self, ev.Finished(event.now, event.request, True, event.tokens))
+def _failures_count_as_served(self: Facts, event: ev.RequestFinished) -> None:
+    _finished(self, ev.RequestFinished(event.now, event.request, True, event.tokens))
 
 
-def _no_wish_for_priority(self: Facts, event: ev.Arrived) -> None:
+def _no_wish_for_priority(self: Facts, event: ev.RequestArrived) -> None:
     _arrived(self, replace(event, priority=0))
 
 
-def _no_priority_of_models(self: Facts, event: ev.Arrived) -> None:
+def _no_priority_of_models(self: Facts, event: ev.RequestArrived) -> None:
     spec = self._catalog.models[event.model]
     _arrived(self, replace(event, priority=event.priority - spec.priority))
 
@@ -105,19 +105,19 @@ def _at_the_end(line: dict[int, Any], waiting: Any) -> None:
     line[waiting.request] = waiting
 
 
-def _all_guilty(self: Suspects, served: Any, reason: str) -> bool:
+def _all_guilty(self: Quarantine, served: Any, reason: str) -> bool:
     for waiting in served:
         _worker_ended(self, [waiting], reason)
     return bool(served)
 
 
-_worker_ended = Suspects.worker_ended
-_decide, _finished, _lasts = Store.decide, Facts._finished, Resident.lasts
+_worker_ended = Quarantine.worker_ended
+_decide, _finished, _lasts = DiskStore.decide, Facts._finished, WorkerRecord.lasts
 _arrived, _turn = Facts._arrived, turns._turn_ends
-_plan, _place, _pressure = placement.plan, Scheduler._place, pressure_of
+_plan, _place, _pressure = placement.plan, Scheduler._place, pressure_level
 
 
-def _spares_nobody(policy: Policy, short: Any, candidates: Any) -> Any:
+def _spares_nobody(policy: EvictionPolicy, short: Any, candidates: Any) -> Any:
     return tuple(c.key for c in candidates) or None
 
 
@@ -126,7 +126,7 @@ def _nobody_released(self: Scheduler, now: float) -> set[str]:
     return set()
 
 
-def _patient_plan(books: Any, catalog: Any, now: float) -> placement.Plan:
+def _patient_plan(books: Any, catalog: Any, now: float) -> placement.PlacementPlan:
     made = _plan(books, catalog, now)
     made.holds_until = math.inf
     return made
@@ -151,7 +151,7 @@ def _no_members(*_: object) -> frozenset[str]:
 
 
 def _brings_always(self: Scheduler, model: str) -> None:
-    self._orders += [Bring(other) for other in {"a", "b"} - {model}]
+    self._orders += [Preload(other) for other in {"a", "b"} - {model}]
 
 
 def _always_critical(event: Any, limits: Any) -> Any:
@@ -189,7 +189,7 @@ def _fits(self: Succession, spec: Any) -> bool:
     return not missing(self._books.taken() + self._books.need(spec), self._limits)
 
 
-def _another(self: Succession, resident: Resident) -> Any:
+def _another(self: Succession, resident: WorkerRecord) -> Any:
     return self._catalog.models.get(resident.spec.name)
 
 
@@ -227,10 +227,10 @@ FAULTS: list[Fault] = [
      sharing.test_a_tenant_has_a_bound_of_its_own),
     ("a full queue refuses whoever comes", admission, "too_many", _first_come,
      sharing.test_a_full_queue_costs_the_greediest_its_newest),
-    ("keep_alive is not heard", Resident, "lasts",
+    ("keep_alive is not heard", WorkerRecord, "lasts",
      lambda self, timed: self.spec.ttl if timed and self.spec.ttl else math.inf,
      sharing.test_keep_alive_stands_instead_of_the_time_to_live),
-    ("a negative keep_alive is a time", Resident, "lasts",
+    ("a negative keep_alive is a time", WorkerRecord, "lasts",
      lambda self, timed: self.keep_alive if self.keep_alive is not None else _lasts(self, timed),
      sharing.test_keep_alive_stands_instead_of_the_time_to_live),
     ("lru goes by use", placement, "POLICIES", _policy("lru", worth=POLICIES["lfu"].worth),
@@ -242,13 +242,13 @@ FAULTS: list[Fault] = [
      sharing.test_cost_weighs_loading_likelihood_and_weight_by_the_byte),
     ("no-evict makes room", placement, "POLICIES", _policy("no-evict", makes_room=True),
      _on("no-evict", sharing.test_policies_that_make_no_room_refuse_and_start_nothing)),
-    ("lru heeds the time to live", Resident, "lasts", lambda self, _: _lasts(self, True),
+    ("lru heeds the time to live", WorkerRecord, "lasts", lambda self, _: _lasts(self, True),
      sharing.test_only_some_policies_heed_the_time_to_live),
     ("everybody makes room at once", eviction, "choose", _spares_nobody,
      talks.test_one_that_is_spared_when_another_alone_is_enough),
     ("a member is loaded beside another", placement, "must_part", lambda *_: False,
      sharing.test_a_busy_member_finishes_before_the_other_is_loaded),
-    ("a persistent group goes like any other", groups, "must_part",
+    ("a persistent group goes like any other", groups, "must_not_coexist",
      lambda new, old, limits: limits.groups != () and new != old,
      lambda: sharing.test_groups_part_their_members_and_exclusive_ones_all_others("d", "c", [])),
     ("pinned members are waited for", admission, "_beside_pinned", lambda *_: "",
@@ -261,7 +261,7 @@ FAULTS: list[Fault] = [
      talks.test_a_model_that_falls_idle_gives_its_place_up_unless_its_clients_are_quick),
     ("a plan outlives the turns", placement, "plan", _patient_plan,
      talks.test_a_resident_model_is_served_for_a_turn_while_another_waits),
-    ("a pass forgets whose time has come", timers.Agenda, "due", lambda *_: [],
+    ("a pass forgets whose time has come", timers.Timers, "due", lambda *_: [],
      talks.test_time_to_live_counts_from_the_end_of_the_last_request),
     ("those who need yield no more are left waiting", Scheduler, "_place",
      _nobody_released,
@@ -278,7 +278,7 @@ FAULTS: list[Fault] = [
      sharing.test_those_that_belong_together_are_loaded_together),
     ("nobody looks whether memory is free", Placing, "_affordable", _all_of_them,
      memory.test_a_worker_is_started_when_its_memory_is_free_in_fact),
-    ("what is coming up is forgotten", Resident, "is_coming", False,
+    ("what is coming up is forgotten", WorkerRecord, "is_coming", False,
      memory.test_what_is_on_its_way_up_or_out_is_waited_for),
     ("nobody goes for other programs", eviction, "choose", _nobody_else,
      memory.test_idle_workers_go_when_other_programs_hold_the_memory),
@@ -286,7 +286,7 @@ FAULTS: list[Fault] = [
      memory.test_memory_that_nobody_gives_back_is_waited_for_and_then_refused),
     ("memory is not waited for", scheduler, "PATIENCE", 0.0,
      memory.test_memory_that_nobody_gives_back_is_waited_for_and_then_refused),
-    ("patience is used up once", Scarcity, "only", _nobody_else,
+    ("patience is used up once", MemoryWaiters, "only", _nobody_else,
      memory.test_patience_begins_anew_for_new_clients),
     ("one that runs alone is refused", Placing, "_runs_alone", lambda *_: False,
      memory.test_one_that_is_known_only_to_fill_the_budget_runs_alone_or_not_at_all),
@@ -327,7 +327,7 @@ FAULTS: list[Fault] = [
      talks.test_more_than_the_budget_is_refused_with_the_numbers),
     ("the estimate is believed for ever", ledger_class, "measured", lambda *_: False,
      talks.test_what_was_measured_replaces_the_estimate),
-    ("a worker's word on its slots is not heard", Resident, "slots",
+    ("a worker's word on its slots is not heard", WorkerRecord, "slots",
      property(lambda self: self.spec.slots),
      talks.test_a_worker_that_tells_its_slots_is_believed),
     ("a turn is longer than max_wait", turns, "_turn_ends", _turn_without_bound,
@@ -350,19 +350,19 @@ FAULTS: list[Fault] = [
      lost.test_one_under_whom_three_workers_end_in_whatever_company_has_had_its_tries),
     ("an heir that fails is the end of it", Facts, "_part_from_predecessor", _nobody_else,
      succession.test_a_new_one_that_fails_beside_the_old_may_try_without_it),
-    ("a file is in the cache before it is there", Store, "decide", _admitted_before_the_transfer,
+    ("a file is in the cache before it is there", DiskStore, "decide", _admitted_before_the_transfer,
      files.test_a_file_is_there_only_when_its_transfer_has_succeeded),
-    ("a failed transfer keeps its room", Store, "failed", _nobody_else,
+    ("a failed transfer keeps its room", DiskStore, "failed", _nobody_else,
      files.test_a_file_is_there_only_when_its_transfer_has_succeeded),
     ("who comes back stands at the end", queues, "put", _at_the_end,
      lost.test_who_loses_a_worker_is_served_again_before_those_who_came_later),
-    ("fingerprints are forgotten", Suspects, "arrived", _nobody_else,
+    ("fingerprints are forgotten", Quarantine, "arrived", _nobody_else,
      lost.test_a_poisonous_one_is_found_and_those_beside_it_are_served),
-    ("company is no excuse", Suspects, "worker_ended", _all_guilty,
+    ("company is no excuse", Quarantine, "worker_ended", _all_guilty,
      lost.test_a_poisonous_one_is_found_and_those_beside_it_are_served),
-    ("kills from outside are not told from other ends", Suspects, "worker_killed", _nobody_else,
+    ("kills from outside are not told from other ends", Quarantine, "worker_killed", _nobody_else,
      lost.test_whoever_is_killed_from_outside_however_often_makes_nobody_a_suspect),
-    ("an accident is remembered for ever", Suspects, "finished", _nobody_else,
+    ("an accident is remembered for ever", Quarantine, "finished", _nobody_else,
      lost.test_one_accident_makes_nobody_a_suspect),
 ]  # fmt: skip
 

@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from swapd.domain import events as ev
 from swapd.domain.commands import Stop
 from swapd.domain.models import Catalog, Limits
-from swapd.scheduler.admission import Verdict
-from swapd.scheduler.eviction import Pressure, pressure_of
-from swapd.scheduler.lifecycle import State
-from swapd.scheduler.queue import Waiting
+from swapd.scheduler.admission import Rejection
+from swapd.scheduler.eviction import PressureLevel, pressure_level
+from swapd.scheduler.lifecycle import WorkerState
+from swapd.scheduler.queue import QueuedRequest
 from swapd.scheduler.scheduler import Scheduler
-from swapd.scheduler.state import NEVER, Resident, Room, missing
+from swapd.scheduler.state import NEVER, Capacity, WorkerRecord, missing
 from tests.scheduler.catalogs import catalog
 from tests.scheduler.histories import Deed, follow, histories, worlds
 from tests.scheduler.machine import BreachError, Machine
@@ -49,7 +49,7 @@ def test_the_same_events_give_the_same_orders(world: Catalog, history: list[Deed
 class LooksAtAll(Scheduler):
     """Looks at every model in each pass, and plans anew each time."""
 
-    def _settle(self, now: float, pressure: Pressure) -> None:
+    def _settle(self, now: float, pressure: PressureLevel) -> None:
         self._look_at_all = True
         self._plan.version = -1
         self._books.horizon = NEVER
@@ -65,7 +65,7 @@ def test_a_pass_leaves_out_only_what_has_nothing_to_do(world: Catalog, history: 
 class VictimLeftReady(Scheduler):
     """Stops a worker and goes on granting to it."""
 
-    def _stop(self, resident: Resident, because: str, now: float) -> None:
+    def _stop(self, resident: WorkerRecord, because: str, now: float) -> None:
         assert now >= 0
         self._orders.append(Stop(resident.worker, because))
 
@@ -73,7 +73,7 @@ class VictimLeftReady(Scheduler):
 class GrantWithoutSlot(Scheduler):
     """Sees one slot more than there is."""
 
-    def _admissible(self, resident: Resident, now: float) -> Waiting | None:
+    def _admissible(self, resident: WorkerRecord, now: float) -> QueuedRequest | None:
         queue = self._books.queues.get(resident.spec.name)
         if queue is not None and len(resident.busy) <= resident.slots:
             return queue.next(resident.slots, now)
@@ -83,14 +83,16 @@ class GrantWithoutSlot(Scheduler):
 class ForgottenQueueEntry(Scheduler):
     """Loses a request that waits when its worker comes up."""
 
-    def _came_up(self, event: ev.CameUp) -> None:
+    def _came_up(self, event: ev.WorkerReady) -> None:
         super()._came_up(event)
         queue = self._books.queues.get(self._books.residents[event.worker].spec.name)
         if queue and len(queue) > 1:
             self._books.dequeue(list(queue)[-1])
 
 
-def with_other_limits(faulty: Scheduler, limits: Limits, now: float, pressure: Pressure) -> None:
+def with_other_limits(
+    faulty: Scheduler, limits: Limits, now: float, pressure: PressureLevel
+) -> None:
     """A settle pass that goes by limits which are not those of the configuration."""
     real = faulty._catalog
     faulty._catalog = Catalog(real.models, limits)
@@ -101,7 +103,7 @@ def with_other_limits(faulty: Scheduler, limits: Limits, now: float, pressure: P
 class BudgetOffByOne(Scheduler):
     """Finds that one byte more than the budget fits too."""
 
-    def _settle(self, now: float, pressure: Pressure) -> None:
+    def _settle(self, now: float, pressure: PressureLevel) -> None:
         limits = self._catalog.limits
         more = limits.budget_bytes + 1 if limits.budget_bytes else 0
         with_other_limits(self, replace(limits, budget_bytes=more), now, pressure)
@@ -110,7 +112,7 @@ class BudgetOffByOne(Scheduler):
 class PlaceOffByOne(Scheduler):
     """Finds that one worker more than allowed fits too."""
 
-    def _settle(self, now: float, pressure: Pressure) -> None:
+    def _settle(self, now: float, pressure: PressureLevel) -> None:
         limits = self._catalog.limits
         more = limits.max_resident + 1 if limits.max_resident else 0
         with_other_limits(self, replace(limits, max_resident=more), now, pressure)
@@ -119,9 +121,9 @@ class PlaceOffByOne(Scheduler):
 class BusyVictim(Scheduler):
     """Takes a busy worker for idle when it is told to unload."""
 
-    def _unload_asked(self, event: ev.UnloadAsked) -> None:
+    def _unload_asked(self, event: ev.UnloadRequested) -> None:
         for resident in self._books.residents.values():
-            if resident.state is State.READY:
+            if resident.state is WorkerState.READY:
                 self._stop(resident, "unloaded by hand", event.now)
 
 
@@ -144,8 +146,8 @@ class LostWake(Scheduler):
 class LoadsForNobody(Scheduler):
     """Keeps on loading a model whose clients have all left."""
 
-    def _dismissal(self, resident: Resident, now: float) -> str:
-        if resident.state is State.STARTING:
+    def _dismissal(self, resident: WorkerRecord, now: float) -> str:
+        if resident.state is WorkerState.STARTING:
             return ""
         return super()._dismissal(resident, now)
 
@@ -153,14 +155,14 @@ class LoadsForNobody(Scheduler):
 class WholesalePressure(Scheduler):
     """Takes every idle worker for one look at the memory."""
 
-    def _pressure(self, event: ev.Event) -> Pressure:
-        return pressure_of(event, self._catalog.limits)
+    def _pressure(self, event: ev.Event) -> PressureLevel:
+        return pressure_level(event, self._catalog.limits)
 
 
 class PinsForgotten(Scheduler):
     """Takes a pinned worker's idleness for anybody's."""
 
-    def _dismissal(self, resident: Resident, now: float) -> str:
+    def _dismissal(self, resident: WorkerRecord, now: float) -> str:
         late = resident.spec.ttl and now >= resident.last_used + resident.spec.ttl
         if resident.idle and late and resident.spec.name not in self._books.queues:
             return "idle"
@@ -170,7 +172,7 @@ class PinsForgotten(Scheduler):
 class PinsOverlooked(Scheduler):
     """Lets a request wait for room that pinned models never give up."""
 
-    def _hopeless(self, model: str, now: float) -> Verdict | None:
+    def _hopeless(self, model: str, now: float) -> Rejection | None:
         refusal = super()._hopeless(model, now)
         return None if refusal and "pinned" in refusal.message else refusal
 
@@ -178,7 +180,7 @@ class PinsOverlooked(Scheduler):
 class CountsGuests(Scheduler):
     """Forgets a granted request when its worker has gone."""
 
-    def _finished(self, event: ev.Finished) -> None:
+    def _finished(self, event: ev.RequestFinished) -> None:
         if event.answered:
             super()._finished(event)
 
@@ -243,4 +245,4 @@ def test_two_victims_of_one_look_at_the_memory_are_found() -> None:
 
 
 def test_limits_may_be_absent() -> None:
-    assert not missing(Room(1000, 10**15), Limits())
+    assert not missing(Capacity(1000, 10**15), Limits())

@@ -12,7 +12,7 @@ from swapd.domain import events as ev
 from swapd.domain.models import Catalog, Limits
 from swapd.scheduler import quarantine
 from swapd.scheduler.scheduler import Scheduler
-from swapd.scheduler.state import Resident
+from swapd.scheduler.state import WorkerRecord
 from tests.scheduler.catalogs import catalog
 from tests.scheduler.histories import Deed, follow, histories, worlds
 from tests.scheduler.machine import BreachError
@@ -25,150 +25,165 @@ WIDE = replace(A, slots=3)
 def _three_served() -> Talk:
     talk = Talk(a=WIDE)
     for request in (1, 2, 3):
-        talk >> ev.Arrived(request, request, "a")
-    return talk >> ev.CameUp(4, 1) << "grant:1->1 grant:2->1 grant:3->1 wake:never"
+        talk >> ev.RequestArrived(request, request, "a")
+    return talk >> ev.WorkerReady(4, 1) << "grant:1->1 grant:2->1 grant:3->1 wake:never"
 
 
 def _return(talk: Talk, now: float, *requests: int) -> Talk:
     for request in requests:
-        talk >> ev.Returned(now, request, f"print {request}")
+        talk >> ev.RequestRetried(now, request, f"print {request}")
     return talk
 
 
 def test_who_loses_a_worker_is_served_again_before_those_who_came_later() -> None:
     talk = _three_served()
-    talk >> ev.Arrived(5, 4, "a") >> ev.Arrived(6, 5, "a") << ""
-    talk >> ev.Exited(7, 1, "boom") << "start:a=2 wake:107"
+    talk >> ev.RequestArrived(5, 4, "a") >> ev.RequestArrived(6, 5, "a") << ""
+    talk >> ev.WorkerExited(7, 1, "boom") << "start:a=2 wake:107"
     _return(talk, 7, 3, 1, 2)
-    talk >> ev.CameUp(8, 2) << "grant:1->2 grant:2->2 grant:3->2 wake:never"
+    talk >> ev.WorkerReady(8, 2) << "grant:1->2 grant:2->2 grant:3->2 wake:never"
 
 
 def test_one_accident_makes_nobody_a_suspect() -> None:
     talk = _three_served()
-    _return(talk >> ev.Exited(5, 1, "boom"), 5, 1, 2, 3)
-    talk >> ev.CameUp(6, 2) << "grant:1->2 grant:2->2 grant:3->2 wake:never"
+    _return(talk >> ev.WorkerExited(5, 1, "boom"), 5, 1, 2, 3)
+    talk >> ev.WorkerReady(6, 2) << "grant:1->2 grant:2->2 grant:3->2 wake:never"
     assert talk.core.is_wary
     for request in (1, 2, 3):
-        talk >> ev.Finished(7, request)
+        talk >> ev.RequestFinished(7, request)
     assert not talk.core.is_wary
 
 
 def test_a_poisonous_one_is_found_and_those_beside_it_are_served() -> None:
     talk = _three_served()
-    _return(talk >> ev.Exited(5, 1, "boom"), 5, 1, 2, 3)
-    _return(talk >> ev.CameUp(6, 2) >> ev.Exited(7, 2, "boom"), 7, 1, 2, 3)
-    talk >> ev.CameUp(8, 3) << "grant:1->3 wake:never"
-    talk >> ev.Arrived(9, 4, "a") << ""
-    talk >> ev.Finished(10, 1) << "grant:2->3"
-    talk >> ev.Exited(11, 3, "bang") << "start:a=4 wake:111"
+    _return(talk >> ev.WorkerExited(5, 1, "boom"), 5, 1, 2, 3)
+    _return(talk >> ev.WorkerReady(6, 2) >> ev.WorkerExited(7, 2, "boom"), 7, 1, 2, 3)
+    talk >> ev.WorkerReady(8, 3) << "grant:1->3 wake:never"
+    talk >> ev.RequestArrived(9, 4, "a") << ""
+    talk >> ev.RequestFinished(10, 1) << "grant:2->3"
+    talk >> ev.WorkerExited(11, 3, "bang") << "start:a=4 wake:111"
     _return(talk, 11, 2) << "refuse:2:poison"
     (refusal,) = talk.last
-    assert isinstance(refusal, od.Refuse)
+    assert isinstance(refusal, od.Reject)
     assert refusal.message == (
         "this request ended its worker twice and is refused for 10 minutes: bang"
     )
-    talk >> ev.CameUp(12, 4) << "grant:3->4 wake:never"
-    talk >> ev.Finished(13, 3) << "grant:4->4"
+    talk >> ev.WorkerReady(12, 4) << "grant:3->4 wake:never"
+    talk >> ev.RequestFinished(13, 3) << "grant:4->4"
     # By its fingerprint it is known when it comes again, for a while.
-    talk >> ev.Arrived(14, 5, "a", fingerprint="print 2") << "refuse:5:poison"
-    talk >> ev.Arrived(612, 6, "a", fingerprint="print 2") << "grant:6->4"
+    talk >> ev.RequestArrived(14, 5, "a", fingerprint="print 2") << "refuse:5:poison"
+    talk >> ev.RequestArrived(612, 6, "a", fingerprint="print 2") << "grant:6->4"
 
 
 def test_a_request_that_can_not_come_again_is_known_by_its_fingerprint() -> None:
     talk = Talk(a=WIDE)
-    talk >> ev.Arrived(0, 1, "a") >> ev.CameUp(1, 1) >> ev.Exited(2, 1, "boom")
-    talk >> ev.Finished(2, 1, answered=False, fingerprint="p")
-    talk >> ev.Arrived(3, 2, "a", fingerprint="p") >> ev.CameUp(4, 2) >> ev.Exited(5, 2, "boom")
-    talk >> ev.Finished(5, 2, answered=False, fingerprint="p")
-    talk >> ev.Arrived(6, 3, "a", fingerprint="p") << "refuse:3:poison"
-    talk >> ev.Arrived(6, 4, "a", fingerprint="q") << "start:a=3 wake:106"
+    talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(1, 1) >> ev.WorkerExited(2, 1, "boom")
+    talk >> ev.RequestFinished(2, 1, answered=False, fingerprint="p")
+    (
+        talk
+        >> ev.RequestArrived(3, 2, "a", fingerprint="p")
+        >> ev.WorkerReady(4, 2)
+        >> ev.WorkerExited(5, 2, "boom")
+    )
+    talk >> ev.RequestFinished(5, 2, answered=False, fingerprint="p")
+    talk >> ev.RequestArrived(6, 3, "a", fingerprint="p") << "refuse:3:poison"
+    talk >> ev.RequestArrived(6, 4, "a", fingerprint="q") << "start:a=3 wake:106"
 
 
 def test_whoever_is_killed_from_outside_however_often_makes_nobody_a_suspect() -> None:
-    talk = _three_served() >> ev.Arrived(4.5, 4, "a")
+    talk = _three_served() >> ev.RequestArrived(4.5, 4, "a")
     for worker in range(1, quarantine.KILLS):
         now = 5 * worker
-        talk >> ev.Exited(now, worker, "killed", accident=True)
-        _return(talk, now, 1, 2, 3) >> ev.CameUp(now + 1, worker + 1)
+        talk >> ev.WorkerExited(now, worker, "killed", accident=True)
+        _return(talk, now, 1, 2, 3) >> ev.WorkerReady(now + 1, worker + 1)
         talk << f"grant:1->{worker + 1} grant:2->{worker + 1} grant:3->{worker + 1} wake:never"
     assert not talk.core.is_wary
-    talk >> ev.Finished(53, 1) << f"grant:4->{quarantine.KILLS}"
-    talk >> ev.Finished(53, 2) >> ev.Exited(54, quarantine.KILLS, "killed", accident=True)
+    talk >> ev.RequestFinished(53, 1) << f"grant:4->{quarantine.KILLS}"
+    (
+        talk
+        >> ev.RequestFinished(53, 2)
+        >> ev.WorkerExited(54, quarantine.KILLS, "killed", accident=True)
+    )
     _return(talk, 54, 3) << "refuse:3:worker_failed"
 
 
 def test_what_swapd_ends_itself_is_nobodys_fault() -> None:
     talk = Talk(a=A)
-    talk >> ev.Arrived(0, 1, "a") >> ev.CameUp(1, 1) >> ev.ClosingAsked(2, 3)
-    talk >> ev.Ticked(3) << "kill:1"
-    talk >> ev.Exited(4, 1, "killed")
-    talk >> ev.Finished(4, 1, answered=False, fingerprint="p")
+    talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(1, 1) >> ev.ShutdownRequested(2, 3)
+    talk >> ev.TimerFired(3) << "kill:1"
+    talk >> ev.WorkerExited(4, 1, "killed")
+    talk >> ev.RequestFinished(4, 1, answered=False, fingerprint="p")
     assert not talk.core.is_wary
 
 
 def test_one_under_whom_three_workers_end_in_whatever_company_has_had_its_tries() -> None:
     talk = Talk(a=A)
     for worker in (1, 2, 3):
-        talk >> ev.Arrived(worker, worker, "a") >> ev.CameUp(worker, worker)
-        talk >> ev.Arrived(worker, 10, "a", needs_slot=False) if worker == 1 else talk
-        talk >> ev.Finished(worker, worker) >> ev.Exited(worker, worker, "boom")
-        talk >> ev.Returned(worker, 10, "p")
+        talk >> ev.RequestArrived(worker, worker, "a") >> ev.WorkerReady(worker, worker)
+        talk >> ev.RequestArrived(worker, 10, "a", needs_slot=False) if worker == 1 else talk
+        talk >> ev.RequestFinished(worker, worker) >> ev.WorkerExited(worker, worker, "boom")
+        talk >> ev.RequestRetried(worker, 10, "p")
     talk << "refuse:10:worker_failed"
 
 
 def test_a_silent_worker_is_looked_at_twice_within_the_time_out_and_killed_at_its_end() -> None:
     talk = Talk(a=replace(A, hang_timeout=30.0))
-    talk >> ev.Arrived(0, 1, "a") >> ev.CameUp(10, 1) << "grant:1->1 wake:25"
-    talk >> ev.Ticked(25) << "look:1"
-    talk >> ev.Looked(25, 1, 24.0) << "wake:40"
-    talk >> ev.Ticked(40) << "look:1"
-    talk >> ev.Looked(40, 1, 24.0) << "wake:54"
-    talk >> ev.Ticked(54) << "look:1"
-    talk >> ev.Looked(54, 1, 24.0) << "kill:1"
+    talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(10, 1) << "grant:1->1 wake:25"
+    talk >> ev.TimerFired(25) << "look:1"
+    talk >> ev.LivenessReported(25, 1, 24.0) << "wake:40"
+    talk >> ev.TimerFired(40) << "look:1"
+    talk >> ev.LivenessReported(40, 1, 24.0) << "wake:54"
+    talk >> ev.TimerFired(54) << "look:1"
+    talk >> ev.LivenessReported(54, 1, 24.0) << "kill:1"
     (kill,) = talk.last
     assert kill == od.Kill(1, "the worker hung: 30 s without progress", hung=True)
-    talk >> ev.Exited(55, 1, "ended by SIGKILL") >> ev.Returned(55, 1, "p")
-    talk >> ev.CameUp(56, 2) << "grant:1->2 wake:71"
+    talk >> ev.WorkerExited(55, 1, "ended by SIGKILL") >> ev.RequestRetried(55, 1, "p")
+    talk >> ev.WorkerReady(56, 2) << "grant:1->2 wake:71"
 
 
 def test_a_look_that_comes_late_starts_anew_because_swapd_itself_stood_still() -> None:
     talk = Talk(a=replace(A, hang_timeout=30.0))
-    talk >> ev.Arrived(0, 1, "a") >> ev.CameUp(10, 1) >> ev.Ticked(500) << "wake:515"
+    (
+        talk
+        >> ev.RequestArrived(0, 1, "a")
+        >> ev.WorkerReady(10, 1)
+        >> ev.TimerFired(500)
+        << "wake:515"
+    )
 
 
 def test_at_rest_nobody_is_looked_at() -> None:
     talk = Talk(a=replace(A, hang_timeout=30.0))
-    talk >> ev.Arrived(0, 1, "a") >> ev.CameUp(10, 1) >> ev.Finished(11, 1) << ""
-    talk >> ev.Ticked(25) << ""
-    talk >> ev.Arrived(26, 2, "a") << "grant:2->1 wake:41"
+    talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(10, 1) >> ev.RequestFinished(11, 1) << ""
+    talk >> ev.TimerFired(25) << ""
+    talk >> ev.RequestArrived(26, 2, "a") << "grant:2->1 wake:41"
     assert talk.core.status()[0].busy == 1
 
 
 def test_a_time_out_may_come_with_a_reload() -> None:
     talk = Talk(a=A, b=B)
-    talk >> ev.Arrived(0, 1, "a") >> ev.CameUp(10, 1) << "grant:1->1 wake:never"
+    talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(10, 1) << "grant:1->1 wake:never"
     new = {"a": replace(A, hang_timeout=8.0)}
-    talk >> ev.Reloaded(20, Catalog(new, Limits())) << "wake:24"
+    talk >> ev.CatalogReloaded(20, Catalog(new, Limits())) << "wake:24"
 
 
 class NeverLooks(Scheduler):
     """Takes everybody's word for being busy."""
 
-    def _watch(self, resident: Resident, now: float) -> None:
+    def _watch(self, resident: WorkerRecord, now: float) -> None:
         pass
 
 
 class Hasty(Scheduler):
     """Takes whoever is looked at for hung too soon."""
 
-    def _looked(self, event: ev.Looked) -> None:
-        super()._looked(ev.Looked(event.now + 10.0, event.worker, event.sign))
+    def _looked(self, event: ev.LivenessReported) -> None:
+        super()._looked(ev.LivenessReported(event.now + 10.0, event.worker, event.sign))
 
 
 class Forgiving(Scheduler):
     """Does not count how many workers a request has lost."""
 
-    def _returned(self, event: ev.Returned) -> None:
+    def _returned(self, event: ev.RequestRetried) -> None:
         granted = self._books.granted[event.request]
         granted.waiting.falls = 0
         super()._returned(event)
@@ -177,7 +192,7 @@ class Forgiving(Scheduler):
 class TriesTogether(Scheduler):
     """Serves suspects beside others."""
 
-    def _give(self, waiting: object, resident: Resident, now: float) -> None:
+    def _give(self, waiting: object, resident: WorkerRecord, now: float) -> None:
         super()._give(waiting, resident, now)  # type: ignore[arg-type]
         resident.alone = False
 
@@ -185,7 +200,7 @@ class TriesTogether(Scheduler):
 class CondemnsAll(Scheduler):
     """Finds everybody guilty under whom a worker ends."""
 
-    def _returned(self, event: ev.Returned) -> None:
+    def _returned(self, event: ev.RequestRetried) -> None:
         waiting = self._books.granted[event.request].waiting
         waiting.falls = max(waiting.falls, 1)
         self._suspects.worker_ended([waiting], "boom")
@@ -218,10 +233,14 @@ def test_remembered_fingerprints_have_a_bound() -> None:
     talk = Talk(a=A)
     for number in range(quarantine.MOST + 50):
         worker = number + 1
-        talk >> ev.Arrived(number * 0.001, number, "a") >> ev.CameUp(number * 0.001, worker)
-        talk >> ev.Finished(number * 0.001, number)
-        talk >> ev.Arrived(number * 0.001, 10**6 + number, "a")
-        talk >> ev.Exited(number * 0.001, worker, "boom")
-        talk >> ev.Finished(number * 0.001, 10**6 + number, False, fingerprint=f"p{number}")
-    talk >> ev.Arrived(2, 10**7, "a", fingerprint="p0")
+        (
+            talk
+            >> ev.RequestArrived(number * 0.001, number, "a")
+            >> ev.WorkerReady(number * 0.001, worker)
+        )
+        talk >> ev.RequestFinished(number * 0.001, number)
+        talk >> ev.RequestArrived(number * 0.001, 10**6 + number, "a")
+        talk >> ev.WorkerExited(number * 0.001, worker, "boom")
+        talk >> ev.RequestFinished(number * 0.001, 10**6 + number, False, fingerprint=f"p{number}")
+    talk >> ev.RequestArrived(2, 10**7, "a", fingerprint="p0")
     assert len(talk.core._suspects._known) <= quarantine.MOST

@@ -18,14 +18,14 @@ NEWER = replace(B, argv=("b", "--another"))
 def busy(limits: Limits | None = None) -> Talk:
     """One worker of b, which serves request 1."""
     talk = Talk(limits, a=A, b=B)
-    talk >> ev.Arrived(0, 1, "b") >> ev.CameUp(1, 1)
+    talk >> ev.RequestArrived(0, 1, "b") >> ev.WorkerReady(1, 1)
     return talk
 
 
 def reload(talk: Talk, **models: object) -> Talk:
     """From now on these models."""
     before = talk.core.catalog
-    return talk >> ev.Reloaded(2, Catalog({**before.models, **models}, before.limits))  # type: ignore[dict-item]
+    return talk >> ev.CatalogReloaded(2, Catalog({**before.models, **models}, before.limits))  # type: ignore[dict-item]
 
 
 def states(talk: Talk) -> list[str]:
@@ -36,19 +36,19 @@ def test_the_old_one_serves_until_the_new_one_is_ready() -> None:
     talk = busy()
     reload(talk, b=NEW) << "start:b=2 wake:102"
     assert states(talk) == ["ready", "starting"]
-    talk >> ev.Finished(3, 1) << ""
-    talk >> ev.Arrived(4, 2, "b") << "grant:2->1"
-    talk >> ev.Arrived(5, 3, "b") << ""
-    talk >> ev.CameUp(6, 2) << "grant:3->2 wake:never"
+    talk >> ev.RequestFinished(3, 1) << ""
+    talk >> ev.RequestArrived(4, 2, "b") << "grant:2->1"
+    talk >> ev.RequestArrived(5, 3, "b") << ""
+    talk >> ev.WorkerReady(6, 2) << "grant:3->2 wake:never"
     assert states(talk) == ["draining", "ready"]
-    talk >> ev.Finished(7, 2) << "stop:1 wake:12"
-    talk >> ev.Exited(8, 1) << "wake:never"
+    talk >> ev.RequestFinished(7, 2) << "stop:1 wake:12"
+    talk >> ev.WorkerExited(8, 1) << "wake:never"
 
 
 def test_an_idle_one_is_replaced_too() -> None:
-    talk = busy() >> ev.Finished(1, 1)
+    talk = busy() >> ev.RequestFinished(1, 1)
     reload(talk, b=NEW) << "start:b=2 wake:102"
-    talk >> ev.CameUp(3, 2) << "stop:1 wake:8"
+    talk >> ev.WorkerReady(3, 2) << "stop:1 wake:8"
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_where_there_is_no_room_for_both_the_old_one_drains_first(limits: Limits
     talk = busy(limits)
     reload(talk, b=NEW)
     assert states(talk) == ["draining"]
-    talk >> ev.Finished(3, 1)
+    talk >> ev.RequestFinished(3, 1)
     assert states(talk) == ["stopping"]
 
 
@@ -72,8 +72,8 @@ def test_others_that_wait_for_room_come_first() -> None:
     specs = {name: model(name, need_bytes=size) for name, size in sizes.items()}
     talk = Talk(Limits(budget_bytes=10), **specs)
     for request, name in ((1, "a"), (2, "b")):
-        talk >> ev.Arrived(0, request, name) >> ev.CameUp(0, request)
-    talk >> ev.Arrived(1, 3, "c")
+        talk >> ev.RequestArrived(0, request, name) >> ev.WorkerReady(0, request)
+    talk >> ev.RequestArrived(1, 3, "c")
     reload(talk, b=replace(specs["b"], argv=("b", "--other")))
     assert states(talk) == ["ready", "draining"]
 
@@ -81,21 +81,21 @@ def test_others_that_wait_for_room_come_first() -> None:
 @pytest.mark.parametrize(("free", "then"), [(99, ["ready", "starting"]), (1, ["draining"])])
 def test_memory_that_others_hold_is_looked_at_first(free: int, then: list[str]) -> None:
     talk = Talk(Limits(budget_bytes=100, heed_free=True), b=B)
-    talk >> ev.Arrived(0, 1, "b") >> ev.FreeSeen(0, 50) >> ev.CameUp(1, 1)
+    talk >> ev.RequestArrived(0, 1, "b") >> ev.FreeMemoryReported(0, 50) >> ev.WorkerReady(1, 1)
     reload(talk, b=NEW)
     assert states(talk) == ["ready"]
     assert "look" in " ".join(map(repr, talk.last)).lower()
-    talk >> ev.FreeSeen(3, free)
+    talk >> ev.FreeMemoryReported(3, free)
     assert states(talk) == then
 
 
 def test_a_new_one_that_fails_beside_the_old_may_try_without_it() -> None:
     talk = busy()
     reload(talk, b=NEW)
-    talk >> ev.Exited(3, 2, "no memory")
+    talk >> ev.WorkerExited(3, 2, "no memory")
     assert states(talk) == ["draining"]
-    talk >> ev.Arrived(4, 2, "b") << "start:b=3 wake:104"
-    talk >> ev.Exited(5, 3, "no luck") << "refuse:2:start_failed wake:never"
+    talk >> ev.RequestArrived(4, 2, "b") << "start:b=3 wake:104"
+    talk >> ev.WorkerExited(5, 3, "no luck") << "refuse:2:start_failed wake:never"
 
 
 def test_one_that_is_right_again_stays() -> None:
@@ -103,15 +103,15 @@ def test_one_that_is_right_again_stays() -> None:
     reload(talk, b=NEW)
     reload(talk, b=B) << "stop:2 wake:7"
     assert states(talk) == ["ready", "stopping"]
-    talk >> ev.Exited(3, 2) << "wake:never"
-    talk >> ev.Finished(4, 1) >> ev.Arrived(4, 2, "b") << "grant:2->1"
+    talk >> ev.WorkerExited(3, 2) << "wake:never"
+    talk >> ev.RequestFinished(4, 1) >> ev.RequestArrived(4, 2, "b") << "grant:2->1"
 
 
 def test_another_reload_starts_no_second_heir() -> None:
     talk = busy()
     reload(talk, b=NEW)
     reload(talk, a=replace(A, argv=("a", "--other"))) << ""
-    talk >> ev.CameUp(3, 2)
+    talk >> ev.WorkerReady(3, 2)
     assert states(talk) == ["draining", "ready"]
 
 
@@ -119,8 +119,8 @@ def test_a_change_on_top_of_a_change_has_one_successor() -> None:
     talk = busy()
     reload(talk, b=NEW)
     reload(talk, b=NEWER) << "stop:2 start:b=3 wake:7"
-    talk >> ev.CameUp(3, 2) << ""
-    talk >> ev.Exited(3, 2) >> ev.CameUp(4, 3)
+    talk >> ev.WorkerReady(3, 2) << ""
+    talk >> ev.WorkerExited(3, 2) >> ev.WorkerReady(4, 3)
     assert states(talk) == ["draining", "ready"]
 
 
@@ -129,17 +129,17 @@ def test_when_the_old_one_goes_the_new_one_stays_for_who_waits() -> None:
         talk = busy()
         reload(talk, b=NEW)
         if waiting:
-            talk >> ev.Arrived(3, 2, "b") << ""
-        talk >> ev.Exited(3, 1, "exit status 1")
+            talk >> ev.RequestArrived(3, 2, "b") << ""
+        talk >> ev.WorkerExited(3, 1, "exit status 1")
         assert states(talk) == ["starting" if waiting else "stopping"]
-    talk = busy() >> ev.Finished(1, 1)
+    talk = busy() >> ev.RequestFinished(1, 1)
     reload(talk, b=NEW)
-    talk >> ev.UnloadAsked(3, "b")
+    talk >> ev.UnloadRequested(3, "b")
     assert states(talk) == ["stopping", "stopping"]
 
 
 def test_a_shutdown_waits_for_no_successor() -> None:
     talk = busy()
     reload(talk, b=NEW)
-    talk >> ev.ClosingAsked(3, 30)
+    talk >> ev.ShutdownRequested(3, 30)
     assert states(talk) == ["ready", "stopping"]

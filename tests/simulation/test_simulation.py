@@ -10,24 +10,33 @@ import pytest
 
 from swapd.domain.models import Limits
 from swapd.simulation.belady import bounds
-from swapd.simulation.machine import Hardware, Machine
+from swapd.simulation.machine import Hardware, SimulatedHost
 from swapd.simulation.report import jain, measure, percentile, waits
-from swapd.simulation.run import Options, apart, greedy, main, run
-from swapd.simulation.traces import GIB, MADE, Ask, Model, Trace, TraceError, read, write
+from swapd.simulation.run import SimulationOptions, apart, greedy, main, run
+from swapd.simulation.traces import (
+    GIB,
+    MADE,
+    Trace,
+    TraceError,
+    TraceModel,
+    TraceRequest,
+    read,
+    write,
+)
 
 ENDLESS = 1e9
 
 
 def few(models: str, sizes: dict[str, int]) -> Trace:
     """One request a minute for each letter."""
-    asks = tuple(Ask(60.0 * i, m, 100, 10) for i, m in enumerate(models))
-    return Trace("few", asks, {m: Model(size * GIB) for m, size in sizes.items()})
+    asks = tuple(TraceRequest(60.0 * i, m, 100, 10) for i, m in enumerate(models))
+    return Trace("few", asks, {m: TraceModel(size * GIB) for m, size in sizes.items()})
 
 
 def test_loading_waiting_and_serving_take_what_the_hardware_says() -> None:
     trace = few("aab", {"a": 4, "b": 4})
     limits = Limits(max_resident=1, interval=ENDLESS)
-    outcome = Machine(trace.models, limits, Hardware(), 1).run(trace.asks)
+    outcome = SimulatedHost(trace.models, limits, Hardware(), 1).run(trace.asks)
     result = measure("few", "cost", outcome)
     assert (result.requests, result.swaps, result.refused) == (3, 2, 0)
     assert result.loading == pytest.approx(2 * 2.5)
@@ -85,7 +94,7 @@ def test_cost_loads_less_than_lru() -> None:
     for name, most in (("zipf", 0.7), ("sessions", 0.7)):
         shares = []
         for seed in (1, 2, 3):
-            options = Options((MADE[name](seed, 24),), ("lru", "cost"))
+            options = SimulationOptions((MADE[name](seed, 24),), ("lru", "cost"))
             (compared,) = run(options)
             lru, cost = compared.results
             shares.append(cost.loading / lru.loading)
@@ -95,7 +104,7 @@ def test_cost_loads_less_than_lru() -> None:
 
 def test_cost_is_never_much_worse_than_lru() -> None:
     for name in MADE:
-        (compared,) = run(Options((MADE[name](4, 24),), ("lru", "cost")))
+        (compared,) = run(SimulationOptions((MADE[name](4, 24),), ("lru", "cost")))
         lru, cost = compared.results
         assert cost.loading <= 1.05 * lru.loading, name
 
@@ -107,7 +116,7 @@ def test_two_clients_of_two_models_swap_seldom_and_none_waits_beyond_the_bound()
     for limits in (taken, by_arrival):
         outcome = apart(limits, 1800)
         share[limits] = len(outcome.stays) / len(outcome.served)
-        turn = limits.max_wait + 2 * Hardware().stop_seconds + Model(4 * GIB).load + 10
+        turn = limits.max_wait + 2 * Hardware().stop_seconds + TraceModel(4 * GIB).load + 10
         assert max(waits(outcome)) <= turn
     assert share[taken] <= 0.1 * share[by_arrival]
 
@@ -132,7 +141,7 @@ def test_a_greedy_tenant_slows_itself_alone(share: float, slots: int) -> None:
 def test_a_trace_is_written_and_read_back(tmp_path: Path) -> None:
     trace = few("abc", {"a": 1, "b": 1, "c": 2})
     write(tmp_path / "few.csv", trace.asks)
-    assert read(tmp_path / "few.csv", trace.models, Model(GIB)) == trace
+    assert read(tmp_path / "few.csv", trace.models, TraceModel(GIB)) == trace
 
 
 @pytest.mark.parametrize(
@@ -152,7 +161,7 @@ def test_a_bad_trace_says_where(tmp_path: Path, text: str, fault: str) -> None:
     file = tmp_path / "bad.csv"
     file.write_text(text)
     with pytest.raises(TraceError, match=fault):
-        read(file, {}, Model(GIB))
+        read(file, {}, TraceModel(GIB))
 
 
 def test_the_command_prints_a_table_or_json(

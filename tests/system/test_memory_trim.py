@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from swapd.system.aio import now, pause
-from swapd.system.memory_trim import CROWD, LOOK_AFTER, WORTH, Heap
+from swapd.system.memory_trim import CROWD, LOOK_AFTER, WORTH, MemoryTrimmer
 
 LOG = logging.getLogger("test")
 
@@ -39,7 +39,7 @@ def _no_collector() -> Iterator[None]:
 
 
 async def test_when_half_have_gone_what_they_left_is_collected() -> None:
-    heap = Heap(LOG)
+    heap = MemoryTrimmer(LOG)
     for _ in range(4):
         heap.enter()
     lying = _leave_lying(16 * WORTH)
@@ -52,7 +52,7 @@ async def test_when_half_have_gone_what_they_left_is_collected() -> None:
 
 
 async def test_a_look_comes_by_itself_when_a_request_has_ended() -> None:
-    heap = Heap(LOG)
+    heap = MemoryTrimmer(LOG)
     heap.enter()
     lying = _leave_lying(16 * WORTH)
     heap.leave()
@@ -63,7 +63,7 @@ async def test_a_look_comes_by_itself_when_a_request_has_ended() -> None:
 
 
 async def test_for_little_nobody_is_stopped() -> None:
-    heap = Heap(LOG)
+    heap = MemoryTrimmer(LOG)
     heap.enter()
     lying = _leave_lying(1000)
     heap.leave()
@@ -72,7 +72,7 @@ async def test_for_little_nobody_is_stopped() -> None:
 
 
 async def test_for_a_crowd_it_is_worth_it_in_any_case() -> None:
-    heap = Heap(LOG)
+    heap = MemoryTrimmer(LOG)
     for _ in range(CROWD):
         heap.enter()
     lying = _leave_lying(1000)
@@ -84,7 +84,7 @@ async def test_for_a_crowd_it_is_worth_it_in_any_case() -> None:
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library's own")
 async def test_free_pages_between_others_are_given_back() -> None:
-    heap, process = Heap(LOG), psutil.Process()
+    heap, process = MemoryTrimmer(LOG), psutil.Process()
     heap.enter()
     pieces = [b"x" * 2000 + bytes([i % 256]) for i in range(30_000)]
     kept = pieces[::10]

@@ -13,10 +13,10 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swapd.domain.models import Catalog, Learned, ModelSpec
-from swapd.process.orphans import Noted, Page, reap_left_overs
-from swapd.process.profiles import VERSION, Learnings
-from swapd.system.lockfile import Holder, read_holder
+from swapd.domain.models import Catalog, ModelProfile, ModelSpec
+from swapd.process.orphans import PidFile, PidRecord, kill_orphans
+from swapd.process.profiles import VERSION, ProfileStore
+from swapd.system.lockfile import LockHolder, read_holder
 from swapd.system.state_files import read_state
 
 LOG = logging.getLogger("power cut")
@@ -27,17 +27,19 @@ SPEC = ModelSpec("m", ("worker", "--model", "m.gguf"))
 
 def _page(*pids: int) -> bytes:
     # Born when nobody was: none of these is to be touched.
-    workers = [Noted(pid, "0", "/no/such/program/" + "x" * 50) for pid in pids]
-    return msgspec.json.encode(Page("a mark of nobody's" * 4, workers)).ljust(1024)
+    workers = [PidRecord(pid, "0", "/no/such/program/" + "x" * 50) for pid in pids]
+    return msgspec.json.encode(PidFile("a mark of nobody's" * 4, workers)).ljust(1024)
 
 
 def _holder(endpoint: str) -> bytes:
-    return msgspec.json.encode(Holder(os.getpid(), "0", endpoint, "log", "config")).ljust(512)
+    return msgspec.json.encode(LockHolder(os.getpid(), "0", endpoint, "log", "config")).ljust(512)
 
 
 def _learned(folder: Path, *needs: int) -> bytes:
-    identity = Learnings(folder / "none", folder, LOG).identity(SPEC)
-    models = {str(need): Learned(need, 1.0) for need in needs} | {identity: Learned(needs[0], 2.0)}
+    identity = ProfileStore(folder / "none", folder, LOG).identity(SPEC)
+    models = {str(need): ModelProfile(need, 1.0) for need in needs} | {
+        identity: ModelProfile(needs[0], 2.0)
+    }
     return msgspec.json.format(
         msgspec.json.encode({"version": VERSION, "models": models}), indent=1
     )
@@ -80,7 +82,7 @@ def _read_after_cuts(
 
 def test_what_was_learned() -> None:
     def read(file: Path) -> object:
-        learned = Learnings(file, file.parent, LOG).recall(Catalog({"m": SPEC}))
+        learned = ProfileStore(file, file.parent, LOG).recall(Catalog({"m": SPEC}))
         assert all(one.bytes in (1, 2) for one in learned.values())
         return learned.get("m")
 
@@ -89,7 +91,7 @@ def test_what_was_learned() -> None:
 
 def test_who_runs() -> None:
     def read(file: Path) -> object:
-        reap_left_overs(file, LOG)
+        kill_orphans(file, LOG)
         return "nobody was touched, this process among them"
 
     _read_after_cuts("workers.json", lambda _, n: _page(os.getpid(), os.getppid(), n), read)

@@ -18,13 +18,13 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from swapd.domain.models import ModelSpec
 from swapd.process import memory
-from swapd.process.ports import free_port, holder_of
-from swapd.process.prefetch import read_ahead
+from swapd.process.ports import free_port, port_owner
+from swapd.process.prefetch import prefetch
 from swapd.proxy.forward import HOP_BY_HOP, end_to_end
 from swapd.system import logs
 from swapd.system.aio import Tasks
 from swapd.system.file_watcher import FileWatch
-from swapd.system.lockfile import HeldError, Holder, HomeLock, read_holder
+from swapd.system.lockfile import InstanceLock, LockHeldError, LockHolder, read_holder
 from tests.disk import fill, small_disk
 
 HOLD = (
@@ -54,8 +54,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def test_a_home_is_held_once_and_a_killed_holder_holds_nothing(tmp_path: Path) -> None:
     first = _holder(tmp_path)
     try:
-        with pytest.raises(HeldError) as caught:
-            HomeLock(tmp_path)
+        with pytest.raises(LockHeldError) as caught:
+            InstanceLock(tmp_path)
         assert caught.value.holder is not None
         assert caught.value.holder.pid == first.pid
         assert caught.value.holder.alive() is not None
@@ -70,7 +70,7 @@ def test_a_home_is_held_once_and_a_killed_holder_holds_nothing(tmp_path: Path) -
 
 
 def test_a_recycled_pid_is_not_taken_for_the_holder() -> None:
-    assert Holder(os.getpid(), born="x:1", endpoint="", log="").alive() is None
+    assert LockHolder(os.getpid(), born="x:1", endpoint="", log="").alive() is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"pid": "x"}', b"\xff"])
@@ -82,9 +82,9 @@ def test_a_damaged_lock_file_names_nobody(tmp_path: Path, content: bytes) -> Non
 
 def test_a_free_port_can_be_had_and_its_holder_is_known() -> None:
     port = free_port()
-    assert holder_of(port) is None
+    assert port_owner(port) is None
     with socket.create_server(("127.0.0.1", port)):
-        assert holder_of(port) == os.getpid()
+        assert port_owner(port) == os.getpid()
 
 
 @given(
@@ -181,7 +181,7 @@ def test_a_log_whose_folder_goes_away_costs_lines_only(tmp_path: Path) -> None:
 
 def test_a_lock_tells_on_a_full_disk_that_it_is_about_to_go(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 64) as disk:
-        lock = HomeLock(disk)
+        lock = InstanceLock(disk)
         lock.announce("http://127.0.0.1:1", Path("x.log"), Path("c"))
         fill(disk)
         lock.announce("http://127.0.0.1:1", Path("x.log"), Path("c"), closing=True)
@@ -253,4 +253,4 @@ async def test_files_are_read_ahead_and_those_that_are_not_there_cost_nothing(
 ) -> None:
     (tmp_path / "m.gguf").write_bytes(bytes(2**20))
     for argv in (("w", "-m", "m.gguf"), ("w", "--model=none.gguf", "a\0b.gguf"), ("w",)):
-        await read_ahead(ModelSpec("m", argv), tmp_path)
+        await prefetch(ModelSpec("m", argv), tmp_path)

@@ -17,7 +17,7 @@ import pytest
 
 from tests.workers.conftest import Start
 from tests.workers.process import PATIENCE, ROOT, WorkerProcess
-from workers.llama.devices import CPU, Device, devices, held
+from workers.llama.devices import CPU, Device, devices, memory_held
 
 ENDLESS = {"prompt": "go", "ignore_eos": True, "max_tokens": 20_000, "temperature": 1}
 
@@ -44,7 +44,9 @@ def test_devices_are_told_with_their_memory() -> None:
 def test_what_loading_took_of_a_device_is_what_is_no_longer_free() -> None:
     before = [Device("CUDA0", 8000, 7500), Device("CUDA1", 8000, 8000)]
     after = [Device("CUDA0", 8000, 4500), Device("CUDA1", 8000, 8000), Device("CUDA2", 8000, 100)]
-    told = [(device["name"], device["free"], device["held"]) for device in held(before, after)]
+    told = [
+        (device["name"], device["free"], device["held"]) for device in memory_held(before, after)
+    ]
     # Of one that was not there before nothing is known.
     assert told == [("CUDA0", 4500, 3000), ("CUDA1", 8000, 0), ("CUDA2", 100, 0)]
 

@@ -20,7 +20,7 @@ from tests.workers.engine.test_engine import Bench
 from tests.workers.process import WorkerProcess
 from tests.workers.random_gguf import write_random_gguf
 from workers.engine.engine import Task
-from workers.heartbeat import Pulse
+from workers.heartbeat import Heartbeat
 from workers.lifeline import Lifeline
 from workers.llama.context import Batch, Context, ContextOptions
 from workers.llama.model import LlamaLog, Model
@@ -53,7 +53,7 @@ class Watched:
     """An engine at work on a request that does not end by itself, and its pulse."""
 
     bench: Bench
-    pulse: Pulse
+    pulse: Heartbeat
 
     async def look(self) -> bool:
         """What the pulse finds; the loop goes on meanwhile."""
@@ -70,7 +70,7 @@ class Watched:
 async def watched(tiny_gguf: Path) -> AsyncIterator[Watched]:
     """See there."""
     bench = Bench(tiny_gguf, 2, 16384)
-    found = Watched(bench, Pulse(Lifeline(None), bench.engine, asyncio.get_running_loop()))
+    found = Watched(bench, Heartbeat(Lifeline(None), bench.engine, asyncio.get_running_loop()))
     sequence, stream = bench.begin([65], limit=16000)
     await stream.begun.wait()
     yield found
@@ -112,7 +112,7 @@ async def test_the_event_loop_hangs(watched: Watched) -> None:
 async def test_there_may_be_nothing_to_compute_yet(tiny_gguf: Path) -> None:
     """A request can be busy with something else: its text is long, its reader slow."""
     bench = Bench(tiny_gguf, 2, 1024)
-    resting = Watched(bench, Pulse(Lifeline(None), bench.engine, asyncio.get_running_loop()))
+    resting = Watched(bench, Heartbeat(Lifeline(None), bench.engine, asyncio.get_running_loop()))
     await resting.until_between_steps()
     await resting.look()
     while not bench.engine.resting:

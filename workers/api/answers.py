@@ -10,21 +10,21 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from workers.api.logprobs import TokenLog, Told
+from workers.api.logprobs import TokenLog, TokenLogprobs
 from workers.chat.output_parser import CallStart
-from workers.engine.sequence import End, Failed, Finished, Sequence, Timings
+from workers.engine.sequence import Failed, Finished, Sequence, SequenceEnd, Timings
 from workers.errors import ApiError
-from workers.llama.sampler import Grammar, Guide
+from workers.llama.sampler import Grammar, GrammarConstraint
 from workers.requests.bodies import Generation
-from workers.requests.resume import Call, lost
-from workers.service import Worker
+from workers.requests.resume import ResumedCall, lost
+from workers.service import WorkerService
 
-News = tuple[int, str, "End | None", int]
+News = tuple[int, str, "SequenceEnd | None", int]
 """Which of a request's answers, more text of it, its end if it has come, and how many tokens had
 been generated."""
 
 
-class Stream:
+class AnswerStream:
     """The sink of a request's answers. One reader; what comes while it is busy waits unmerged.
 
     The engine hands it whole: so the reader wakes once a step, whatever the step brought.
@@ -56,11 +56,11 @@ class Stream:
 class StreamSink:
     """One answer's way into the stream."""
 
-    def __init__(self, stream: Stream, index: int) -> None:
+    def __init__(self, stream: AnswerStream, index: int) -> None:
         self._stream = stream
         self._index = index
 
-    def deliver(self, text: str, end: End | None, generated: int) -> None:
+    def deliver(self, text: str, end: SequenceEnd | None, generated: int) -> None:
         """As `Sink` promises."""
         self._stream.arrive((self._index, text, end, generated))
 
@@ -80,7 +80,7 @@ class Calls(Protocol):
 
 
 @dataclass(slots=True)
-class Part:
+class AnswerDelta:
     """News of one answer. Not frozen, because that makes making one four times as slow."""
 
     index: int
@@ -88,7 +88,7 @@ class Part:
     end: Finished | None
     generated: int
     """Tokens drawn for the answer up to this."""
-    told: list[Told]
+    told: list[TokenLogprobs]
     """The tokens of `text`, if that was asked for."""
 
 
@@ -101,10 +101,10 @@ class Answers:
 
     def __init__(
         self,
-        worker: Worker,
+        worker: WorkerService,
         request: Generation,
         prompts: list[list[int]],
-        call: Call,
+        call: ResumedCall,
         *,
         grammar: Grammar | None = None,
         calls: Calls | None = None,
@@ -116,7 +116,7 @@ class Answers:
         token, and of so many alternatives to it.
         """
         self._worker = worker
-        self._stream = Stream()
+        self._stream = AnswerStream()
         self._sequences: list[Sequence] = []
         self._logs: list[TokenLog] | None = None if tell is None else []
         self._ends: dict[int, Finished] = {}
@@ -132,7 +132,7 @@ class Answers:
                 bound = None if calls is None else calls.call
                 guide = None
                 if not (grammar is None and tell is None and start is None):
-                    guide = Guide(grammar, tell, start, bound, told)
+                    guide = GrammarConstraint(grammar, tell, start, bound, told)
                 if self._logs is not None:
                     self._logs.append(TokenLog(worker.model, told))
                 place = len(self._sequences)
@@ -192,7 +192,7 @@ class Answers:
         """Whether all have come to their end."""
         return len(self._ends) == len(self._sequences)
 
-    async def next(self) -> list[Part]:
+    async def next(self) -> list[AnswerDelta]:
         """Waits for news. Raises ApiError if one of them failed: that is the end of all."""
         parts = []
         for index, text, end, generated in await self._stream.next():
@@ -204,13 +204,13 @@ class Answers:
             told = [] if self._logs is None else self._logs[index].take(text)
             if end is not None:
                 self._ends[index] = end
-            parts.append(Part(index, text, end, generated, told))
+            parts.append(AnswerDelta(index, text, end, generated, told))
         return parts
 
-    async def whole(self) -> list[Part]:
+    async def whole(self) -> list[AnswerDelta]:
         """Waits for all of them; one part each."""
         texts: list[list[str]] = [[] for _ in self._sequences]
-        told: list[list[Told]] = [[] for _ in self._sequences]
+        told: list[list[TokenLogprobs]] = [[] for _ in self._sequences]
         counts = [0] * len(self._sequences)
         while not self.ended:
             for part in await self.next():
@@ -218,7 +218,7 @@ class Answers:
                 told[part.index] += part.told
                 counts[part.index] = part.generated
         return [
-            Part(index, "".join(text), self._ends[index], counts[index], told[index])
+            AnswerDelta(index, "".join(text), self._ends[index], counts[index], told[index])
             for index, text in enumerate(texts)
         ]
 

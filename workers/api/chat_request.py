@@ -12,13 +12,13 @@ from typing import Any
 
 import msgspec
 
-from workers.chat.output_parser import END_THINK, MARKERS, THINK, AnswerParser, CallStart
+from workers.chat.output_parser import END_THINK, MARKERS, THINK, CallStart, OutputParser
 from workers.chat.template import TemplateError
 from workers.chat.tools import Tools, dialect_of, tools_of
 from workers.errors import ApiError
 from workers.llama.sampler import Grammar
 from workers.requests.bodies import ChatRequest
-from workers.service import Worker
+from workers.service import WorkerService
 
 
 def check_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -91,14 +91,14 @@ class Chat:
             return None
         return CallStart(MARKERS[self.tools.dialect][:1], thinking=self.thinking)
 
-    def parser(self) -> AnswerParser:
+    def parser(self) -> OutputParser:
         """For one answer."""
         if self.tools is None:
-            return AnswerParser(None, {}, thinking=self.thinking)
-        return AnswerParser(self.tools.dialect, self.tools.schemas, thinking=self.thinking)
+            return OutputParser(None, {}, thinking=self.thinking)
+        return OutputParser(self.tools.dialect, self.tools.schemas, thinking=self.thinking)
 
 
-async def open_chat(worker: Worker, request: ChatRequest, at: float) -> Chat:
+async def open_chat(worker: WorkerService, request: ChatRequest, at: float) -> Chat:
     """Renders the messages and the tools with the model's template, for which it is the time `at`.
     Raises ApiError 400."""
     messages = check_messages(request.messages)
@@ -132,7 +132,7 @@ async def open_chat(worker: Worker, request: ChatRequest, at: float) -> Chat:
     return Chat(prompt, tools, thinking, grammar, call)
 
 
-def _begun(worker: Worker, tools: Tools) -> Grammar | None:
+def _begun(worker: WorkerService, tools: Tools) -> Grammar | None:
     """None where there are schemas that no grammar can be made of: nobody asked for one."""
     from workers.chat.tools import begun_call
     from workers.grammar.json_schema import SchemaError
@@ -144,7 +144,7 @@ def _begun(worker: Worker, tools: Tools) -> Grammar | None:
         return None
 
 
-def _forced(worker: Worker, tools: Tools, *, thinking: bool) -> Grammar:
+def _forced(worker: WorkerService, tools: Tools, *, thinking: bool) -> Grammar:
     from workers.chat.tools import tool_grammar
     from workers.grammar.json_schema import SchemaError
 

@@ -10,20 +10,20 @@ from __future__ import annotations
 import codecs
 from dataclasses import replace
 
-from workers.api.logprobs import Told, spell
+from workers.api.logprobs import TokenLogprobs, spell
 from workers.api.openai_responses import Echo
 from workers.errors import exceeds_context
 from workers.llama.context import Batch, Context
 from workers.llama.model import Model
 from workers.llama.sampler import Probabilities
-from workers.service import Worker, unhurried
+from workers.service import WorkerService, run_with_backoff
 
 CHUNK = 32
 """Tokens of a step: each needs a row of logits."""
 
 
 async def echoes(
-    worker: Worker, prompts: list[list[int]], alternatives: int | None, copies: int
+    worker: WorkerService, prompts: list[list[int]], alternatives: int | None, copies: int
 ) -> list[Echo]:
     """Each prompt, `copies` times; with what is told of its tokens unless `alternatives` is None.
 
@@ -31,14 +31,14 @@ async def echoes(
     """
     found = []
     firsts = [_first_shown(worker.model, tokens) for tokens in prompts]
-    texts = await unhurried(
+    texts = await run_with_backoff(
         sum(map(len, prompts)),
         lambda: [
             worker.model.text(tokens[first:]) for tokens, first in zip(prompts, firsts, strict=True)
         ],
     )
     for tokens, first, text in zip(prompts, firsts, texts, strict=True):
-        told: list[Told] = []
+        told: list[TokenLogprobs] = []
         if alternatives is not None:
             if len(tokens) > worker.engine.longest_sequence:
                 raise exceeds_context(len(tokens), worker.engine.longest_sequence)
@@ -52,7 +52,9 @@ def _first_shown(model: Model, tokens: list[int]) -> int:
     return 1 if model.adds_bos and tokens and tokens[0] == model.bos else 0
 
 
-async def _read(worker: Worker, tokens: list[int], first: int, alternatives: int) -> list[Told]:
+async def _read(
+    worker: WorkerService, tokens: list[int], first: int, alternatives: int
+) -> list[TokenLogprobs]:
     reader = _Reader(worker, tokens, alternatives)
     try:  # a client that goes at any moment leaves nothing behind
         await worker.on_engine(reader.begin)
@@ -68,7 +70,7 @@ async def _read(worker: Worker, tokens: list[int], first: int, alternatives: int
 class _Reader:
     """One prompt being read. The engine thread's own."""
 
-    def __init__(self, worker: Worker, tokens: list[int], alternatives: int) -> None:
+    def __init__(self, worker: WorkerService, tokens: list[int], alternatives: int) -> None:
         self._worker, self._model = worker, worker.model
         self._alternatives = alternatives
         self._held: tuple[Context, Probabilities] | None = None
@@ -78,7 +80,7 @@ class _Reader:
         self._read = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._length = 0
-        self.told: list[Told] = []
+        self.told: list[TokenLogprobs] = []
 
     @property
     def done(self) -> bool:
@@ -122,5 +124,7 @@ class _Reader:
     def tell(self, token: int, logprob: float | None, top: list[tuple[int, float]]) -> None:
         """Notes the prompt's next token."""
         spelled = self._model.spelled(token)
-        self.told.append(Told(token, spelled, logprob, spell(self._model, top), self._length))
+        self.told.append(
+            TokenLogprobs(token, spelled, logprob, spell(self._model, top), self._length)
+        )
         self._length += len(self._decoder.decode(spelled))

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from workers.api.answers import Answers, Part
+from workers.api.answers import AnswerDelta, Answers
 from workers.api.logprobs import llama_probabilities
 from workers.api.openai_responses import llama_timings
 from workers.engine.sequence import Finished, Timings
@@ -23,7 +23,7 @@ def parameters(sampling: Sampling, predict: int) -> dict[str, object]:
     return {**settings, "logit_bias": bias, "n_predict": predict, "max_tokens": predict}
 
 
-class LlamaShape:
+class LlamaResponses:
     """The responses to one request. A stream of theirs has no end mark."""
 
     def __init__(self, model: str, answers: Answers, prompts: list[str], *, tokens: bool) -> None:
@@ -35,7 +35,7 @@ class LlamaShape:
         self._tokens = tokens
         self._told = [0] * len(prompts)
 
-    def response(self, parts: list[Part], _timings: Timings) -> object:
+    def response(self, parts: list[AnswerDelta], _timings: Timings) -> object:
         """One object, or a list of them if there are several answers."""
         found = [self._final(part, part.text, streamed=False) for part in parts]
         return found[0] if len(found) == 1 else found
@@ -44,7 +44,7 @@ class LlamaShape:
         """Nothing."""
         return b""
 
-    def news(self, part: Part) -> bytes:
+    def news(self, part: AnswerDelta) -> bytes:
         """Text, and with the end all the facts."""
         written = b""
         if part.text:
@@ -67,7 +67,7 @@ class LlamaShape:
         """Nothing."""
         return b""
 
-    def _final(self, part: Part, text: str, *, streamed: bool) -> dict[str, Any]:
+    def _final(self, part: AnswerDelta, text: str, *, streamed: bool) -> dict[str, Any]:
         sequence, end = self._answers.sequence(part.index), part.end
         if end is None:
             raise RuntimeError("an answer that was waited for has no end")
@@ -93,7 +93,7 @@ class LlamaShape:
         }
         return final if streamed else {**final, **_probabilities(part)}
 
-    def _new_tokens(self, part: Part) -> list[int]:
+    def _new_tokens(self, part: AnswerDelta) -> list[int]:
         """Those that have not been told yet; not the one that ended the text."""
         drawn = self._answers.drawn(part.index, self._told[part.index], part.generated)
         tokens = self._answers.without_end(drawn)
@@ -101,7 +101,7 @@ class LlamaShape:
         return tokens
 
 
-def _probabilities(part: Part) -> dict[str, object]:
+def _probabilities(part: AnswerDelta) -> dict[str, object]:
     return {"completion_probabilities": llama_probabilities(part.told)} if part.told else {}
 
 

@@ -14,15 +14,15 @@ from aiohttp import web
 from workers.api.answers import MOST_ANSWERS, Answers
 from workers.api.chat_request import open_chat
 from workers.api.json_response import json_response
-from workers.api.llama_responses import LlamaShape, parameters
+from workers.api.llama_responses import LlamaResponses, parameters
 from workers.api.streaming import read_call, respond
 from workers.chat.infill import infill_prompt
 from workers.engine.embeddings import ranking_prompt
 from workers.engine.sequence import Sequence
 from workers.errors import ApiError
 from workers.requests.bodies import ChatRequest, Generation, decode, token_lists
-from workers.requests.resume import Call
-from workers.service import Worker, in_thread, unhurried
+from workers.requests.resume import ResumedCall
+from workers.service import WorkerService, in_thread, run_with_backoff
 
 
 class Tokenize(msgspec.Struct):
@@ -43,7 +43,7 @@ class Detokenize(msgspec.Struct):
 class LlamaRoutes:
     """The handlers of /props, /slots, /tokenize and their like."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: WorkerService) -> None:
         self._worker = worker
 
     async def props(self, _http: web.Request) -> web.Response:
@@ -78,7 +78,7 @@ class LlamaRoutes:
     async def tokenize(self, http: web.Request) -> web.Response:
         """POST /tokenize."""
         request = decode(await http.read(), Tokenize)
-        return await unhurried(len(request.content), lambda: self._tokens(request))
+        return await run_with_backoff(len(request.content), lambda: self._tokens(request))
 
     def _tokens(self, request: Tokenize) -> web.Response:
         tokens = self._worker.model.tokenize(
@@ -93,7 +93,7 @@ class LlamaRoutes:
         """POST /detokenize."""
         body = await http.read()
         tokens = decode(body, Detokenize).tokens
-        return await unhurried(len(body), lambda: self._text(tokens))
+        return await run_with_backoff(len(body), lambda: self._text(tokens))
 
     def _text(self, tokens: list[int]) -> web.Response:
         model = self._worker.model
@@ -199,14 +199,14 @@ class Rerank(msgspec.Struct, kw_only=True):
 class CompletionRoutes:
     """The handlers."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: WorkerService) -> None:
         self._worker = worker
 
     async def complete(self, http: web.Request) -> web.StreamResponse:
         """POST /completion."""
         call, request = await read_call(http, self._worker, Completion)
         model = self._worker.model
-        prompts = await unhurried(
+        prompts = await run_with_backoff(
             len(call.body), lambda: token_lists(model, request.prompt, "prompt", MOST_ANSWERS)
         )
         return await self._answer(http, call, request, prompts)
@@ -214,7 +214,7 @@ class CompletionRoutes:
     async def infill(self, http: web.Request) -> web.StreamResponse:
         """POST /infill."""
         call, request = await read_call(http, self._worker, Infill)
-        prompt = await unhurried(len(call.body), lambda: self._infill_prompt(request))
+        prompt = await run_with_backoff(len(call.body), lambda: self._infill_prompt(request))
         return await self._answer(http, call, request, [prompt])
 
     def _infill_prompt(self, request: Infill) -> list[int]:
@@ -227,7 +227,11 @@ class CompletionRoutes:
         return infill_prompt(model, prefix, request.input_suffix, begun=begun, files=files)
 
     async def _answer(
-        self, http: web.Request, call: Call, request: LlamaGeneration, prompts: list[list[int]]
+        self,
+        http: web.Request,
+        call: ResumedCall,
+        request: LlamaGeneration,
+        prompts: list[list[int]],
     ) -> web.StreamResponse:
         worker, streaming = self._worker, bool(request.stream)
         answers = Answers(
@@ -238,10 +242,10 @@ class CompletionRoutes:
             grammar=worker.grammars.wished(request) or worker.grammars.default,
             tell=request.n_probs or None,
         )
-        told = await unhurried(len(call.body), lambda: list(map(worker.model.text, prompts)))
+        told = await run_with_backoff(len(call.body), lambda: list(map(worker.model.text, prompts)))
         texts = [text for text in told for _ in range(request.n or 1)]
         name = request.model or worker.settings.name
-        shape = LlamaShape(name, answers, texts, tokens=request.return_tokens)
+        shape = LlamaResponses(name, answers, texts, tokens=request.return_tokens)
         return await respond(http, call, answers, shape, streaming=streaming)
 
     async def rerank(self, http: web.Request) -> web.Response:
@@ -255,7 +259,7 @@ class CompletionRoutes:
         if not documents:
             raise ApiError(400, "`documents` must not be empty.", param="documents")
         size = len(body) + len(documents) * len(query)
-        inputs = await unhurried(
+        inputs = await run_with_backoff(
             size,
             lambda: [
                 worker.at_once(ranking_prompt(worker.model, query, text)) for text in documents

@@ -14,7 +14,7 @@ Alternatives = list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
-class Told:
+class TokenLogprobs:
     """One token of an answer."""
 
     token: int
@@ -34,13 +34,13 @@ class TokenLog:
         """`told` is filled by the engine's thread, in the order of the tokens."""
         self._model = model
         self._told = told
-        self._waiting: deque[Told] = deque()
+        self._waiting: deque[TokenLogprobs] = deque()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._length = 0
         """Characters of all tokens that came."""
         self._delivered = 0
 
-    def take(self, text: str) -> list[Told]:
+    def take(self, text: str) -> list[TokenLogprobs]:
         """The tokens of `text`, which has just been delivered."""
         self._delivered += len(text)
         while self._told:
@@ -52,10 +52,10 @@ class TokenLog:
             ready.append(self._waiting.popleft())
         return ready
 
-    def _describe(self, token: int, logprob: float, top: Alternatives) -> Told:
+    def _describe(self, token: int, logprob: float, top: Alternatives) -> TokenLogprobs:
         spelled = self._model.spelled(token)
         piece = self._model.piece(token) or ""
-        told = Told(token, spelled, logprob, spell(self._model, top), self._length)
+        told = TokenLogprobs(token, spelled, logprob, spell(self._model, top), self._length)
         data = piece.encode() if isinstance(piece, str) else piece
         self._length += len(self._decoder.decode(data))
         return told
@@ -74,7 +74,7 @@ def text_of(spelled: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
 
 
-def chat_logprobs(tokens: Sequence[Told]) -> dict[str, object]:
+def chat_logprobs(tokens: Sequence[TokenLogprobs]) -> dict[str, object]:
     """`logprobs` of a chat completion's choice."""
     content = [
         {
@@ -91,7 +91,7 @@ def _chat_token(spelled: bytes, logprob: float) -> dict[str, object]:
     return {"token": text, "logprob": logprob, "bytes": list(spelled)}
 
 
-def text_logprobs(tokens: Sequence[Told], start: int = 0) -> dict[str, object]:
+def text_logprobs(tokens: Sequence[TokenLogprobs], start: int = 0) -> dict[str, object]:
     """`logprobs` of a text completion's choice; `start`: characters before the first token."""
     return {
         "tokens": [text_of(told.spelled) for told in tokens],
@@ -106,7 +106,7 @@ def text_logprobs(tokens: Sequence[Told], start: int = 0) -> dict[str, object]:
     }
 
 
-def llama_probabilities(tokens: Sequence[Told]) -> list[dict[str, object]]:
+def llama_probabilities(tokens: Sequence[TokenLogprobs]) -> list[dict[str, object]]:
     """`completion_probabilities` of llama-server's /completion."""
     return [
         {

@@ -11,13 +11,13 @@ from typing import Any
 
 import msgspec
 
-from workers.api.answers import Part
-from workers.api.logprobs import Told, chat_logprobs, text_logprobs
-from workers.chat.answer_parts import Arguments, Call, Content, Piece, Reasoning
-from workers.chat.output_parser import AnswerParser
+from workers.api.answers import AnswerDelta
+from workers.api.logprobs import TokenLogprobs, chat_logprobs, text_logprobs
+from workers.chat.answer_parts import ArgumentsPart, ContentPart, Piece, ReasoningPart, ToolCall
+from workers.chat.output_parser import OutputParser
 from workers.chat.tools import new_call_id
 from workers.engine.sequence import Finished, Timings
-from workers.requests.resume import Birth
+from workers.requests.resume import ResponseIdentity
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Echo:
     """A prompt as it is told back."""
 
     text: str
-    told: list[Told]
+    told: list[TokenLogprobs]
 
 
 NO_ECHO = Echo("", [])
@@ -63,7 +63,7 @@ def llama_timings(timings: Timings) -> dict[str, object]:
     }
 
 
-class Shape:
+class ResponseShape:
     """What distinguishes the responses of an endpoint; one for each request.
 
     The bytes around a chunk's text are encoded once, so a token costs its own text only.
@@ -73,7 +73,9 @@ class Shape:
     whole: str
     part: str
 
-    def __init__(self, model: str, count: int, birth: Birth, *, with_usage: bool = False) -> None:
+    def __init__(
+        self, model: str, count: int, birth: ResponseIdentity, *, with_usage: bool = False
+    ) -> None:
         """For so many answers; `with_usage`: a stream ends with a chunk that tells it."""
         self._head: dict[str, object] = {
             "id": f"{self.prefix}-{birth.name}",
@@ -84,7 +86,7 @@ class Shape:
         self._with_usage = with_usage
         self._around: dict[int, tuple[bytes, bytes]] = {}
 
-    def response(self, parts: list[Part], timings: Timings) -> dict[str, object]:
+    def response(self, parts: list[AnswerDelta], timings: Timings) -> dict[str, object]:
         """The body of a response that was not streamed: a part for each answer."""
         return {
             **self._head,
@@ -98,7 +100,7 @@ class Shape:
         """What a stream begins with."""
         return b""
 
-    def news(self, part: Part) -> bytes:
+    def news(self, part: AnswerDelta) -> bytes:
         """A stream's chunks for a part: its text, and the reason where it ends."""
         written = b""
         if part.told:
@@ -132,14 +134,14 @@ class Shape:
         """A chunk with one choice."""
         return _event({**self._head, "object": self.part, "choices": [choice], **(more or {})})
 
-    def _choice(self, part: Part, reason: str) -> dict[str, Any]:
+    def _choice(self, part: AnswerDelta, reason: str) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _piece(self, index: int, text: str | None, told: list[Told]) -> dict[str, Any]:
+    def _piece(self, index: int, text: str | None, told: list[TokenLogprobs]) -> dict[str, Any]:
         raise NotImplementedError
 
 
-class CompletionShape(Shape):
+class CompletionResponses(ResponseShape):
     """Responses of /v1/completions."""
 
     prefix, whole, part = "cmpl", "text_completion", "text_completion"
@@ -148,7 +150,7 @@ class CompletionShape(Shape):
         self,
         model: str,
         count: int,
-        birth: Birth,
+        birth: ResponseIdentity,
         *,
         with_usage: bool = False,
         echo: Sequence[Echo] | None = None,
@@ -173,7 +175,7 @@ class CompletionShape(Shape):
             for index, echo in enumerate(self._echo)
         )
 
-    def _choice(self, part: Part, reason: str) -> dict[str, Any]:
+    def _choice(self, part: AnswerDelta, reason: str) -> dict[str, Any]:
         echo = NO_ECHO if self._echo is None else self._echo[part.index]
         told = [
             *echo.told,
@@ -186,7 +188,7 @@ class CompletionShape(Shape):
             "finish_reason": reason,
         }
 
-    def _piece(self, index: int, text: str | None, told: list[Told]) -> dict[str, Any]:
+    def _piece(self, index: int, text: str | None, told: list[TokenLogprobs]) -> dict[str, Any]:
         start = 0 if self._echo is None else len(self._echo[index].text)
         return {
             "index": index,
@@ -196,7 +198,7 @@ class CompletionShape(Shape):
         }
 
 
-def _ended(part: Part) -> Finished:
+def _ended(part: AnswerDelta) -> Finished:
     if part.end is None:
         raise RuntimeError("an answer that was waited for has no end")
     return part.end
@@ -212,7 +214,7 @@ def _event(body: dict[str, object]) -> bytes:
     return b"data: " + _encode(body) + b"\n\n"
 
 
-class ChatShape(Shape):
+class ChatResponses(ResponseShape):
     """The responses to one request."""
 
     prefix, whole, part = "chatcmpl", "chat.completion", "chat.completion.chunk"
@@ -220,8 +222,8 @@ class ChatShape(Shape):
     def __init__(
         self,
         model: str,
-        parsers: Sequence[AnswerParser],
-        birth: Birth,
+        parsers: Sequence[OutputParser],
+        birth: ResponseIdentity,
         *,
         with_usage: bool = False,
     ) -> None:
@@ -229,7 +231,7 @@ class ChatShape(Shape):
         super().__init__(model, len(parsers), birth, with_usage=with_usage)
         self._parsers = parsers
         self._calls = [0] * len(parsers)
-        self._told: list[list[Told]] = [[] for _ in parsers]
+        self._told: list[list[TokenLogprobs]] = [[] for _ in parsers]
         """Tokens of text that is held back."""
 
     def opening(self) -> bytes:
@@ -239,7 +241,7 @@ class ChatShape(Shape):
             for index in range(self._count)
         )
 
-    def news(self, part: Part) -> bytes:
+    def news(self, part: AnswerDelta) -> bytes:
         """As Shape promises."""
         parser = self._parsers[part.index]
         if parser.idle:
@@ -263,18 +265,18 @@ class ChatShape(Shape):
         return super()._last(index, _reason(reason, self._calls[index]), timings)
 
     def _delta(self, index: int, piece: Piece) -> dict[str, Any]:
-        if isinstance(piece, Content):
+        if isinstance(piece, ContentPart):
             return {"content": piece.text}
-        if isinstance(piece, Reasoning):
+        if isinstance(piece, ReasoningPart):
             return {"reasoning_content": piece.text}
-        if isinstance(piece, Call):
+        if isinstance(piece, ToolCall):
             self._calls[index] += 1
             call = {"index": self._calls[index] - 1, **_call(piece.name, "")}
             return {"tool_calls": [call]}
         call = {"index": self._calls[index] - 1, "function": {"arguments": piece.text}}
         return {"tool_calls": [call]}
 
-    def _choice(self, part: Part, reason: str) -> dict[str, Any]:
+    def _choice(self, part: AnswerDelta, reason: str) -> dict[str, Any]:
         parser = self._parsers[part.index]
         message, calls = _message(parser.feed(part.text) + parser.finish())
         return {
@@ -284,36 +286,36 @@ class ChatShape(Shape):
             "finish_reason": _reason(reason, calls),
         }
 
-    def _piece(self, index: int, text: str | None, told: list[Told]) -> dict[str, Any]:
+    def _piece(self, index: int, text: str | None, told: list[TokenLogprobs]) -> dict[str, Any]:
         return _choice_of(index, {} if text is None else {"content": text}, told)
 
-    def _chunk(self, index: int, delta: dict[str, Any], told: list[Told]) -> bytes:
+    def _chunk(self, index: int, delta: dict[str, Any], told: list[TokenLogprobs]) -> bytes:
         return self._event(_choice_of(index, delta, told))
 
 
-def _choice_of(index: int, delta: dict[str, Any], told: list[Told]) -> dict[str, Any]:
+def _choice_of(index: int, delta: dict[str, Any], told: list[TokenLogprobs]) -> dict[str, Any]:
     choice = {"index": index, "delta": delta, "finish_reason": None}
     return {**choice, "logprobs": chat_logprobs(told)} if told else choice
 
 
 def _message(pieces: list[Piece]) -> tuple[dict[str, Any], int]:
     """The message that `pieces` make, and how many calls there are in it."""
-    texts: dict[type[Piece], str] = {Content: "", Reasoning: ""}
+    texts: dict[type[Piece], str] = {ContentPart: "", ReasoningPart: ""}
     calls: list[dict[str, Any]] = []
     for piece in pieces:
-        if isinstance(piece, Call):
+        if isinstance(piece, ToolCall):
             calls.append(_call(piece.name, ""))
-        elif isinstance(piece, Arguments):
+        elif isinstance(piece, ArgumentsPart):
             calls[-1]["function"]["arguments"] += piece.text
         else:
             texts[type(piece)] += piece.text
-    content = texts[Content]
+    content = texts[ContentPart]
     message: dict[str, Any] = {
         "role": "assistant",
         "content": content or ("" if not calls else None),
     }
-    if texts[Reasoning]:
-        message["reasoning_content"] = texts[Reasoning]
+    if texts[ReasoningPart]:
+        message["reasoning_content"] = texts[ReasoningPart]
     if calls:
         message["tool_calls"] = calls
     return message, len(calls)

@@ -11,7 +11,7 @@ from workers.api.answers import MOST_ANSWERS, Answers
 from workers.api.chat_request import open_chat
 from workers.api.echo import echoes
 from workers.api.json_response import json_response
-from workers.api.openai_responses import ChatShape, CompletionShape
+from workers.api.openai_responses import ChatResponses, CompletionResponses
 from workers.api.streaming import read_call, respond
 from workers.chat.infill import infill_prompt
 from workers.errors import ApiError
@@ -23,13 +23,13 @@ from workers.requests.bodies import (
     decode,
     token_lists,
 )
-from workers.service import Worker, unhurried
+from workers.service import WorkerService, run_with_backoff
 
 
 class OpenAIRoutes:
     """The handlers of /v1/…"""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: WorkerService) -> None:
         self._worker = worker
 
     async def chat(self, http: web.Request) -> web.StreamResponse:
@@ -47,19 +47,19 @@ class OpenAIRoutes:
         )
         parsers = [chat.parser() for _ in range(answers.count)]
         name = self._name(request)
-        shape = ChatShape(name, parsers, call.birth, with_usage=request.wants_usage)
+        shape = ChatResponses(name, parsers, call.birth, with_usage=request.wants_usage)
         return await respond(http, call, answers, shape, streaming=bool(request.stream))
 
     async def complete(self, http: web.Request) -> web.StreamResponse:
         """POST /v1/completions."""
         call, request = await read_call(http, self._worker, CompletionRequest)
         worker, suffix = self._worker, request.suffix
-        texts = prompts = await unhurried(
+        texts = prompts = await run_with_backoff(
             len(call.body),
             lambda: token_lists(worker.model, request.prompt, "prompt", MOST_ANSWERS),
         )
         if suffix:
-            prompts = await unhurried(
+            prompts = await run_with_backoff(
                 len(call.body) + len(texts) * len(suffix),
                 lambda: [
                     worker.within_context(infill_prompt(worker.model, tokens, suffix))
@@ -79,7 +79,7 @@ class OpenAIRoutes:
             if answers.adapted and request.logprobs is not None:
                 raise ApiError(400, "A prompt can't be scored with an adapter.", param="echo")
             echo = await echoes(worker, texts, request.logprobs, request.n or 1)
-        shape = CompletionShape(
+        shape = CompletionResponses(
             self._name(request),
             answers.count,
             call.birth,
@@ -105,7 +105,9 @@ class OpenAIRoutes:
         width = model.n_embd
         if request.dimensions not in (None, width):
             raise ApiError(400, f"This model's vectors have {width} numbers.", param="dimensions")
-        inputs = await unhurried(len(body), lambda: token_lists(model, request.input, "input"))
+        inputs = await run_with_backoff(
+            len(body), lambda: token_lists(model, request.input, "input")
+        )
         vectors = await self._worker.embed(inputs)
         count = sum(map(len, inputs))
         as_text = request.encoding_format == "base64"

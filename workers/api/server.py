@@ -23,15 +23,15 @@ from workers.api.json_response import Handler, errors_as_json, json_response
 from workers.api.llama_routes import CompletionRoutes, LlamaRoutes
 from workers.api.openai_routes import OpenAIRoutes
 from workers.api.slot_routes import AdapterRoutes, SlotRoutes
-from workers.api.timeouts import Limits, Patience
+from workers.api.timeouts import ConnectionTimeouts, ParserLimits
 from workers.errors import ApiError
-from workers.heartbeat import Pulse
-from workers.service import Worker
+from workers.heartbeat import Heartbeat
+from workers.service import WorkerService
 
 STRAYED = frozenset({"cross-site", "same-site"})
 
 
-def refuse_pages(headers: Mapping[str, str]) -> None:
+def reject_browsers(headers: Mapping[str, str]) -> None:
     """Raises ApiError 403 for what a web page sent."""
     if "Origin" in headers or headers.get("Sec-Fetch-Site") in STRAYED:
         raise ApiError(403, "This worker answers no web page: ask swapd.", "permission_error")
@@ -60,23 +60,23 @@ RANKING = ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking")
 LOADING = {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}
 
 
-class Server:
+class WorkerServer:
     """Answers on one socket from before the model is loaded until everything is served."""
 
     def __init__(
         self,
-        limits: Limits = Limits(),  # noqa: B008  it is frozen
+        limits: ParserLimits = ParserLimits(),  # noqa: B008  it is frozen
         *,
         owned: bool = False,
     ) -> None:
         """`owned`: all requests come through a supervisor, and none from web pages."""
         self._owned = owned
-        self._patience = Patience(limits)
+        self._patience = ConnectionTimeouts(limits)
         self._routes: dict[tuple[str, str], Handler] = {}
         self._active = 0
         self._draining = False
         self._status = 0
-        self._pulse: Pulse | None = None
+        self._pulse: Heartbeat | None = None
         self._listener: socket.socket | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -108,7 +108,7 @@ class Server:
         address = listener.getsockname()
         return address[0], address[1]
 
-    def serve(self, worker: Worker, pulse: Pulse) -> None:
+    def serve(self, worker: WorkerService, pulse: Heartbeat) -> None:
         """From now on there is a model. `pulse` is told of its requests."""
         self._pulse = pulse
         openai, llama = OpenAIRoutes(worker), LlamaRoutes(worker)
@@ -223,7 +223,7 @@ class Server:
         A `*` in it stands for any last part of a path.
         """
         if self._owned:
-            refuse_pages(request.headers)
+            reject_browsers(request.headers)
         if not self._routes:
             return json_response(LOADING, 503)
         patterns = (request.path, request.path.rpartition("/")[0] + "/*")

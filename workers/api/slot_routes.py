@@ -15,13 +15,13 @@ from aiohttp import web
 
 from workers.api.json_response import json_response
 from workers.engine.batch_scheduler import Lane
-from workers.engine.kv_store import MANIFEST, Conversations, DamagedError, Saved
-from workers.engine.prefix_cache import Held
+from workers.engine.kv_store import MANIFEST, DamagedError, PersistentKvCache, SavedSequence
+from workers.engine.prefix_cache import HeldCells
 from workers.errors import ApiError
 from workers.llama.model import LoadError
 from workers.requests.bodies import LoraScale, decode
-from workers.requests.sampling import natural
-from workers.service import Worker
+from workers.requests.sampling import parse_natural
+from workers.service import WorkerService
 
 PLAIN_NAME = re.compile(r"[^\x00-\x1f/\\.][^\x00-\x1f/\\]{0,199}")
 """Names of files, and nothing that leads out of the folder or hides in it."""
@@ -36,7 +36,7 @@ class FileName(msgspec.Struct):
 class SlotRoutes:
     """What a slot has in the cache, written to a file of a name that the client chooses."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: WorkerService) -> None:
         self._worker = worker
         self._lane: Lane = worker.engine.lane
         self._actions: dict[str, Callable[[int, bytes], dict[str, object]]] = {
@@ -48,7 +48,7 @@ class SlotRoutes:
     async def act(self, http: web.Request) -> web.Response:
         """The handler."""
         name = http.path.rpartition("/")[2]
-        slot = natural(name)
+        slot = parse_natural(name)
         if slot is None or slot >= len(self._lane.slots):
             raise ApiError(400, f"There is no slot {name[:80]}.")
         action = self._actions.get(http.query.get("action", ""))
@@ -88,7 +88,7 @@ class SlotRoutes:
         conversations, path = self._file(body)
         began = time.perf_counter()
         try:
-            saved: Saved = conversations.files.read(path)
+            saved: SavedSequence = conversations.files.read(path)
             kept = conversations.restore(saved, slot=slot, growing=self._lane.growing)
         except DamagedError as damage:
             raise ApiError(400, f"{path.name} is not restored: {damage}.") from None
@@ -109,14 +109,14 @@ class SlotRoutes:
             cache.give_up(kept)
         return {"n_erased": sum(kept.cached for kept in mine)}
 
-    def _held(self, slot: int) -> Held | None:
+    def _held(self, slot: int) -> HeldCells | None:
         running = self._lane.slots[slot]
         if running is not None:
             return running if running.cached else None
         mine = [kept for kept in self._lane.cache.kept if kept.slot == slot]
         return mine[-1] if mine else None
 
-    def _file(self, body: bytes) -> tuple[Conversations, Path]:
+    def _file(self, body: bytes) -> tuple[PersistentKvCache, Path]:
         """Where the named file lies. Raises ApiError."""
         conversations = self._lane.conversations
         if conversations is None:
@@ -146,7 +146,7 @@ class UnloadAdapter(msgspec.Struct):
 class AdapterRoutes:
     """The handlers."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: WorkerService) -> None:
         self._worker = worker
         self._names = worker.adapters
 

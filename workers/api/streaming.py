@@ -9,25 +9,25 @@ from typing import Protocol, TypeVar
 
 from aiohttp import web
 
-from workers.api.answers import Answers, Part
+from workers.api.answers import AnswerDelta, Answers
 from workers.api.json_response import json_response
 from workers.api.openai_responses import error_event
 from workers.engine.sequence import Timings
 from workers.errors import ApiError
 from workers.requests.bodies import Generation, check, decode
-from workers.requests.resume import CLOSING, NOTHING, Call, call_of, lost
-from workers.service import Worker
+from workers.requests.resume import CLOSING, NOTHING, ResumedCall, call_of, lost
+from workers.service import WorkerService
 
 _END = b"\n\n"
 
 
-class Writer(Protocol):
+class SseWriter(Protocol):
     """What a stream's events look like."""
 
     def opening(self) -> bytes:
         """What it begins with: nothing, or an event for each answer."""
 
-    def news(self, part: Part) -> bytes:
+    def news(self, part: AnswerDelta) -> bytes:
         """What is written of a part."""
 
     def closing(self, timings: Timings) -> bytes:
@@ -38,7 +38,7 @@ class EventIds:
     """A writer that puts an `id:` line before each event of another, and leaves out those that
     were sent before."""
 
-    def __init__(self, writer: Writer, answers: Answers, call: Call) -> None:
+    def __init__(self, writer: SseWriter, answers: Answers, call: ResumedCall) -> None:
         self._writer = writer
         self._answers = answers
         self._head = "" if call.past else call.birth.line
@@ -54,7 +54,7 @@ class EventIds:
         events = self._writer.opening().split(_END)[:-1]
         return b"".join(self._event(place, NOTHING, event) for place, event in enumerate(events))
 
-    def news(self, part: Part) -> bytes:
+    def news(self, part: AnswerDelta) -> bytes:
         """As Writer promises."""
         written = self._writer.news(part)
         if not written:
@@ -96,14 +96,16 @@ STREAM_HEADERS = {
 }
 
 
-class Shape(Writer, Protocol):
+class StreamShape(SseWriter, Protocol):
     """What an endpoint's answers look like."""
 
-    def response(self, parts: list[Part], timings: Timings) -> object:
+    def response(self, parts: list[AnswerDelta], timings: Timings) -> object:
         """The body that is not streamed: a part for each answer."""
 
 
-async def read_call(http: web.Request, worker: Worker, kind: type[G]) -> tuple[Call, G]:
+async def read_call(
+    http: web.Request, worker: WorkerService, kind: type[G]
+) -> tuple[ResumedCall, G]:
     """Reads the request whole, its body as a checked `kind`, and prepares the worker for it.
 
     Raises ApiError 400, and 409 for the rest of an answer that began with another worker's
@@ -117,7 +119,7 @@ async def read_call(http: web.Request, worker: Worker, kind: type[G]) -> tuple[C
 
 
 async def respond(
-    http: web.Request, call: Call, answers: Answers, shape: Shape, *, streaming: bool
+    http: web.Request, call: ResumedCall, answers: Answers, shape: StreamShape, *, streaming: bool
 ) -> web.StreamResponse:
     """Answers whole or as a stream. A client that goes ends it."""
     if call.past is not None and not streaming:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 
 @dataclass(frozen=True)
-class Limits:
+class ParserLimits:
     """Seconds."""
 
     unread: float = 30.0
@@ -27,18 +27,18 @@ class Limits:
     """Between two looks."""
 
 
-class Content(Protocol):
+class BodyStream(Protocol):
     """A request's body, on its way."""
 
     def is_eof(self) -> bool:
         """Whether all of it has come."""
 
 
-class Request(Protocol):
+class WorkerRequest(Protocol):
     """What of a request matters here."""
 
     @property
-    def content(self) -> Content:
+    def content(self) -> BodyStream:
         """Its body."""
 
     @property
@@ -46,7 +46,7 @@ class Request(Protocol):
         """Its connection."""
 
 
-class Connection(Protocol):
+class WorkerConnection(Protocol):
     """What aiohttp's server knows of a connection."""
 
     @property
@@ -58,7 +58,7 @@ class Connections(Protocol):
     """aiohttp's server."""
 
     @property
-    def connections(self) -> Iterable[Connection]:
+    def connections(self) -> Iterable[WorkerConnection]:
         """Those that are open."""
 
 
@@ -66,12 +66,12 @@ Mark = tuple[str, int]
 """What a connection is waited for, and how far that is."""
 
 
-class Patience:
+class ConnectionTimeouts:
     """Looks at all connections from time to time."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ParserLimits) -> None:
         self._limits = limits
-        self._serving: dict[asyncio.BaseTransport, Request] = {}
+        self._serving: dict[asyncio.BaseTransport, WorkerRequest] = {}
         self._known: dict[asyncio.BaseTransport, tuple[Mark, float]] = {}
         self._greeted: set[asyncio.BaseTransport] = set()
         """Those that have asked something."""
@@ -80,13 +80,13 @@ class Patience:
         """From now on; on the loop's thread."""
         self._look(server)
 
-    def begin(self, request: Request) -> None:
+    def begin(self, request: WorkerRequest) -> None:
         """A request has come, its body maybe not."""
         if request.transport is not None:
             self._serving[request.transport] = request
             self._greeted.add(request.transport)
 
-    def end(self, request: Request) -> None:
+    def end(self, request: WorkerRequest) -> None:
         """It has its answer."""
         if request.transport is not None:
             self._serving.pop(request.transport, None)

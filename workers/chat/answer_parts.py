@@ -9,34 +9,34 @@ from typing import Protocol
 
 
 @dataclass(frozen=True)
-class Content:
+class ContentPart:
     """Text for the user."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Reasoning:
+class ReasoningPart:
     """Text between think tags."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Call:
+class ToolCall:
     """A call begins."""
 
     name: str
 
 
 @dataclass(frozen=True)
-class Arguments:
+class ArgumentsPart:
     """More of the last call's arguments: JSON when put together."""
 
     text: str
 
 
-Piece = Content | Reasoning | Call | Arguments
+Piece = ContentPart | ReasoningPart | ToolCall | ArgumentsPart
 Emit = Callable[[Piece], None]
 
 
@@ -58,7 +58,7 @@ class Buffer:
         self.text = self.text.lstrip()
 
 
-class State(Enum):
+class ParserState(Enum):
     """How far a reader is."""
 
     MORE = "it needs more text"
@@ -69,5 +69,5 @@ class State(Enum):
 class CallReader(Protocol):
     """Reads one call from the beginning of a buffer."""
 
-    def read(self, buffer: Buffer, emit: Emit) -> State:
+    def read(self, buffer: Buffer, emit: Emit) -> ParserState:
         """Takes what it understands out of `buffer`. NONE: nothing was taken."""

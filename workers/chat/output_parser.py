@@ -12,7 +12,15 @@ from collections.abc import Callable, Collection, Mapping
 from enum import Enum
 from typing import Any
 
-from workers.chat.answer_parts import Buffer, Call, CallReader, Content, Piece, Reasoning, State
+from workers.chat.answer_parts import (
+    Buffer,
+    CallReader,
+    ContentPart,
+    ParserState,
+    Piece,
+    ReasoningPart,
+    ToolCall,
+)
 
 THINK, END_THINK = "<think>", "</think>"
 END_CALL = "</tool_call>"
@@ -46,7 +54,7 @@ SPELLED = (
 """What may be a token of its own in a vocabulary, and must be read all the same."""
 
 
-class AnswerParser:
+class OutputParser:
     """One answer."""
 
     def __init__(
@@ -85,7 +93,7 @@ class AnswerParser:
         while self._step():
             pass
         if self._blanks and self._step == self._say:
-            self._pieces.append(Content(self._blanks))
+            self._pieces.append(ContentPart(self._blanks))
         return self._taken()
 
     def _taken(self) -> list[Piece]:
@@ -124,7 +132,7 @@ class AnswerParser:
     def _reason(self) -> bool:
         text, found = self._until((END_THINK,))
         if text:
-            self._tell(Reasoning, text)
+            self._tell(ReasoningPart, text)
         if found:
             self._buffer.take(len(found))
             self._blanks, self._drops_blanks = "", True
@@ -134,12 +142,12 @@ class AnswerParser:
     def _say(self) -> bool:
         if not self._markers and not self._blanks and not self._drops_blanks:
             if self._buffer.text:
-                self._pieces.append(Content(self._buffer.take(len(self._buffer.text))))
+                self._pieces.append(ContentPart(self._buffer.take(len(self._buffer.text))))
             self.idle = True
             return False
         text, found = self._until(self._markers)
         if text:
-            self._tell(Content, text)
+            self._tell(ContentPart, text)
         if not found:
             return False
         if found == "<function=":
@@ -174,13 +182,13 @@ class AnswerParser:
         if self._reader is None:
             raise RuntimeError("there is no call to read")
         state = self._reader.read(self._buffer, self._emit_call)
-        if state is State.MORE:
+        if state is ParserState.MORE:
             return False
-        self._step = self._after_call if state is State.DONE else self._say
-        if state is State.NONE:
+        self._step = self._after_call if state is ParserState.DONE else self._say
+        if state is ParserState.NONE:
             self._in_list = False
             if self._undo:
-                self._tell(Content, self._undo)
+                self._tell(ContentPart, self._undo)
             self._drops_blanks = False
             return self._pass_first()
         return True
@@ -188,11 +196,11 @@ class AnswerParser:
     def _pass_first(self) -> bool:
         """What turned out to be no call is not looked at as the beginning of one again."""
         if self._buffer.text and not self._undo:
-            self._tell(Content, self._buffer.take(1))
+            self._tell(ContentPart, self._buffer.take(1))
         return True
 
     def _emit_call(self, piece: Piece) -> None:
-        if isinstance(piece, Call):
+        if isinstance(piece, ToolCall):
             self._blanks = ""  # that was between the text and the call
         self._pieces.append(piece)
 
@@ -228,7 +236,7 @@ class AnswerParser:
         else:
             self._in_list, self._drops_blanks, self._step = False, True, self._say
             if mark != "]":
-                self._tell(Content, mark)
+                self._tell(ContentPart, mark)
         return True
 
     def _until(self, markers: tuple[str, ...]) -> tuple[str, str]:
@@ -244,7 +252,7 @@ class AnswerParser:
         keep = max((_overlap(text, marker) for marker in markers), default=0)
         return self._buffer.take(len(text) - keep), ""
 
-    def _tell(self, kind: type[Content] | type[Reasoning], text: str) -> None:
+    def _tell(self, kind: type[ContentPart] | type[ReasoningPart], text: str) -> None:
         """`text` but the white space at its end, which may not be wanted."""
         text = self._blanks + text
         if self._drops_blanks:

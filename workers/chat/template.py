@@ -78,7 +78,7 @@ class ChatTemplate:
     ) -> str:
         """The prompt for `messages`, written at that time. Raises TemplateError. On the main
         thread."""
-        from workers.chat.template_sandbox import TooMuchError
+        from workers.chat.template_sandbox import TemplateLimitError
 
         given = {
             **self._variables,
@@ -88,7 +88,7 @@ class ChatTemplate:
         }
         try:
             prompt = self._render(given, at)
-        except (TooMuchError, _RangError):
+        except (TemplateLimitError, _RangError):
             self._patience = max(self._patience / 2, LEAST_PATIENCE)
             async with self._alone:
                 return await asyncio.to_thread(_render_apart, self.source, given, at)

@@ -53,7 +53,7 @@ FAULTS = (
 """What may come of a template that is wrong."""
 
 
-class TooMuchError(Exception):
+class TemplateLimitError(Exception):
     """A step that might take more than there is."""
 
 
@@ -77,7 +77,7 @@ def compiled(source: str, *, bounded: bool) -> Template:
 
 
 def _too_much(*_: Any, **__: Any) -> None:
-    raise TooMuchError
+    raise TemplateLimitError
 
 
 def _raise_exception(message: str) -> None:
@@ -100,7 +100,7 @@ def _str_join(parts: Iterable[Any]) -> str:
 
 def _check(length: int) -> None:
     if length > LONGEST:
-        raise TooMuchError
+        raise TemplateLimitError
 
 
 @pass_eval_context
@@ -115,7 +115,7 @@ def _join(context: EvalContext, parts: Any, d: str = "", attribute: Any = None) 
 def _check_numbers(values: Iterable[Any], largest: int) -> None:
     for value in values:
         if isinstance(value, int) and not -largest <= value <= largest:
-            raise TooMuchError
+            raise TemplateLimitError
 
 
 class _Generation(Extension):
@@ -159,7 +159,7 @@ class _Bounded(_Environment):
         if isinstance(owner, str) and name in _METHODS:
             _METHODS[name](owner, *args, **kwargs)
         elif name in _GROWING:
-            raise TooMuchError
+            raise TemplateLimitError
         return super().call(__context, __obj, *args, **kwargs)
 
 
@@ -199,7 +199,7 @@ def _rest(left: Any, right: Any) -> Any:
 
 def _check_bits(count: int) -> None:
     if count > LARGEST:
-        raise TooMuchError
+        raise TemplateLimitError
 
 
 # What filters and methods may make of what they are given. They are called as these are.
@@ -213,14 +213,14 @@ def _check_replace(text: object, old: object = "", new: object = "", *_: Any, **
 def _check_format(text: object, *values: Any, **named: Any) -> None:
     whole = str(text)
     if _WIDE.search(whole):
-        raise TooMuchError
+        raise TemplateLimitError
     each = max((len(str(value)) for value in (*values, *named.values())), default=0)
     _check(len(whole) * (1 + each))
 
 
 def _check_join(between: object, parts: Any, *_: Any) -> None:
     if not isinstance(parts, (str, list, tuple, Mapping)):
-        raise TooMuchError
+        raise TemplateLimitError
     _check(
         sum(len(part) for part in parts if isinstance(part, str)) + len(parts) * len(str(between))
     )
@@ -235,7 +235,7 @@ def _check_tojson(value: Any, indent: object = None, **_: Any) -> None:
     if indent is not None:
         _check_numbers((indent,), WIDEST)
         if len(json.dumps(value)) > INDENTED:
-            raise TooMuchError
+            raise TemplateLimitError
 
 
 def _check_rest(_: Any, *values: Any, **named: Any) -> None:
@@ -244,7 +244,7 @@ def _check_rest(_: Any, *values: Any, **named: Any) -> None:
 
 def _check_sum(_: Any, __: object = None, start: object = 0) -> None:
     if not isinstance(start, (int, float)):
-        raise TooMuchError
+        raise TemplateLimitError
 
 
 _METHODS: Mapping[str, Callable[..., None]] = {

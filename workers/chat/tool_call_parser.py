@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from workers.chat.answer_parts import Arguments, Buffer, Call, Emit, State
+from workers.chat.answer_parts import ArgumentsPart, Buffer, Emit, ParserState, ToolCall
 
 
 class JsonScan:
@@ -66,62 +66,62 @@ class JsonCall:
         self._arguments: JsonScan | None = None
         self._rest: JsonScan | None = None
 
-    def read(self, buffer: Buffer, emit: Emit) -> State:
+    def read(self, buffer: Buffer, emit: Emit) -> ParserState:
         """As CallReader promises."""
         if self._rest is None and self._arguments is None:
             state = self._read_head(buffer, emit)
-            if state is not State.MORE or self._arguments is None:
+            if state is not ParserState.MORE or self._arguments is None:
                 return state
         if self._arguments is not None:
             end = self._arguments.end(buffer.text)
             text = buffer.take(len(buffer.text) if end is None else end)
             if text:
-                emit(Arguments(text))
+                emit(ArgumentsPart(text))
             if end is None:
-                return State.DONE if buffer.final else State.MORE
+                return ParserState.DONE if buffer.final else ParserState.MORE
             self._arguments, self._rest = None, JsonScan(depth=1)
         if self._rest is None:
             raise RuntimeError("a call without arguments has no end")
         end = self._rest.end(buffer.text)
         buffer.take(len(buffer.text) if end is None else end)
-        return State.DONE if end is not None or buffer.final else State.MORE
+        return ParserState.DONE if end is not None or buffer.final else ParserState.MORE
 
-    def _read_head(self, buffer: Buffer, emit: Emit) -> State:
+    def _read_head(self, buffer: Buffer, emit: Emit) -> ParserState:
         head = _HEAD.match(buffer.text)
         if head is not None:
             name = _loaded(head[1])
             if not self._is_known(name):
-                return State.NONE
-            emit(Call(str(name)))
+                return ParserState.NONE
+            emit(ToolCall(str(name)))
             buffer.take(head.end())
             self._arguments = JsonScan()
-            return State.MORE
+            return ParserState.MORE
         if not self._may_become_one(buffer.text):
-            return State.NONE
+            return ParserState.NONE
         end = self._whole.end(buffer.text[self._scanned :])
         if end is None:
             self._scanned = len(buffer.text)
-            return State.NONE if buffer.final else State.MORE
+            return ParserState.NONE if buffer.final else ParserState.MORE
         end += self._scanned
         return self._read_whole(buffer, end, emit)
 
-    def _read_whole(self, buffer: Buffer, end: int, emit: Emit) -> State:
+    def _read_whole(self, buffer: Buffer, end: int, emit: Emit) -> ParserState:
         """A value that is there as a whole, and does not begin as usual."""
         value = _loaded(buffer.text[:end])
         if not isinstance(value, dict):
-            return State.NONE
+            return ParserState.NONE
         inner = value.get("function", value)
         if not isinstance(inner, dict) or not self._is_known(inner.get("name")):
-            return State.NONE
+            return ParserState.NONE
         given = inner.get("arguments", inner.get("parameters", {}))
         if isinstance(given, str):
             given = _loaded(given)
         if not isinstance(given, dict):
-            return State.NONE
+            return ParserState.NONE
         buffer.take(end)
-        emit(Call(inner["name"]))
-        emit(Arguments(json.dumps(given, ensure_ascii=False)))
-        return State.DONE
+        emit(ToolCall(inner["name"]))
+        emit(ArgumentsPart(json.dumps(given, ensure_ascii=False)))
+        return ParserState.DONE
 
     def _is_known(self, name: object) -> bool:
         known = isinstance(name, str) and name != ""
@@ -155,7 +155,7 @@ class XmlCall:
         self._name = ""
         self._count = 0
 
-    def read(self, buffer: Buffer, emit: Emit) -> State:
+    def read(self, buffer: Buffer, emit: Emit) -> ParserState:
         """As CallReader promises."""
         if not self._name:
             blanks = len(buffer.text) - len(buffer.text.lstrip())
@@ -164,11 +164,11 @@ class XmlCall:
                 possible = re.fullmatch(r"<function=[^<>\s]*", buffer.text[blanks:]) or (
                     "<function=".startswith(buffer.text[blanks:])
                 )
-                return State.MORE if possible and not buffer.final else State.NONE
+                return ParserState.MORE if possible and not buffer.final else ParserState.NONE
             self._name = head[1]
             buffer.take(head.end())
-            emit(Call(self._name))
-            emit(Arguments("{"))
+            emit(ToolCall(self._name))
+            emit(ArgumentsPart("{"))
         while True:
             buffer.skip_blanks()
             key = self._KEY.match(buffer.text)
@@ -176,18 +176,18 @@ class XmlCall:
             if key is not None and end >= 0:
                 value = buffer.text[key.end() : end]
                 buffer.take(end + len(self._END_KEY))
-                emit(Arguments(self._member(key[1], value)))
+                emit(ArgumentsPart(self._member(key[1], value)))
                 continue
             if buffer.text.startswith(self._END):
                 buffer.take(len(self._END))
-                emit(Arguments("}"))
-                return State.DONE
+                emit(ArgumentsPart("}"))
+                return ParserState.DONE
             if key is not None or self._may_go_on(buffer.text):
                 if buffer.final:
                     buffer.take(len(buffer.text))
-                return State.DONE if buffer.final else State.MORE
-            emit(Arguments("}"))  # something else: the call is taken to be over
-            return State.DONE
+                return ParserState.DONE if buffer.final else ParserState.MORE
+            emit(ArgumentsPart("}"))  # something else: the call is taken to be over
+            return ParserState.DONE
 
     def _may_go_on(self, text: str) -> bool:
         """Whether `text` may become the next parameter, or the end."""
@@ -219,21 +219,21 @@ class NamedCall:
     def __init__(self) -> None:
         self._arguments: JsonScan | None = None
 
-    def read(self, buffer: Buffer, emit: Emit) -> State:
+    def read(self, buffer: Buffer, emit: Emit) -> ParserState:
         """As CallReader promises."""
         if self._arguments is None:
             head = self._HEAD.match(buffer.text)
             if head is None:
                 possible = self._BEGUN.fullmatch(buffer.text) and not buffer.final
-                return State.MORE if possible else State.NONE
-            emit(Call(head[1]))
+                return ParserState.MORE if possible else ParserState.NONE
+            emit(ToolCall(head[1]))
             buffer.take(head.end())
             self._arguments = JsonScan()
         end = self._arguments.end(buffer.text)
         text = buffer.take(len(buffer.text) if end is None else end)
         if text:
-            emit(Arguments(text))
-        return State.DONE if end is not None or buffer.final else State.MORE
+            emit(ArgumentsPart(text))
+        return ParserState.DONE if end is not None or buffer.final else ParserState.MORE
 
 
 def _loaded(text: str, otherwise: object = None) -> Any:

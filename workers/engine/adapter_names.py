@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.engine.lora import Wanted
+from workers.engine.lora import AdapterFiles
 from workers.errors import ApiError
 from workers.settings import Settings
 
@@ -14,7 +14,7 @@ SUFFIX = ".gguf"
 
 
 @dataclass(eq=False)
-class Named:
+class NamedAdapter:
     """An adapter that may be asked for."""
 
     name: str
@@ -29,27 +29,27 @@ class AdapterNames:
     def __init__(self, settings: Settings) -> None:
         self._own_name = settings.name
         self._folder = None if settings.adapters is None else Path(settings.adapters)
-        self._named: list[Named] = []
+        self._named: list[NamedAdapter] = []
         for path, scale in settings.loras:
-            self._named.append(Named(self._free_name(Path(path).stem), Path(path), scale))
+            self._named.append(NamedAdapter(self._free_name(Path(path).stem), Path(path), scale))
         for name, path in settings.adapter_paths:
-            self._named.append(Named(name, Path(path)))
+            self._named.append(NamedAdapter(name, Path(path)))
 
-    def all(self) -> list[Named]:
+    def all(self) -> list[NamedAdapter]:
         """Each one; its place is llama-server's `id`."""
         if self._folder is not None:
             for path in sorted(self._folder.glob(f"*{SUFFIX}")):
                 self._from_folder(path.name.removesuffix(SUFFIX))
         return self._named
 
-    def find(self, name: str) -> Named | None:
+    def find(self, name: str) -> NamedAdapter | None:
         """The adapter called `name`; what has come into the folder since is found."""
         for named in self._named:
             if named.name == name:
                 return named
         return self._from_folder(name)
 
-    def wanted(self, model: str | None, lora: list[tuple[int, float]] | None) -> Wanted:
+    def wanted(self, model: str | None, lora: list[tuple[int, float]] | None) -> AdapterFiles:
         """What a request means: `lora` if it has it, else the adapter that `model` names.
 
         Raises ApiError 404 for an adapter there is none of.
@@ -65,7 +65,7 @@ class AdapterNames:
             return ((named.path, named.scale or 1.0),)
         return tuple((one.path, one.scale) for one in self._named if one.scale)
 
-    def add(self, name: str, file: str) -> Named:
+    def add(self, name: str, file: str) -> NamedAdapter:
         """Names one more, in the folder of adapters or where another one is; the same name for
         another file is refused. Raises ApiError 400 and 403."""
         path = Path(os.path.normpath(file if self._folder is None else self._folder / file))
@@ -76,17 +76,17 @@ class AdapterNames:
                 403, "Only a file in the folder of --adapters can be loaded.", param="lora_path"
             )
         if known is None:
-            known = Named(name, path)
+            known = NamedAdapter(name, path)
             self._named.append(known)
         elif known.path != path:
             raise ApiError(400, f"Another adapter is called {name!r}.", param="lora_name")
         return known
 
-    def remove(self, named: Named) -> None:
+    def remove(self, named: NamedAdapter) -> None:
         """Forgets a name."""
         self._named.remove(named)
 
-    def _meant(self, model: str | None) -> Named | None:
+    def _meant(self, model: str | None) -> NamedAdapter | None:
         """The adapter that a request's `model` names: all of it, or what follows its last colon."""
         if model is None or model == self._own_name:
             return None
@@ -102,7 +102,7 @@ class AdapterNames:
             )
         return named
 
-    def _from_folder(self, name: str) -> Named | None:
+    def _from_folder(self, name: str) -> NamedAdapter | None:
         if self._folder is None or "/" in name or any(one.name == name for one in self._named):
             return None
         path = self._folder / f"{name}{SUFFIX}"
@@ -111,7 +111,7 @@ class AdapterNames:
                 return None
         except OSError:
             return None  # no file can have such a name
-        self._named.append(Named(name, path))
+        self._named.append(NamedAdapter(name, path))
         return self._named[-1]
 
     def _free_name(self, name: str) -> str:

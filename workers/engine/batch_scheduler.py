@@ -29,18 +29,18 @@ from collections.abc import Callable, Collection, Hashable
 from typing import Generic, Protocol, TypeVar
 
 from workers.engine.fair_queue import MOST_PASSES, FairQueue
-from workers.engine.kv_store import Conversations
-from workers.engine.lora import AdapterShelf
+from workers.engine.kv_store import PersistentKvCache
+from workers.engine.lora import AdapterCache
 from workers.engine.metrics import Counters
 from workers.engine.prefix_cache import Adapters, PrefixCache
 from workers.engine.replay import Replay, Replayer
-from workers.engine.sequence import End, Failed, Sequence, take_token
+from workers.engine.sequence import Failed, Sequence, SequenceEnd, take_token
 from workers.engine.speculation import Speculation
-from workers.engine.threads import ThreadPace
+from workers.engine.threads import ThreadTuner
 from workers.llama.context import Batch, Context, ContextOptions
 from workers.llama.model import LlamaLog, LoadError, Model, has_gpu
 from workers.llama.sampler import Sampler
-from workers.llama.sampler_chain import make_sampler
+from workers.llama.sampler_chain import build_sampler_chain
 
 SMALLEST_CHUNK = 64
 """Below this a chunk costs almost as much as with this many tokens; on a CPU it may cost more:
@@ -51,7 +51,7 @@ CPU_CHUNK = 128
 """Tokens that a CPU reads as fast, one by one counted, as 512 (60 MB model: 2,460/s to 2,230/s)."""
 
 
-class Load(Protocol):
+class SequenceLoad(Protocol):
     """What the batcher sees of a sequence."""
 
     @property
@@ -63,10 +63,10 @@ class Load(Protocol):
         """How many of them are not in the cache yet; at least 1."""
 
 
-L = TypeVar("L", bound=Load)
+L = TypeVar("L", bound=SequenceLoad)
 
 
-def shares(admitted: collections.abc.Sequence[L], batch: int, chunk: int) -> list[tuple[L, int]]:
+def plan_step(admitted: collections.abc.Sequence[L], batch: int, chunk: int) -> list[tuple[L, int]]:
     """The step: (sequence, how many of its pending tokens), oldest first, none with 0.
 
     At most `batch` tokens in all, of which at most `chunk` for prefill.
@@ -86,7 +86,7 @@ def shares(admitted: collections.abc.Sequence[L], batch: int, chunk: int) -> lis
     return [(load, count) for load, count in step if count > 0]
 
 
-def parts(step: list[tuple[L, int]], apart_from: int) -> list[list[tuple[L, int]]]:
+def split_step(step: list[tuple[L, int]], apart_from: int) -> list[list[tuple[L, int]]]:
     """What of a step is computed at once: all of it, or the running ones and then the prompts.
 
     On a CPU, flash attention takes 64 rows at a time, and all of them look at every cell that any
@@ -101,7 +101,7 @@ def parts(step: list[tuple[L, int]], apart_from: int) -> list[list[tuple[L, int]
     return [reading + running]
 
 
-class PrefillPace:
+class PrefillBudget:
     """How many prefill tokens a step may take.
 
     Beside running sequences, prefill may lengthen their step by SLOWDOWN times, or by SHORTEST
@@ -161,7 +161,7 @@ TURN = 4
 S = TypeVar("S", bound=Hashable)
 
 
-class Turns(Generic[S]):
+class AdapterRotation(Generic[S]):
     """Remembers who was served, and when."""
 
     def __init__(self) -> None:
@@ -220,10 +220,10 @@ class Lane:
         model: Model,
         options: ContextOptions,
         slots: int,
-        shelf: AdapterShelf,
+        shelf: AdapterCache,
         log: LlamaLog,
         counters: Counters,
-        tell: Callable[[Sequence, str, End | None], None],
+        tell: Callable[[Sequence, str, SequenceEnd | None], None],
     ) -> None:
         """Makes the context. `tell` takes a sequence's news. Raises LoadError."""
         self.model = model
@@ -232,21 +232,21 @@ class Lane:
         self.slots: list[Sequence | None] = [None] * slots
         self.admitted: list[Sequence] = []  # oldest first, as the batcher wants them
         self.waiting: FairQueue[Sequence] = FairQueue()
-        self.conversations: Conversations | None = None
+        self.conversations: PersistentKvCache | None = None
         """Where kept sequences are when the process is not; None: nowhere."""
         self._shelf = shelf
         shelf.serve(self.context, lambda: [admitted.adapters for admitted in self.admitted])
-        self.turns: Turns[Adapters] = Turns()
+        self.turns: AdapterRotation[Adapters] = AdapterRotation()
         self._n_batch = options.n_batch
         self._log = log
         self._counters = counters
         self._tell = tell
         self._batch = Batch(options.n_batch)
         gpu = has_gpu()
-        self._pace = PrefillPace(alone=chunk_alone(options.n_ubatch, gpu=gpu))
+        self._pace = PrefillBudget(alone=chunk_alone(options.n_ubatch, gpu=gpu))
         tiles = options.flash_attention != "off" and not gpu
         self._apart_from = model.n_embd if tiles else options.n_ctx
-        self.threads = ThreadPace(options.threads, options.threads_batch)
+        self.threads = ThreadTuner(options.threads, options.threads_batch)
         self._greedy = Sampler()
         self._greedy.add("greedy")
         self.speculation: Speculation | None = None
@@ -303,7 +303,7 @@ class Lane:
         self._shelf.apply(self.context, adapters)
         step = self._plan([one for one in self.admitted if one.adapters == adapters])
         guesses = self._guesses(step)
-        for part in parts(step, self._apart_from):
+        for part in split_step(step, self._apart_from):
             if not self._compute(part, guesses):
                 break
 
@@ -345,7 +345,7 @@ class Lane:
     def _plan(self, present: list[Sequence]) -> Step:
         """Who of those whose turn it is decodes how many tokens."""
         running = sum(1 for sequence in self.admitted if sequence.pending == 1)
-        step = shares(present, self._n_batch, self._pace.chunk(running, self._n_batch))
+        step = plan_step(present, self._n_batch, self._pace.chunk(running, self._n_batch))
         return self.replayer.bounded(step)
 
     def _admit(self) -> None:
@@ -425,7 +425,7 @@ class Lane:
         if known:
             prompt = prompt[: sequence.prompt_length]
         if sequence.guide is not None or not sequence.sampling.greedy:
-            sequence.sampler = make_sampler(
+            sequence.sampler = build_sampler_chain(
                 sequence.sampling, self.model, self.context.n_ctx, prompt, sequence.guide
             )
         elif known:

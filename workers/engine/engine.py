@@ -15,10 +15,10 @@ from typing import TypeVar
 
 from workers.engine.batch_scheduler import Lane
 from workers.engine.embeddings import Embedder, EmbeddingJob
-from workers.engine.lora import AdapterShelf
+from workers.engine.lora import AdapterCache
 from workers.engine.metrics import Counters
-from workers.engine.sequence import End, Failed, Sequence
-from workers.engine.threads import ThreadPace
+from workers.engine.sequence import Failed, Sequence, SequenceEnd
+from workers.engine.threads import ThreadTuner
 from workers.llama.context import ContextOptions
 from workers.llama.model import LlamaLog, LoadError, Model
 
@@ -68,14 +68,14 @@ class Engine:
         self.options = options
         self.embedding_options = embedding_options
         self.counters = Counters()
-        self.shelf = AdapterShelf(model, max_adapters, log, self.counters)
+        self.shelf = AdapterCache(model, max_adapters, log, self.counters)
         self.lane = Lane(model, options, slots, self.shelf, log, self.counters, self._tell)
         self.lonely: Lane | None = None
         """For requests that share no step; made for the first of them."""
         self._embeddings: list[EmbeddingJob] = []
         self._embedder: Embedder | None = None
         self._inbox: SimpleQueue[Message] = SimpleQueue()
-        self._outbox: list[tuple[Sequence, str, End | None, int]] = []
+        self._outbox: list[tuple[Sequence, str, SequenceEnd | None, int]] = []
         self._loop: AbstractEventLoop | None = None
         self.loop_began = 0.0
         """CPU seconds that the loop's thread had used before the first request."""
@@ -198,7 +198,7 @@ class Engine:
                 self.lonely = Lane(
                     self.model, options, 1, self.shelf, self._log, self.counters, self._tell
                 )
-                self.lonely.threads = ThreadPace(
+                self.lonely.threads = ThreadTuner(
                     options.threads, options.threads_batch, steady=True
                 )
         except LoadError as error:
@@ -228,7 +228,7 @@ class Engine:
             del self._embeddings[0]
             self._call(job.done, job.vectors)
 
-    def _tell(self, sequence: Sequence, text: str, end: End | None) -> None:
+    def _tell(self, sequence: Sequence, text: str, end: SequenceEnd | None) -> None:
         self._outbox.append((sequence, text, end, sequence.generated))
 
     def _post(self) -> None:
@@ -243,6 +243,6 @@ class Engine:
         self._loop.call_soon_threadsafe(function, argument)
 
 
-def _deliver(outbox: list[tuple[Sequence, str, End | None, int]]) -> None:
+def _deliver(outbox: list[tuple[Sequence, str, SequenceEnd | None, int]]) -> None:
     for sequence, text, end, generated in outbox:
         sequence.sink.deliver(text, end, generated)

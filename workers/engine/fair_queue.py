@@ -25,7 +25,7 @@ MOST_COUNTERS = 1000
 """Tenants that are remembered before those half of them are forgotten who owe least."""
 
 
-class Waiting(Protocol):
+class FairQueueItem(Protocol):
     """A request, as the queue sees it."""
 
     number: int
@@ -43,7 +43,7 @@ class Waiting(Protocol):
         """Tokens to be read."""
 
 
-W = TypeVar("W", bound=Waiting)
+W = TypeVar("W", bound=FairQueueItem)
 
 
 class FairQueue(Generic[W]):
@@ -126,5 +126,5 @@ class FairQueue(Generic[W]):
         return max(self._spent.get(tenant, 0.0), self._floor)
 
 
-def _age(request: Waiting) -> int:
+def _age(request: FairQueueItem) -> int:
     return request.number

@@ -26,7 +26,13 @@ from pathlib import Path
 import msgspec
 
 from workers.engine.metrics import Counters
-from workers.engine.prefix_cache import Adapters, Kept, PrefixCache, Running, common_prefix
+from workers.engine.prefix_cache import (
+    ActiveSequence,
+    Adapters,
+    CachedSequence,
+    PrefixCache,
+    common_prefix,
+)
 from workers.llama.context import Context
 
 MANIFEST, PART = ".json", ".part"
@@ -53,7 +59,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, eq=False)
-class Saved:
+class SavedSequence:
     """One sequence on disk."""
 
     path: Path
@@ -111,7 +117,7 @@ class KvFiles:
         except OSError as error:
             warn(f"that can't be remembered in {self._folder}: {error.strerror}")
 
-    def index(self) -> list[Saved]:
+    def index(self) -> list[SavedSequence]:
         """What this worker's identity has on disk, the longest unused first.
 
         Removes what has no manifest or a wrong one.
@@ -134,7 +140,7 @@ class KvFiles:
                 self.discard(path, "it was never finished")
         return found
 
-    def read(self, path: Path) -> Saved:
+    def read(self, path: Path) -> SavedSequence:
         """What the manifest of `path` says. Raises DamagedError."""
         try:
             told = msgspec.json.decode(_manifest(path).read_bytes(), type=Manifest)
@@ -143,9 +149,9 @@ class KvFiles:
             raise DamagedError("it has no readable manifest") from error
         if told.identity != self._identity:
             raise DamagedError("it belongs to another model or other settings")
-        return Saved(path, tokens.tolist(), told.adapters, told.size, told.crc32)
+        return SavedSequence(path, tokens.tolist(), told.adapters, told.size, told.crc32)
 
-    def check(self, saved: Saved) -> None:
+    def check(self, saved: SavedSequence) -> None:
         """Raises DamagedError if the bytes are not those that were written."""
         try:
             size = saved.path.stat().st_size
@@ -165,7 +171,7 @@ class KvFiles:
 
     def write(
         self, path: Path, tokens: list[int], adapters: Adapters, save: Callable[[Path], int]
-    ) -> Saved:
+    ) -> SavedSequence:
         """Writes a sequence; `save` writes the data to the path it gets and returns its bytes.
 
         Raises OSError.
@@ -174,7 +180,7 @@ class KvFiles:
         part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
         try:
             size = save(part)
-            saved = Saved(path, tokens, adapters, size, _crc32(part))
+            saved = SavedSequence(path, tokens, adapters, size, _crc32(part))
             _manifest(path).unlink(missing_ok=True)
             part.replace(path)
             packed = b64encode(array("i", tokens).tobytes()).decode()
@@ -259,7 +265,7 @@ ASSUMED_RATE = 200e6
 """Bytes a second that a disk takes, until one was written to."""
 
 
-class Conversations:
+class PersistentKvCache:
     """The cache's kept sequences on disk. The engine thread's own."""
 
     def __init__(
@@ -269,10 +275,10 @@ class Conversations:
         self._context = context
         self._cache = cache
         self._counters = counters
-        self._index: list[Saved] | None = None
+        self._index: list[SavedSequence] | None = None
         self._rate = ASSUMED_RATE
 
-    def fetch(self, wish: Running, admitted: Sequence[Running], growing: int) -> bool:
+    def fetch(self, wish: ActiveSequence, admitted: Sequence[ActiveSequence], growing: int) -> bool:
         """Brings back what `wish` can go on from, if that is more than the cache has; whether.
 
         `admitted` and what they have pending keep their cells.
@@ -297,7 +303,7 @@ class Conversations:
             self.files.discard(best.path, str(damage))
             return False
 
-    def restore(self, saved: Saved, *, slot: int, growing: int) -> Kept | None:
+    def restore(self, saved: SavedSequence, *, slot: int, growing: int) -> CachedSequence | None:
         """Makes `saved` a kept sequence; None if there is no room for it.
 
         Raises DamagedError if it is not what it should be.
@@ -309,7 +315,7 @@ class Conversations:
             return None
         began = time.perf_counter()
         loaded = self._context.load_sequence(saved.path, seq_id, count)
-        kept = Kept(saved.tokens, seq_id, saved.adapters, slot, saved.path.name)
+        kept = CachedSequence(saved.tokens, seq_id, saved.adapters, slot, saved.path.name)
         if loaded != saved.tokens:
             self._cache.abandon(seq_id)
             raise DamagedError("llama.cpp does not restore it")
@@ -354,7 +360,7 @@ class Conversations:
             written += 1
         return written
 
-    def save(self, seq_id: int, path: Path, tokens: list[int], adapters: Adapters) -> Saved:
+    def save(self, seq_id: int, path: Path, tokens: list[int], adapters: Adapters) -> SavedSequence:
         """Writes one sequence. Raises OSError."""
         began = time.perf_counter()
         saved = self.files.write(
@@ -368,13 +374,13 @@ class Conversations:
         self._counters.save.observe(seconds)
         return saved
 
-    def _saved(self) -> list[Saved]:
+    def _saved(self) -> list[SavedSequence]:
         """What is on disk; looked up once."""
         if self._index is None:
             self._index = self.files.index()
         return self._index
 
-    def _supersede(self, new: Saved) -> None:
+    def _supersede(self, new: SavedSequence) -> None:
         """What is only the beginning of `new` need not stay, if `new` can be cut to it."""
         for old in self._saved()[:]:
             length = len(old.tokens)
@@ -385,5 +391,5 @@ class Conversations:
                 self._lost(old)
         self._saved().append(new)
 
-    def _lost(self, saved: Saved) -> None:
+    def _lost(self, saved: SavedSequence) -> None:
         self._index = [other for other in self._saved() if other is not saved]

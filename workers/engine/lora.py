@@ -12,11 +12,11 @@ from workers.engine.prefix_cache import Adapters
 from workers.llama.context import Context, LoraAdapter
 from workers.llama.model import LlamaLog, LoadError, Model
 
-Wanted = tuple[tuple[Path, float], ...]
+AdapterFiles = tuple[tuple[Path, float], ...]
 """Adapter files and their scales, as a request wants them."""
 
 
-class AdapterShelf:
+class AdapterCache:
     """Loads adapters at their first use; of those nobody uses, the longest unused goes first."""
 
     def __init__(self, model: Model, most: int, log: LlamaLog, counters: Counters) -> None:
@@ -39,7 +39,7 @@ class AdapterShelf:
         """Adapters are for `context` too: what its `running` requests use is not freed."""
         self._users.append((context, running))
 
-    def prepare(self, wanted: Wanted) -> Adapters | None:
+    def prepare(self, wanted: AdapterFiles) -> Adapters | None:
         """Loads what is not loaded yet; None if that must wait until a running request has ended.
 
         Raises LoadError.

@@ -113,7 +113,7 @@ Adapters = tuple[tuple[str, float], ...]
 computed with one set mean nothing under another."""
 
 
-class Memory(Protocol):
+class KvMemory(Protocol):
     """The part of a Context that holds the cache."""
 
     @property
@@ -130,7 +130,7 @@ class Memory(Protocol):
         """Frees every cell of `seq_id`."""
 
 
-class Held(Protocol):
+class HeldCells(Protocol):
     """A sequence in the cache: a running one, or a kept one."""
 
     tokens: list[int]
@@ -143,7 +143,7 @@ class Held(Protocol):
 
 
 @dataclass(eq=False)
-class Kept:
+class CachedSequence:
     """A sequence that has ended and may be gone on from."""
 
     tokens: list[int]
@@ -160,7 +160,7 @@ class Kept:
         return len(self.tokens)
 
 
-class Running(Protocol):
+class ActiveSequence(Protocol):
     """A sequence that has a slot, or wants one."""
 
     tokens: list[int]
@@ -177,25 +177,27 @@ class Running(Protocol):
 class PrefixCache:
     """The books of one context: who has which sequence id, and how many cells."""
 
-    def __init__(self, memory: Memory, capacity: int, seq_ids: int) -> None:
+    def __init__(self, memory: KvMemory, capacity: int, seq_ids: int) -> None:
         self._memory = memory
         self.capacity = capacity
         self.cells = Cells()
-        self.kept: list[Kept] = []
+        self.kept: list[CachedSequence] = []
         """The longest unused first."""
         self._free = list(range(seq_ids - 1, -1, -1))
 
-    def find(self, wish: Running, running: Sequence[Running]) -> tuple[Held | None, int]:
+    def find(
+        self, wish: ActiveSequence, running: Sequence[ActiveSequence]
+    ) -> tuple[HeldCells | None, int]:
         """Whose beginning `wish` can reuse, and how many tokens; (None, 0) if it is not worth it.
 
         What is decoded for its logits is left out: the last token. Of equals a kept one is
         preferred, and of these the latest.
         """
-        best: Held | None = None
+        best: HeldCells | None = None
         most = SHORTEST_PREFIX - 1
         if not wish.reuses:
             return None, 0
-        candidates: list[Held] = []
+        candidates: list[HeldCells] = []
         candidates.extend(reversed(self.kept))
         if self._memory.cuts:
             candidates.extend(running)
@@ -208,7 +210,7 @@ class PrefixCache:
                 best, most = held, common
         return (best, most) if best is not None else (None, 0)
 
-    def is_being_read(self, wish: Running, running: Sequence[Running]) -> bool:
+    def is_being_read(self, wish: ActiveSequence, running: Sequence[ActiveSequence]) -> bool:
         """Whether one of `running` is computing much of what `wish` begins with, right now.
 
         Then `wish` had better wait and share it: two would take twice as long to read it.
@@ -226,14 +228,14 @@ class PrefixCache:
                     return True
         return False
 
-    def claim(self, wish: Running, admitted: Sequence[Running], growing: int) -> bool:
+    def claim(self, wish: ActiveSequence, admitted: Sequence[ActiveSequence], growing: int) -> bool:
         """Gives `wish` a sequence id and what it can reuse, if there is room beside `admitted`.
 
         `growing` are the tokens that the admitted have pending. Kept sequences are given up
         for it, but only if that helps. A lone sequence always comes in.
         """
         held, common = self.find(wish, admitted)
-        kept = held if isinstance(held, Kept) else None
+        kept = held if isinstance(held, CachedSequence) else None
         room = self.capacity - growing - GROWTH * (len(admitted) + 1)
         unshared = len(wish.tokens) - (common if kept is None else 0)
         taken = self.cells.used_by(other.seq_id for other in admitted)
@@ -254,23 +256,23 @@ class PrefixCache:
         wish.cached = common
         return True
 
-    def extend(self, held: Running, count: int) -> None:
+    def extend(self, held: ActiveSequence, count: int) -> None:
         """`count` more tokens of it were decoded."""
         held.cached += count
         self.cells.extend(held.seq_id, count)
 
-    def trim(self, held: Running, length: int) -> None:
+    def trim(self, held: ActiveSequence, length: int) -> None:
         """The running `held` keeps its first `length` tokens in the cache."""
         self._cut(held.seq_id, held.cached, length)
         held.cached = length
 
-    def keep(self, held: Running, slot: int) -> None:
+    def keep(self, held: ActiveSequence, slot: int) -> None:
         """`held` has ended: it stays for whoever goes on from it."""
-        kept = Kept(held.tokens[: held.cached], held.seq_id, held.adapters, slot)
+        kept = CachedSequence(held.tokens[: held.cached], held.seq_id, held.adapters, slot)
         held.seq_id, held.cached = -1, 0
         self.add(kept)
 
-    def add(self, kept: Kept) -> None:
+    def add(self, kept: CachedSequence) -> None:
         """Keeps it as the one last used; what is only the beginning of it is given up."""
         if self._memory.cuts:
             for other in self.kept[:]:
@@ -279,7 +281,7 @@ class PrefixCache:
                     self.give_up(other)
         self.kept.append(kept)
 
-    def drop(self, held: Running) -> None:
+    def drop(self, held: ActiveSequence) -> None:
         """Frees what `held`, which is not kept, has in the cache, and its sequence id."""
         self._release(held.seq_id)
         held.seq_id, held.cached = -1, 0
@@ -291,7 +293,7 @@ class PrefixCache:
                 return False
         return True
 
-    def give_up(self, kept: Kept) -> None:
+    def give_up(self, kept: CachedSequence) -> None:
         """Frees a kept sequence."""
         self.kept.remove(kept)
         self._release(kept.seq_id)
@@ -314,7 +316,7 @@ class PrefixCache:
         self.make_room(count + growing)
         return self._new_id(but=None)
 
-    def fill(self, kept: Kept) -> None:
+    def fill(self, kept: CachedSequence) -> None:
         """The sequence id that was reserved has the cells of `kept` now, which may be used."""
         self.cells.extend(kept.seq_id, kept.cached)
         self.kept.append(kept)
@@ -329,7 +331,7 @@ class PrefixCache:
         others = self.cells.used_by(seq_id for seq_id in self.cells.seq_ids if seq_id not in ids)
         return self.cells.used - others
 
-    def _taken_over(self, kept: Kept, common: int, room: int) -> bool:
+    def _taken_over(self, kept: CachedSequence, common: int, room: int) -> bool:
         """Whether a kept sequence is gone on from itself, instead of being shared.
 
         So it is when nothing of it is lost by that, and when its cells or its id are needed.
@@ -337,7 +339,7 @@ class PrefixCache:
         needed = self.cells.used > room or not (self._free or len(self.kept) > 1)
         return common == kept.cached or needed
 
-    def _give_up(self, but: Kept | None) -> bool:
+    def _give_up(self, but: CachedSequence | None) -> bool:
         """Frees the longest unused; whether there was one beside `but`."""
         for kept in self.kept:
             if kept is not but:
@@ -345,7 +347,7 @@ class PrefixCache:
                 return True
         return False
 
-    def _new_id(self, but: Kept | None) -> int:
+    def _new_id(self, but: CachedSequence | None) -> int:
         if not self._free and not self._give_up(but):
             raise RuntimeError("there are more sequences than sequence ids")
         return self._free.pop()
@@ -366,8 +368,8 @@ class PrefixCache:
         self.cells.cut(seq_id, 0)
         self._free.append(seq_id)
 
-    def _touch(self, held: Held) -> None:
-        if isinstance(held, Kept):
+    def _touch(self, held: HeldCells) -> None:
+        if isinstance(held, CachedSequence):
             self.kept.remove(held)
             self.kept.append(held)
 

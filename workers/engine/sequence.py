@@ -9,12 +9,12 @@ from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from workers.engine.lora import Wanted
+from workers.engine.lora import AdapterFiles
 from workers.engine.metrics import Counters
 from workers.engine.prefix_cache import Adapters
 from workers.llama.detokenizer import TextOutput
 from workers.llama.model import Model
-from workers.llama.sampler import Guide, Sampler
+from workers.llama.sampler import GrammarConstraint, Sampler
 from workers.settings import Sampling
 
 
@@ -54,13 +54,13 @@ class Failed:
     """HTTP's: 400 where the request is the reason."""
 
 
-End = Finished | Failed
+SequenceEnd = Finished | Failed
 
 
 class Sink(Protocol):
     """Where a sequence's text goes. Called on the event loop's thread, never on the engine's."""
 
-    def deliver(self, text: str, end: End | None, generated: int) -> None:
+    def deliver(self, text: str, end: SequenceEnd | None, generated: int) -> None:
         """More text (maybe none), and the end if this is it. Nothing comes after an end.
 
         `generated`: how many tokens were generated when this was certain.
@@ -97,13 +97,13 @@ class Sequence:
     arrived: float
     """`time.monotonic()` at the request's arrival."""
 
-    guide: Guide | None = None
+    guide: GrammarConstraint | None = None
     """What the answer must follow; None: nothing."""
     lonely: bool = False
     """Whether it shares no step, so that nothing else has a part in how it is rounded."""
     tenant: str = ""
     """Whose it is; one tenant's requests wait for another's only in turns."""
-    wanted: Wanted = ()
+    wanted: AdapterFiles = ()
     """The adapter files it wants to be computed with."""
     reuses: bool = True
     """Whether it may begin with what others computed, and be kept for others."""
@@ -166,7 +166,7 @@ class Sequence:
 
 def take_token(
     sequence: Sequence, token: int, model: Model, counters: Counters, now: float
-) -> tuple[str, End | None]:
+) -> tuple[str, SequenceEnd | None]:
     """Adds `token` to the answer. What may be sent now, and the end if this is it.
 
     What is not streamed is collected, and comes whole with the end.

@@ -23,7 +23,7 @@ from typing import Protocol
 
 from workers.engine.prefix_cache import common_prefix
 from workers.engine.sequence import Sequence
-from workers.engine.threads import ThreadPace
+from workers.engine.threads import ThreadTuner
 from workers.llama.context import Batch, Context
 from workers.llama.model import LoadError, Model
 from workers.llama.sampler import Sampler
@@ -45,7 +45,7 @@ class DraftModel:
         self._model = model
         self._context = context
         self._batch = Batch(READ_AHEAD)
-        self._threads = ThreadPace(threads, threads)
+        self._threads = ThreadTuner(threads, threads)
         self._greedy = Sampler()
         self._greedy.add("greedy")
         self._read: dict[int, list[int]] = {}
@@ -134,7 +134,7 @@ _OUTLIER = 2.0
 """A step that took so many times as long was held up by something else."""
 
 
-class GuessBalance:
+class SpeculationBudget:
     """For steps with one number of running sequences."""
 
     def __init__(self) -> None:
@@ -193,7 +193,7 @@ class Speculation:
         """`most`: tokens guessed for one sequence in a step."""
         self._drafter = drafter
         self._most = most
-        self._balances: dict[int, GuessBalance] = {}
+        self._balances: dict[int, SpeculationBudget] = {}
         """By how many are running."""
         self._proposing = 0.0
         """Seconds that the guesses of this step took."""
@@ -201,7 +201,7 @@ class Speculation:
     def guesses(self, running: list[Sequence], room: int) -> dict[Sequence, list[int]]:
         """What to try for each, `room` tokens at most; who is not in it is not guessed for."""
         self._proposing = 0.0
-        balance = self._balances.setdefault(len(running), GuessBalance())
+        balance = self._balances.setdefault(len(running), SpeculationBudget())
         if not balance.allows:
             return {}
         share = min(room, GUESSES) // max(len(running), 1)
@@ -236,7 +236,7 @@ class Speculation:
     def settle(self, running: int, guessed: int, drawn: int, seconds: float) -> None:
         """A step of `running` sequences and nothing else, with so many guesses, took `seconds` and
         brought `drawn` tokens."""
-        balance = self._balances.setdefault(running, GuessBalance())
+        balance = self._balances.setdefault(running, SpeculationBudget())
         if guessed:
             balance.guessed(drawn / running, seconds + self._proposing)
         else:

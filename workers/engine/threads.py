@@ -42,7 +42,7 @@ LONGEST = 0.25
 """A trial that may hold everything up longer than this, in seconds, is not made."""
 
 
-class ThreadPace:
+class ThreadTuner:
     """Chooses between a few numbers of threads, for steps of one token, of two, of three …"""
 
     def __init__(self, single: int, several: int, *, steady: bool = False) -> None:

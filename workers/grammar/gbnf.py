@@ -49,7 +49,7 @@ class Item:
 
 
 @dataclass
-class Shape:
+class GrammarShape:
     """A grammar's rules, filled word by word from left to right."""
 
     rules: dict[str, list[Sequence]] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class Shape:
         self._open[-1][-1].append(item)
 
 
-def endless(shape: Shape) -> str | None:
+def endless(shape: GrammarShape) -> str | None:
     """Why a text could never be told to fit or not to fit; None: it can."""
     empty = _empty_rules(shape.rules)
     for name, sequences in shape.rules.items():
@@ -165,17 +165,17 @@ Node = tuple[int, int, int]
 """A place: the number of an alternative, how far in it, and the place to go on from after it."""
 
 
-class TooManyWaysError(ValueError):
+class AmbiguousGrammarError(ValueError):
     """A text can be read in too many ways; the message tells how many at least."""
 
 
-def check_ways(shape: Shape) -> None:
+def check_ways(shape: GrammarShape) -> None:
     """Raises TooManyWaysError for a grammar whose ways get out of hand."""
     _Ways(shape).explore()
 
 
 class _Ways:
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: GrammarShape) -> None:
         self._alternatives: list[list[Element]] = []
         self._rules: list[list[int]] = []
         """The numbers of each rule's alternatives."""
@@ -198,7 +198,7 @@ class _Ways:
             for character in self._characters(state):
                 after = self._after(state, character)
                 if len(after) > self._limit:
-                    raise TooManyWaysError(str(len(after)))
+                    raise AmbiguousGrammarError(str(len(after)))
                 if after and after not in seen:
                     seen.add(after)
                     number += 1
@@ -380,7 +380,7 @@ def check(text: str) -> None:
         raise GrammarError(f"The grammar has more than {LONGEST} characters.")
     if "\x00" in text:
         raise GrammarError("The grammar has a zero byte.")
-    shape = Shape()
+    shape = GrammarShape()
     used: dict[str, int] = {}
     opened: list[int] = []
     before, at = "", 0
@@ -408,13 +408,13 @@ def check(text: str) -> None:
         raise GrammarError(f"The grammar has no end: {reason}.")
     try:
         check_ways(shape)
-    except TooManyWaysError as error:
+    except AmbiguousGrammarError as error:
         raise GrammarError(
             f"The grammar is too ambiguous: a text can be read in {error} ways at once."
         ) from error
 
 
-def _note(shape: Shape, kind: str, text: str, at: int, word: str) -> None:
+def _note(shape: GrammarShape, kind: str, text: str, at: int, word: str) -> None:
     """Adds a word to what is known of the grammar."""
     if kind == "rule":
         shape.rule(word.rstrip(":= \t"))

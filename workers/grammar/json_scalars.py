@@ -26,7 +26,7 @@ NUMBER = f"{INTEGER} {FRACTION}? ([eE] [-+]? [0-9]{{1,2}})?"
 
 
 @dataclass(frozen=True)
-class Bounds:
+class LengthBounds:
     """Of a number; None: there is none on this side."""
 
     least: Decimal | None = None
@@ -78,7 +78,7 @@ def integers(first: int | None, last: int | None) -> list[str]:
     return found
 
 
-def numbers(bounds: Bounds) -> list[str]:
+def numbers(bounds: LengthBounds) -> list[str]:
     """Alternatives for numbers within `bounds`: not each of them, but nothing else.
 
     All whole numbers, all decimal fractions whose neighbouring whole numbers are within too,

@@ -24,7 +24,7 @@ from workers.grammar.json_scalars import (
     FORMATS,
     INTEGER,
     NUMBER,
-    Bounds,
+    LengthBounds,
     PatternError,
     integers,
     matching,
@@ -32,7 +32,7 @@ from workers.grammar.json_scalars import (
     of_format,
     of_length,
 )
-from workers.requests.sampling import natural
+from workers.requests.sampling import parse_natural
 
 Schema = Mapping[str, Any]
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
@@ -55,7 +55,7 @@ class SchemaError(ValueError):
         self.empty = empty
 
 
-def number_bounds(schema: Schema) -> Bounds:
+def number_bounds(schema: Schema) -> LengthBounds:
     """Both ways of writing exclusive bounds: as numbers and, in draft 4, as booleans."""
     least, most = _decimal(schema, "minimum"), _decimal(schema, "maximum")
     above = least is not None and schema.get("exclusiveMinimum") is True
@@ -66,7 +66,7 @@ def number_bounds(schema: Schema) -> Bounds:
     bound = _decimal(schema, "exclusiveMaximum")
     if bound is not None and (most is None or bound <= most):
         most, below = bound, True
-    return Bounds(least, most, above, below)
+    return LengthBounds(least, most, above, below)
 
 
 def _decimal(schema: Schema, word: str) -> Decimal | None:
@@ -397,7 +397,7 @@ class SchemaCompiler:
         place: Any = self._root
         for step in pointer.split("/")[1:]:
             key = step.replace("~1", "/").replace("~0", "~")
-            number = natural(key)
+            number = parse_natural(key)
             if isinstance(place, Mapping) and key in place:
                 place = place[key]
             elif isinstance(place, list) and number is not None and number < len(place):

@@ -46,7 +46,7 @@ def _told(device: int) -> Device:
     return Device(name.decode("utf-8", "replace"), total.value, free.value)
 
 
-def held(before: Collection[Device], after: Collection[Device]) -> list[dict[str, object]]:
+def memory_held(before: Collection[Device], after: Collection[Device]) -> list[dict[str, object]]:
     """What was taken of each device in between, by this process if nobody else took any.
 
     As the ready line tells it.

@@ -1,7 +1,7 @@
 """llama.cpp's samplers, as this worker uses them: the other half of `binding`.
 
 A request's tokens are drawn by a `Sampler`; one whose answer must follow a grammar, by a
-`GuidedSampler`.
+`ConstrainedSampler`.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ class CallTrigger(Protocol):
 
 
 @dataclass(frozen=True)
-class Guide:
+class GrammarConstraint:
     """What one answer must follow, and what is to be told of its tokens."""
 
     grammar: Grammar | None = None
@@ -243,14 +243,14 @@ _HALF_SURROGATE = re.compile(rb"\xed[\xa0-\xbf]")
 """What Python's decoder goes on from, and nothing can follow."""
 
 
-class GuidedSampler(Sampler):
+class ConstrainedSampler(Sampler):
     """Draws what a grammar admits, and only text that is UTF-8; tells how likely it was.
 
     Each token is drawn freely first. Only if the grammar rejects it, it is drawn again from what
     the grammar admits, because finding that out costs a look at the whole vocabulary.
     """
 
-    def __init__(self, model: Model, guide: Guide) -> None:
+    def __init__(self, model: Model, guide: GrammarConstraint) -> None:
         super().__init__()
         self._model = model
         self._told = guide.told

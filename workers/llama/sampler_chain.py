@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from workers.llama.model import Model
-from workers.llama.sampler import Guide, GuidedSampler, Sampler
+from workers.llama.sampler import ConstrainedSampler, GrammarConstraint, Sampler
 from workers.settings import ANY_SEED, Sampling, within
 
 MIROSTAT_TOKENS = 100
 """The number of likeliest tokens that version 1 estimates by, as llama-server has it."""
 
 
-def make_sampler(
-    wish: Sampling, model: Model, context: int, prompt: Sequence[int], guide: Guide | None = None
+def build_sampler_chain(
+    wish: Sampling,
+    model: Model,
+    context: int,
+    prompt: Sequence[int],
+    guide: GrammarConstraint | None = None,
 ) -> Sampler:
     """The chain for `wish`, in the order of its `samplers`, having seen the end of `prompt`.
 
     `context` is what -1 means for what is looked back on. With a `guide`, what is drawn follows it.
     """
-    chain = Sampler() if guide is None else GuidedSampler(model, guide)
+    chain = Sampler() if guide is None else ConstrainedSampler(model, guide)
     seed = ANY_SEED if wish.seed < 0 else wish.seed & 0xFFFFFFFF
     if wish.logit_bias:
         chain.add_logit_bias(model.n_vocab, wish.logit_bias)

@@ -12,7 +12,7 @@ import msgspec
 
 from workers.errors import ApiError
 from workers.llama.model import Model
-from workers.requests.sampling import SamplingWish, check_lists, check_numbers
+from workers.requests.sampling import SamplingOptions, check_lists, check_numbers
 
 T = TypeVar("T")
 Texts = list[str | int | list[int]]
@@ -32,7 +32,7 @@ class LoraScale(msgspec.Struct):
     scale: float | int
 
 
-class Generation(SamplingWish, kw_only=True):
+class Generation(SamplingOptions, kw_only=True):
     """What chat and text completions have in common. None: the server's default."""
 
     model: str | None = None

@@ -37,7 +37,7 @@ _LINE = re.compile(
 
 
 @dataclass(frozen=True)
-class Birth:
+class ResponseIdentity:
     """What is the same in all of an answer, whoever gives which part of it."""
 
     name: str
@@ -48,7 +48,7 @@ class Birth:
     """The identity of the worker that began it; one with another can't go on with it."""
 
     @classmethod
-    def now(cls, identity: str) -> Birth:
+    def now(cls, identity: str) -> ResponseIdentity:
         """Of an answer that begins."""
         seed = int.from_bytes(os.urandom(4), "little") & 0x7FFFFFFF
         return cls(os.urandom(16).hex(), int(time.time()), seed, identity)
@@ -60,7 +60,7 @@ class Birth:
 
 
 @dataclass
-class Past:
+class ResumeState:
     """What there was of one answer."""
 
     tokens: list[int] = field(default_factory=list)
@@ -69,15 +69,15 @@ class Past:
 
 
 @dataclass(frozen=True)
-class Call:
+class ResumedCall:
     """A request that may be answered by a stream of events."""
 
     body: bytes
     tenant: str
     """Who asks, as far as fairness goes; empty if the headers don't tell."""
-    birth: Birth
+    birth: ResponseIdentity
     resumable: bool
-    past: Mapping[int, Past] | None = None
+    past: Mapping[int, ResumeState] | None = None
     """What there was of each answer; None: it begins."""
     closed: int = 0
     """How many events came when all answers had ended."""
@@ -103,18 +103,18 @@ class Resumption(msgspec.Struct):
     resume: list[str]
 
 
-def call_of(path: str, headers: Mapping[str, str], body: bytes, identity: str) -> Call:
+def call_of(path: str, headers: Mapping[str, str], body: bytes, identity: str) -> ResumedCall:
     """The request, or that which is to be gone on with. Raises ApiError 400, and 409 where that
     was begun by a worker with another model or other settings."""
     tenant = headers.get("X-Tenant-Id", "")
     if not path.startswith(PREFIX):
-        return Call(body, tenant, Birth.now(identity), headers.get(HEADER) == "1")
+        return ResumedCall(body, tenant, ResponseIdentity.now(identity), headers.get(HEADER) == "1")
     given = decode(body, Resumption)
     return _resumed(bytes(given.request), tenant, given.resume, identity)
 
 
-def _resumed(body: bytes, tenant: str, lines: list[str], identity: str) -> Call:
-    birth, past, closed = Birth.now(identity), dict[int, Past](), 0
+def _resumed(body: bytes, tenant: str, lines: list[str], identity: str) -> ResumedCall:
+    birth, past, closed = ResponseIdentity.now(identity), dict[int, ResumeState](), 0
     for number, line in enumerate(lines):
         found = _LINE.fullmatch(line)
         if found is None or (found["name"] is None) != (number > 0):
@@ -124,15 +124,17 @@ def _resumed(body: bytes, tenant: str, lines: list[str], identity: str) -> Call:
         if found["name"] is not None:
             if found["of"] != identity:
                 raise lost("it was begun with another model, or with other settings")
-            birth = Birth(found["name"], int(found["created"]), int(found["seed"]), identity)
+            birth = ResponseIdentity(
+                found["name"], int(found["created"]), int(found["seed"]), identity
+            )
         if found["tokens"] == CLOSING:
             closed += 1
             continue
-        answer = past.setdefault(int(found["place"] or 0), Past())
+        answer = past.setdefault(int(found["place"] or 0), ResumeState())
         if found["tokens"] != NOTHING:
             answer.tokens += map(int, found["tokens"].split(","))
         answer.events += 1
-    return Call(body, tenant, birth, resumable=True, past=past, closed=closed)
+    return ResumedCall(body, tenant, birth, resumable=True, past=past, closed=closed)
 
 
 def lost(why: str) -> ApiError:

@@ -19,7 +19,7 @@ LONGEST = 9
 """Digits. Python refuses to read more than some thousand, and nothing here has so many."""
 
 
-def natural(text: str) -> int | None:
+def parse_natural(text: str) -> int | None:
     """The number that `text` is in plain digits; None if it is none, or one beyond all bounds."""
     plain = text.isascii() and text.isdecimal() and len(text) <= LONGEST
     return int(text) if plain else None
@@ -46,7 +46,7 @@ AT_MOST = {
 }  # fmt: skip
 
 
-class SamplingWish(msgspec.Struct, kw_only=True):
+class SamplingOptions(msgspec.Struct, kw_only=True):
     """The samplers' parameters in a request's body. None: the server's default."""
 
     seed: int | None = None
@@ -111,13 +111,13 @@ def check_lists(request: msgspec.Struct) -> None:
             raise ApiError(400, f"`{name}` has more than {most}.", param=name)
 
 
-def sampling_of(request: SamplingWish, defaults: Sampling, vocabulary: Vocabulary) -> Sampling:
+def sampling_of(request: SamplingOptions, defaults: Sampling, vocabulary: Vocabulary) -> Sampling:
     """The request's sampler settings over the server's. Raises ApiError 400."""
     if request.repeat_penalty is not None and request.repeat_penalty <= 0:
         raise ApiError(400, "`repeat_penalty` must be above 0.", param="repeat_penalty")
     wished = {
         name: value
-        for name in SamplingWish.__struct_fields__
+        for name in SamplingOptions.__struct_fields__
         if (value := getattr(request, name)) is not None
     }
     if request.logit_bias is None:
@@ -144,7 +144,7 @@ def _bias(given: Biases, vocabulary: Vocabulary) -> dict[int, float]:
         if isinstance(key, str) and isinstance(given, list):
             tokens = vocabulary.tokenize(key, add_special=False, parse_special=False)
         else:
-            tokens = [key if isinstance(key, int) else natural(key)]
+            tokens = [key if isinstance(key, int) else parse_natural(key)]
         for token in tokens:
             if token is None or not 0 <= token < vocabulary.n_vocab:
                 raise ApiError(

@@ -7,17 +7,17 @@ from pathlib import Path, PurePath
 
 
 @dataclass(frozen=True, slots=True)
-class Passed:
+class SkippedFile:
     """A file that is not listed, and why, as the end of a sentence that begins with its path."""
 
     path: Path
     reason: str
     source: str = ""
-    """As in `Offer`."""
+    """As in `Candidate`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class Candidate:
     """A file that may be a model, and what its names are made of."""
 
     path: Path
@@ -40,17 +40,17 @@ class Offer:
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class ScanResult:
     """What one source holds."""
 
-    offers: tuple[Offer, ...] = ()
-    broken: tuple[Passed, ...] = ()
+    offers: tuple[Candidate, ...] = ()
+    broken: tuple[SkippedFile, ...] = ()
     """What should be a model and can't be used."""
-    skipped: tuple[Passed, ...] = ()
+    skipped: tuple[SkippedFile, ...] = ()
     """What is well and no model of its own."""
 
 
-def reason_of(path: Path, error: OSError) -> str:
+def skip_reason(path: Path, error: OSError) -> str:
     """Why a file or folder can't be read, as the end of a sentence."""
     if path.is_symlink() and isinstance(error, FileNotFoundError):
         return f"is a link to {path.readlink()}, which is missing"

@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 from pathlib import Path, PurePath
 
-from swapd.library.sources.base import Looked, Offer, Passed, is_gguf, reason_of
+from swapd.library.sources.base import Candidate, ScanResult, SkippedFile, is_gguf, skip_reason
 
 FOLDERS = 20_000
 """Folders below one; where there are more, a link leads to what is no folder of models."""
 
 
-def look(root: Path, source: str) -> Looked:
+def scan(root: Path, source: str) -> ScanResult:
     """All GGUF files below the folder, through links too; what begins with a dot is left alone.
 
     A root that does not exist holds nothing. The root is a folder like any other in names.
     """
     files, broken = _walk(root, source)
     offers = (
-        Offer(
+        Candidate(
             path=path.absolute(),
             source=source,
             place=root.name / PurePath(path.relative_to(root)),
@@ -26,25 +26,27 @@ def look(root: Path, source: str) -> Looked:
         )
         for path in files
     )
-    return Looked(tuple(offers), tuple(broken))
+    return ScanResult(tuple(offers), tuple(broken))
 
 
-def look_right_in(folder: Path, source: str) -> Looked:
+def scan_folder(folder: Path, source: str) -> ScanResult:
     """The GGUF files in the folder itself, named by themselves alone, such as the demo models."""
     if not folder.is_dir():
-        return Looked()
+        return ScanResult()
     files = sorted(path for path in folder.absolute().iterdir() if is_gguf(path.name))
-    return Looked(tuple(Offer(path, source, PurePath(path.name), settled=True) for path in files))
+    return ScanResult(
+        tuple(Candidate(path, source, PurePath(path.name), settled=True) for path in files)
+    )
 
 
-def _walk(root: Path, source: str) -> tuple[list[Path], list[Passed]]:
+def _walk(root: Path, source: str) -> tuple[list[Path], list[SkippedFile]]:
     """Every file once, each folder once.
 
     Linked folders are entered after all others, so that what is reached both ways is found at its
     own place.
     """
     files: list[Path] = []
-    broken: list[Passed] = []
+    broken: list[SkippedFile] = []
     left = FOLDERS
     seen: set[tuple[int, int]] = set()
     waiting, linked = [root], list[Path]()
@@ -52,7 +54,9 @@ def _walk(root: Path, source: str) -> tuple[list[Path], list[Passed]]:
         folder = waiting.pop() if waiting else linked.pop(0)
         left -= 1
         if left < 0:
-            broken.append(Passed(root, f"holds more than {FOLDERS:,} folders: name fewer", source))
+            broken.append(
+                SkippedFile(root, f"holds more than {FOLDERS:,} folders: name fewer", source)
+            )
             return files, broken
         try:
             status = folder.stat()
@@ -65,7 +69,7 @@ def _walk(root: Path, source: str) -> tuple[list[Path], list[Passed]]:
             # Nobody has to have a folder of models, and one may go while we look.
             continue
         except OSError as error:
-            broken.append(Passed(folder, reason_of(folder, error), source))
+            broken.append(SkippedFile(folder, skip_reason(folder, error), source))
             continue
         for entry in entries:
             if entry.name.startswith("."):

@@ -16,9 +16,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
-from swapd.gguf.reader import part_of
+from swapd.gguf.reader import split_part
 from swapd.library.sources import folders
-from swapd.library.sources.base import Looked, Offer, Passed, reason_of
+from swapd.library.sources.base import Candidate, ScanResult, SkippedFile, skip_reason
 
 NAME = "hugging face"
 _QUANT = re.compile(
@@ -28,21 +28,21 @@ _QUANT = re.compile(
 """How file names say which quantisation they hold."""
 
 
-def look(root: Path) -> Looked:
+def scan(root: Path) -> ScanResult:
     """The GGUF files of all repositories in the cache; a cache that does not exist holds none."""
-    offers: list[Offer] = []
-    broken: list[Passed] = []
-    skipped: list[Passed] = []
+    offers: list[Candidate] = []
+    broken: list[SkippedFile] = []
+    skipped: list[SkippedFile] = []
     try:
         repositories = sorted(path for path in root.iterdir() if path.name.startswith("models--"))
     except FileNotFoundError:
-        return Looked()
+        return ScanResult()
     except OSError as error:
-        return Looked(broken=(Passed(root, reason_of(root, error), NAME),))
+        return ScanResult(broken=(SkippedFile(root, skip_reason(root, error), NAME),))
     for repository in repositories:
         taken: dict[PurePath, Path] = {}
         for snapshot in _snapshots(repository, broken):
-            looked = folders.look(snapshot, NAME)
+            looked = folders.scan(snapshot, NAME)
             broken += looked.broken
             for offer in looked.offers:
                 inside = PurePath(offer.path.relative_to(snapshot.absolute()))
@@ -50,11 +50,13 @@ def look(root: Path) -> Looked:
                 if current == offer.path:
                     offers.append(_offer(repository, inside, offer.path))
                 elif os.path.realpath(offer.path) != os.path.realpath(current):
-                    skipped.append(Passed(offer.path, f"is another revision of {current}", NAME))
-    return Looked(tuple(offers), tuple(broken), tuple(skipped))
+                    skipped.append(
+                        SkippedFile(offer.path, f"is another revision of {current}", NAME)
+                    )
+    return ScanResult(tuple(offers), tuple(broken), tuple(skipped))
 
 
-def _snapshots(repository: Path, broken: list[Passed]) -> Iterator[Path]:
+def _snapshots(repository: Path, broken: list[SkippedFile]) -> Iterator[Path]:
     """The snapshots of a repository, the one that `main` names first, then the youngest."""
     main = repository / "refs" / "main"
     try:
@@ -62,26 +64,26 @@ def _snapshots(repository: Path, broken: list[Passed]) -> Iterator[Path]:
     except FileNotFoundError:
         commit = ""
     except (OSError, UnicodeDecodeError) as error:
-        reason = reason_of(main, error) if isinstance(error, OSError) else "is not text in UTF-8"
-        broken.append(Passed(main, reason, NAME))
+        reason = skip_reason(main, error) if isinstance(error, OSError) else "is not text in UTF-8"
+        broken.append(SkippedFile(main, reason, NAME))
         commit = ""
     try:
         found = [(path, path.stat().st_mtime_ns) for path in (repository / "snapshots").iterdir()]
     except FileNotFoundError:
         return
     except OSError as error:
-        broken.append(Passed(repository, reason_of(repository, error), NAME))
+        broken.append(SkippedFile(repository, skip_reason(repository, error), NAME))
         return
     found.sort(key=lambda item: (item[0].name != commit, -item[1], item[0].name))
     yield from (path for path, _ in found)
 
 
-def _offer(repository: Path, inside: PurePath, path: Path) -> Offer:
+def _offer(repository: Path, inside: PurePath, path: Path) -> Candidate:
     """A file of a repository, as if it lay in `OWNER/REPO/`, whatever folder it has in there."""
     _, _, full = repository.name.partition("--")
     owner, _, name = full.rpartition("--")
-    part = part_of(inside.name)
+    part = split_part(inside.name)
     quant = _QUANT.findall(part.base if part is not None else inside.stem)
     known_as = f"{owner}/{name}".removeprefix("/") + (f":{quant[-1]}" if quant else "")
     place = PurePath(owner, name, inside.name)
-    return Offer(path=path, source=NAME, place=place, also=(known_as,), settled=True)
+    return Candidate(path=path, source=NAME, place=place, also=(known_as,), settled=True)

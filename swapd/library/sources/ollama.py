@@ -18,7 +18,7 @@ from pathlib import Path, PurePath
 import msgspec
 
 from swapd.library.naming import clean
-from swapd.library.sources.base import Looked, Offer, Passed, reason_of
+from swapd.library.sources.base import Candidate, ScanResult, SkippedFile, skip_reason
 
 NAME = "ollama"
 HOST = "registry.ollama.ai"
@@ -57,7 +57,7 @@ class _Description(msgspec.Struct):
 
 
 @dataclass(frozen=True, slots=True)
-class Tag:
+class OllamaTag:
     """A model as Ollama names it."""
 
     host: str
@@ -76,24 +76,24 @@ class Tag:
         return f"{self.family}:{self.tag}"
 
 
-def look(store: Path) -> Looked:
+def scan(store: Path) -> ScanResult:
     """All models of the store; a store that does not exist holds none.
 
     The first offers are the default host's and namespace's, so that these keep the plain names.
     """
-    offers: list[Offer] = []
-    broken: list[Passed] = []
-    skipped: list[Passed] = []
+    offers: list[Candidate] = []
+    broken: list[SkippedFile] = []
+    skipped: list[SkippedFile] = []
     for tag, path in _manifests(store, broken):
         try:
             offers.append(_offer(store, tag, path))
         except _NoModelError as reason:
-            skipped.append(Passed(path, str(reason), NAME))
+            skipped.append(SkippedFile(path, str(reason), NAME))
         except DamagedManifestError as error:
-            broken.append(Passed(path, str(error), NAME))
+            broken.append(SkippedFile(path, str(error), NAME))
         except OSError as error:
-            broken.append(Passed(path, reason_of(path, error), NAME))
-    return Looked(tuple(offers), tuple(broken), tuple(skipped))
+            broken.append(SkippedFile(path, skip_reason(path, error), NAME))
+    return ScanResult(tuple(offers), tuple(broken), tuple(skipped))
 
 
 def parse_manifest(data: bytes) -> _Manifest:
@@ -106,11 +106,11 @@ def parse_manifest(data: bytes) -> _Manifest:
         ) from error
 
 
-def _manifests(store: Path, broken: list[Passed]) -> Iterator[tuple[Tag, Path]]:
+def _manifests(store: Path, broken: list[SkippedFile]) -> Iterator[tuple[OllamaTag, Path]]:
     """Every tag with its manifest, sorted, the default host and namespace first."""
-    found = [(Tag(*parts), path) for parts, path in _below(store / "manifests", (), broken)]
+    found = [(OllamaTag(*parts), path) for parts, path in _below(store / "manifests", (), broken)]
 
-    def order(item: tuple[Tag, Path]) -> tuple[bool, bool, str, bool, str]:
+    def order(item: tuple[OllamaTag, Path]) -> tuple[bool, bool, str, bool, str]:
         tag = item[0]
         usual = tag.host != HOST, tag.namespace != NAMESPACE
         return (*usual, tag.family, tag.tag != "latest", tag.tag)
@@ -119,7 +119,7 @@ def _manifests(store: Path, broken: list[Passed]) -> Iterator[tuple[Tag, Path]]:
 
 
 def _below(
-    folder: Path, above: tuple[str, ...], broken: list[Passed]
+    folder: Path, above: tuple[str, ...], broken: list[SkippedFile]
 ) -> Iterator[tuple[tuple[str, ...], Path]]:
     """The files four steps below the manifests' folder, with the names of the steps."""
     try:
@@ -127,7 +127,7 @@ def _below(
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
-        broken.append(Passed(folder, reason_of(folder, error), NAME))
+        broken.append(SkippedFile(folder, skip_reason(folder, error), NAME))
         return
     for path in entries:
         if path.name.startswith("."):
@@ -139,7 +139,7 @@ def _below(
             yield steps, path
 
 
-def _offer(store: Path, tag: Tag, path: Path) -> Offer:
+def _offer(store: Path, tag: OllamaTag, path: Path) -> Candidate:
     manifest = parse_manifest(_read(path))
     layers = manifest.layers or []
     files = {
@@ -157,7 +157,7 @@ def _offer(store: Path, tag: Tag, path: Path) -> Offer:
         raise DamagedManifestError(f"names {blob.name}, which is missing")
     size, quant = _labels(store, manifest)
     folder = re.sub("[/:]", "-", tag.family)
-    return Offer(
+    return Candidate(
         path=blob,
         source=NAME,
         place=PurePath(folder, f"{folder}-{size}-{quant}"),

@@ -13,12 +13,12 @@ from workers.api import echo
 from workers.engine.engine import Task
 from workers.llama.context import Context
 from workers.load import load
-from workers.service import Worker
+from workers.service import WorkerService
 from workers.settings import Settings
 
 
 @pytest.fixture
-async def worker(tiny_gguf: Path) -> Worker:
+async def worker(tiny_gguf: Path) -> WorkerService:
     """One in this process, with its engine's thread."""
     worker = load(Settings(str(tiny_gguf), parallel=2, ctx_size=512, threads=1, log=False))
     worker.engine.attach(asyncio.get_running_loop(), lambda: None)
@@ -46,7 +46,7 @@ class Books:
         return context
 
 
-async def ask_and_go(worker: Worker) -> None:
+async def ask_and_go(worker: WorkerService) -> None:
     """Somebody asks for a score while the engine is busy, goes, and then the engine comes to it."""
     gate = threading.Event()
 
@@ -60,7 +60,7 @@ async def ask_and_go(worker: Worker) -> None:
 
 
 async def test_who_goes_before_it_is_read_leaves_nothing(
-    worker: Worker, monkeypatch: pytest.MonkeyPatch
+    worker: WorkerService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     books = Books()
     monkeypatch.setattr(echo, "Context", books.context)

@@ -17,8 +17,8 @@ from tests.workers.process import WorkerProcess
 from tests.workers.random_gguf import CHAT_TEMPLATE, write_random_gguf
 from workers.api.llama_routes import Completion, Detokenize, Infill, Rerank, Tokenize
 from workers.api.slot_routes import LoadAdapter, UnloadAdapter
-from workers.chat.answer_parts import Arguments, Call
-from workers.chat.output_parser import AnswerParser, Dialect
+from workers.chat.answer_parts import ArgumentsPart, ToolCall
+from workers.chat.output_parser import Dialect, OutputParser
 from workers.engine.kv_store import MANIFEST, DamagedError, KvFiles
 from workers.errors import ApiError
 from workers.grammar import gbnf
@@ -186,12 +186,12 @@ def test_any_json_schema(schema: Any) -> None:
     st.sampled_from([None, *Dialect]),
 )
 def test_any_answer(words: list[str], dialect: Dialect | None) -> None:
-    parser = AnswerParser(dialect, {"f": {"type": "object"}, "x": {}})
+    parser = OutputParser(dialect, {"f": {"type": "object"}, "x": {}})
     pieces = [piece for word in words for piece in parser.feed(word)] + parser.finish()
     called = False
     for piece in pieces:
-        assert called or not isinstance(piece, Arguments), "arguments belong to a call"
-        called = called or isinstance(piece, Call)
+        assert called or not isinstance(piece, ArgumentsPart), "arguments belong to a call"
+        called = called or isinstance(piece, ToolCall)
 
 
 @given(st.text(max_size=20) | st.text("0123456789abcdef.;=,-", max_size=60))

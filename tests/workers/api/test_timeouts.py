@@ -13,11 +13,11 @@ from aiohttp import web
 
 from tests.workers.conftest import Start
 from tests.workers.process import PATIENCE, WorkerProcess
-from workers.api.server import Server
-from workers.api.timeouts import Limits
+from workers.api.server import WorkerServer
+from workers.api.timeouts import ParserLimits
 
-SHORT = Limits(unread=0.1, body=0.1, first=0.1, look=0.02)
-LONG = Limits(look=0.02)
+SHORT = ParserLimits(unread=0.1, body=0.1, first=0.1, look=0.02)
+LONG = ParserLimits(look=0.02)
 
 
 class Served:
@@ -57,7 +57,7 @@ class Served:
 async def served(request: pytest.FixtureRequest) -> AsyncIterator[Served]:
     """See there."""
     found = Served()
-    server = Server(request.param)
+    server = WorkerServer(request.param)
     _, found.port = await server.listen("127.0.0.1", 0)
     server._routes = {("GET", "/flood"): found.flood, ("POST", "/swallow"): found.swallow}
     yield found

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from workers.chat.answer_parts import Arguments, Call, Content, Piece
-from workers.chat.output_parser import MARKERS, AnswerParser, Dialect
+from workers.chat.answer_parts import ArgumentsPart, ContentPart, Piece, ToolCall
+from workers.chat.output_parser import MARKERS, Dialect, OutputParser
 
 SCHEMAS: dict[str, Any] = {
     "add": {"properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}},
@@ -25,8 +25,8 @@ def merged(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for piece in pieces:
         kind = type(piece).__name__
-        text = piece.name if isinstance(piece, Call) else piece.text
-        if found and found[-1][0] == kind and not isinstance(piece, Call):
+        text = piece.name if isinstance(piece, ToolCall) else piece.text
+        if found and found[-1][0] == kind and not isinstance(piece, ToolCall):
             found[-1] = (kind, found[-1][1] + text)
         else:
             found.append((kind, text))
@@ -37,7 +37,7 @@ def parse(
     text: str, dialect: Dialect | None, places: Sequence[int] = (), *, thinking: bool = False
 ) -> list[Piece]:
     """All pieces of `text`, cut at `places`."""
-    parser = AnswerParser(dialect, SCHEMAS, thinking=thinking)
+    parser = OutputParser(dialect, SCHEMAS, thinking=thinking)
     edges = [0, *sorted(min(place, len(text)) for place in places), len(text)]
     pieces = []
     for start, end in pairwise(edges):
@@ -146,18 +146,18 @@ def test_a_prompt_may_have_opened_the_tag() -> None:
 
 
 def test_a_name_comes_first_and_arguments_as_they_come() -> None:
-    parser = AnswerParser(Dialect.HERMES, SCHEMAS)
-    assert parser.feed("Well <tool_call>") == [Content("Well")]
+    parser = OutputParser(Dialect.HERMES, SCHEMAS)
+    assert parser.feed("Well <tool_call>") == [ContentPart("Well")]
     assert parser.feed('{"name": "add"') == []
-    assert parser.feed(', "arguments": {"a"') == [Call("add"), Arguments('{"a"')]
-    assert parser.feed(": 1}") == [Arguments(": 1}")]
+    assert parser.feed(', "arguments": {"a"') == [ToolCall("add"), ArgumentsPart('{"a"')]
+    assert parser.feed(": 1}") == [ArgumentsPart(": 1}")]
     assert parser.feed("}</tool_call>") == []
     assert parser.finish() == []
 
 
 def test_a_plain_answer_is_passed_on_at_once() -> None:
-    parser = AnswerParser(None, {})
-    assert parser.feed(" a") == [Content(" a")]
+    parser = OutputParser(None, {})
+    assert parser.feed(" a") == [ContentPart(" a")]
     assert parser.idle
 
 
@@ -188,7 +188,7 @@ def test_what_was_told_stays_true_whatever_follows(
     text: str, more: str, dialect: Dialect | None, thinking: bool
 ) -> None:
     """So no marker can have shown in part."""
-    parser = AnswerParser(dialect, SCHEMAS, thinking=thinking)
+    parser = OutputParser(dialect, SCHEMAS, thinking=thinking)
     told = merged(parser.feed(text))
     finally_ = merged(parse(text + more, dialect, thinking=thinking))
     assert [kind for kind, _ in told] == [kind for kind, _ in finally_[: len(told)]]
@@ -200,7 +200,7 @@ def test_what_was_told_stays_true_whatever_follows(
 def test_no_beginning_of_a_marker_is_content(dialect: Dialect) -> None:
     for marker in (*MARKERS[dialect], "<think>"):
         for length in range(1, len(marker)):
-            parser = AnswerParser(dialect, SCHEMAS)
+            parser = OutputParser(dialect, SCHEMAS)
             first = "" if marker == "<think>" else "x"
             assert merged(parser.feed(first + marker[:length])) == (
                 [("Content", "x")] * bool(first)

@@ -14,7 +14,7 @@ from tests.workers.process import WorkerProcess
 from tests.workers.random_gguf import write_random_gguf
 from workers.chat import template as module
 from workers.chat.template import ChatTemplate, TemplateError
-from workers.chat.template_sandbox import LONGEST, TooMuchError, clock, compiled
+from workers.chat.template_sandbox import LONGEST, TemplateLimitError, clock, compiled
 
 NOON = 1_700_000_000.0
 
@@ -93,7 +93,7 @@ HUGE = [
 def test_a_step_out_of_proportion_is_not_made_here(source: str) -> None:
     """Before it has taken anything: the largest text that is made here has LONGEST characters."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(TooMuchError):
+    with pytest.raises(TemplateLimitError):
         compiled(source, bounded=True).render()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000, "kilobytes"
 

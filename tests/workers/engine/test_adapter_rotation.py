@@ -5,14 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.engine.batch_scheduler import TURN, Turns
+from workers.engine.batch_scheduler import TURN, AdapterRotation
 
 SETS = st.lists(st.integers(0, 5), min_size=1, max_size=6, unique=True)
 
 
 @given(st.lists(SETS, max_size=120))
 def test_everybody_has_a_step_within_the_bound(history: list[list[int]]) -> None:
-    turns: Turns[int] = Turns()
+    turns: AdapterRotation[int] = AdapterRotation()
     waited: dict[int, int] = {}
     longest = 0
     for present in history:
@@ -26,20 +26,20 @@ def test_everybody_has_a_step_within_the_bound(history: list[list[int]]) -> None
 
 @given(st.integers(1, 6))
 def test_turns_go_round(count: int) -> None:
-    turns: Turns[int] = Turns()
+    turns: AdapterRotation[int] = AdapterRotation()
     steps = [turns.next(range(count)) for _ in range(3 * count * TURN)]
     assert steps == [one for one in range(count) for _ in range(TURN)] * 3
 
 
 def test_who_is_alone_goes_on_without_end() -> None:
-    turns: Turns[str] = Turns()
+    turns: AdapterRotation[str] = AdapterRotation()
     assert [turns.next(["a"]) for _ in range(3 * TURN)] == ["a"] * 3 * TURN
     assert turns.next(["a", "b"]) in {"a", "b"}
     assert "b" in [turns.next(["a", "b"]) for _ in range(TURN)]
 
 
 def test_a_newcomer_waits_behind_those_who_wait_already() -> None:
-    turns: Turns[str] = Turns()
+    turns: AdapterRotation[str] = AdapterRotation()
     assert turns.next(["a", "b"]) == "a"
     rest = [turns.next(["c", "b", "a"]) for _ in range(3 * TURN - 1)]
     assert rest == ["a"] * (TURN - 1) + ["b"] * TURN + ["c"] * TURN

@@ -37,7 +37,7 @@ def works(draw: st.DrawFn) -> list[Work]:
 def test_a_step_keeps_its_budget_and_leaves_nobody_out(
     admitted: list[Work], batch: int, chunk: int
 ) -> None:
-    step = batch_scheduler.shares(admitted, batch, chunk)
+    step = batch_scheduler.plan_step(admitted, batch, chunk)
     running = [work for work in admitted if work.pending == 1]
     prefill = [count for work, count in step if work.pending > 1]
     assert all((work, 1) in step for work in running)
@@ -52,7 +52,7 @@ def test_a_step_keeps_its_budget_and_leaves_nobody_out(
 def test_the_shortest_goes_first_and_the_oldest_gets_a_quarter(
     admitted: list[Work], batch: int, chunk: int
 ) -> None:
-    step = dict(batch_scheduler.shares(admitted, batch, chunk))
+    step = dict(batch_scheduler.plan_step(admitted, batch, chunk))
     prefill = [work for work in admitted if work.pending > 1]
     if not prefill:
         return
@@ -70,7 +70,7 @@ def test_prompts_that_come_together_are_read_one_after_the_other() -> None:
     prompts = [Work(100) for _ in range(4)]
     done = []
     while any(prompt.pending for prompt in prompts):
-        for prompt, count in batch_scheduler.shares([p for p in prompts if p.pending], 512, 50):
+        for prompt, count in batch_scheduler.plan_step([p for p in prompts if p.pending], 512, 50):
             prompt.cached += count
         done.append(sum(1 for prompt in prompts if not prompt.pending))
     assert done == [0, 1, 1, 2, 2, 3, 3, 4]
@@ -78,15 +78,15 @@ def test_prompts_that_come_together_are_read_one_after_the_other() -> None:
 
 def test_a_short_prompt_gets_through_beside_a_long_one() -> None:
     long, short = Work(5000), Work(10)
-    assert batch_scheduler.shares([long, short], 512, 512) == [(long, 502), (short, 10)]
+    assert batch_scheduler.plan_step([long, short], 512, 512) == [(long, 502), (short, 10)]
 
 
 @given(works(), st.integers(0, 2000))
 def test_a_step_is_computed_whole_and_prompts_first_or_apart(
     admitted: list[Work], apart_from: int
 ) -> None:
-    step = batch_scheduler.shares(admitted, 512, 100)
-    found = batch_scheduler.parts(step, apart_from)
+    step = batch_scheduler.plan_step(admitted, 512, 100)
+    found = batch_scheduler.split_step(step, apart_from)
     assert sorted(id(work) for part in found for work, _ in part) == sorted(
         id(work) for work, _ in step
     )
@@ -102,7 +102,7 @@ def test_a_step_is_computed_whole_and_prompts_first_or_apart(
 
 
 def test_the_pace_follows_what_steps_cost() -> None:
-    pace = batch_scheduler.PrefillPace(alone=500)
+    pace = batch_scheduler.PrefillBudget(alone=500)
     assert pace.chunk(running=0, batch=2048) == 500
     assert pace.chunk(running=0, batch=100) == 100
     pace.observe(running=0, prefill=1000, seconds=1.0)

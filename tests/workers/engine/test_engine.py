@@ -15,8 +15,8 @@ from tests.workers.process import ROOT
 from workers.engine.batch_scheduler import TURN, EngineBrokenError
 from workers.engine.engine import Engine
 from workers.engine.fair_queue import PREFILL_COST, TOKEN_COST
-from workers.engine.lora import Wanted
-from workers.engine.sequence import End, Failed, Finished, Sequence
+from workers.engine.lora import AdapterFiles
+from workers.engine.sequence import Failed, Finished, Sequence, SequenceEnd
 from workers.llama.context import Batch, Context, ContextOptions
 from workers.llama.detokenizer import TextOutput
 from workers.llama.model import LlamaLog, Model
@@ -37,11 +37,11 @@ class Reader:
     def __init__(self) -> None:
         self.text = ""
         self.generated = 0
-        self.end: End | None = None
+        self.end: SequenceEnd | None = None
         self.ended = asyncio.Event()
         self.begun = asyncio.Event()
 
-    def deliver(self, text: str, end: End | None, generated: int) -> None:
+    def deliver(self, text: str, end: SequenceEnd | None, generated: int) -> None:
         """As `Sink` promises."""
         assert self.end is None, "something came after the end"
         assert generated >= self.generated
@@ -216,7 +216,7 @@ async def test_a_tenant_that_floods_does_not_bury_another(tiny_bench: Bench) -> 
             super().__init__()
             self.tenant = tenant
 
-        def deliver(self, text: str, end: End | None, generated: int) -> None:
+        def deliver(self, text: str, end: SequenceEnd | None, generated: int) -> None:
             super().deliver(text, end, generated)
             if end is not None:
                 ended.append(self.tenant)
@@ -249,7 +249,7 @@ async def test_three_tenants_with_three_sets_of_adapters_wait_within_bounds(
     and what the slots hold. And a set of adapters waits for two turns at most."""
     bench, slots, limit = Bench(bard_gguf, slots=4, cells=4096), 4, 8
     alice = ROOT / "demo" / "alice-lora.gguf"
-    sets: list[Wanted] = [(), ((alice, 1.0),), ((alice, 0.5),)]
+    sets: list[AdapterFiles] = [(), ((alice, 1.0),), ((alice, 0.5),)]
     had = dict.fromkeys("abc", 0)
     ahead: list[int] = []
     """How much more another tenant had had, when a request had its first token."""
@@ -261,7 +261,7 @@ async def test_three_tenants_with_three_sets_of_adapters_wait_within_bounds(
             super().__init__()
             self.tenant, self.prompt = tenant, prompt
 
-        def deliver(self, text: str, end: End | None, generated: int) -> None:
+        def deliver(self, text: str, end: SequenceEnd | None, generated: int) -> None:
             if self.generated == 0:
                 ahead.append(max(had.values()) - had[self.tenant])
                 had[self.tenant] += PREFILL_COST * self.prompt

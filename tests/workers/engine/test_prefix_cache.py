@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from workers.engine.prefix_cache import GROWTH, Adapters, Held, PrefixCache, common_prefix
+from workers.engine.prefix_cache import GROWTH, Adapters, HeldCells, PrefixCache, common_prefix
 
 CAPACITY, IDS, SLOTS = 400, 6, 3
 
@@ -154,7 +154,7 @@ class CacheMachine(RuleBasedStateMachine):
     def the_books_are_right(self) -> None:
         """Every cell is counted once, and everybody has what the books say."""
         assert self.cache.cells.used == self.memory.used <= CAPACITY
-        held: list[Held] = []
+        held: list[HeldCells] = []
         held.extend(self.running)
         held.extend(self.cache.kept)
         assert len({one.seq_id for one in held}) == len(held)

@@ -24,13 +24,13 @@ from workers.engine.speculation import (
     SHORTEST,
     UNMEASURED,
     Followers,
-    GuessBalance,
     PromptLookup,
     Speculation,
+    SpeculationBudget,
 )
 from workers.flags import FlagError, parse
 from workers.llama.detokenizer import TextOutput
-from workers.llama.sampler import Grammar, Guide
+from workers.llama.sampler import Grammar, GrammarConstraint
 from workers.settings import Sampling
 
 FLAGS = ("--parallel", "4", "--ctx-size", "4096", "--flash-attn", "off")
@@ -126,7 +126,9 @@ def test_a_draft_model_with_another_vocabulary_is_refused(
         parse(["-m", "x", "--spec-lookup", "-md", "y"])
 
 
-async def answers(bench: Bench, wishes: list[tuple[Sampling, Guide | None]]) -> list[list[int]]:
+async def answers(
+    bench: Bench, wishes: list[tuple[Sampling, GrammarConstraint | None]]
+) -> list[list[int]]:
     """What is said to PROMPTS[2] by each wish, one after the other."""
     prompt = bench.model.tokenize(PROMPTS[2], add_special=True, parse_special=False)
     found = []
@@ -146,19 +148,19 @@ async def test_guesses_at_every_step_change_no_answer(
     bard_gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether they pay or not; what a sampler remembers stands where it stood."""
-    monkeypatch.setattr(GuessBalance, "allows", True)
+    monkeypatch.setattr(SpeculationBudget, "allows", True)
     bench = Bench(bard_gguf, slots=2, cells=1024, guesses=16)
     form = 'root ::= ("Good night, " | "good night! " | [a-z ,.!]+ "\\n")+'
     grammar = Grammar.compile(form, bench.model, bench.log)
 
-    def wishes() -> list[tuple[Sampling, Guide | None]]:
+    def wishes() -> list[tuple[Sampling, GrammarConstraint | None]]:
         return [
             (Sampling(temperature=0), None),
             (Sampling(temperature=0, repeat_penalty=1.02, repeat_last_n=9), None),
             (Sampling(temperature=0, dry_multiplier=0.1), None),
-            (Sampling(temperature=0), Guide(grammar)),
-            (Sampling(temperature=0), Guide(alternatives=2)),
-            (Sampling(temperature=0.3, seed=5), Guide(grammar, alternatives=1)),
+            (Sampling(temperature=0), GrammarConstraint(grammar)),
+            (Sampling(temperature=0), GrammarConstraint(alternatives=2)),
+            (Sampling(temperature=0.3, seed=5), GrammarConstraint(grammar, alternatives=1)),
             (Sampling(mirostat=2, seed=5, mirostat_tau=1.0), None),
         ]
 
@@ -190,7 +192,7 @@ class SlowProphet:
 
 async def test_guesses_that_cost_more_than_they_bring_are_not_made(bard_gguf: Path) -> None:
     bench = Bench(bard_gguf, slots=2, cells=1024, guesses=16)
-    wishes: list[tuple[Sampling, Guide | None]] = [(Sampling(temperature=0), None)]
+    wishes: list[tuple[Sampling, GrammarConstraint | None]] = [(Sampling(temperature=0), None)]
     (expected,) = await answers(bench, wishes)
     prompt = len(bench.model.tokenize(PROMPTS[2], add_special=True, parse_special=False))
     prophet = SlowProphet(expected, prompt)
@@ -211,7 +213,7 @@ def test_guesses_lose_no_more_than_their_share(
     cost: float, brings: float, noise: list[float]
 ) -> None:
     """A step with guesses costs `cost` without, and does what `brings` do."""
-    balance = GuessBalance()
+    balance = SpeculationBudget()
     lost, guesses = 0.0, 0
     for factor in noise * 30:
         if balance.allows:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.engine.threads import CREDIT, LONGEST, SAMPLES, SHARE, SHARE_OF_FEWER, ThreadPace
+from workers.engine.threads import CREDIT, LONGEST, SAMPLES, SHARE, SHARE_OF_FEWER, ThreadTuner
 
 CALM = {1: 0.0033, 2: 0.0025}
 """Seconds of a step of one token on two cores, by threads."""
@@ -16,7 +16,7 @@ CROWDED = {1: 0.0050, 2: 0.0310}
 
 
 def run(
-    pace: ThreadPace, tokens: int, cost: Callable[[int], float], seconds: float
+    pace: ThreadTuner, tokens: int, cost: Callable[[int], float], seconds: float
 ) -> list[tuple[int, float]]:
     """(threads, seconds) of steps that cost what `cost` says of each number, for so long."""
     taken: list[tuple[int, float]] = []
@@ -36,7 +36,7 @@ def lost(taken: list[tuple[int, float]], best: float) -> float:
 @settings(deadline=None)
 @given(st.integers(2, 16), st.lists(st.floats(0.001, 0.01), min_size=3, max_size=3, unique=True))
 def test_the_cheapest_is_found_and_kept(most: int, costs: list[float]) -> None:
-    pace = ThreadPace(1, most)
+    pace = ThreadTuner(1, most)
     choices = sorted({1, most // 2, most})
     told = dict(zip(choices, costs, strict=False))
     best = min(told.values())
@@ -48,7 +48,7 @@ def test_the_cheapest_is_found_and_kept(most: int, costs: list[float]) -> None:
 
 
 def test_others_on_the_machine_are_noticed_in_a_few_steps_and_so_is_their_end() -> None:
-    pace = ThreadPace(2, 2)
+    pace = ThreadTuner(2, 2)
     for tokens in (1, 6):
         calm = run(pace, tokens, CALM.__getitem__, 3.0)
         assert calm[-1][0] == 2
@@ -65,7 +65,7 @@ def test_others_on_the_machine_are_noticed_in_a_few_steps_and_so_is_their_end() 
 
 
 def test_one_slow_step_is_an_accident() -> None:
-    pace = ThreadPace(2, 2)
+    pace = ThreadTuner(2, 2)
     run(pace, 1, CALM.__getitem__, 1.0)
     pace.observe(1, 2, 0.5)
     taken = run(pace, 1, CALM.__getitem__, 0.05)
@@ -73,14 +73,14 @@ def test_one_slow_step_is_an_accident() -> None:
 
 
 def test_each_kind_of_step_is_judged_by_itself() -> None:
-    pace = ThreadPace(2, 2)
+    pace = ThreadTuner(2, 2)
     for _ in range(3):
         assert run(pace, 1, {1: 0.002, 2: 0.003}.__getitem__, 0.5)[-1][0] == 1
         assert run(pace, 128, {1: 0.1, 2: 0.06}.__getitem__, 2.0)[-1][0] == 2
 
 
 def test_a_trial_never_holds_up_everything() -> None:
-    pace = ThreadPace(16, 16)
+    pace = ThreadTuner(16, 16)
     costs = {1: 8.0, 8: 0.7, 16: 0.5}
     taken = run(pace, 128, costs.__getitem__, 100.0)
     assert {seconds for _, seconds in taken} <= {costs[8], costs[16]}
@@ -89,7 +89,7 @@ def test_a_trial_never_holds_up_everything() -> None:
 
 
 def test_one_thread_is_one_thread() -> None:
-    assert {threads for threads, _ in run(ThreadPace(1, 1), 1, lambda _: 0.01, 3.0)} == {1}
-    steady = ThreadPace(8, 6, steady=True)
+    assert {threads for threads, _ in run(ThreadTuner(1, 1), 1, lambda _: 0.01, 3.0)} == {1}
+    steady = ThreadTuner(8, 6, steady=True)
     assert {threads for threads, _ in run(steady, 1, lambda _: 0.01, 3.0)} == {8}
     assert {threads for threads, _ in run(steady, 2, lambda _: 0.01, 3.0)} == {6}

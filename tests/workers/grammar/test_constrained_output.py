@@ -18,7 +18,7 @@ from tests.workers.process import PATIENCE, WorkerProcess
 from workers.engine.sequence import Failed, Sequence
 from workers.llama import sampler
 from workers.llama.detokenizer import TextOutput
-from workers.llama.sampler import Grammar, Guide
+from workers.llama.sampler import Grammar, GrammarConstraint
 from workers.settings import Sampling
 
 NAMES = st.sampled_from(["a", "ab", "b", "name", 'quo"ted', "ümläut", "x y", "", "back\\slash"])
@@ -215,7 +215,7 @@ async def test_a_grammar_that_takes_too_long_for_a_token_ends_its_answer(
     bench.engine.submit(
         Sequence(
             0, [1, 2], 9, Sampling(), TextOutput([]), reader, True,
-            asyncio.get_running_loop().time(), guide=Guide(grammar),
+            asyncio.get_running_loop().time(), guide=GrammarConstraint(grammar),
         )
     )  # fmt: skip
     await asyncio.wait_for(reader.ended.wait(), PATIENCE)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.grammar import gbnf
-from workers.grammar.json_scalars import Bounds, numbers
+from workers.grammar.json_scalars import LengthBounds, numbers
 from workers.grammar.json_schema import SchemaError, schema_grammar
 
 
@@ -84,7 +84,7 @@ ENDS = st.one_of(st.none(), st.decimals(-50, 50, places=1))
 def test_bounds_are_kept(
     low: Decimal | None, high: Decimal | None, above: bool, below: bool, value: Decimal
 ) -> None:
-    bounds = Bounds(low, high, above and low is not None, below and high is not None)
+    bounds = LengthBounds(low, high, above and low is not None, below and high is not None)
     alternatives = numbers(bounds)
     written = any(derives(text, f"{value:f}") for text in alternatives)
     whole = any(derives(text, f"{int(value)}") for text in alternatives)
