@@ -15,7 +15,7 @@ from collections import deque
 
 from swapd.domain import commands as od
 from swapd.domain import events as ev
-from swapd.domain.models import Catalog, Limits, ModelSpec
+from swapd.domain.models import Catalog, LaunchSpec, Limits, ModelSpec, ServingPolicy
 from swapd.scheduler.scheduler import Scheduler
 
 ROUNDS = 5
@@ -29,10 +29,14 @@ class World:
 
     def __init__(self, models: int, fitting: int, slots: int, tenants: int) -> None:
         specs = {
-            f"m{i}": ModelSpec(f"m{i}", ("x",), need_bytes=1, slots=slots, max_queue=10**6)
+            f"m{i}": ModelSpec(
+                f"m{i}",
+                LaunchSpec(("x",)),
+                ServingPolicy(need_bytes=1, slots=slots, max_queue=10**6),
+            )
             for i in range(models)
         }
-        limits = Limits(budget_bytes=fitting, max_waiting=0, interval=1e9)
+        limits = Limits(budget_bytes=fitting, max_queued=0, interval=1e9)
         self.catalog = Catalog(specs, limits)
         self.core = Scheduler(self.catalog)
         self.names, self.tenants = list(specs), tenants

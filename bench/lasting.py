@@ -72,7 +72,7 @@ def main() -> None:
     runs: dict[str, dict[str, Any]] = {}
     with common.home() as home, Daemon(home, {"models": models}) as daemon:
         runs[f"{given.requests} requests"] = measure(daemon, ["bard"], given.requests)
-    swapping = {"models": models, "max_resident": 1, "max_wait": 0}
+    swapping = {"models": models, "max_resident": 1, "max_turn": 0}
     with common.home() as home, Daemon(home, swapping) as daemon:
         runs[f"{given.swaps} swaps"] = measure(daemon, ["bard", "alice"], given.swaps)
     rows = [

@@ -17,7 +17,7 @@ import msgspec
 from bench import common, generate
 from bench.client import Connection
 from bench.processes import Started
-from swapd.domain.models import ModelSpec
+from swapd.domain.models import LaunchSpec, ModelSpec
 from swapd.gguf.memory_estimate import estimate_spec
 from swapd.process.memory import bytes_held
 
@@ -33,7 +33,7 @@ MIB = 2**20
 async def measure(path: Path, flags: tuple[str, ...]) -> tuple[float, float, float]:
     """Estimated, held when ready, most held."""
     argv = [sys.executable, "-m", "workers.serve", "--model", str(path), *flags]
-    expected = estimate_spec(ModelSpec("m", tuple(argv)), common.ROOT)
+    expected = estimate_spec(ModelSpec("m", LaunchSpec(tuple(argv))), common.ROOT)
     worker = Started([*argv, "--port", "0"], os.environ, common.ROOT, tell="SWAPD_READY_FD={fd}")
     try:
         ready = most = bytes_held(worker.pid)

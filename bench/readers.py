@@ -131,7 +131,7 @@ def main() -> int:
     with (
         common.home() as folder,
         Daemon(
-            folder, {"spare": False, "max_queue": 1024, "max_waiting": 0, "models": models}
+            folder, {"warm_standby": False, "max_queue": 1024, "max_queued": 0, "models": models}
         ) as daemon,
     ):
         result = uvloop.run(measure(daemon, options.clients, options.slow, options.seconds))

@@ -13,7 +13,7 @@ from pathlib import Path
 import uvloop
 
 from bench import common
-from swapd.domain.models import Catalog, ModelSpec
+from swapd.domain.models import Catalog, LaunchSpec, ModelSpec
 from swapd.process.orphans import Guardian, PidRegistry
 from swapd.process.profiles import ProfileStore
 from swapd.process.spawn import SpawnContext
@@ -29,7 +29,7 @@ async def measure(home: Path, starts: int) -> list[float]:
     logs = Logs(home, "error", False)
     guardian = Guardian(logs.own, PidRegistry(home / "workers.json", logs.own))
     place = SpawnContext(home, guardian, {})
-    catalog = Catalog({"m": ModelSpec("m", (sys.executable, "-I", "-S", str(WORKER)))})
+    catalog = Catalog({"m": ModelSpec("m", LaunchSpec((sys.executable, "-I", "-S", str(WORKER))))})
     session, found = new_session(), list[float]()
     learnings = ProfileStore(home / "learned.json", home, logs.own)
     supervisor = Supervisor(catalog, place, logs, session, lambda *_: None, learnings)

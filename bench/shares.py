@@ -41,7 +41,7 @@ def p95(times: float, share: float, slots: int, hours: float, seeds: int) -> flo
     """The 95th percentile of the four tenants' waits, mean of the seeds."""
     found = []
     for seed in range(1, seeds + 1):
-        limits = Limits(interval=1e9, max_waiting=0)
+        limits = Limits(interval=1e9, max_queued=0)
         outcome = greedy(limits, hours, times, share, slots, seed)
         others = (s for s in outcome.served if s.ask.tenant != "greedy")
         found.append(percentile([(s.granted or 0.0) - s.ask.time for s in others], 0.95))

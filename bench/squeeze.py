@@ -91,7 +91,11 @@ def configuration(budget: int) -> dict[str, Any]:
         name: {"cmd": f"${{worker}} --model {path} --ctx-size {1024 * (1 + i % 4)} --parallel 1"}
         for i, (name, path) in enumerate(models().items())
     }
-    return {"memory": {"budget": f"{budget} MiB", "interval": 5}, "spare": False, "models": entries}
+    return {
+        "memory": {"budget": f"{budget} MiB", "interval": 5},
+        "warm_standby": False,
+        "models": entries,
+    }
 
 
 def running(url: str) -> list[dict[str, Any]]:

@@ -103,7 +103,7 @@ def endpoint_of(settings: ServerSettings) -> str:
 def uses_warm_standby(settings: ServerSettings) -> bool:
     """Whether to keep a spare worker: as configured, else where its memory is not missed."""
     enough = memory.total() >= SPARE_FROM_BYTES
-    return enough if settings.spare is None else settings.spare
+    return enough if settings.warm_standby is None else settings.warm_standby
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -270,7 +270,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
 
         def close() -> None:
-            end(0.0 if supervisor.closing else settings.drain_grace)
+            end(0.0 if supervisor.closing else settings.drain_timeout)
 
         def end(grace: float) -> None:
             self._log.info("asked to end: %s", f"within {grace:g} s" if grace else "at once")

@@ -21,7 +21,7 @@ class RejectedError(Exception):
 
     def __init__(self, refusal: od.Reject) -> None:
         super().__init__(refusal.message)
-        self.refusal = refusal
+        self.rejection = refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +47,14 @@ class WorkerHandle:
     """Seconds since 1970."""
     identity: str
     """Under which what is learned of it is kept."""
-    pulse: Liveness = field(default_factory=Liveness)
+    liveness: Liveness = field(default_factory=Liveness)
     resumable: bool = False
     """Whether it can go on with a stream that another one began."""
     devices: tuple[DeviceReport, ...] = ()
     """What it told of devices beside the CPU."""
     probe: asyncio.Task[None] | None = None
     gone: asyncio.Event = field(default_factory=asyncio.Event)
-    fate: str = ""
+    exit_reason: str = ""
     """How it ended, once it has."""
     since: float = field(default_factory=now)
     """When it was started, by the clock that nobody sets."""
@@ -67,18 +67,18 @@ class Lease:
     request: ev.RequestId
     worker: ev.WorkerId
     base_url: str
-    running: WorkerHandle
+    handle: WorkerHandle
 
-    async def fate(self, within: float = EXIT_GRACE) -> str:
+    async def exit_reason(self, within: float = EXIT_GRACE) -> str:
         """How the worker has ended, if it has or does so `within` some seconds; else empty.
 
         Its connections break before its end is known, by the time a thread takes to wake.
         """
         try:
-            await asyncio.wait_for(self.running.gone.wait(), within)
+            await asyncio.wait_for(self.handle.gone.wait(), within)
         except asyncio.TimeoutError:
             return ""
-        return self.running.fate
+        return self.handle.exit_reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class WorkerSnapshot:
     base_url: str
     started: float
     """Seconds since 1970."""
-    silent: float | None
+    since_progress: float | None
     """Seconds since the worker was last heard to make progress; None: never."""
     devices: tuple[DeviceReport, ...] = ()
     """What it told of devices beside the CPU."""

@@ -13,12 +13,13 @@ from swapd.domain import events as ev
 from swapd.supervisor import Supervisor
 
 LOAD_BUCKETS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
-TROUBLES = {
-    "returned": "Requests given to another worker because theirs had ended",
-    "resumed": "Streams that another worker went on with",
-    "hung": "Workers killed because they made no progress",
-    "poison": "Requests refused because workers ended under them",
+FAULTS = {
+    "retried": ("swapd_requests_retried", "Requests retried on another worker after an exit"),
+    "resumed": ("swapd_resumed", "Streams resumed on another worker"),
+    "hung": ("swapd_hung", "Workers killed because they made no progress"),
+    "poison": ("swapd_poison", "Requests rejected because workers crashed while serving them"),
 }
+"""For each kind of fault: its counter's name and help text."""
 WAIT_BUCKETS = (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
 
 
@@ -29,8 +30,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         reg = self.registry
         self._requests = Counter("swapd_requests", "Requests that arrived", ["model"], registry=reg)
-        self._refused = Counter(
-            "swapd_refused", "Requests refused, by reason", ["reason"], registry=reg
+        self._rejected = Counter(
+            "swapd_requests_rejected", "Requests rejected, by reason", ["reason"], registry=reg
         )
         self._failed = Counter(
             "swapd_failed", "Granted requests that got no whole answer", ["model"], registry=reg
@@ -51,12 +52,15 @@ class Metrics:
             buckets=WAIT_BUCKETS,
             registry=reg,
         )
-        self._turned_away = Counter(
-            "swapd_turned_away", "Requests not let in, by reason", ["reason"], registry=reg
+        self._http_rejected = Counter(
+            "swapd_http_rejected",
+            "HTTP requests rejected before a model was looked up, by reason",
+            ["reason"],
+            registry=reg,
         )
-        self._troubles = {
-            kind: Counter(f"swapd_{kind}", what, ["model"], registry=reg)
-            for kind, what in TROUBLES.items()
+        self._faults = {
+            kind: Counter(name, text, ["model"], registry=reg)
+            for kind, (name, text) in FAULTS.items()
         }
         self._counts: dict[str, dict[str, int]] = {}
         self._started: dict[ev.WorkerId, tuple[str, float]] = {}
@@ -65,15 +69,15 @@ class Metrics:
 
     def resumed(self, model: str) -> None:
         """A worker is asked to go on with a stream of another one."""
-        self._trouble("resumed", model)
+        self._fault("resumed", model)
 
-    def troubles(self, model: str) -> dict[str, int]:
-        """How often each of `TROUBLES` befell a model so far."""
-        return self._counts.get(model) or dict.fromkeys(TROUBLES, 0)
+    def faults(self, model: str) -> dict[str, int]:
+        """Return the number of faults of each kind that a model had so far."""
+        return self._counts.get(model) or dict.fromkeys(FAULTS, 0)
 
-    def _trouble(self, kind: str, model: str) -> None:
-        self._troubles[kind].labels(model).inc()
-        self._counts.setdefault(model, dict.fromkeys(TROUBLES, 0))[kind] += 1
+    def _fault(self, kind: str, model: str) -> None:
+        self._faults[kind].labels(model).inc()
+        self._counts.setdefault(model, dict.fromkeys(FAULTS, 0))[kind] += 1
 
     def observe(self, event: ev.Event, orders: list[od.Command]) -> None:
         """Take in one event and the orders that followed from it."""
@@ -90,7 +94,7 @@ class Metrics:
             case ev.RequestRetried(now, request):
                 model = self._granted.pop(request)
                 self._arrived[request] = (model, now)
-                self._trouble("returned", model)
+                self._fault("retried", model)
             case ev.WorkerReady(now, worker):
                 model, since = self._started[worker]
                 self._load.labels(model).observe(now - since)
@@ -99,9 +103,9 @@ class Metrics:
         for order in orders:
             self._observe_order(order, event.now)
 
-    def turned_away(self, reason: str) -> None:
-        """The guard has not let a request in."""
-        self._turned_away.labels(reason).inc()
+    def http_rejected(self, reason: str) -> None:
+        """Count a request that access control rejected."""
+        self._http_rejected.labels(reason).inc()
 
     def _observe_order(self, order: od.Command, now: float) -> None:
         match order:
@@ -112,13 +116,13 @@ class Metrics:
             case od.Reject(request, why):
                 model, _ = self._arrived.pop(request)
                 if why is od.RejectReason.POISON:
-                    self._trouble("poison", model)
-                self._refused.labels(why.value).inc()
+                    self._fault("poison", model)
+                self._rejected.labels(why.value).inc()
             case od.Start(worker, spec):
                 self._started[worker] = (spec.name, now)
                 self._starts.labels(spec.name).inc()
             case od.Kill(worker, hung=True):
-                self._trouble("hung", self._started[worker][0])
+                self._fault("hung", self._started[worker][0])
             case od.Stop(worker):
                 self._stops.labels(self._started[worker][0]).inc()
 
@@ -146,8 +150,10 @@ class _Present(Collector):
         memory = GaugeMetricFamily(
             "swapd_worker_bytes", "Memory accounted to a worker", labels=["model"]
         )
-        waiting = GaugeMetricFamily("swapd_waiting", "Requests that wait", labels=["model"])
-        for sight in self._supervisor.sights():
+        waiting = GaugeMetricFamily(
+            "swapd_queue_depth", "Requests that are queued", labels=["model"]
+        )
+        for sight in self._supervisor.snapshots():
             status = sight.status
             workers.add_metric([status.model, status.state], 1)
             busy.add_metric([status.model], status.busy)

@@ -92,11 +92,11 @@ class Supervisor:
         """How many requests wait for a model."""
         return self._core.waiting(model)
 
-    def outlook(self, model: str) -> QueueEstimate:
+    def queue_estimate(self, model: str) -> QueueEstimate:
         """What somebody may expect who waits for a model."""
-        return self._core.outlook(model, now())
+        return self._core.queue_estimate(model, now())
 
-    def sights(self) -> list[WorkerSnapshot]:
+    def snapshots(self) -> list[WorkerSnapshot]:
         """Every worker alive, oldest first."""
         seen = []
         for status in self._core.status():
@@ -104,7 +104,7 @@ class Supervisor:
             process = running.process
             if process is None:
                 continue
-            beat = running.pulse.beat
+            beat = running.liveness.beat
             silent = None if beat is None else now() - beat
             url, argv = process.base_url, process.argv
             told = running.devices
@@ -114,9 +114,9 @@ class Supervisor:
         return seen
 
     @property
-    def is_wary(self) -> bool:
+    def tracks_fingerprints(self) -> bool:
         """Whether to tell the fingerprints of requests: workers have ended under some lately."""
-        return self._core.is_wary
+        return self._core.tracks_fingerprints
 
     async def admit(
         self,
@@ -140,12 +140,12 @@ class Supervisor:
             )
         )
 
-    async def again(self, lease: Lease, fingerprint: str) -> Lease:
+    async def reacquire(self, lease: Lease, fingerprint: str) -> Lease:
         """Wait for another worker in the place of one that has ended: as `admit` does.
 
         The lease is given back by this, however it ends.
         """
-        lease.running.pulse.leases -= 1
+        lease.handle.liveness.leases -= 1
         return await self._granted(ev.RequestRetried(now(), lease.request, fingerprint))
 
     async def _granted(self, event: ev.RequestArrived | ev.RequestRetried) -> Lease:
@@ -168,7 +168,7 @@ class Supervisor:
         `tokens` were read and written for it; 0: not known. The fingerprint is told when the
         worker ended under it.
         """
-        lease.running.pulse.leases -= 1
+        lease.handle.liveness.leases -= 1
         self.post(ev.RequestFinished(now(), lease.request, answered, tokens, fingerprint))
         self.keep_spare()
 
@@ -192,7 +192,7 @@ class Supervisor:
     def preload(self) -> None:
         """Begin to load the models whose entries ask for it; what fails is logged."""
         for spec in self.catalog.models.values():
-            if spec.preload:
+            if spec.serving.preload:
                 self._tasks.run(self._preload(spec.name), f"preload of {spec.name}")
 
     async def _preload(self, model: str) -> None:
@@ -298,7 +298,7 @@ class Supervisor:
         process = self._workers[worker].process
         assert process is not None, "only a ready worker gets grants"
         running = self._workers[worker]
-        running.pulse.leases += 1
+        running.liveness.leases += 1
         lease = Lease(request, worker, process.base_url, running)
         if future.cancelled():
             self.release(lease, answered=False)
@@ -325,12 +325,12 @@ class Supervisor:
         try:
             running.process = WorkerProcess(worker, spec, self._place, self, output, self._spare)
         except OSError as error:
-            reason = f"{spec.argv[0]} can't be run: {error.strerror}"
+            reason = f"{spec.launch.argv[0]} can't be run: {error.strerror}"
             self._log.warning("%s: %s", spec.name, reason)
-            self.worker_exited(worker, reason, accident=False)
+            self.worker_exited(worker, reason, killed_externally=False)
             return
         self._log.info("%s: started as pid %d", spec.name, running.process.pid)
-        if not spec.own:
+        if not spec.launch.builtin:
             running.probe = self._tasks.run(self._probe(running.process), f"probe of {spec.name}")
 
     def _stop(self, worker: ev.WorkerId, because: str) -> None:
@@ -340,7 +340,7 @@ class Supervisor:
             process.stop()
 
     def _kill(self, order: od.Kill) -> None:
-        process, because = self._process(order.worker), order.because
+        process, because = self._process(order.worker), order.reason
         if process is not None:
             self._log.warning("%s: killing pid %d: %s", process.spec.name, process.pid, because)
             process.condemn(because) if order.hung else process.kill()
@@ -348,14 +348,14 @@ class Supervisor:
     def _look(self, worker: ev.WorkerId) -> None:
         process = self._process(worker)
         if process is not None:
-            pulse, name = self._workers[worker].pulse, process.spec.name
+            pulse, name = self._workers[worker].liveness, process.spec.name
             self._tasks.run(self._looked(process, pulse), f"look at {name}")
-            if process.spec.must_answer:
+            if process.spec.serving.liveness_probe:
                 self._tasks.run(pulse.ask(process, self._session), f"question to {name}")
 
     async def _looked(self, process: WorkerProcess, pulse: Liveness) -> None:
         """Look for signs only where there were none lately."""
-        if now() - pulse.last() > process.spec.hang_timeout / 4:
+        if now() - pulse.last() > process.spec.serving.hang_timeout / 4:
             await pulse.look(process)
         self.post(ev.LivenessReported(now(), process.worker, pulse.last()))
 
@@ -369,7 +369,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         seen = await loop.run_in_executor(None, memory.sample, list(pids))
         held = {pids[pid]: held for pid, held in seen.held.items()}
-        self.post(ev.MemorySampled(now(), seen.used_percent, held, seen.stalled))
+        self.post(ev.MemorySampled(now(), seen.used_percent, held, seen.pressure_percent))
 
     # -- what workers tell -------------------------------------------------------------------------
 
@@ -385,7 +385,7 @@ class Supervisor:
     def worker_spoke(self, worker: ev.WorkerId, word: ReadyMessage) -> None:
         """A worker of ours said something on its descriptor."""
         running = self._workers[worker]
-        running.pulse.beat = now()
+        running.liveness.beat = now()
         if word.ready:
             running.resumable, running.devices = word.resumable, word.devices
             self._came_up(worker, word.slots)
@@ -399,13 +399,13 @@ class Supervisor:
         self._log.info("%s: ready after %.2f s at %s", name, took, url)
         self.post(ev.WorkerReady(now(), worker, slots))
 
-    def worker_exited(self, worker: ev.WorkerId, reason: str, accident: bool) -> None:
+    def worker_exited(self, worker: ev.WorkerId, reason: str, killed_externally: bool) -> None:
         """A worker's process is gone, and everything it said has been heard."""
         running = self._workers.pop(worker)
         if running.probe is not None:
             running.probe.cancel()
         if running.process is not None:
             self._log.info("%s: pid %d: %s", running.process.spec.name, running.process.pid, reason)
-        running.fate = reason
+        running.exit_reason = reason
         running.gone.set()
-        self.post(ev.WorkerExited(now(), worker, reason, accident))
+        self.post(ev.WorkerExited(now(), worker, reason, killed_externally))

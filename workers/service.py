@@ -170,7 +170,7 @@ class WorkerService:
             tenant=call.tenant or request.user or "",
             wanted=wanted,
             reuses=request.cache_prompt is not False and not lonely,
-            lonely=lonely,
+            isolated=lonely,
             guide=guide,
             resumed=resumed,
         )

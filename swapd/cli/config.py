@@ -290,7 +290,7 @@ def _server(settings: ServerSettings) -> Iterator[tuple[str, str]]:
     )
     yield "keys", names or "none: whoever reaches it may use it"
     yield "longest request", show_bytes(settings.max_body_bytes)
-    yield "a stop waits", f"{settings.drain_grace:g} s for running requests"
+    yield "a stop waits", f"{settings.drain_timeout:g} s for running requests"
 
 
 def _limits(limits: Limits) -> Iterator[tuple[str, str]]:
@@ -300,8 +300,8 @@ def _limits(limits: Limits) -> Iterator[tuple[str, str]]:
     yield "idle ones go", above if threshold else "when others need their room"
     yield "workers at once", str(limits.max_resident or "as many as there is memory for")
     yield "who goes", f"by policy {limits.policy}"
-    most = f"at most {limits.max_waiting}" if limits.max_waiting else "any number"
-    yield "requests wait", f"{most}, while others have turns of {limits.max_wait:g} s"
+    most = f"at most {limits.max_queued}" if limits.max_queued else "any number"
+    yield "requests wait", f"{most}, while others have turns of {limits.max_turn:g} s"
 
 
 def _library(home: Paths) -> Iterator[tuple[str, str]]:
@@ -336,8 +336,8 @@ def adapter_problems(catalog: Catalog, config: Path) -> list[Problem]:
     return [
         Problem(config.name, 0, f"models.{spec.name}", wrong)
         for spec in catalog.models.values()
-        if speaks_llama_flags(spec.argv, spec.own)
-        for files in adapter_files(spec.argv)
+        if speaks_llama_flags(spec.launch.argv, spec.launch.builtin)
+        for files in adapter_files(spec.launch.argv)
         for wrong in _wrong(files, config.parent)
     ]
 

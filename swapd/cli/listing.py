@@ -97,7 +97,7 @@ def show(name: str, as_json: bool) -> int:
     entry = find(models(home), name)
     spec = catalog(home).models.get(entry.name) if in_use(home).is_file() else None
     worker = next((w for w in _workers(home) if w["model"] == entry.name), None)
-    argv = shlex.join(redact_argv(spec.argv)) if spec else redact_text(entry.command)
+    argv = shlex.join(redact_argv(spec.launch.argv)) if spec else redact_text(entry.command)
     if as_json:
         settings = _settings(spec) if spec else None
         print_json({**_plain(entry), "command": argv, "settings": settings, "worker": worker})
@@ -119,7 +119,7 @@ def _settings(spec: ModelSpec) -> dict[str, Any]:
     settings: dict[str, Any] = msgspec.to_builtins(spec, enc_hook=dict)
     for name in ("argv", "stop_argv"):
         settings[name] = redact_argv(settings[name])
-    pairs = [f"{name}={value}" for name, value in spec.env]
+    pairs = [f"{name}={value}" for name, value in spec.launch.env]
     settings["env"] = [word.split("=", 1) for word in redact_argv(pairs)]
     return settings
 
@@ -152,11 +152,11 @@ def _about(entry: InventoryEntry) -> dict[str, str]:
 def _terms(spec: ModelSpec) -> dict[str, str]:
     """How it is run."""
     return {
-        "description": spec.description,
-        "slots": str(spec.slots),
-        "time to live": show_time(spec.ttl) if spec.ttl else "for ever",
-        "pinned": "yes" if spec.pinned else "",
-        "preload": "yes" if spec.preload else "",
+        "description": spec.presentation.description,
+        "slots": str(spec.serving.slots),
+        "time to live": show_time(spec.serving.ttl) if spec.serving.ttl else "for ever",
+        "pinned": "yes" if spec.serving.pinned else "",
+        "preload": "yes" if spec.serving.preload else "",
     }
 
 

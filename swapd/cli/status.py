@@ -89,7 +89,7 @@ def _about(worker: dict[str, Any]) -> str:
 
 def _until_end(worker: dict[str, Any]) -> str:
     """How long it may stay idle still; empty when that does not end it."""
-    return "" if worker["ends_in"] is None else show_time(worker["ends_in"])
+    return "" if worker["expires_in_seconds"] is None else show_time(worker["expires_in_seconds"])
 
 
 def ps(watch: bool, as_json: bool) -> int:

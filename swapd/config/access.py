@@ -93,7 +93,7 @@ def opens_nothing(
     patterns: Iterable[str], models: Collection[ModelSpec]
 ) -> Iterator[tuple[int, str]]:
     """Those that mean no model: their place, and a sentence that their author should see."""
-    names = [name for spec in models for name in (spec.name, *spec.aliases)]
+    names = [name for spec in models for name in (spec.name, *spec.presentation.aliases)]
     for i, pattern in enumerate(patterns):
         if not any(fnmatchcase(name, pattern) for name in names) and pattern != "*":
             yield i, f"there is no model {pattern} now{did_you_mean(pattern, names)}"

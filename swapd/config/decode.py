@@ -63,6 +63,8 @@ class FieldShape:
     nested: type[msgspec.Struct] | None
     also: str = ""
     """Another spelling of its name."""
+    formerly: str = ""
+    """Its name in an earlier release, accepted with a warning."""
 
 
 @functools.cache
@@ -88,6 +90,7 @@ def field_shapes(struct: type[msgspec.Struct]) -> MappingType[str, FieldShape]:
             secret=extra.get("secret", False),
             nested=nested if nested and issubclass(nested, msgspec.Struct) else None,
             also=extra.get("also", ""),
+            formerly=extra.get("formerly", ""),
         )
     return MappingProxyType(found)
 
@@ -105,11 +108,14 @@ def decode(
     A key without a value means its default. Keys in `beside` are left to the caller.
     """
     known = field_shapes(struct)
-    other = {shape.also: name for name, shape in known.items() if shape.also}
+    renamed = {shape.formerly: name for name, shape in known.items() if shape.formerly}
+    other = renamed | {shape.also: name for name, shape in known.items() if shape.also}
     values: dict[str, Any] = {}
     for key, entry in section.entries.items():
         here = (*path, key)
         shape = known.get(other.get(key, key))
+        if key in renamed:
+            report.warn(here, f"is called {renamed[key]} now; the old name ends with this release")
         if key in beside:
             continue
         if shape is None:

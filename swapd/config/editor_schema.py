@@ -128,18 +128,22 @@ def _schema(
         ref_template="#/definitions/{name}",
     )
     kept = {
-        "Memory": _section(MemoryConfig, parts["Memory"], said, ("memory",)),
-        "Hooks": _section(HooksConfig, parts["Hooks"], said, ("hooks",)),
-        "OnStartup": _section(OnStartupConfig, parts["OnStartup"], said, ("hooks", "on_startup")),
-        "Cors": _section(CorsConfig, parts["Cors"], said, ("cors",)),
-        "TlsFiles": _section(TlsConfig, parts["TlsFiles"], said, ("tls",)),
-        "Model": _section(model, parts[model.__name__], said, ("models", _EXAMPLE)),
-        "LimitsEntry": _section(
-            LimitsConfig, parts["LimitsEntry"], said, ("models", _EXAMPLE, "limits")
+        "MemoryConfig": _section(MemoryConfig, parts["MemoryConfig"], said, ("memory",)),
+        "HooksConfig": _section(HooksConfig, parts["HooksConfig"], said, ("hooks",)),
+        "OnStartupConfig": _section(
+            OnStartupConfig, parts["OnStartupConfig"], said, ("hooks", "on_startup")
         ),
-        "Filters": _section(FiltersConfig, parts["Filters"], said, ("models", _EXAMPLE, "filters")),
+        "CorsConfig": _section(CorsConfig, parts["CorsConfig"], said, ("cors",)),
+        "TlsConfig": _section(TlsConfig, parts["TlsConfig"], said, ("tls",)),
+        "Model": _section(model, parts[model.__name__], said, ("models", _EXAMPLE)),
+        "LimitsConfig": _section(
+            LimitsConfig, parts["LimitsConfig"], said, ("models", _EXAMPLE, "limits")
+        ),
+        "FiltersConfig": _section(
+            FiltersConfig, parts["FiltersConfig"], said, ("models", _EXAMPLE, "filters")
+        ),
     }
-    top = _section(ServerConfig, parts["Server"], said, ())
+    top = _section(ServerConfig, parts["ServerConfig"], said, ())
     top["properties"]["models"] = {
         "description": "the models, by the names that clients ask for",
         "type": ["object", "null"],
@@ -181,6 +185,8 @@ def _section(
             properties[key]["default"] = shown["default"]
         if shape.also:
             properties[shape.also] = properties[key]
+        if shape.formerly:
+            properties[shape.formerly] = {**properties[key], "deprecationMessage": f"use {key}"}
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 

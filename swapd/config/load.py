@@ -131,11 +131,11 @@ def parse(
     if server.ttl and server.global_ttl:
         report.problem(("globalTTL",), "means the same as ttl; give one of them")
     for spec in models.values():
-        if limits.budget_bytes and spec.need_bytes > limits.budget_bytes:
+        if limits.budget_bytes and spec.serving.need_bytes > limits.budget_bytes:
             budget = show_size(limits.budget_bytes)
             report.problem(
                 ("models", spec.name, "need"),
-                f"{show_size(spec.need_bytes)} is more than memory.budget, {budget}",
+                f"{show_size(spec.serving.need_bytes)} is more than memory.budget, {budget}",
             )
     if report.problems:
         # The same cause met twice (a macro in several words) is told once.
@@ -171,7 +171,7 @@ def _check_names(models: MappingType[str, ModelSpec], report: Diagnostics) -> No
     """Every name means one model: no alias twice, none that is a model's name."""
     owner: dict[str, str] = {}
     for spec in models.values():
-        for i, alias in enumerate(spec.aliases):
+        for i, alias in enumerate(spec.presentation.aliases):
             path = ("models", spec.name, "aliases", i)
             if not alias.strip():
                 report.problem(path, "an alias cannot be empty")
@@ -192,7 +192,7 @@ def _preload(names: list[str], models: dict[str, ModelSpec], report: Diagnostics
             path = ("hooks", "on_startup", "preload", i)
             report.problem(path, f"there is no model {name}{did_you_mean(name, models)}")
         else:
-            models[spec.name] = replace(spec, preload=True)
+            models[spec.name] = replace(spec, serving=replace(spec.serving, preload=True))
 
 
 def _limits(server: ServerConfig, report: Diagnostics, total_memory: int) -> Limits:
@@ -204,14 +204,14 @@ def _limits(server: ServerConfig, report: Diagnostics, total_memory: int) -> Lim
     return Limits(
         max_resident=server.max_resident,
         budget_bytes=budget,
-        heed_free=bool(budget or memory.threshold),
+        require_free_memory=bool(budget or memory.threshold),
         threshold_percent=memory.threshold,
-        stall_percent=memory.stall,
+        psi_threshold_percent=memory.psi_threshold,
         critical_percent=memory.critical,
         interval=memory.interval,
-        max_waiting=server.max_waiting,
+        max_queued=server.max_queued,
         max_per_tenant=server.max_per_tenant,
-        max_wait=server.max_wait,
+        max_turn=server.max_turn,
         policy=server.policy,
     )
 
@@ -224,8 +224,8 @@ def _settings(
         port=_port(server, report, env),
         max_body_bytes=_size(server.max_body, ("max_body",), report),
         client_timeout=server.client_timeout,
-        drain_grace=server.drain_grace,
-        spare=server.spare,
+        drain_timeout=server.drain_timeout,
+        warm_standby=server.warm_standby,
         pass_env=tuple(server.pass_env),
         log_level=server.log_level,
         include_aliases=server.include_aliases,
@@ -268,7 +268,7 @@ def _with_needs(loaded: LoadedConfig, path: Path) -> LoadedConfig:
     models: dict[str, ModelSpec] = {}
     warnings = list(loaded.warnings)
     for name, spec in loaded.catalog.models.items():
-        need = spec.need_bytes or estimate_spec(spec, path.parent)
+        need = spec.serving.need_bytes or estimate_spec(spec, path.parent)
         if budget and need > budget:
             message = (
                 f"needs about {show_size(need)}, more than memory.budget, "
@@ -276,7 +276,11 @@ def _with_needs(loaded: LoadedConfig, path: Path) -> LoadedConfig:
             )
             warnings.append(Problem(path.name, 0, f"models.{name}", message))
             need = budget
-        stamp = spec.stamp or file_stamp(spec.argv, spec.own, path.parent)
-        models[name] = replace(spec, need_bytes=need, stamp=stamp)
+        stamp = spec.launch.stamp or file_stamp(spec.launch.argv, spec.launch.builtin, path.parent)
+        models[name] = replace(
+            spec,
+            launch=replace(spec.launch, stamp=stamp),
+            serving=replace(spec.serving, need_bytes=need),
+        )
     catalog = replace(loaded.catalog, models=MappingProxyType(models))
     return replace(loaded, catalog=catalog, warnings=tuple(warnings))

@@ -15,7 +15,7 @@ from swapd.config.macros import RESERVED, Macro, MacroError, MacroExpander, Macr
 from swapd.config.schema import ModelConfig, ServerConfig, alias_id
 from swapd.config.units import parse_size
 from swapd.config.yaml_nodes import MappingNode, ScalarNode, node_at
-from swapd.domain.models import ModelSpec, WorkerLimits
+from swapd.domain.models import LaunchSpec, ModelSpec, Presentation, ServingPolicy, WorkerLimits
 from swapd.gguf.llama_flags import flag_value, speaks_llama_flags
 
 _FOREIGN_LIMIT = 10
@@ -69,40 +69,48 @@ class ModelBuilder:
         grace = server.unload_timeout or server.stop_grace
         return ModelSpec(
             name=self._name,
-            argv=_completed(argv, self._name) if own else argv,
-            stop_argv=self._command("cmdStop", model.cmd_stop, _PORT_PID),
-            env=self._environment(),
-            limits=self._limits(),
-            own=own,
-            proxy=proxy,
-            check_endpoint=endpoint,
-            start_timeout=server.health_check_timeout,
-            stop_grace=(model.unload_timeout or grace)
-            if model.stop_grace is None
-            else model.stop_grace,
-            hang_timeout=server.hang_timeout if model.hang_timeout is None else model.hang_timeout,
-            must_answer=not own and model.hang_timeout is not None and bool(endpoint),
-            need_bytes=self._need(),
-            slots=self._slots(argv, own),
-            max_queue=server.max_queue if model.max_queue is None else model.max_queue,
-            ttl=(server.ttl or server.global_ttl) if model.ttl < 0 else model.ttl,
-            weight=model.weight,
-            priority=model.priority,
-            pinned=model.pinned,
-            min_stay=model.min_stay,
-            preload=model.preload,
-            aliases=self._aliases(),
-            upstream_name=model.use_model_name,
-            drop_params=self._drop_params(),
-            send_loading_state=server.send_loading_state
-            if model.send_loading_state is None
-            else model.send_loading_state,
-            unlisted=model.unlisted,
-            title=self._label("name", model.name),
-            description=self._label("description", model.description),
-            context=model.context or self._context(argv, own),
-            metadata=self._metadata(),
-            stamp=model.stamp,
+            launch=LaunchSpec(
+                argv=_completed(argv, self._name) if own else argv,
+                env=self._environment(),
+                limits=self._limits(),
+                builtin=own,
+                proxy=proxy,
+                check_endpoint=endpoint,
+                context=model.context or self._context(argv, own),
+                stamp=model.stamp,
+            ),
+            serving=ServingPolicy(
+                stop_argv=self._command("cmdStop", model.cmd_stop, _PORT_PID),
+                start_timeout=server.health_check_timeout,
+                stop_grace=model.unload_timeout or grace
+                if model.stop_grace is None
+                else model.stop_grace,
+                hang_timeout=server.hang_timeout
+                if model.hang_timeout is None
+                else model.hang_timeout,
+                liveness_probe=not own and model.hang_timeout is not None and bool(endpoint),
+                need_bytes=self._need(),
+                slots=self._slots(argv, own),
+                max_queue=server.max_queue if model.max_queue is None else model.max_queue,
+                ttl=server.ttl or server.global_ttl if model.ttl < 0 else model.ttl,
+                weight=model.weight,
+                priority=model.priority,
+                pinned=model.pinned,
+                min_residency=model.min_residency,
+                preload=model.preload,
+                upstream_name=model.use_model_name,
+                drop_params=self._drop_params(),
+                send_loading_state=server.send_loading_state
+                if model.send_loading_state is None
+                else model.send_loading_state,
+            ),
+            presentation=Presentation(
+                aliases=self._aliases(),
+                unlisted=model.unlisted,
+                title=self._label("name", model.name),
+                description=self._label("description", model.description),
+                metadata=self._metadata(),
+            ),
         )
 
     def _problem(self, key: str, message: str) -> None:

@@ -60,7 +60,10 @@ class MemoryConfig(Struct, frozen=True, kw_only=True):
 
     budget: Size = "0"
     threshold: Annotated[float, Meta(ge=0, le=100, description="a percentage, 0 to 100")] = 0.0
-    stall: Annotated[float, Meta(ge=0, le=100, description="a percentage, 0 to 100")] = 10.0
+    psi_threshold: Annotated[
+        float,
+        Meta(ge=0, le=100, description="a percentage, 0 to 100", extra={"formerly": "stall"}),
+    ] = 10.0
     critical: Annotated[float, Meta(ge=0, le=100, description="a percentage, 0 to 100")] = 0.0
     interval: Annotated[float, Meta(gt=0, description="seconds, more than 0")] = 30.0
 
@@ -151,7 +154,7 @@ class ModelConfig(Struct, frozen=True, kw_only=True):
     weight: Annotated[float, Meta(gt=0, description="a number, more than 0")] = 1.0
     priority: Whole = 0
     pinned: Flag = False
-    min_stay: Seconds = 0.0
+    min_residency: Annotated[Seconds, Meta(extra={"formerly": "min_stay"})] = 0.0
     preload: Flag = False
     name: MacroText = ""
     description: MacroText = ""
@@ -182,18 +185,20 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     tls: TlsConfig = msgspec.field(default_factory=TlsConfig)
     max_body: Size = "32 MiB"
     client_timeout: Annotated[float, Meta(gt=0, description="seconds, more than 0")] = 60.0
-    drain_grace: Seconds = 30.0
+    drain_timeout: Annotated[Seconds, Meta(extra={"formerly": "drain_grace"})] = 30.0
     max_resident: Count = 0
     memory: MemoryConfig = msgspec.field(default_factory=MemoryConfig)
-    max_waiting: Count = 512
+    max_queued: Annotated[Count, Meta(extra={"formerly": "max_waiting"})] = 512
     max_per_tenant: Count = 0
-    max_wait: Seconds = 60.0
+    max_turn: Annotated[Seconds, Meta(extra={"formerly": "max_wait"})] = 60.0
     policy: Annotated[
         Literal["cost", "lru", "lru-ttl", "lfu", "ttl", "no-evict"],
         Meta(description="cost, lru, lru-ttl, lfu, ttl or no-evict"),
     ] = "cost"
     groups: Section = msgspec.field(default_factory=dict)
-    spare: Annotated[bool | None, Meta(description="true or false")] = None
+    warm_standby: Annotated[
+        bool | None, Meta(description="true or false", extra={"formerly": "spare"})
+    ] = None
     pass_env: Names = msgspec.field(default_factory=list)
     ttl: Seconds = 0.0
     max_queue: Places = 64

@@ -53,13 +53,13 @@ async def chat(
 
 def _body(request: SocketRequest, fields: Fields, spec: ModelSpec) -> dict[str, object]:
     """The request as the worker wants it: the client's own fields, streamed, with a count."""
-    ours = {"id", "op", "prompt", *spec.drop_params}
+    ours = {"id", "op", "prompt", *spec.serving.drop_params}
     body: dict[str, object] = {k: v for k, v in fields.items() if k not in ours}
     if (request.prompt is None) == ("messages" not in body):
         raise OperationError("bad_request", "a chat has either 'messages' or a 'prompt'")
     if request.prompt is not None:
         body["messages"] = [{"role": "user", "content": request.prompt}]
-    body["model"] = spec.upstream_name or request.model
+    body["model"] = spec.serving.upstream_name or request.model
     return {**body, "stream": True, "stream_options": {"include_usage": True}}
 
 

@@ -69,7 +69,7 @@ async def _status(house: AppContext, _: SocketRequest) -> Line:
             "waiting": house.supervisor.waiting(sight.status.model),
             "bytes": sight.status.bytes,
         }
-        for sight in house.supervisor.sights()
+        for sight in house.supervisor.snapshots()
     ]
     return {"pid": os.getpid(), "closing": house.supervisor.closing, "workers": workers}
 
@@ -296,7 +296,9 @@ class SocketConnection:
         except OperationError as error:
             return _error(request.id, error.code, str(error))
         except RejectedError as error:
-            return _error(request.id, HTTP_STATUS[error.refusal.why][2], error.refusal.message)
+            return _error(
+                request.id, HTTP_STATUS[error.rejection.reason][2], error.rejection.message
+            )
         except asyncio.CancelledError:
             if self._jobs[request.id].cancelled:
                 return {}

@@ -19,7 +19,7 @@ class RejectReason(Enum):
     OVERLOADED = "overloaded"
     START_FAILED = "start_failed"
     TOO_LARGE = "too_large"
-    NO_ROOM = "no_room"
+    INSUFFICIENT_MEMORY = "insufficient_memory"
     CLOSING = "closing"
     WORKER_FAILED = "worker_failed"
     POISON = "poison"
@@ -32,10 +32,10 @@ HTTP_STATUS = {
     RejectReason.OVERLOADED: (503, "overloaded_error", "overloaded"),
     RejectReason.START_FAILED: (503, "unavailable_error", "model_start_failed"),
     RejectReason.TOO_LARGE: (503, "unavailable_error", "model_too_large"),
-    RejectReason.NO_ROOM: (503, "unavailable_error", "no_room"),
+    RejectReason.INSUFFICIENT_MEMORY: (503, "unavailable_error", "insufficient_memory"),
     RejectReason.CLOSING: (503, "unavailable_error", "shutting_down"),
     RejectReason.WORKER_FAILED: (502, "upstream_error", "worker_failed"),
-    RejectReason.POISON: (500, "poison_error", "request_ends_its_worker"),
+    RejectReason.POISON: (500, "poison_error", "poison_request"),
 }
 """For each refusal: HTTP status, OpenAI's `type` and `code`."""
 
@@ -53,7 +53,7 @@ class Stop:
     """Ask a worker to end: it finishes what it serves and exits."""
 
     worker: WorkerId
-    because: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Kill:
     """End a worker at once."""
 
     worker: WorkerId
-    because: str
+    reason: str
     hung: bool = False
     """It is to go because it made no progress."""
 
@@ -79,7 +79,7 @@ class Reject:
     """Answer this request with a refusal; `retry_after` in seconds, 0: no use to try again."""
 
     request: RequestId
-    why: RejectReason
+    reason: RejectReason
     message: str
     retry_after: float = 0.0
 

@@ -80,7 +80,7 @@ class WorkerExited:
     now: float
     worker: WorkerId
     reason: str = ""
-    accident: bool = False
+    killed_externally: bool = False
     """Somebody killed it: nothing that it did, or was asked to do, is the cause."""
 
 
@@ -90,7 +90,7 @@ class LivenessReported:
 
     now: float
     worker: WorkerId
-    sign: float
+    last_progress: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class MemorySampled:
     now: float
     used_percent: float
     held: Mapping[WorkerId, int]
-    stalled: float = 0.0
+    pressure_percent: float = 0.0
     """Percent of the last seconds in which something waited for memory, as the system has it."""
 
 

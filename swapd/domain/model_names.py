@@ -46,7 +46,7 @@ def resolve(name: str, catalog: Catalog, prefix: str = PREFIX) -> ModelSpec | Am
     exact = catalog.resolve(name)
     if exact is not None:
         return exact
-    names = {model.name: model.aliases for model in catalog.models.values()}
+    names = {model.name: model.presentation.aliases for model in catalog.models.values()}
     found = SpellingIndex(names, prefix).find(name)
     return catalog.models[found] if isinstance(found, str) else found
 
@@ -165,7 +165,7 @@ class ModelNames:
 
     def _index(self) -> SpellingIndex:
         if self._spellings is None:
-            names = {m.name: m.aliases for m in self.catalog.models.values()}
+            names = {m.name: m.presentation.aliases for m in self.catalog.models.values()}
             self._spellings = SpellingIndex(names)
         return self._spellings
 
@@ -173,11 +173,13 @@ class ModelNames:
         """There is no such model; the nearest name, and those that there are."""
         if len(name) > LONGEST_SHOWN:
             name = name[:LONGEST_SHOWN] + "…"
-        names = sorted(m.name for m in self.catalog.models.values() if not m.unlisted)
+        names = sorted(m.name for m in self.catalog.models.values() if not m.presentation.unlisted)
         if not names:
             return f"there is no model {name!r}: none is configured"
         specs = self.catalog.models.values()
-        told = [f"{m.name}:{a}" for m in specs if not m.unlisted for a in adapters_of(m)]
+        told = [
+            f"{m.name}:{a}" for m in specs if not m.presentation.unlisted for a in adapters_of(m)
+        ]
         near = difflib.get_close_matches(name, [*names, *told], n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         more = len(names) - NAMES_TOLD
@@ -187,7 +189,7 @@ class ModelNames:
 
 def adapters_of(spec: ModelSpec) -> list[str]:
     """The adapters that a request for this model may ask for, as `NAME:ADAPTER`."""
-    named = spec.metadata.get("adapters")
+    named = spec.presentation.metadata.get("adapters")
     return [str(name) for name in named] if isinstance(named, list | tuple) else []
 
 

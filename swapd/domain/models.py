@@ -23,102 +23,102 @@ class WorkerLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """One model: the command that serves it and the terms on which it runs.
+class LaunchSpec:
+    """The command of a worker and everything else that makes it another process.
 
-    `argv` is the command, split and with every macro filled in except `${PORT}` and `${PID}`,
-    which are known only at the spawn. Bytes are bytes, durations are seconds, 0 in `ttl` means
-    that idleness never ends the worker.
+    Two models with equal launch specs can be served by the same process. `argv` is split, with
+    every macro filled in except `${PORT}` and `${PID}`, which are known only at the spawn.
     """
 
-    name: str
     argv: tuple[str, ...]
-    stop_argv: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
     limits: WorkerLimits = WorkerLimits()
-    own: bool = True
-    """Speaks our worker's contract: reports its address on `SWAPD_READY_FD`."""
+    builtin: bool = True
+    """Follows the contract of `workers.protocol`: reports its address on `SWAPD_READY_FD`."""
     proxy: str = ""
-    """Where a foreign worker answers, `${PORT}` allowed."""
+    """Base URL of an external worker, `${PORT}` allowed."""
     check_endpoint: str = "/health"
-    """Path that answers 200 once a foreign worker is ready; empty: ready at once."""
+    """Path that answers 200 once an external worker is ready; empty: ready at once."""
+    context: int = 0
+    """Tokens of context; 0: unknown."""
+    stamp: str = ""
+    """Stamp of the files that the worker reads (`swapd.gguf.file_stamp`); empty: unknown."""
+
+    def same_process(self, other: LaunchSpec) -> bool:
+        """Return True if a process started for `self` is also the one that `other` describes.
+
+        An empty stamp differs from none: a file that is gone for the moment is no other file.
+        """
+        if self.stamp and other.stamp:
+            return self == other
+        return replace(self, stamp=other.stamp) == other
+
+
+@dataclass(frozen=True, slots=True)
+class ServingPolicy:
+    """The terms on which the scheduler and the supervisor run a model's worker.
+
+    Bytes are bytes, durations are seconds. A change takes effect without a new process.
+    """
+
+    stop_argv: tuple[str, ...] = ()
+    """Command that stops the worker; empty: SIGTERM."""
     start_timeout: float = 120.0
     stop_grace: float = 5.0
-    """From SIGTERM to SIGKILL."""
+    """Seconds from SIGTERM to SIGKILL."""
     hang_timeout: float = 0.0
-    """Without progress for so long while it has requests, a worker is taken for hung; 0: never."""
-    must_answer: bool = False
-    """Whether a foreign worker that is busy and silent must answer at its check endpoint."""
+    """Seconds without progress after which a busy worker counts as hung; 0: never."""
+    liveness_probe: bool = False
+    """True if a busy and silent external worker must answer at its check endpoint."""
     need_bytes: int = 0
     """Memory to reserve before a first run has been measured; 0: unknown."""
     slots: int = 1
-    """Requests that the worker serves at once."""
+    """Requests served at once."""
     max_queue: int = 64
-    """Requests that may wait for this model."""
+    """Requests that may be queued for this model."""
     ttl: float = 0.0
+    """Seconds of idleness after which the worker is stopped; 0: never."""
     weight: float = 1.0
-    """How many times its cost of coming back counts when room is needed."""
+    """Factor on the cost of loading the model again, when victims are chosen."""
     priority: int = 0
-    """Added to that of each request for it."""
+    """Added to the priority of each request."""
     pinned: bool = False
-    """Never asked to go for want of room, idleness or memory pressure; only by hand."""
-    min_stay: float = 0.0
-    """Seconds after it came up in which it is not asked to go for want of room."""
+    """Never evicted for capacity, idleness or memory pressure; only stopped by hand."""
+    min_residency: float = 0.0
+    """Seconds after readiness in which the worker is not evicted for capacity."""
     preload: bool = False
     """Loaded when swapd starts, without a request."""
-    aliases: tuple[str, ...] = ()
     upstream_name: str = ""
-    """The `model` a foreign worker wants to read in the body; empty: as the client wrote it."""
+    """`model` field that an external worker expects; empty: as the client wrote it."""
     drop_params: tuple[str, ...] = ()
-    """Body fields that are taken out before a request is passed on."""
+    """Body fields removed before a request is forwarded."""
     send_loading_state: bool = False
-    """Whether clients of streamed chats are told while they wait, as thoughts of the model."""
+    """True if clients of streamed chats get loading progress as `reasoning_content`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Presentation:
+    """The names and texts under which clients see a model."""
+
+    aliases: tuple[str, ...] = ()
     unlisted: bool = False
     title: str = ""
     description: str = ""
-    context: int = 0
-    """Tokens of context; 0: unknown."""
     metadata: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
-    stamp: str = ""
-    """A mark of the files that the worker reads; empty: not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model: its worker's process, the policy for serving it, and how clients see it."""
+
+    name: str
+    launch: LaunchSpec
+    serving: ServingPolicy = ServingPolicy()
+    presentation: Presentation = Presentation()
 
     def same_process(self, other: ModelSpec) -> bool:
-        """Whether a worker started for `self` may go on serving as `other`.
-
-        True when they differ at most in what swapd itself does with the worker (time to live,
-        names, slots it grants), not in what the process was started with, files that were replaced
-        since among it.
-        """
-        return (
-            replace(
-                self,
-                stop_argv=other.stop_argv,
-                start_timeout=other.start_timeout,
-                stop_grace=other.stop_grace,
-                hang_timeout=other.hang_timeout,
-                must_answer=other.must_answer,
-                need_bytes=other.need_bytes,
-                slots=other.slots,
-                max_queue=other.max_queue,
-                ttl=other.ttl,
-                weight=other.weight,
-                priority=other.priority,
-                pinned=other.pinned,
-                min_stay=other.min_stay,
-                preload=other.preload,
-                aliases=other.aliases,
-                upstream_name=other.upstream_name,
-                drop_params=other.drop_params,
-                send_loading_state=other.send_loading_state,
-                unlisted=other.unlisted,
-                title=other.title,
-                description=other.description,
-                metadata=other.metadata,
-                # A file that is gone for the moment is no other file.
-                stamp=self.stamp if self.stamp and other.stamp else other.stamp,
-            )
-            == other
-        )
+        """Return True if a worker started for `self` may go on serving as `other`."""
+        return self.name == other.name and self.launch.same_process(other.launch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,21 +146,21 @@ class Limits:
     """Workers alive at once."""
     budget_bytes: int = 0
     """Sum of the workers' memory."""
-    heed_free: bool = False
+    require_free_memory: bool = False
     """Whether a worker is started only when as much memory as it needs is free in fact."""
     threshold_percent: float = 0.0
     """Share of the machine's memory in use above which idle workers go."""
-    stall_percent: float = 0.0
+    psi_threshold_percent: float = 0.0
     """Share of time lost waiting for memory above which they go too, if there is a threshold."""
     critical_percent: float = 0.0
     """Share of the machine's memory in use above which busy workers go when no idle one is left."""
     interval: float = 30.0
     """Seconds from one look at the memory to the next."""
-    max_waiting: int = 512
+    max_queued: int = 512
     """Requests that may wait, all models together."""
     max_per_tenant: int = 0
     """Requests that may wait for one tenant, all models together."""
-    max_wait: float = 60.0
+    max_turn: float = 60.0
     """Seconds for which a resident model may go on being served while another one waits for its
     room, so that not every request costs a swap. 0: strictly by arrival."""
     policy: str = "cost"
@@ -178,7 +178,7 @@ class Catalog:
     _by_alias: Mapping[str, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        by_alias = {alias: m.name for m in self.models.values() for alias in m.aliases}
+        by_alias = {alias: m.name for m in self.models.values() for alias in m.presentation.aliases}
         object.__setattr__(self, "_by_alias", MappingProxyType(by_alias))
 
     def resolve(self, name: str) -> ModelSpec | None:

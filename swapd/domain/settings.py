@@ -57,9 +57,9 @@ class ServerSettings:
     max_body_bytes: int = 32 * 2**20
     client_timeout: float = 60.0
     """How long a client may take nothing of its answer, or send nothing of its request."""
-    drain_grace: float = 30.0
+    drain_timeout: float = 30.0
     """How long a shutdown lets running requests go on."""
-    spare: bool | None = None
+    warm_standby: bool | None = None
     """Whether a worker without a model is kept waiting, which makes swaps cheaper and costs some
     40 MB; None: where there is memory enough."""
     pass_env: tuple[str, ...] = ()

@@ -22,7 +22,7 @@ class WorkerStatus:
     """When it was started."""
     idle_since: float | None
     """End of its last request, or when it came up; None while it is busy or not ready."""
-    goes_at: float | None
+    expires_at: float | None
     """When idleness ends it, as things stand; None: never, or it is not idle."""
     bytes: int
     """Memory accounted to it: measured if it ran, else estimated."""

@@ -29,8 +29,8 @@ def speaks_llama_flags(argv: tuple[str, ...], own: bool) -> bool:
 
 def model_file(spec: ModelSpec) -> str | None:
     """The file that the command names as its model, if it names one."""
-    short = ("-m",) if speaks_llama_flags(spec.argv, spec.own) else ()
-    return flag_value(spec.argv, "--model", *short)
+    short = ("-m",) if speaks_llama_flags(spec.launch.argv, spec.launch.builtin) else ()
+    return flag_value(spec.launch.argv, "--model", *short)
 
 
 KV_BYTES = MappingProxyType(

@@ -286,9 +286,9 @@ def estimate_spec(spec: ModelSpec, beside: Path) -> int:
     if named is None:
         return 0
     size = _size_of_parts(named, beside)
-    if not size or not speaks_llama_flags(spec.argv, spec.own):
+    if not size or not speaks_llama_flags(spec.launch.argv, spec.launch.builtin):
         return size
-    terms = parse_llama_flags(spec.argv, spec.own)
+    terms = parse_llama_flags(spec.launch.argv, spec.launch.builtin)
     besides = sum(file_size(beside / other) for other in terms.besides)
     need = _need_of(beside / named, size, terms) + besides
     draft = beside / terms.draft

@@ -53,13 +53,13 @@ class AccessControl:
     def needs_keys(self) -> bool:
         return not self._keyring.nobody_needs_one
 
-    def refusal(self, request: web.Request) -> web.Response | None:
+    def rejection(self, request: web.Request) -> web.Response | None:
         """What to answer instead of doing what is asked; None for one that is let in."""
         refused = self._foreign(request) or self._keyless(request) or self._too_large(request)
         if refused is not None:
             response, reason = refused
             if reason:
-                self._metrics.turned_away(reason)
+                self._metrics.http_rejected(reason)
             if not request.content.is_eof():
                 # What is still to come of it is not worth a place.
                 response.force_close()
@@ -182,7 +182,7 @@ GUARD: web.AppKey[AccessControl] = web.AppKey("guard", AccessControl)
 async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Has the guard look at every request that it has not seen yet."""
     if SEEN not in request:
-        refused = request.app[GUARD].refusal(request)
+        refused = request.app[GUARD].rejection(request)
         if refused is not None:
             return refused
     return await handler(request)
@@ -191,7 +191,7 @@ async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
 async def expected(request: web.Request) -> web.StreamResponse | None:
     """`Expect: 100-continue`: the body is asked for only when the request is let in."""
     request[SEEN] = True
-    refused = request.app[GUARD].refusal(request)
+    refused = request.app[GUARD].rejection(request)
     if refused is not None:
         return refused
     if request.headers[hdrs.EXPECT].lower() != "100-continue":

@@ -56,7 +56,7 @@ class Principal:
 
     def opens(self, spec: ModelSpec) -> bool:
         """Whether the key is good for this model, by its name or an alias."""
-        names = (spec.name, *spec.aliases)
+        names = (spec.name, *spec.presentation.aliases)
         return self.all_models or any(
             fnmatchcase(name, pattern) for pattern in self.key.models for name in names
         )

@@ -66,11 +66,11 @@ class AppContext:
     def listed(self, grant: Principal | None = None) -> list[ModelSpec]:
         """The models that are shown to clients, by name."""
         models = self.names(grant).catalog.models.values()
-        return sorted((m for m in models if not m.unlisted), key=lambda m: m.name)
+        return sorted((m for m in models if not m.presentation.unlisted), key=lambda m: m.name)
 
     def states(self) -> dict[str, str]:
         """State by model; where one worker takes another's place, of the one that serves."""
-        sights = sorted(self.supervisor.sights(), key=lambda s: s.status.state == "ready")
+        sights = sorted(self.supervisor.snapshots(), key=lambda s: s.status.state == "ready")
         return {s.status.model: s.status.state for s in sights}
 
 

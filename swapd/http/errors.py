@@ -53,8 +53,8 @@ def error_response(
 
 def rejection_response(refusal: Reject) -> web.Response:
     """What a refused request is answered."""
-    status, kind, code = HTTP_STATUS[refusal.why]
-    param = "model" if refusal.why is RejectReason.UNKNOWN_MODEL else None
+    status, kind, code = HTTP_STATUS[refusal.reason]
+    param = "model" if refusal.reason is RejectReason.UNKNOWN_MODEL else None
     return error_response(status, refusal.message, kind, code, param, refusal.retry_after)
 
 

@@ -38,7 +38,7 @@ async def models(request: web.Request) -> web.Response:
             card = _card(house, spec, f"{spec.name}:{adapter}", states)
             data.append({**card, "parent": spec.name})
         if house.settings.include_aliases:
-            data += [_card(house, spec, alias, states) for alias in spec.aliases]
+            data += [_card(house, spec, alias, states) for alias in spec.presentation.aliases]
     return _json({"object": "list", "data": data})
 
 
@@ -50,14 +50,14 @@ def _card(house: AppContext, spec: ModelSpec, name: str, states: dict[str, str])
         "owned_by": "swapd",
         "state": states.get(spec.name, "unloaded"),
     }
-    if spec.context:
-        card["context_length"] = spec.context
-    if spec.title:
-        card["name"] = spec.title
-    if spec.description:
-        card["description"] = spec.description
-    if spec.metadata:
-        card["meta"] = dict(spec.metadata)
+    if spec.launch.context:
+        card["context_length"] = spec.launch.context
+    if spec.presentation.title:
+        card["name"] = spec.presentation.title
+    if spec.presentation.description:
+        card["description"] = spec.presentation.description
+    if spec.presentation.metadata:
+        card["meta"] = dict(spec.presentation.metadata)
     return card
 
 
@@ -76,7 +76,7 @@ async def running(request: web.Request) -> web.Response:
     Who has a key sees the workers of its models; their commands and addresses are for admins.
     """
     house, grant = request.app[APP_CONTEXT], principal_of(request)
-    seen = [sight for sight in house.supervisor.sights() if _visible(house, sight, grant)]
+    seen = [sight for sight in house.supervisor.snapshots() if _visible(house, sight, grant)]
     shown = [_worker(house, sight) for sight in seen]
     if grant is not None and not grant.key.admin:
         shown = [{**worker, "cmd": "", "proxy": ""} for worker in shown]
@@ -95,27 +95,27 @@ def _worker(house: AppContext, sight: WorkerSnapshot) -> dict[str, Any]:
     spec = house.supervisor.catalog.models.get(status.model)
     moment = house.supervisor.now()
     idle = None if status.idle_since is None else moment - status.idle_since
-    ends_in = None if status.goes_at is None else max(0.0, status.goes_at - moment)
+    expires_in = None if status.expires_at is None else max(0.0, status.expires_at - moment)
     return {
         "model": status.model,
         "state": status.state,
         "cmd": shlex.join(redact_argv(sight.argv)),
         "proxy": sight.base_url,
-        "ttl": spec.ttl if spec else 0,
-        "name": spec.title if spec else "",
-        "description": spec.description if spec else "",
+        "ttl": spec.serving.ttl if spec else 0,
+        "name": spec.presentation.title if spec else "",
+        "description": spec.presentation.description if spec else "",
         "pid": sight.pid,
         "started": sight.started,
         "busy": status.busy,
         "slots": status.slots,
         "waiting": house.supervisor.waiting(status.model),
         "idle_seconds": idle,
-        "ends_in": ends_in,
-        "silent_seconds": sight.silent,
-        **house.metrics.troubles(status.model),
+        "expires_in_seconds": expires_in,
+        "last_progress_seconds": sight.since_progress,
+        **house.metrics.faults(status.model),
         "bytes": status.bytes,
         "devices": [msgspec.to_builtins(device) for device in sight.devices],
-        "context": spec.context if spec else 0,
+        "context": spec.launch.context if spec else 0,
     }
 
 
@@ -129,7 +129,7 @@ async def load(request: web.Request) -> web.Response:
     try:
         await house.supervisor.load(spec.name)
     except RejectedError as error:
-        return errors.rejection_response(error.refusal)
+        return errors.rejection_response(error.rejection)
     return _json({"msg": "ok", "loaded": spec.name})
 
 
@@ -173,7 +173,7 @@ async def _named(request: web.Request) -> str | None:
 async def health(request: web.Request) -> web.Response:
     """Whether new requests are taken, and what is loaded."""
     house, grant = request.app[APP_CONTEXT], principal_of(request)
-    seen = (sight for sight in house.supervisor.sights() if _visible(house, sight, grant))
+    seen = (sight for sight in house.supervisor.snapshots() if _visible(house, sight, grant))
     loaded = [sight.status.model for sight in seen if sight.status.state == "ready"]
     if house.supervisor.closing:
         return errors.error_response(

@@ -213,7 +213,9 @@ def _own_schemas() -> Json:
         dict.fromkeys(("model", "state", "cmd", "proxy", "name", "description"), text)
         | dict.fromkeys(("busy", "slots", "waiting", "bytes", "context"), count),
         {"pid": {}, "started": {}, "ttl": number, "devices": {"type": "array", "items": device}}
-        | dict.fromkeys(("idle_seconds", "ends_in", "silent_seconds"), maybe_number),
+        | dict.fromkeys(
+            ("idle_seconds", "expires_in_seconds", "last_progress_seconds"), maybe_number
+        ),
     )
     return {
         "Error": _object(

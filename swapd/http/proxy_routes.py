@@ -187,7 +187,7 @@ async def by_path(request: web.Request) -> web.StreamResponse:
 
 def _rewritten(spec: ModelSpec, asked: str, body: bytes) -> bytes:
     """The body as the model's worker wants it: mostly just as it came."""
-    name = spec.upstream_name
+    name = spec.serving.upstream_name
     if not name and ":" in asked and asked != spec.name:
         adapter = adapter_in(spec, asked)
         if adapter is None and asked.startswith(f"{spec.name}:"):
@@ -196,10 +196,10 @@ def _rewritten(spec: ModelSpec, asked: str, body: bytes) -> bytes:
         elif adapter is not None and not asked.endswith(f":{adapter}"):
             # Our worker knows its adapters' names exactly.
             name = f"{spec.name}:{adapter}"
-    if not (name or spec.drop_params):
+    if not (name or spec.serving.drop_params):
         return body
     fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    for field in spec.drop_params:
+    for field in spec.serving.drop_params:
         if field != "model":
             fields.pop(field, None)
     if name:
@@ -222,7 +222,7 @@ async def _pass(
     try:
         await forward_with_retry(house.forwarding, passing, passage, meanwhile)
     except RejectedError as error:
-        instead = errors.rejection_response(error.refusal)
+        instead = errors.rejection_response(error.rejection)
     except WorkerFailedError as error:
         instead = errors.error_response(502, str(error), "upstream_error", "worker_failed")
     except ConnectionResetError as error:

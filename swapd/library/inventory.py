@@ -119,13 +119,13 @@ def _written(spec: ModelSpec, beside: Path, cards: ModelInfoCache) -> InventoryE
     named = model_file(spec)
     entry = InventoryEntry(
         spec.name,
-        aliases=spec.aliases,
+        aliases=spec.presentation.aliases,
         source=WRITTEN,
         path=beside / named if named else None,
-        need=spec.need_bytes,
-        context=spec.context,
-        title=spec.title,
-        command=shlex.join(spec.argv),
+        need=spec.serving.need_bytes,
+        context=spec.launch.context,
+        title=spec.presentation.title,
+        command=shlex.join(spec.launch.argv),
     )
     if entry.path is None:
         return entry
@@ -133,14 +133,14 @@ def _written(spec: ModelSpec, beside: Path, cards: ModelInfoCache) -> InventoryE
         files = [(Path(part), Path(part).stat()) for part in split_parts(str(entry.path))]
         read = [cards.card(path, status) for path, status in files]
     except (DamagedModelError, OSError) as error:
-        if not spec.own:
+        if not spec.launch.builtin:
             # Another server may mean something else by it, such as a name of the hub's.
             return replace(entry, path=None)
         why = skip_reason(entry.path, error) if isinstance(error, OSError) else str(error)
         return replace(entry, broken=why)
     card = replace(read[0], parameters=sum(part.parameters for part in read))
     told = replace(_with_card(entry, card), size=sum(status.st_size for _, status in files))
-    return replace(told, title=spec.title or card.title)
+    return replace(told, title=spec.presentation.title or card.title)
 
 
 def _entry(made: ModelEntry) -> InventoryEntry:

@@ -78,10 +78,10 @@ class Liveness:
         if 0 <= self.read < seen.read:
             self.flowed = now()
         self.read = seen.read
-        if not spec.own and not seen.stopped and not spec.must_answer:
+        if not spec.launch.builtin and not seen.stopped and not spec.serving.liveness_probe:
             self.flowed = now()
 
     async def ask(self, process: WorkerProcess, session: aiohttp.ClientSession) -> None:
         """Ask a foreign worker at its check endpoint; an answer within half its time is a sign."""
-        if await answers(session, process, process.spec.hang_timeout / 2):
+        if await answers(session, process, process.spec.serving.hang_timeout / 2):
             self.flowed = now()

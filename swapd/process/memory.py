@@ -117,7 +117,7 @@ class MemorySample:
 
     used_percent: float
     held: Mapping[int, int]
-    stalled: float = 0.0
+    pressure_percent: float = 0.0
     """Percent of the last ten seconds in which something waited for memory; 0: not told."""
 
 

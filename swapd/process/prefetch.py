@@ -15,7 +15,7 @@ async def prefetch(spec: ModelSpec, home: Path) -> None:
 
     A system that can't be asked (macOS) reads them when they are mapped.
     """
-    await asyncio.get_running_loop().run_in_executor(None, _ask, spec.argv, home)
+    await asyncio.get_running_loop().run_in_executor(None, _ask, spec.launch.argv, home)
 
 
 def _ask(argv: tuple[str, ...], home: Path) -> None:

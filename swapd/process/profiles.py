@@ -45,8 +45,8 @@ class ProfileStore:
 
     def identity(self, spec: ModelSpec) -> str:
         """What the command of this model and the files that it names are now."""
-        files = [_look(self._home / word) for word in paths_in(spec.argv)]
-        said = (spec.argv, spec.env, str(self._home), files)
+        files = [_look(self._home / word) for word in paths_in(spec.launch.argv)]
+        said = (spec.launch.argv, spec.launch.env, str(self._home), files)
         return hashlib.sha256(msgspec.json.encode(said)).hexdigest()[:32]
 
     def recall(self, catalog: Catalog) -> dict[str, ModelProfile]:

@@ -28,13 +28,13 @@ async def wait_until_ready(process: WorkerProcess, session: aiohttp.ClientSessio
     Raises StrangerError when the port turns out to be held by a process that is not our child's.
     The caller cancels it when the worker has ended.
     """
-    if not process.spec.check_endpoint:
+    if not process.spec.launch.check_endpoint:
         return
     interval = FIRST_PAUSE
     while not await answers(session, process, ANSWER_WITHIN):
         await pause(interval)
         interval = min(interval * GROWTH, LONGEST_PAUSE)
-    if "${PORT}" in process.spec.proxy and URL(process.base_url).host in LOOPBACK:
+    if "${PORT}" in process.spec.launch.proxy and URL(process.base_url).host in LOOPBACK:
         # Looking through processes takes milliseconds, in which others are not to wait.
         loop = asyncio.get_running_loop()
         stranger = await loop.run_in_executor(None, foreign_port_owner, process.port, process.pid)
@@ -44,7 +44,7 @@ async def wait_until_ready(process: WorkerProcess, session: aiohttp.ClientSessio
 
 async def answers(session: aiohttp.ClientSession, process: WorkerProcess, within: float) -> bool:
     """Whether a worker answers 200 at its check endpoint within so many seconds."""
-    url = process.base_url + "/" + process.spec.check_endpoint.lstrip("/")
+    url = process.base_url + "/" + process.spec.launch.check_endpoint.lstrip("/")
     limit = aiohttp.ClientTimeout(total=within)
     try:
         async with session.get(url, timeout=limit, allow_redirects=False) as response:

@@ -160,8 +160,8 @@ class WarmStandby:
     def take(self, spec: ModelSpec, argv: tuple[str, ...]) -> Spawned | None:
         """The spare as the worker of this model; None when there is none that fits."""
         length = len(self._serve)
-        plain = not spec.env and spec.limits == NO_LIMITS
-        fits = spec.own and plain and argv[:length] == self._serve
+        plain = not spec.launch.env and spec.launch.limits == NO_LIMITS
+        fits = spec.launch.builtin and plain and argv[:length] == self._serve
         if self._waiting is None or not fits:
             return None
         if self._waiting.process.poll() is not None:

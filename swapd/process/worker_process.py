@@ -44,7 +44,7 @@ class StopCommand:
         self._over = False
         self._place = place
         self._loop = asyncio.get_running_loop()
-        spawned = spawn(argv, place, dict(spec.env), own=False)
+        spawned = spawn(argv, place, dict(spec.launch.env), own=False)
         self._process = spawned.process
         assert self._process.stdin is not None
         self._process.stdin.close()
@@ -137,7 +137,7 @@ class WorkerListener(Protocol):
 
     def worker_spoke(self, worker: WorkerId, word: ReadyMessage) -> None: ...
 
-    def worker_exited(self, worker: WorkerId, reason: str, accident: bool) -> None: ...
+    def worker_exited(self, worker: WorkerId, reason: str, killed_externally: bool) -> None: ...
 
 
 class WorkerProcess:
@@ -159,9 +159,9 @@ class WorkerProcess:
     ) -> None:
         self.worker = worker
         self.spec = spec
-        self.port = 0 if spec.own else free_port()
-        self.base_url = "" if spec.own else self._fill(spec.proxy).rstrip("/")
-        self.argv = tuple(self._fill(word) for word in spec.argv)
+        self.port = 0 if spec.launch.builtin else free_port()
+        self.base_url = "" if spec.launch.builtin else self._fill(spec.launch.proxy).rstrip("/")
+        self.argv = tuple(self._fill(word) for word in spec.launch.argv)
         self._listener = listener
         self._output = output
         self._place = place
@@ -179,13 +179,19 @@ class WorkerProcess:
         self._begin(taken or self._spawned())
 
     def _spawned(self) -> Spawned:
-        return spawn(self.argv, self._place, dict(self.spec.env), self.spec.own, self.spec.limits)
+        return spawn(
+            self.argv,
+            self._place,
+            dict(self.spec.launch.env),
+            self.spec.launch.builtin,
+            self.spec.launch.limits,
+        )
 
     def _begin(self, spawned: Spawned) -> None:
         self._ended = False
         self._process = spawned.process
         self.pid = self._process.pid
-        own = self.spec.own
+        own = self.spec.launch.builtin
         self._words = LineReader(self._loop, spawned.words, self._heard) if own else None
         self._lines = LineReader(self._loop, spawned.lines, self._printed)
         self._await_end()
@@ -225,10 +231,10 @@ class WorkerProcess:
     def stop(self) -> None:
         """Ask it to end, by the model's own stop command if it has one, else by SIGTERM."""
         self._told = True
-        if not self.spec.stop_argv:
+        if not self.spec.serving.stop_argv:
             self._signal(signal.SIGTERM)
             return
-        argv = tuple(self._fill(word, self.pid) for word in self.spec.stop_argv)
+        argv = tuple(self._fill(word, self.pid) for word in self.spec.serving.stop_argv)
         try:
             self._stop_command = StopCommand(
                 argv, self._place, self.spec, self._output, self._terminate
@@ -297,7 +303,9 @@ class WorkerProcess:
         finally:
             # Whatever else fails: an end that nobody hears of would keep its place for good.
             if not self._began_anew():
-                self._listener.worker_exited(self.worker, self._reason(), self._is_accident())
+                self._listener.worker_exited(
+                    self.worker, self._reason(), self._was_killed_externally()
+                )
 
     def _clear_away(self) -> None:
         """What was there for the process that has ended."""
@@ -326,7 +334,7 @@ class WorkerProcess:
         self._output.warning("swapd: the spare worker was killed; pid %d instead", self.pid)
         return True
 
-    def _is_accident(self) -> bool:
+    def _was_killed_externally(self) -> bool:
         """Whether somebody else ended it, and not the system for want of memory."""
         status = self._process.returncode
         if status in ASKED_TO_END:
@@ -336,7 +344,7 @@ class WorkerProcess:
 
     def _reason(self) -> str:
         """One sentence: how it ended and, if it said so, why."""
-        limit = self.spec.limits.memory
+        limit = self.spec.launch.limits.memory
         if limit and not self._is_up and self._lacked_memory():
             return f"{self._how()} (its limits.memory, {limit / 2**20:,.0f} MiB, may be too small)"
         return self._how()

@@ -35,7 +35,9 @@ QUIET = 15.0
 
 def wants_progress(request: web.Request, spec: ModelSpec, streams: bool) -> bool:
     """Whether this client is to be told."""
-    return streams and (_header(request) or (spec.send_loading_state and request.path == CHAT))
+    return streams and (
+        _header(request) or (spec.serving.send_loading_state and request.path == CHAT)
+    )
 
 
 def _header(request: web.Request) -> bool:
@@ -74,7 +76,7 @@ class ProgressReporter:
     async def _tell(self) -> None:
         before, silent, pause = "", 0.0, FIRST
         while not await self._is_over_within(pause):
-            words = _words(self._supervisor.outlook(self._spec.name), self._ahead)
+            words = _words(self._supervisor.queue_estimate(self._spec.name), self._ahead)
             silent, pause = silent + pause, PAUSE
             if words == before and silent < QUIET:
                 continue

@@ -83,14 +83,14 @@ async def forward_with_retry(
     Raises RefusedError, and WorkerFailedError when no other worker may be tried.
     """
     supervisor = context.supervisor
-    known = passing.fingerprint() if supervisor.is_wary else ""
+    known = passing.fingerprint() if supervisor.tracks_fingerprints else ""
     context.heap.enter()
     try:
         coming = supervisor.admit(passing.spec.name, passing.needs_slot, passing.wish, known)
         lease = await (meanwhile(coming) if meanwhile is not None else coming)
         await _through(context, passing, passage, lease)
     except RejectedError as error:
-        if error.refusal.why is RejectReason.POISON:
+        if error.rejection.reason is RejectReason.POISON:
             name, known = passing.spec.name, passing.fingerprint()
             context.log.warning("%s: refused, fingerprint %s: %s", name, known, error)
         raise
@@ -107,24 +107,24 @@ async def _through(
     try:
         while not answered:
             try:
-                resumable = passing.asks_ids and lease.running.resumable
+                resumable = passing.asks_ids and lease.handle.resumable
                 if passage.has_begun:
                     if not resumable:
                         raise WorkerFailedError("the next one can't go on with what it began")
                     context.metrics.resumed(name)
-                pulse = lease.running.pulse
-                tokens = await passage.through(lease.base_url, pulse, resumable, lease.fate)
+                pulse = lease.handle.liveness
+                tokens = await passage.through(lease.base_url, pulse, resumable, lease.exit_reason)
                 answered = True
             except WorkerFailedError as error:
-                leaves = isinstance(error, WorkerDrainingError) and lease.running.resumable
-                fate = await lease.fate(LEAVES_WITHIN if leaves else EXIT_GRACE)
+                leaves = isinstance(error, WorkerDrainingError) and lease.handle.resumable
+                fate = await lease.exit_reason(LEAVES_WITHIN if leaves else EXIT_GRACE)
                 context.log.warning("%s: a request lost its worker: %s", name, fate or error)
                 known = passing.fingerprint() if fate else ""
                 if not fate or not passage.goes_on:
                     message = f"the worker of {name!r} failed: {fate or error}"
                     raise WorkerFailedError(message) from error
                 held = None
-                held = lease = await context.supervisor.again(lease, known)
+                held = lease = await context.supervisor.reacquire(lease, known)
                 known = ""
     finally:
         if held is not None:

@@ -16,7 +16,7 @@ from swapd.scheduler.state import Capacity, SchedulerState, missing
 class Rejection:
     """What a refusal says to whomever it concerns."""
 
-    why: RejectReason
+    reason: RejectReason
     message: str
     retry_after: float = 0.0
 
@@ -40,7 +40,7 @@ def too_many(
         return Rejection(
             RejectReason.TENANT_FULL, message, expected_wait(books, spec, queued)
         ), None
-    if queue is not None and queued >= spec.max_queue:
+    if queue is not None and queued >= spec.serving.max_queue:
         verdict = Rejection(
             RejectReason.QUEUE_FULL,
             f"{queued} requests wait for {spec.name!r} already, which is the limit",
@@ -48,7 +48,7 @@ def too_many(
         )
         most, newest = queue.greediest()
         return verdict, newest if queue.of(event.tenant) + 2 <= most else None
-    if 0 < limits.max_waiting <= total:
+    if 0 < limits.max_queued <= total:
         message = f"{total} requests wait already, which is the limit"
         verdict = Rejection(RejectReason.OVERLOADED, message, expected_wait(books, spec, queued))
         greedy = max(books.of_tenant.values(), key=len)
@@ -71,7 +71,7 @@ def cannot_start(
         return Rejection(RejectReason.TOO_LARGE, f"pinned models leave no room for {spec.name!r}")
     if other := _beside_pinned(books, spec, catalog.limits):
         message = f"{spec.name!r} can't be loaded beside {other!r}, which is pinned"
-        return Rejection(RejectReason.NO_ROOM, message)
+        return Rejection(RejectReason.INSUFFICIENT_MEMORY, message)
     return None
 
 
@@ -80,7 +80,9 @@ def _fixed_for(books: SchedulerState, spec: ModelSpec, limits: Limits) -> Capaci
     if not limits.groups:
         return books.pinned()
     return books.total(
-        r for r in books.staying() if r.spec.pinned or is_spared(spec.name, r.spec.name, limits)
+        r
+        for r in books.staying()
+        if r.spec.serving.pinned or is_spared(spec.name, r.spec.name, limits)
     )
 
 
@@ -88,7 +90,7 @@ def _beside_pinned(books: SchedulerState, spec: ModelSpec, limits: Limits) -> st
     """A pinned model in whose presence this one must not be loaded, or nothing."""
     if not limits.groups:
         return ""
-    pinned = (r.spec.name for r in books.staying() if r.spec.pinned)
+    pinned = (r.spec.name for r in books.staying() if r.spec.serving.pinned)
     return next((p for p in pinned if must_not_coexist(spec.name, p, limits)), "")
 
 
@@ -108,7 +110,7 @@ def no_room(spec: ModelSpec, short: Capacity, limits: Limits, retry_after: float
     else:
         what = "its group does not let it be loaded beside those that are"
     message = f"no room for {spec.name!r}: {what}, and {limits.policy} lets nobody go for it"
-    return Rejection(RejectReason.NO_ROOM, message, retry_after)
+    return Rejection(RejectReason.INSUFFICIENT_MEMORY, message, retry_after)
 
 
 def not_free(spec: ModelSpec, need: int, free: int) -> Rejection:
@@ -117,7 +119,7 @@ def not_free(spec: ModelSpec, need: int, free: int) -> Rejection:
         f"{spec.name!r} needs {_mib(need)} of memory and {_mib(free)} are free:"
         f" {_mib(need - free)} are missing, which other programs hold"
     )
-    return Rejection(RejectReason.NO_ROOM, message, 10.0)
+    return Rejection(RejectReason.INSUFFICIENT_MEMORY, message, 10.0)
 
 
 def _mib(number: int) -> str:
@@ -127,4 +129,4 @@ def _mib(number: int) -> str:
 def expected_wait(books: SchedulerState, spec: ModelSpec, ahead: int) -> float:
     """Seconds until `ahead` requests and one more are through, from the measured mean."""
     usual = books.record(spec.name).mean_request or 1.0
-    return max(1.0, usual * (ahead + 1) / spec.slots)
+    return max(1.0, usual * (ahead + 1) / spec.serving.slots)

@@ -47,11 +47,11 @@ class EvictionPolicy:
     """What decides who goes."""
 
     name: str
-    makes_room: bool
+    evicts: bool
     """Whether anybody goes for want of room; else who finds none is refused."""
-    heeds_time: bool
+    uses_ttl: bool
     """Whether idleness beyond the time to live ends anybody."""
-    adds_up: bool
+    additive: bool
     """Whether the worth of several is the sum of theirs."""
     worth: Callable[[EvictionCandidate[int] | EvictionCandidate[str], bool], float]
     """Who has least goes first; by the byte (True), or as it is."""
@@ -140,7 +140,7 @@ def choose(
         if not short - without:
             chosen.remove(candidate)
             freed = without
-    if policy.adds_up and chosen and not any(c.in_use for c in chosen):
+    if policy.additive and chosen and not any(c.in_use for c in chosen):
         chosen = _Search(policy, short, [c for c in order if not c.in_use], chosen).best
     return tuple(c.key for c in chosen)
 
@@ -196,5 +196,7 @@ def pressure_level(event: ev.Event, limits: Limits) -> PressureLevel:
     if 0 < limits.critical_percent < event.used_percent:
         return PressureLevel.BUSY
     full = 0 < limits.threshold_percent < event.used_percent
-    stalls = limits.threshold_percent > 0 and 0 < limits.stall_percent < event.stalled
+    stalls = (
+        limits.threshold_percent > 0 and 0 < limits.psi_threshold_percent < event.pressure_percent
+    )
     return PressureLevel.IDLE if full or stalls else PressureLevel.NONE

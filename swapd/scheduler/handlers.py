@@ -66,7 +66,7 @@ class Desk:
     # -- orders --------------------------------------------------------------------------------
 
     def _refuse(self, request: ev.RequestId, verdict: Rejection) -> None:
-        self._orders.append(Reject(request, verdict.why, verdict.message, verdict.retry_after))
+        self._orders.append(Reject(request, verdict.reason, verdict.message, verdict.retry_after))
 
     def _refuse_all(self, model: str, verdict: Rejection) -> None:
         for request in list(self._books.queues[model]):
@@ -75,21 +75,21 @@ class Desk:
 
     def _give(self, waiting: QueuedRequest, resident: WorkerRecord, now: float) -> None:
         if waiting.needs_slot and not resident.busy:
-            resident.sign, resident.alone = now, waiting.alone
+            resident.last_progress, resident.alone = now, waiting.alone
             self._watch(resident, now)
         self._books.grant(waiting, resident, now)
         self._orders.append(AssignWorker(waiting.request, resident.worker))
 
     def _watch(self, resident: WorkerRecord, now: float) -> None:
         """See to it that somebody looks whether it makes progress, twice within the time-out."""
-        limit = resident.spec.hang_timeout
+        limit = resident.spec.serving.hang_timeout
         if limit and resident.look_at == math.inf:
-            resident.look_at = min(now + limit / 2, resident.sign + limit)
+            resident.look_at = min(now + limit / 2, resident.last_progress + limit)
 
-    def _start(self, spec: ModelSpec, now: float, heir: bool = False) -> None:
-        resident = self._books.admit(spec, now, heir)
+    def _start(self, spec: ModelSpec, now: float, replacement: bool = False) -> None:
+        resident = self._books.admit(spec, now, replacement)
         # Those that never go for others may leave no room for some who wait.
-        self._look_at_all |= spec.pinned or bool(self._limits.groups)
+        self._look_at_all |= spec.serving.pinned or bool(self._limits.groups)
         self._orders.append(Start(resident.worker, spec))
         self._bring_others(spec.name)
 
@@ -108,8 +108,8 @@ class Desk:
 
     def _stop(self, resident: WorkerRecord, because: str, now: float) -> None:
         self._books.step(resident, Transition.STOP)
-        resident.because = because
-        resident.deadline = now + resident.spec.stop_grace
+        resident.reason = because
+        resident.deadline = now + resident.spec.serving.stop_grace
         self._orders.append(Stop(resident.worker, because))
         heir = self._books.serving(resident.spec.name)
         if (
@@ -121,7 +121,7 @@ class Desk:
 
     def _drain(self, resident: WorkerRecord) -> None:
         self._books.step(resident, Transition.DRAIN)
-        resident.because = CHANGED
+        resident.reason = CHANGED
 
     def _kill(self, resident: WorkerRecord, because: str) -> None:
         self._books.step(resident, Transition.KILL)
@@ -166,7 +166,7 @@ class Desk:
         """When idleness ends it; infinite when it is not idle, or stays."""
         if not resident.idle:
             return math.inf
-        return resident.last_used + resident.lasts(self._policy.heeds_time)
+        return resident.last_used + resident.lasts(self._policy.uses_ttl)
 
     def _due(self, resident: WorkerRecord) -> float:
         """When the pass must look at this worker though nothing has happened."""
@@ -218,7 +218,7 @@ class Facts(Desk):
             event.needs_slot,
             event.now,
             event.tenant,
-            event.priority + spec.priority,
+            event.priority + spec.serving.priority,
             event.keep_alive,
             event.fingerprint,
         )
@@ -296,13 +296,13 @@ class Facts(Desk):
         failed_start = resident.state is WorkerState.STARTING or bool(resident.late)
         failed_serving = resident.state is WorkerState.READY and not resident.served
         served = [self._books.granted[request].waiting for request in resident.busy]
-        if event.accident:
+        if event.killed_externally:
             failed_serving = False
             self._suspects.worker_killed(served)
         elif resident.hung or resident.state in WORKING:
             # What one request is the cause of says nothing of the model.
             failed_serving &= not self._suspects.worker_ended(served, resident.hung or event.reason)
-        if failed_start and resident.heir:
+        if failed_start and resident.replacement:
             # Perhaps for want of what the other one holds. Without it, the next one may come up.
             self._part_from_predecessor(resident)
             failed_start = False
@@ -314,27 +314,27 @@ class Facts(Desk):
             record.reason = resident.late or event.reason
             # One that somebody killed met with an accident; one that came up and then died may
             # have, or with a request that ends two workers before it is found out.
-            if (failed_start and not event.accident) or record.failures > ACCIDENTS:
+            if (failed_start and not event.killed_externally) or record.failures > ACCIDENTS:
                 rest = COOL_DOWN * 2.0 ** (record.failures - 1)
                 record.cool_until = event.now + min(rest, COOL_DOWN_MOST)
         if not self._books.residents:
             self._sample_at = math.inf
-        elif resident.because == PRESSURE:
+        elif resident.reason == PRESSURE:
             self._sample_soon(event.now)
 
     def _part_from_predecessor(self, heir: WorkerRecord) -> None:
         """The worker whose heir this is, if it is one, takes no more requests."""
         predecessor = self._books.serving(heir.spec.name)
-        if heir.heir and predecessor is not None and predecessor.state is WorkerState.READY:
+        if heir.replacement and predecessor is not None and predecessor.state is WorkerState.READY:
             self._drain(predecessor)
 
     def _looked(self, event: ev.LivenessReported) -> None:
         resident = self._books.residents.get(event.worker)
         if resident is None or not resident.busy or resident.state not in WORKING:
             return
-        limit = resident.spec.hang_timeout
-        resident.sign = max(resident.sign, event.sign)
-        if limit and event.now >= resident.sign + limit:
+        limit = resident.spec.serving.hang_timeout
+        resident.last_progress = max(resident.last_progress, event.last_progress)
+        if limit and event.now >= resident.last_progress + limit:
             resident.hung = f"the worker hung: {limit:g} s without progress"
             self._kill(resident, resident.hung)
         else:
@@ -369,7 +369,7 @@ class Facts(Desk):
             if new is not None and resident.spec.same_process(new):
                 resident.spec = new
                 if resident.busy:
-                    resident.sign = event.now
+                    resident.last_progress = event.now
                     self._watch(resident, event.now)
             elif resident.state is not WorkerState.READY:
                 self._stop(resident, CHANGED, event.now)
@@ -387,7 +387,7 @@ class Facts(Desk):
             asked = event.model is None or resident.spec.name == event.model
             if asked and resident.state is WorkerState.READY:
                 self._books.step(resident, Transition.DRAIN)
-                resident.because = "unloaded by hand"
+                resident.reason = "unloaded by hand"
 
     def _closing_asked(self, event: ev.ShutdownRequested) -> None:
         self._closing = (

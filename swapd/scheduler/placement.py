@@ -92,7 +92,7 @@ def _parting(books: SchedulerState, limits: Limits, spec: ModelSpec) -> list[Wor
     return [
         r
         for r in books.residents.values()
-        if must_not_coexist(spec.name, r.spec.name, limits) and not r.spec.pinned
+        if must_not_coexist(spec.name, r.spec.name, limits) and not r.spec.serving.pinned
     ]
 
 
@@ -120,7 +120,7 @@ def _make_room(
     if not short and not parting:
         # Who is on the way out leaves enough.
         return True
-    if not policy.makes_room:
+    if not policy.evicts:
         made.refused.append((spec, short))
         need = books.need(spec)
         room.taken, room.stays = room.taken - need, room.stays - need
@@ -173,7 +173,9 @@ def _split(
 def evictable(books: SchedulerState) -> list[WorkerRecord]:
     """Workers that may be asked to go: ready ones that are not pinned."""
     return [
-        r for r in books.residents.values() if r.state is WorkerState.READY and not r.spec.pinned
+        r
+        for r in books.residents.values()
+        if r.state is WorkerState.READY and not r.spec.serving.pinned
     ]
 
 
@@ -193,7 +195,7 @@ def candidate(books: SchedulerState, r: WorkerRecord, now: float) -> EvictionCan
         uses=0 if in_use else record.uses,
         back=record.mean_load or 0.0,
         likely=books.forecast.share(record.demand, now),
-        weight=r.spec.weight,
+        weight=r.spec.serving.weight,
     )
 
 

@@ -105,7 +105,7 @@ class Placing(Facts):
         scarcity = self._scarcity
         if scarcity.since:
             scarcity.only({spec.name for spec in wanted})
-        if not wanted or not self._limits.heed_free:
+        if not wanted or not self._limits.require_free_memory:
             return wanted
         if scarcity.free is None:
             if scarcity.ought_to_look(self._books.version, now):
@@ -140,10 +140,10 @@ class Placing(Facts):
         idle = [
             candidate(books, r, now)
             for r in evictable(books)
-            if r.idle and r.up_since + r.spec.min_stay <= now
+            if r.idle and r.up_since + r.spec.serving.min_residency <= now
         ]
         short = Capacity(0, need - free)
-        victims = eviction.choose(self._policy, short, idle) if self._policy.makes_room else None
+        victims = eviction.choose(self._policy, short, idle) if self._policy.evicts else None
         if victims:
             for victim in victims:
                 self._stop(books.residents[victim], f"makes room for {spec.name}", now)
@@ -170,9 +170,9 @@ class Succession(Placing):
             elif not self._may_be_beside(spec):
                 del self._outdated[worker]
                 self._drain(resident)
-            elif not self._limits.heed_free or self._scarcity.free is not None:
+            elif not self._limits.require_free_memory or self._scarcity.free is not None:
                 del self._outdated[worker]
-                self._start(spec, now, heir=True)
+                self._start(spec, now, replacement=True)
             elif self._scarcity.ought_to_look(self._books.version, now):
                 self._scarcity.looks(self._books.version)
                 self._orders.append(QueryFreeMemory())
@@ -200,7 +200,7 @@ class Succession(Placing):
         if missing(books.taken() + need, self._limits):
             return False
         free = self._scarcity.free
-        if not self._limits.heed_free or free is None:
+        if not self._limits.require_free_memory or free is None:
             return True
         coming = sum(books.need(r.spec).bytes for r in books.residents.values() if r.is_coming)
         return coming + need.bytes <= free
@@ -232,7 +232,7 @@ class Scheduler(Succession):
         return self._catalog
 
     @property
-    def is_wary(self) -> bool:
+    def tracks_fingerprints(self) -> bool:
         """Whether to tell the fingerprints of requests that arrive."""
         return bool(self._suspects)
 
@@ -253,7 +253,7 @@ class Scheduler(Succession):
                 slots=r.slots,
                 since=r.since,
                 idle_since=r.last_used if r.idle else None,
-                goes_at=self._lasts_until(r) if self._lasts_until(r) < math.inf else None,
+                expires_at=self._lasts_until(r) if self._lasts_until(r) < math.inf else None,
                 bytes=self._books.need(r.spec).bytes,
             )
             for r in self._books.residents.values()
@@ -263,7 +263,7 @@ class Scheduler(Succession):
         """How many requests wait for this model."""
         return len(self._books.queues.get(model, ()))
 
-    def outlook(self, model: str, now: float) -> QueueEstimate:
+    def queue_estimate(self, model: str, now: float) -> QueueEstimate:
         """What somebody may expect who waits for this model."""
         resident = self._books.serving(model)
         coming = resident is not None and resident.state is WorkerState.STARTING
@@ -344,16 +344,16 @@ class Scheduler(Succession):
         """Why this worker is to go, whatever the others do; empty: it may stay."""
         wanted = resident.spec.name in self._books.queues
         if resident.state is WorkerState.STARTING:
-            claimed = wanted or (resident.heir and self._closing is None)
+            claimed = wanted or (resident.replacement and self._closing is None)
             return "" if claimed else UNCLAIMED
         if resident.state is WorkerState.DRAINING:
-            return "" if resident.busy else resident.because
+            return "" if resident.busy else resident.reason
         if not resident.idle or wanted:
             return ""
         if self._closing is not None:
             return "swapd is shutting down"
         if now >= self._lasts_until(resident):
-            return f"idle for {resident.lasts(self._policy.heeds_time):g} s"
+            return f"idle for {resident.lasts(self._policy.uses_ttl):g} s"
         return ""
 
     def _shrink(self, now: float) -> None:
@@ -405,10 +405,10 @@ class Scheduler(Succession):
         elif resident.deadline is None or now < resident.deadline:
             return
         elif resident.state is WorkerState.STARTING:
-            resident.late = f"it was not ready within {spec.start_timeout:g} s"
+            resident.late = f"it was not ready within {spec.serving.start_timeout:g} s"
             self._kill(resident, resident.late)
         else:
-            self._kill(resident, f"it did not end within {spec.stop_grace:g} s")
+            self._kill(resident, f"it did not end within {spec.serving.stop_grace:g} s")
 
     def _look(self, resident: WorkerRecord, now: float) -> None:
         """Have somebody look whether a worker that has something to do does it."""
@@ -417,7 +417,7 @@ class Scheduler(Succession):
             return
         if late:
             # Then swapd itself stood still, perhaps with the whole machine.
-            resident.sign = now
+            resident.last_progress = now
             self._watch(resident, now)
         else:
             self._orders.append(CheckLiveness(resident.worker))
@@ -441,5 +441,5 @@ class Scheduler(Succession):
         pressure = pressure_level(event, self._limits)
         if pressure is PressureLevel.NONE:
             return pressure
-        leaving = any(r.because == PRESSURE for r in self._books.residents.values())
+        leaving = any(r.reason == PRESSURE for r in self._books.residents.values())
         return PressureLevel.NONE if leaving else pressure

@@ -37,7 +37,7 @@ class WorkerRecord:
     """When it is killed: if it has not come up by then, or not gone."""
     state: WorkerState = WorkerState.STARTING
     told_slots: int = 0
-    heir: bool = False
+    replacement: bool = False
     """It is to take the place of a worker of its model that is ready, once it is so itself."""
     alone: bool = False
     """What it serves, if anything, is to be served alone."""
@@ -48,11 +48,11 @@ class WorkerRecord:
     last_used: float = 0.0
     keep_alive: float | None = None
     """What the last request that said so wants instead of the model's time to live."""
-    sign: float = 0.0
+    last_progress: float = 0.0
     """When it was last known to make progress, or got something to do."""
     look_at: float = math.inf
     """When somebody is to look whether it makes progress."""
-    because: str = ""
+    reason: str = ""
     """Why it was asked to go."""
     late: str = ""
     """Says that it was killed because it did not come up in time."""
@@ -74,7 +74,7 @@ class WorkerRecord:
     @property
     def slots(self) -> int:
         """As many as the worker itself has told, else as many as its model's entry says."""
-        return self.told_slots or self.spec.slots
+        return self.told_slots or self.spec.serving.slots
 
     @property
     def free_slots(self) -> int:
@@ -88,11 +88,11 @@ class WorkerRecord:
         A request's wish counts under every policy, the model's time to live under those that
         heed it.
         """
-        if self.spec.pinned:
+        if self.spec.serving.pinned:
             return math.inf
         if self.keep_alive is not None:
             return self.keep_alive if self.keep_alive >= 0 else math.inf
-        return self.spec.ttl if self.spec.ttl and heeds_time else math.inf
+        return self.spec.serving.ttl if self.spec.serving.ttl and heeds_time else math.inf
 
 
 class Capacity(NamedTuple):
@@ -279,10 +279,12 @@ class SchedulerState:
 
     # -- workers -------------------------------------------------------------------------------
 
-    def admit(self, spec: ModelSpec, now: float, heir: bool = False) -> WorkerRecord:
+    def admit(self, spec: ModelSpec, now: float, replacement: bool = False) -> WorkerRecord:
         """A new resident, starting; an heir beside the one that serves its model."""
         self._workers += 1
-        resident = WorkerRecord(self._workers, spec, now, now + spec.start_timeout, heir=heir)
+        resident = WorkerRecord(
+            self._workers, spec, now, now + spec.serving.start_timeout, replacement=replacement
+        )
         self.residents[resident.worker] = resident
         self._of_model.setdefault(spec.name, []).append(resident)
         self._resided(spec.name)
@@ -352,8 +354,8 @@ class SchedulerState:
         serving = [r for r in self._of_model.get(model, ()) if r.state in SERVING]
         if serving:
             # An heir waits for its turn, and is no heir any more when there is nobody before it.
-            (first,) = [r for r in serving if not r.heir] or serving
-            first.heir = False
+            (first,) = [r for r in serving if not r.replacement] or serving
+            first.replacement = False
             self._serving[model] = first
         else:
             self._serving.pop(model, None)
@@ -439,7 +441,7 @@ class SchedulerState:
     def size(self, spec: ModelSpec) -> int:
         """Bytes that a worker of this model takes: as measured, or as estimated if it never ran."""
         record = self.records.get(spec.name)
-        return (record.measured if record is not None else 0) or spec.need_bytes
+        return (record.measured if record is not None else 0) or spec.serving.need_bytes
 
     def need(self, spec: ModelSpec) -> Capacity:
         """What a worker of this model takes."""
@@ -471,7 +473,7 @@ class SchedulerState:
                 if r.state not in LEAVING:
                     stays += 1
                     stay_bytes += size
-                    if r.spec.pinned:
+                    if r.spec.serving.pinned:
                         pinned += 1
                         pinned_bytes += size
             self._sums = (

@@ -34,7 +34,7 @@ def keeps_place_until(
     its turn is empty.
     """
     ends = _turn_ends(books, resident, rival, asked, limits)
-    stay = resident.spec.min_stay
+    stay = resident.spec.serving.min_residency
     return max(resident.up_since + stay, ends) if stay else ends
 
 
@@ -45,9 +45,9 @@ def _turn_ends(
     begun = max(resident.up_since, asked[0])
     if books.rank(name) < asked:
         # Older requests wait for it as well: they come first, but not for longer than the bound.
-        return begun + limits.max_wait if limits.max_wait else math.inf
+        return begun + limits.max_turn if limits.max_turn else math.inf
     swap = books.load_seconds(name) + books.load_seconds(rival.name)
-    turn_ends = begun + min(TURN * swap, limits.max_wait)
+    turn_ends = begun + min(TURN * swap, limits.max_turn)
     if resident.busy or name in books.queues:
         return turn_ends
     return min(turn_ends, resident.last_used + _linger(books, name, swap))

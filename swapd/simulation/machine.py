@@ -14,7 +14,7 @@ from typing import Any
 
 from swapd.domain import commands as od
 from swapd.domain import events as ev
-from swapd.domain.models import Catalog, Limits, ModelSpec
+from swapd.domain.models import Catalog, LaunchSpec, Limits, ModelSpec, ServingPolicy
 from swapd.scheduler.scheduler import Scheduler
 from swapd.simulation.traces import GIB, TraceModel, TraceRequest
 
@@ -91,7 +91,9 @@ class SimulatedHost:
     ) -> None:
         specs = {
             name: ModelSpec(
-                name, (name,), need_bytes=model.bytes, slots=slots, ttl=ttl, **BOUNDLESS
+                name,
+                LaunchSpec((name,)),
+                ServingPolicy(need_bytes=model.bytes, slots=slots, ttl=ttl, **BOUNDLESS),
             )
             for name, model in models.items()
         }

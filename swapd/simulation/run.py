@@ -44,7 +44,7 @@ class SimulationOptions:
     slots: int = 4
     ttl: float = 1800.0
     """Of all models, under ttl and lru-ttl; the others are compared without."""
-    max_wait: float = Limits().max_wait
+    max_turn: float = Limits().max_turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +74,8 @@ def _one(trace: Trace, policy: str, options: SimulationOptions) -> Outcome:
     limits = Limits(
         budget_bytes=options.memory,
         policy=policy,
-        max_waiting=0,
-        max_wait=options.max_wait,
+        max_queued=0,
+        max_turn=options.max_turn,
         interval=1e9,
     )
     ttl = options.ttl if policy in ("ttl", "lru-ttl") else 0.0
@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
             raise TraceError(f"no policy {unknown[0]!r}; there are {', '.join(POLICIES)}")
         memory = int(parsed.memory * GIB)
         options = SimulationOptions(
-            traces, policies, memory, parsed.slots, parsed.ttl, parsed.max_wait
+            traces, policies, memory, parsed.slots, parsed.ttl, parsed.max_turn
         )
         if parsed.save:
             parsed.save.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", action="append", default=[], help="NAME=GIB[@GIB_PER_SECOND] for --trace")
     add("--slots", type=int, default=4, help="requests that a worker serves at once (default 4)")
     add("--ttl", type=float, default=1800.0, help="seconds, for ttl and lru-ttl (default 1800)")
-    add("--max-wait", type=float, default=Limits().max_wait, dest="max_wait")
+    add("--max-wait", type=float, default=Limits().max_turn, dest="max_wait")
     add("--charts", type=Path, help="folder for charts (needs matplotlib)")
     add("--save", type=Path, help="folder to write made traces to, as CSV")
     add("--json", action="store_true", help="one line of JSON for each run")

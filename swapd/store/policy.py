@@ -125,7 +125,7 @@ class DiskStore:
 
     def _sweep(self, used: set[str], now: float) -> tuple[str, ...]:
         """Files whose time is over."""
-        if not (self._policy.heeds_time and self._terms.ttl):
+        if not (self._policy.uses_ttl and self._terms.ttl):
             return ()
         over = [
             name
@@ -144,7 +144,7 @@ class DiskStore:
             max(0, count + 1 - terms.max_files) if terms.max_files else 0,
             max(0, held + size - terms.max_bytes) if terms.max_bytes else 0,
         )
-        if short and not policy.makes_room:
+        if short and not policy.evicts:
             return None
         may_go = [
             self._candidate(name, file, now)

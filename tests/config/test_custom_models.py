@@ -64,7 +64,7 @@ models:
 """,
     )["ls/m:7b"]
     home = machine.home
-    assert spec.argv[3:-6] == (
+    assert spec.launch.argv[3:-6] == (
         "--model", str(machine.models / "m/m-7b.gguf"), "--ctx-size", "700", "--parallel", "1",
         "--slot-save-path", ".swapd/kv",
         "--adapter", f"alice={home}/a lora.gguf", "--adapter", f"bob={home}/../b.gguf",
@@ -72,8 +72,12 @@ models:
         "--chat-template-kwargs", json.dumps({"enable_thinking": False, "name": "it's"}),
         "--temp", "0.5",
     )  # fmt: skip
-    assert (spec.pinned, spec.preload, spec.aliases) == (True, True, ("em", "m:7b"))
-    assert spec.metadata == {
+    assert (spec.serving.pinned, spec.serving.preload, spec.presentation.aliases) == (
+        True,
+        True,
+        ("em", "m:7b"),
+    )
+    assert spec.presentation.metadata == {
         "made": "by me", "adapters": ["alice", "bob"], "mmproj": f"{home}/p.gguf",
     }  # fmt: skip
 
@@ -91,15 +95,26 @@ models:
     )
     assert list(models) == ["bard", "ls/m:7b", "ls/served", "ls/short", "poet"]
     short, base = models["ls/short"], models["ls/m:7b"]
-    assert short.argv[4] == base.argv[4] == str(machine.models / "m/m-7b.gguf")
-    assert ("--temp" in short.argv, short.ttl, base.ttl, short.context) == (False, 1800, 5, 512)
-    assert (short.aliases, models["poet"].aliases, models["poet"].ttl) == (("short",), (), 9)
-    assert models["ls/served"].argv[-1] == base.argv[4]
+    assert short.launch.argv[4] == base.launch.argv[4] == str(machine.models / "m/m-7b.gguf")
+    assert (
+        "--temp" in short.launch.argv,
+        short.serving.ttl,
+        base.serving.ttl,
+        short.launch.context,
+    ) == (False, 1800, 5, 512)
+    assert (
+        short.presentation.aliases,
+        models["poet"].presentation.aliases,
+        models["poet"].serving.ttl,
+    ) == (("short",), (), 9)
+    assert models["ls/served"].launch.argv[-1] == base.launch.argv[4]
 
 
 def test_a_section_may_be_named_by_an_alias(machine: Machine) -> None:
     machine.ollama.add("registry.ollama.ai/library/gemma3/27b", machine.bard + b"1", "27.4B")
-    assert said(machine, "models: {'gemma3:27b': {ttl: 5}}")["ls/gemma3:27.4b-q8_0"].ttl == 5
+    assert (
+        said(machine, "models: {'gemma3:27b': {ttl: 5}}")["ls/gemma3:27.4b-q8_0"].serving.ttl == 5
+    )
     assert warned(machine, "models:\n  gemma3:27b: {ttl: 5}\n  gemma3:27.4b-q8_0: {ttl: 6}") == [
         "custom_models.yaml:2: models.gemma3:27b: means gemma3:27.4b-q8_0, which has a section already"
     ]
@@ -112,9 +127,11 @@ def test_a_server_of_others_is_told_of_the_projector(machine: Machine) -> None:
         "[x, '${PORT}', -m, '${MODEL_PATH}', --mmproj, '${MMPROJ_PATH}']",
     ):
         spec = said(machine, f"models: {{'m:7b': {{cmd: {cmd}}}}}")["ls/m:7b"]
-        assert spec.argv[-2:] == ("--mmproj", str(projector))
-        assert spec.metadata == {"mmproj": str(projector)}
-    assert said(machine, "models: {}")["ls/m:7b"].metadata == {"mmproj": str(projector)}
+        assert spec.launch.argv[-2:] == ("--mmproj", str(projector))
+        assert spec.presentation.metadata == {"mmproj": str(projector)}
+    assert said(machine, "models: {}")["ls/m:7b"].presentation.metadata == {
+        "mmproj": str(projector)
+    }
 
 
 @pytest.mark.parametrize(
@@ -193,15 +210,15 @@ def test_huge_files_get_the_references_context_on_any_machine(
     (machine.home / "custom_models.yaml").write_text(f"memory: {{budget: {budget}}}")
     machine.sync()
     models = machine.load().catalog.models
-    assert models["ls/huge:31"].context == 4096
-    assert models["ls/huge:51"].context == 2048
+    assert models["ls/huge:31"].launch.context == 4096
+    assert models["ls/huge:51"].launch.context == 2048
 
 
 def test_only_its_author_raises_a_context(machine: Machine) -> None:
     write_gguf(machine.models / "wide/wide.gguf", context=131072, layers=2000)
     budget = "memory: {budget: 1 GiB}\n"
     lowered = said(machine, budget)["ls/wide"]
-    assert (lowered.context, lowered.need_bytes <= GIB) == (3840, True)
+    assert (lowered.launch.context, lowered.serving.need_bytes <= GIB) == (3840, True)
     (machine.home / "custom_models.yaml").write_text(budget + "models: {wide: {ctx_size: 8192}}")
     machine.sync()
-    assert machine.load().catalog.models["ls/wide"].context == 8192
+    assert machine.load().catalog.models["ls/wide"].launch.context == 8192

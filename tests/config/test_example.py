@@ -92,7 +92,7 @@ def test_the_example_loads_and_gives_the_defaults() -> None:
     loaded, plain = read(EXAMPLE), read("models: {}")
     assert loaded.warnings == ()
     assert (loaded.settings, loaded.catalog.limits) == (plain.settings, plain.catalog.limits)
-    assert loaded.catalog.models["example"].own
+    assert loaded.catalog.models["example"].launch.builtin
 
 
 def test_the_shipped_custom_models_say_nothing_and_their_examples_are_valid() -> None:

@@ -42,8 +42,8 @@ def test_groups_are_read_as_llama_swap_writes_them() -> None:
             "policy: lrru\n",
             "config.yaml:1: policy: must be cost, lru, lru-ttl, lfu, ttl or no-evict",
         ),
-        ("max_wait: -1\n", "config.yaml:1: max_wait: must be seconds, 0 or more"),
-        ("max_waiting: -1\n", "config.yaml:1: max_waiting: must be a whole number, 0 or more"),
+        ("max_turn: -1\n", "config.yaml:1: max_turn: must be seconds, 0 or more"),
+        ("max_queued: -1\n", "config.yaml:1: max_queued: must be a whole number, 0 or more"),
         ("max_per_tenant: -2\n", "config.yaml:1: max_per_tenant: must be a whole number"),
         ("max_queue: 0\n", "config.yaml:1: max_queue: must be a whole number, 1 or more"),
         ("max_resident: -1\n", "config.yaml:1: max_resident: must be a whole number, 0 or more"),
@@ -60,8 +60,8 @@ def test_groups_are_read_as_llama_swap_writes_them() -> None:
             "config.yaml:1: memory.critical: must be above memory.threshold, 80, or 0 for never",
         ),
         (
-            "memory: {stall: -1}\n",
-            "config.yaml:1: memory.stall: must be a percentage, 0 to 100",
+            "memory: {psi_threshold: -1}\n",
+            "config.yaml:1: memory.psi_threshold: must be a percentage, 0 to 100",
         ),
         (
             "groups:\n  g: {members: [a], together: true, swap: true}\n",
@@ -75,7 +75,7 @@ def test_groups_are_read_as_llama_swap_writes_them() -> None:
             "hooks: {on_startup: {preload: [a, c]}}\n",
             "config.yaml:1: hooks.on_startup.preload[1]: there is no model c",
         ),
-        ("spare: maybe\n", "config.yaml:1: spare: must be true or false"),
+        ("warm_standby: maybe\n", "config.yaml:1: warm_standby: must be true or false"),
     ],
 )
 def test_what_is_wrong_with_them_is_told(text: str, sentence: str) -> None:
@@ -97,13 +97,13 @@ def test_the_free_memory_counts_where_memory_has_any_limit() -> None:
         ("memory: {budget: 50%}\n", True),
         ("memory: {threshold: 75}\n", True),
     ):
-        assert read(text + MODELS).catalog.limits.heed_free is heeded
+        assert read(text + MODELS).catalog.limits.require_free_memory is heeded
 
 
 def test_terms_of_living_together() -> None:
-    loaded = read("policy: lfu\nmax_wait: 5\nmax_per_tenant: 3\nspare: false\n" + MODELS)
+    loaded = read("policy: lfu\nmax_wait: 5\nmax_per_tenant: 3\nwarm_standby: false\n" + MODELS)
     limits = loaded.catalog.limits
-    assert (limits.policy, limits.max_wait, limits.max_per_tenant) == ("lfu", 5.0, 3)
-    assert loaded.settings.spare is False
+    assert (limits.policy, limits.max_turn, limits.max_per_tenant) == ("lfu", 5.0, 3)
+    assert loaded.settings.warm_standby is False
     spec = read("models:\n  a: {cmd: 'x ${PORT}', weight: 2.5, priority: -1}").catalog.models["a"]
-    assert (spec.weight, spec.priority) == (2.5, -1)
+    assert (spec.serving.weight, spec.serving.priority) == (2.5, -1)

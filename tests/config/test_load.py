@@ -19,14 +19,19 @@ def test_our_own_worker_gets_a_port_that_it_chooses() -> None:
     spec = model(OWN + " -c 512 -np 4'}}")
     said = ("-m", "bard.gguf", "-c", "512", "-np", "4")
     added = ("--alias", "bard", "--host", "127.0.0.1", "--port", "0")
-    assert spec.argv == (*WORKER, *said, *added)
-    assert (spec.own, spec.proxy, spec.slots, spec.context) == (True, "", 4, 512)
+    assert spec.launch.argv == (*WORKER, *said, *added)
+    assert (spec.launch.builtin, spec.launch.proxy, spec.serving.slots, spec.launch.context) == (
+        True,
+        "",
+        4,
+        512,
+    )
 
 
 def test_a_port_or_host_in_the_command_stays() -> None:
-    assert model(OWN + " --port 99'}}").argv[-4:] == ("--port", "99", "--alias", "bard")
-    assert model(OWN + " --port=99'}}").argv[-3:] == ("--port=99", "--alias", "bard")
-    assert model(OWN + " --host=::1'}}").argv[-5:] == (
+    assert model(OWN + " --port 99'}}").launch.argv[-4:] == ("--port", "99", "--alias", "bard")
+    assert model(OWN + " --port=99'}}").launch.argv[-3:] == ("--port=99", "--alias", "bard")
+    assert model(OWN + " --host=::1'}}").launch.argv[-5:] == (
         "--host=::1",
         "--alias",
         "bard",
@@ -37,11 +42,20 @@ def test_a_port_or_host_in_the_command_stays() -> None:
 
 def test_what_is_not_said_has_its_default() -> None:
     spec = model("models: {m: {cmd: 'serve ${PORT}'}}")
-    assert (spec.own, spec.proxy) == (False, "http://127.0.0.1:${PORT}")
-    assert (spec.slots, spec.max_queue, spec.context, spec.need_bytes) == (10, 64, 0, 0)
-    assert (spec.ttl, spec.start_timeout, spec.stop_grace) == (0, 120, 5)
-    assert (spec.check_endpoint, spec.aliases, spec.unlisted) == ("/health", (), False)
-    assert (spec.pinned, spec.preload) == (False, False)
+    assert (spec.launch.builtin, spec.launch.proxy) == (False, "http://127.0.0.1:${PORT}")
+    assert (
+        spec.serving.slots,
+        spec.serving.max_queue,
+        spec.launch.context,
+        spec.serving.need_bytes,
+    ) == (10, 64, 0, 0)
+    assert (spec.serving.ttl, spec.serving.start_timeout, spec.serving.stop_grace) == (0, 120, 5)
+    assert (spec.launch.check_endpoint, spec.presentation.aliases, spec.presentation.unlisted) == (
+        "/health",
+        (),
+        False,
+    )
+    assert (spec.serving.pinned, spec.serving.preload) == (False, False)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +74,7 @@ def test_what_is_not_said_has_its_default() -> None:
     ],
 )
 def test_slots(cmd: str, more: str, slots: int) -> None:
-    assert model(f"models: {{m: {{cmd: '{cmd}', {more}}}}}").slots == slots
+    assert model(f"models: {{m: {{cmd: '{cmd}', {more}}}}}").serving.slots == slots
 
 
 @pytest.mark.parametrize(
@@ -69,7 +83,7 @@ def test_slots(cmd: str, more: str, slots: int) -> None:
      ("ttl: 9", "ttl: 0", 0), ("ttl: 9", "ttl: 3.5", 3.5), ("ttl: 9", "ttl:", 9)],
 )  # fmt: skip
 def test_time_to_live(top: str, own: str, ttl: float) -> None:
-    assert model(f"{top}\nmodels:\n  m:\n    cmd: x ${{PORT}}\n    {own}").ttl == ttl
+    assert model(f"{top}\nmodels:\n  m:\n    cmd: x ${{PORT}}\n    {own}").serving.ttl == ttl
 
 
 @pytest.mark.parametrize(
@@ -79,7 +93,9 @@ def test_time_to_live(top: str, own: str, ttl: float) -> None:
      ("", "unloadTimeout: 0", 5)],
 )  # fmt: skip
 def test_grace(top: str, own: str, grace: float) -> None:
-    assert model(f"{top}\nmodels:\n  m:\n    cmd: x ${{PORT}}\n    {own}").stop_grace == grace
+    assert (
+        model(f"{top}\nmodels:\n  m:\n    cmd: x ${{PORT}}\n    {own}").serving.stop_grace == grace
+    )
 
 
 def test_a_file_from_llama_swap_loads() -> None:
@@ -87,29 +103,36 @@ def test_a_file_from_llama_swap_loads() -> None:
     models = loaded.catalog.models
     assert list(models) == ["big", "docker", "hidden", "on", "123"]
     big = models["big"]
-    assert big.argv == (
+    assert big.launch.argv == (
         "/opt/llama/llama-server", "--port", "${PORT}", "--model", "/home/me/models/big.gguf",
         "--ctx-size", "16384", "--temp", "0.70",
     )  # fmt: skip
-    assert (big.own, big.slots, big.context) == (False, 1, 16384)
-    assert (big.title, big.description) == ("Big big", "thinks")
-    assert big.env == (("CUDA_VISIBLE_DEVICES", "0,1"), ("EMPTY", ""))
-    assert big.drop_params == ("temperature", "top_p")
-    assert big.upstream_name == "org/big"
-    assert big.aliases == ("gpt-4o", "42")
-    assert (big.ttl, big.start_timeout, big.check_endpoint) == (60, 500, "/ready")
-    assert big.metadata == {
+    assert (big.launch.builtin, big.serving.slots, big.launch.context) == (False, 1, 16384)
+    assert (big.presentation.title, big.presentation.description) == ("Big big", "thinks")
+    assert big.launch.env == (("CUDA_VISIBLE_DEVICES", "0,1"), ("EMPTY", ""))
+    assert big.serving.drop_params == ("temperature", "top_p")
+    assert big.serving.upstream_name == "org/big"
+    assert big.presentation.aliases == ("gpt-4o", "42")
+    assert (big.serving.ttl, big.serving.start_timeout, big.launch.check_endpoint) == (
+        60,
+        500,
+        "/ready",
+    )
+    assert big.presentation.metadata == {
         "port": "${PORT}", "temperature": 0.7, "note": "big has 16384", "list": [1, 0.7, True],
         "nested": {"c": ["big", False]},
     }  # fmt: skip
     docker = models["docker"]
-    assert docker.argv[:5] == ("docker", "run", "--name", "docker", "-p")
-    assert docker.argv[-1] == "/models/a model.gguf"
-    assert docker.stop_argv == ("docker", "stop", "docker", "${PID}")
-    assert (docker.check_endpoint, docker.ttl) == ("", 300)
-    assert (models["hidden"].unlisted, models["hidden"].proxy) == (True, "http://10.0.0.2:8999")
-    assert [name for name, spec in models.items() if spec.preload] == ["big"]
-    assert [name for name, spec in models.items() if not spec.send_loading_state] == ["big"]
+    assert docker.launch.argv[:5] == ("docker", "run", "--name", "docker", "-p")
+    assert docker.launch.argv[-1] == "/models/a model.gguf"
+    assert docker.serving.stop_argv == ("docker", "stop", "docker", "${PID}")
+    assert (docker.launch.check_endpoint, docker.serving.ttl) == ("", 300)
+    assert (models["hidden"].presentation.unlisted, models["hidden"].launch.proxy) == (
+        True,
+        "http://10.0.0.2:8999",
+    )
+    assert [name for name, spec in models.items() if spec.serving.preload] == ["big"]
+    assert [name for name, spec in models.items() if not spec.serving.send_loading_state] == ["big"]
     assert loaded.settings.log_level == "debug"
     assert loaded.settings.include_aliases is True
     told = {w.key for w in loaded.warnings if "has no effect yet" in w.message}
@@ -204,8 +227,8 @@ def test_llama_swap_s_other_spellings_are_understood() -> None:
         "      - {id: 4}\n      - b\n"
     )
     spec = loaded.catalog.models["a"]
-    assert spec.drop_params == ("top_p", "top_k")
-    assert spec.aliases == ("gpt-4o-mini", "4", "b")
+    assert spec.serving.drop_params == ("top_p", "top_k")
+    assert spec.presentation.aliases == ("gpt-4o-mini", "4", "b")
     assert [str(warning) for warning in loaded.warnings] == [
         "config.yaml:6: models.a.aliases[0].name: has no effect yet: its id alone counts",
         "config.yaml:6: models.a.aliases[0].unlisted: has no effect yet: its id alone counts",
@@ -217,20 +240,20 @@ def test_a_section_beats_what_it_merges_in_and_the_first_merged_beats_the_next()
         "x-a: &a {ttl: 1, context: 1}\nx-b: &b {ttl: 2, context: 2, need: 2kB}\n"
         "models:\n  m:\n    ttl: 0\n    <<: [*a, *b]\n    cmd: x ${PORT}"
     )
-    assert (spec.ttl, spec.context, spec.need_bytes) == (0, 1, 2000)
+    assert (spec.serving.ttl, spec.launch.context, spec.serving.need_bytes) == (0, 1, 2000)
 
 
 def test_limits_and_settings() -> None:
     loaded = read(
         "host: 0.0.0.0\nport: 80\nmax_body: 1.5 MiB\ndrain_grace: 3\nmax_resident: 2\n"
-        "max_waiting: 7\nmemory: {budget: 25%, threshold: 80.5, interval: 2}\nmodels: {}"
+        "max_queued: 7\nmemory: {budget: 25%, threshold: 80.5, interval: 2}\nmodels: {}"
     )
     limits, settings = loaded.catalog.limits, loaded.settings
-    assert (limits.max_resident, limits.max_waiting) == (2, 7)
+    assert (limits.max_resident, limits.max_queued) == (2, 7)
     assert (limits.budget_bytes, limits.threshold_percent) == (RAM // 4, 80.5)
     assert limits.interval == 2
     assert (settings.host, settings.port) == ("0.0.0.0", 80)
-    assert (settings.max_body_bytes, settings.drain_grace) == (3 * 2**19, 3)
+    assert (settings.max_body_bytes, settings.drain_timeout) == (3 * 2**19, 3)
 
 
 def test_the_environment_beats_the_file() -> None:
@@ -251,7 +274,9 @@ def test_the_environment_fills_values_of_every_type() -> None:
     loaded = read("max_resident: ${env.N}\nincludeAliasesInList: ${env.T}\nmodels: {}", env)
     assert loaded.catalog.limits.max_resident == 7
     assert loaded.settings.include_aliases is True
-    assert model("models: {m: {cmd: 'a ${PORT}', need: '${env.S}'}}", env).need_bytes == 2**30
+    assert (
+        model("models: {m: {cmd: 'a ${PORT}', need: '${env.S}'}}", env).serving.need_bytes == 2**30
+    )
 
 
 def config(folder: Path, text: str) -> Path:
@@ -275,7 +300,7 @@ def test_the_need_is_the_size_of_the_files_when_nothing_is_said(tmp_path: Path) 
         "  other: {cmd: 'python -m a.gguf ${PORT}'}\n",
     )
     loaded = load(path, {}, worker_command=WORKER, total_memory=RAM)
-    needs = {name: spec.need_bytes for name, spec in loaded.catalog.models.items()}
+    needs = {name: spec.serving.need_bytes for name, spec in loaded.catalog.models.items()}
     assert needs == {"a": 1000, "beside": 1000, "parts": 600, "said": 5000, "none": 0, "other": 0}
 
 
@@ -283,7 +308,7 @@ def test_a_file_over_the_budget_takes_all_of_it_and_warns(tmp_path: Path) -> Non
     write_gguf(tmp_path / "a.gguf")
     path = config(tmp_path, "memory: {budget: 1 KiB}\nmodels: {a: {cmd: '${worker} -m a.gguf'}}")
     loaded = load(path, {}, worker_command=WORKER, total_memory=RAM)
-    assert loaded.catalog.models["a"].need_bytes == 1024
+    assert loaded.catalog.models["a"].serving.need_bytes == 1024
     [warning] = loaded.warnings
     assert "more than memory.budget, 1 KiB: it will run alone, if it runs" in str(warning)
 

@@ -287,7 +287,7 @@ def test_a_model_is_set_by_any_spelling_of_its_name(machine: Machine) -> None:
     ).replace("\n", "\r\n")
     machine.sync()
     spec = machine.load().catalog.models["ls/gemma3:27b"]
-    assert (spec.context, spec.pinned) == (512, True)
+    assert (spec.launch.context, spec.serving.pinned) == (512, True)
     assert not customised(machine, "gemma3", {"pinned": "true"})
     assert customised(machine, "gemma3", {"ctx_size": None})
     assert b"ctx_size" not in path.read_bytes()

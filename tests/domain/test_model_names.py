@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from swapd.domain.model_names import AmbiguousName, SpellingIndex, resolve
 from swapd.domain.models import Catalog, ModelSpec
 from tests.config.reading import model
+from tests.specs import model_spec
 
 
 def catalog(**models: tuple[str, ...]) -> Catalog:
-    specs = {name: ModelSpec(name, ("x",), aliases=also) for name, also in models.items()}
+    specs = {name: model_spec(name, ("x",), aliases=also) for name, also in models.items()}
     return Catalog(MappingProxyType(specs))
 
 
@@ -111,4 +112,4 @@ def test_an_exact_name_costs_nothing_and_others_little() -> None:
 
 def test_pinned_and_preload_come_from_the_file() -> None:
     spec = model("models: {a: {cmd: 'x ${PORT}', pinned: true, preload: yes}}")
-    assert (spec.pinned, spec.preload) == (True, True)
+    assert (spec.serving.pinned, spec.serving.preload) == (True, True)

@@ -75,7 +75,13 @@ def _models() -> dict[str, Any]:
 def _text(models: dict[str, Any]) -> str:
     """Room for two: they swap all the time."""
     return config(
-        models, max_resident=2, max_wait=2, hang_timeout=3, drain_grace=5, spare=True, stop_grace=3
+        models,
+        max_resident=2,
+        max_turn=2,
+        hang_timeout=3,
+        drain_timeout=5,
+        warm_standby=True,
+        stop_grace=3,
     )
 
 

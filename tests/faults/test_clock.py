@@ -21,7 +21,7 @@ def test_nothing_goes_by_the_time_of_day(home: Path, gate: GateMaker) -> None:
         "slow": fake("slow", f"--word-gate {word.path}", ttl=600, hang_timeout=600),
         "late": fake("late", f"--load-gate {load.path}"),
     }
-    text = config(models, client_timeout=600, max_wait=600)
+    text = config(models, client_timeout=600, max_turn=600)
     with Swapd(home, text, **clock.environ) as swapd:
         answer = said(swapd.ask("bard"))
         pids = []

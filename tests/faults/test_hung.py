@@ -74,7 +74,7 @@ def _long_prompts(home: Path, count: int) -> None:
             took.append(now() - since)
             assert r.json()["usage"]["prompt_tokens"] >= 3000, r.text
         told = swapd.worker("long")
-        assert (told["hung"], told["returned"]) == (0, 0)
+        assert (told["hung"], told["retried"]) == (0, 0)
         print(f"3,000 tokens took {min(took):.1f} to {max(took):.1f} s")
 
 
@@ -120,7 +120,7 @@ def test_a_foreign_worker_that_is_merely_slow_is_left_alone(
         threading.Event().wait(2.0)
         words.open_for_good()
         assert [said(answer.result()) for answer in answers] == ["a0 ", "b0 "]
-        assert [(w["hung"], w["returned"]) for w in swapd.running()] == [(0, 0), (0, 0)]
+        assert [(w["hung"], w["retried"]) for w in swapd.running()] == [(0, 0), (0, 0)]
 
 
 def test_a_foreign_worker_that_answers_nobody_is_replaced_if_it_has_to_answer(home: Path) -> None:

@@ -47,11 +47,13 @@ def test_poison_is_refused_after_two_workers_and_known_when_it_comes_again(home:
             " the worker was ended by SIGABRT"
         )
         again = _drink(swapd)
-        assert (error_of(again)["code"], _starts(swapd)) == ("request_ends_its_worker", 2)
+        assert (error_of(again)["code"], _starts(swapd)) == ("poison_request", 2)
         assert said(swapd.ask("a", max_tokens=1)) == "a0 "
         assert "a: refused, fingerprint " in swapd.log()
         assert swapd.worker("a")["poison"] == 2
-        assert 'swapd_refused_total{reason="poison"} 2.0' in swapd.http.get("/metrics").text
+        assert (
+            'swapd_requests_rejected_total{reason="poison"} 2.0' in swapd.http.get("/metrics").text
+        )
 
 
 def test_innocents_beside_poison_are_all_answered(home: Path, brew: tuple[Path, int]) -> None:

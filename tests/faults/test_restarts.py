@@ -145,7 +145,7 @@ def test_a_real_model_finishes_its_answer_during_a_shutdown(home: Path) -> None:
 def test_a_second_signal_ends_at_once(home: Path, gate: Callable[[str], Gate]) -> None:
     words = gate("words")
     models = {"a": fake("a", f"--word-gate {words.path}")}
-    with Swapd(home, config(models, drain_grace=600)) as swapd:
+    with Swapd(home, config(models, drain_timeout=600)) as swapd:
         with swapd.http.stream("POST", "/v1/chat/completions", json=chat("a", stream=True)) as r:
             words.let()
             lines = r.iter_lines()
@@ -161,7 +161,7 @@ def test_a_second_signal_ends_at_once(home: Path, gate: Callable[[str], Gate]) -
 def test_a_drain_ends_after_its_grace(home: Path, gate: Callable[[str], Gate]) -> None:
     words = gate("words")
     models = {"a": fake("a", f"--word-gate {words.path}")}
-    with Swapd(home, config(models, drain_grace=0.5)) as swapd:
+    with Swapd(home, config(models, drain_timeout=0.5)) as swapd:
         with swapd.http.stream("POST", "/v1/chat/completions", json=chat("a", stream=True)) as r:
             words.let()
             lines = r.iter_lines()
@@ -351,7 +351,7 @@ def test_a_request_right_after_a_kill_is_served_by_another_worker(home: Path, de
 
 def test_a_client_that_does_not_read_does_not_hold_a_shutdown_up(home: Path) -> None:
     models = {"a": fake("a", "--words 400000")}
-    with Swapd(home, config(models, drain_grace=0.5)) as swapd:
+    with Swapd(home, config(models, drain_timeout=0.5)) as swapd:
         body = msgspec.json.encode(chat("a", stream=True, max_tokens=400_000))
         with socket.create_connection(("127.0.0.1", swapd.port)) as sock:
             head = f"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: {len(body)}"

@@ -67,7 +67,7 @@ def test_an_answer_that_is_not_streamed_is_made_again_without_a_word(bard: Swapd
         eventually(lambda: bard.worker("bard")["busy"] == 1)
         os.kill(before["pid"], signal.SIGKILL)
         assert said(answer.result()) == right
-    assert bard.worker("bard")["returned"] > before["returned"]
+    assert bard.worker("bard")["retried"] > before["retried"]
     assert bard.worker("bard")["resumed"] == before["resumed"]
 
 
@@ -150,8 +150,8 @@ def test_a_worker_that_exits_after_ten_requests_is_replaced_without_a_word(home:
         for _ in range(35):
             assert said(swapd.ask("a", max_tokens=2)) == "a0 a1 "
         told = swapd.worker("a")
-        assert (told["returned"], told["poison"]) == (3, 0)
-        assert 'swapd_returned_total{model="a"} 3.0' in swapd.http.get("/metrics").text
+        assert (told["retried"], told["poison"]) == (3, 0)
+        assert 'swapd_requests_retried_total{model="a"} 3.0' in swapd.http.get("/metrics").text
 
 
 def test_no_worker_outlives_a_swapd_that_is_killed_under_many_streams(home: Path) -> None:

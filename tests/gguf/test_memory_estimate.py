@@ -23,6 +23,7 @@ from swapd.gguf.reader import GgufHeader, Value, read_header, read_model_header
 from swapd.process.memory import bytes_held
 from tests.gguf.gguf_files import write_gguf
 from tests.library.stores import ALICE, BARD, LORA
+from tests.specs import model_spec
 from tests.workers.odd_gguf import write_recurrent_gguf, write_sliding_gguf
 from tests.workers.process import WorkerProcess
 
@@ -38,7 +39,7 @@ def head(architecture: str = "llama", **fields: Value) -> GgufHeader:
 
 
 def spec(*argv: str) -> ModelSpec:
-    return ModelSpec("m", ("worker", *argv))
+    return model_spec("m", ("worker", *argv))
 
 
 def test_the_need_follows_the_formula(tmp_path: Path) -> None:
@@ -100,7 +101,8 @@ def test_compressed_keys_hold_the_values_too() -> None:
         ("-c 512 -np 2 -ctk q8_0 --cache-type-v q4_0", LlamaFlags(512, 2, 34 / 32, 18 / 32)),
         ("-c 512 --ctx-size 1024 -np 1", LlamaFlags(1024)),
         ("--ctx-size=512 --parallel=1", LlamaFlags(512)),
-        ("-np 1 -ub 1024 -fa off --swa-full", LlamaFlags(batch=1024, flash=False, whole_windows=True)),
+        ("-np 1 -ub 1024 -fa off --swa-full",
+         LlamaFlags(batch=1024, flash=False, whole_windows=True)),
         ("-np 1 --flash-attn on", LlamaFlags()),
         ("-np 1 --lora a.gguf,b.gguf --adapter x=c.gguf --lora-scaled d:0.5 --mmproj e -md f",
          LlamaFlags(besides=("a.gguf,b.gguf", "a.gguf", "b.gguf", "d", "c.gguf", "e"), draft="f")),

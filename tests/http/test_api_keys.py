@@ -208,7 +208,7 @@ def test_no_key_is_told_anywhere(swapd: Swapd) -> None:
         assert "5ecret" not in text
         for key in (ALL, ONE, ADMIN, SLOW):
             assert hash_of(key).partition(":")[2] not in text
-    assert 'swapd_turned_away_total{reason="key"}' in told[1]
+    assert 'swapd_http_rejected_total{reason="key"}' in told[1]
 
 
 def test_a_command_is_shown_without_its_secrets() -> None:

@@ -71,7 +71,9 @@ VALID = (
 def swapd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swapd]:
     home = tmp_path_factory.mktemp("fuzz")
     models = {"bard": demo("bard", "--parallel 4")}
-    with Swapd(home, config(models, max_body="1 MiB", client_timeout=1, spare=False)) as swapd:
+    with Swapd(
+        home, config(models, max_body="1 MiB", client_timeout=1, warm_standby=False)
+    ) as swapd:
         assert swapd.ask("bard").status_code == 200
         pid = swapd.worker("bard")["pid"]
         yield swapd

@@ -41,7 +41,7 @@ SLOW_ONES = {"/load", "/unload"}
 def swapd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swapd]:
     home = tmp_path_factory.mktemp("openapi")
     models = {"bard": demo("bard", "--parallel 4 --predict 4")}
-    with Swapd(home, config(models, max_body="1 MiB", spare=False)) as swapd:
+    with Swapd(home, config(models, max_body="1 MiB", warm_standby=False)) as swapd:
         assert swapd.ask("bard").status_code == 200
         yield swapd
         assert "Traceback" not in swapd.log()

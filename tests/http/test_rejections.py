@@ -15,10 +15,10 @@ TOLD = {
     RejectReason.OVERLOADED: (503, "overloaded_error", "overloaded"),
     RejectReason.START_FAILED: (503, "unavailable_error", "model_start_failed"),
     RejectReason.TOO_LARGE: (503, "unavailable_error", "model_too_large"),
-    RejectReason.NO_ROOM: (503, "unavailable_error", "no_room"),
+    RejectReason.INSUFFICIENT_MEMORY: (503, "unavailable_error", "insufficient_memory"),
     RejectReason.CLOSING: (503, "unavailable_error", "shutting_down"),
     RejectReason.WORKER_FAILED: (502, "upstream_error", "worker_failed"),
-    RejectReason.POISON: (500, "poison_error", "request_ends_its_worker"),
+    RejectReason.POISON: (500, "poison_error", "poison_request"),
 }
 
 

@@ -80,20 +80,20 @@ def test_running_tells_the_end_that_counts(home: Path) -> None:
     models = {"a": fake("a", ttl=500), "held": fake("held", ttl=500, pinned=True)}
     with Swapd(home, config(models)) as swapd:
 
-        def ends_in() -> float | None:
+        def expires_in() -> float | None:
             # Its slot is given back a moment after its answer.
             eventually(lambda: swapd.worker("a")["idle_seconds"] is not None)
-            told: float | None = swapd.worker("a")["ends_in"]
+            told: float | None = swapd.worker("a")["expires_in_seconds"]
             return told
 
         swapd.ask("held")
         swapd.ask("a")
-        assert 400 < (ends_in() or 0) <= 500
-        assert swapd.worker("held")["ends_in"] is None
+        assert 400 < (expires_in() or 0) <= 500
+        assert swapd.worker("held")["expires_in_seconds"] is None
         swapd.ask("a", keep_alive="1000s")
-        assert 900 < (ends_in() or 0) <= 1000
+        assert 900 < (expires_in() or 0) <= 1000
         swapd.ask("a", keep_alive=-1)
-        assert ends_in() is None
+        assert expires_in() is None
 
 
 def test_a_keep_alive_that_is_none_is_refused(both: Swapd) -> None:

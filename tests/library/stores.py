@@ -130,7 +130,8 @@ class Machine:
         """Each model that a daemon would serve, with its file below the machine's root."""
         models = self.load().catalog.models.values()
         return {
-            m.name: os.path.relpath(m.argv[m.argv.index("--model") + 1], self.root) for m in models
+            m.name: os.path.relpath(m.launch.argv[m.launch.argv.index("--model") + 1], self.root)
+            for m in models
         }
 
     def put(self, place: str, data: bytes) -> Path:

@@ -59,9 +59,9 @@ def test_the_list_is_what_a_sync_would_write_and_what_is_broken(machine: Machine
     assert {name for name, entry in entries.items() if not entry.broken} == set(models)
     for name, spec in models.items():
         entry = entries[name]
-        assert (entry.aliases, entry.context) == (spec.aliases, spec.context)
-        assert str(entry.path) == spec.argv[spec.argv.index("--model") + 1]
-        assert entry.need == spec.need_bytes
+        assert (entry.aliases, entry.context) == (spec.presentation.aliases, spec.launch.context)
+        assert str(entry.path) == spec.launch.argv[spec.launch.argv.index("--model") + 1]
+        assert entry.need == spec.serving.need_bytes
     assert entries["ls/big"].size == sum(
         path.stat().st_size for path in (machine.models / "john/big").iterdir()
     )

@@ -74,14 +74,16 @@ def test_a_model_answers_to_every_name_that_is_its_alone(machine: Machine) -> No
     fill(machine)
     machine.sync()
     models = machine.load().catalog.models
-    assert models["ls/gemma3:27.4b-q8_0"].aliases == (
+    assert models["ls/gemma3:27.4b-q8_0"].presentation.aliases == (
         "gemma3:27.4b-q8_0", "gemma3:27b", "gemma3:latest",
     )  # fmt: skip
-    assert models["ls/mary-gemma3:27.4b-q8_0"].aliases[1:] == ("mary/gemma3:27b",)
-    assert models["ls/hf.co-mary-gemma3:27.4b-unknown"].aliases[1:] == ("hf.co/mary/gemma3:q8_0",)
-    assert models["ls/tiny-gguf:tiny-q4_0"].aliases[1:] == ("o/tiny-gguf:q4_0",)
-    assert models["ls/cut-gguf:cut-q4_0"].aliases[1:] == ("o/cut-gguf:q4_0",)
-    assert models["ls/mary-tiny:q8_0"].aliases == ("mary-tiny:q8_0", "sub:copy")
+    assert models["ls/mary-gemma3:27.4b-q8_0"].presentation.aliases[1:] == ("mary/gemma3:27b",)
+    assert models["ls/hf.co-mary-gemma3:27.4b-unknown"].presentation.aliases[1:] == (
+        "hf.co/mary/gemma3:q8_0",
+    )
+    assert models["ls/tiny-gguf:tiny-q4_0"].presentation.aliases[1:] == ("o/tiny-gguf:q4_0",)
+    assert models["ls/cut-gguf:cut-q4_0"].presentation.aliases[1:] == ("o/cut-gguf:q4_0",)
+    assert models["ls/mary-tiny:q8_0"].presentation.aliases == ("mary-tiny:q8_0", "sub:copy")
 
 
 def test_what_two_models_are_called_elsewhere_is_neither_s(machine: Machine) -> None:
@@ -91,7 +93,7 @@ def test_what_two_models_are_called_elsewhere_is_neither_s(machine: Machine) -> 
         (machine.folder / name / "copies/copy.gguf").symlink_to(path)
     machine.sync()
     models = machine.load().catalog.models
-    assert {name: spec.aliases for name, spec in models.items()} == {
+    assert {name: spec.presentation.aliases for name, spec in models.items()} == {
         "ls/a:7b": ("a:7b",), "ls/b:7b": ("b:7b",),
     }  # fmt: skip
 
@@ -101,15 +103,15 @@ def test_projectors_and_adapters_go_with_their_model(machine: Machine) -> None:
     machine.sync()
     models = machine.load().catalog.models
     eye = machine.models / "john/eye/mmproj-eye-f32.gguf"
-    assert models["ls/eye:7b"].metadata == {"mmproj": str(eye)}
-    assert str(models["ls/llava:3.1m-q8_0"].metadata["mmproj"]).startswith(
+    assert models["ls/eye:7b"].presentation.metadata == {"mmproj": str(eye)}
+    assert str(models["ls/llava:3.1m-q8_0"].presentation.metadata["mmproj"]).startswith(
         str(machine.ollama.root / "blobs")
     )
     poet = models["ls/poet:27.4b-q8_0"]
     lora = machine.ollama.path(LORA.read_bytes())
-    assert poet.argv[poet.argv.index("--lora") + 1] == str(lora)
-    assert poet.metadata == {}
-    assert "--lora" not in models["ls/gemma3:27.4b-q8_0"].argv
+    assert poet.launch.argv[poet.launch.argv.index("--lora") + 1] == str(lora)
+    assert poet.presentation.metadata == {}
+    assert "--lora" not in models["ls/gemma3:27.4b-q8_0"].launch.argv
 
 
 def test_a_projector_goes_to_the_model_whose_name_it_bears(machine: Machine) -> None:
@@ -124,7 +126,9 @@ def test_a_projector_goes_to_the_model_whose_name_it_bears(machine: Machine) -> 
     machine.ollama.add("registry.ollama.ai/library/blind/latest", machine.bard)
     report = machine.sync()
     folder = machine.folder
-    assert {name: spec.metadata for name, spec in machine.load().catalog.models.items()} == {
+    assert {
+        name: spec.presentation.metadata for name, spec in machine.load().catalog.models.items()
+    } == {
         "ls/my-folder:gemma-q8_0": {"mmproj": str(folder / "gemma-mmproj-BF16.gguf")},
         "ls/my-folder:gemma-q4_0": {"mmproj": str(folder / "gemma-mmproj-BF16.gguf")},
         "ls/my-folder:llama-7b": {},
@@ -148,7 +152,7 @@ def test_the_best_of_several_projectors_is_taken(machine: Machine) -> None:
         write_gguf(path, arch="clip", tokenizer=False, file_type=kind)
     machine.sync()
     [spec] = machine.load().catalog.models.values()
-    assert spec.metadata == {"mmproj": str(machine.models / "o/q/c-mmproj.gguf")}
+    assert spec.presentation.metadata == {"mmproj": str(machine.models / "o/q/c-mmproj.gguf")}
 
 
 def test_ollama_s_own_name_comes_before_others_of_the_same_file(machine: Machine) -> None:
@@ -158,7 +162,7 @@ def test_ollama_s_own_name_comes_before_others_of_the_same_file(machine: Machine
     machine.sync()
     [spec] = machine.load().catalog.models.values()
     assert spec.name == "ls/z:3.1m-q8_0"
-    assert set(spec.aliases) == {
+    assert set(spec.presentation.aliases) == {
         "z:3.1m-q8_0", "z:latest", "z:v1", "a/c:1", "a-c:3.1m-q8_0", "hf.co/a/b:q8_0",
         "hf.co-a-b:3.1m-q8_0",
     }  # fmt: skip
@@ -217,7 +221,10 @@ def test_a_file_with_another_name_goes_on_under_that(machine: Machine) -> None:
     (machine.ollama.root / "manifests/registry.ollama.ai/library/gemma3/27b").unlink()
     report = machine.sync()
     assert (report.added, report.removed) == ((), ())
-    assert "gemma3:27b" not in machine.load().catalog.models["ls/gemma3:27.4b-q8_0"].aliases
+    assert (
+        "gemma3:27b"
+        not in machine.load().catalog.models["ls/gemma3:27.4b-q8_0"].presentation.aliases
+    )
 
 
 def test_two_of_one_size_are_told_apart_by_their_tags_and_keep_their_names(

@@ -64,11 +64,16 @@ def test_what_is_found_is_what_loads(home: Home) -> None:
     model = str(home.models / "gemma/gemma-1b.gguf")
     flags = ("--ctx-size", "8192", "--parallel", "1", "--slot-save-path", ".swapd/kv")
     added = ("--alias", gemma.name, "--host", "127.0.0.1", "--port", "0")
-    assert gemma.argv == (*WORKER, "--model", model, *flags, *added)
-    assert (gemma.own, gemma.context, gemma.slots, gemma.ttl) == (True, 8192, 1, 1800)
-    assert gemma.aliases == ("gemma:1b",)
-    assert (bard.context, bard.aliases) == (1024, ())
-    assert 42 * 2**20 < bard.need_bytes < gemma.need_bytes < 70 * 2**20
+    assert gemma.launch.argv == (*WORKER, "--model", model, *flags, *added)
+    assert (gemma.launch.builtin, gemma.launch.context, gemma.serving.slots, gemma.serving.ttl) == (
+        True,
+        8192,
+        1,
+        1800,
+    )
+    assert gemma.presentation.aliases == ("gemma:1b",)
+    assert (bard.launch.context, bard.presentation.aliases) == (1024, ())
+    assert 42 * 2**20 < bard.serving.need_bytes < gemma.serving.need_bytes < 70 * 2**20
     limits = loaded.catalog.limits
     assert (limits.threshold_percent, limits.interval) == (75, 30)
     assert limits.budget_bytes == RAM * 80 // 100
@@ -92,7 +97,7 @@ def test_what_changes_is_told(home: Home) -> None:
     report = home.sync()
     assert (report.added, report.changed) == (("ls/new",), ("ls/gemma:1b",))
     assert (report.removed, report.settings) == (("bard",), ("max_resident",))
-    assert home.load().catalog.models["ls/gemma:1b"].context == 2048
+    assert home.load().catalog.models["ls/gemma:1b"].launch.context == 2048
 
 
 def test_a_file_in_the_place_of_another_changes_its_model(home: Home) -> None:
@@ -141,7 +146,7 @@ def test_the_environment_and_dotenv_set_the_terms(home: Home) -> None:
     catalog = home.load().catalog
     assert list(catalog.models) == ["bard", "gemma:1b"]
     spec = catalog.models["gemma:1b"]
-    assert (spec.ttl, spec.slots, spec.aliases) == (60, 4, ())
+    assert (spec.serving.ttl, spec.serving.slots, spec.presentation.aliases) == (60, 4, ())
     assert catalog.limits.threshold_percent == 85
 
 
@@ -183,15 +188,23 @@ def test_custom_models_win(home: Home) -> None:
     models = loaded.catalog.models
     assert list(models) == ["bard", "ls/gemma:1b", "ls/whisper"]
     bard, gemma, whisper = models.values()
-    assert bard.argv[-10:-6] == ("--temp", "0.9", "--top-nsigma", "1.5")
-    assert (bard.context, bard.ttl, bard.aliases) == (512, 0, ("poet",))
-    assert bard.metadata == {"version": 1.1, "n": [1, "two"]}
+    assert bard.launch.argv[-10:-6] == ("--temp", "0.9", "--top-nsigma", "1.5")
+    assert (bard.launch.context, bard.serving.ttl, bard.presentation.aliases) == (512, 0, ("poet",))
+    assert bard.presentation.metadata == {"version": 1.1, "n": [1, "two"]}
     path = str(home.models / "gemma/gemma-1b.gguf")
-    assert gemma.argv == ("llama-server", "--port", "${PORT}", "-m", path, "--alias", path)
-    assert (gemma.own, gemma.ttl, gemma.need_bytes > 96 * 2**20) == (False, 7, True)
-    assert whisper.argv == ("whisper", "${PORT}", "a b")
-    assert (whisper.check_endpoint, whisper.env) == ("", (("A", "b c"),))
-    assert (whisper.slots, whisper.unlisted, whisper.aliases) == (2, True, ("whisper",))
+    assert gemma.launch.argv == ("llama-server", "--port", "${PORT}", "-m", path, "--alias", path)
+    assert (gemma.launch.builtin, gemma.serving.ttl, gemma.serving.need_bytes > 96 * 2**20) == (
+        False,
+        7,
+        True,
+    )
+    assert whisper.launch.argv == ("whisper", "${PORT}", "a b")
+    assert (whisper.launch.check_endpoint, whisper.launch.env) == ("", (("A", "b c"),))
+    assert (whisper.serving.slots, whisper.presentation.unlisted, whisper.presentation.aliases) == (
+        2,
+        True,
+        ("whisper",),
+    )
 
 
 @pytest.mark.parametrize(
@@ -248,13 +261,13 @@ def test_an_alias_that_the_author_gives_away_is_not_taken_back(home: Home) -> No
     home.custom("models: {bard: {aliases: ['gemma:1b']}}")
     home.sync()
     bard, gemma = home.load().catalog.models.values()
-    assert (bard.aliases, gemma.aliases) == (("gemma:1b",), ())
+    assert (bard.presentation.aliases, gemma.presentation.aliases) == (("gemma:1b",), ())
 
 
 def test_aliases_in_sections_as_llama_swap_has_them(home: Home) -> None:
     home.custom("models: {bard: {aliases: [{id: gpt-4o-mini}, poet]}}")
     assert home.sync().warnings == ()
-    assert home.load().catalog.models["bard"].aliases == ("gpt-4o-mini", "poet")
+    assert home.load().catalog.models["bard"].presentation.aliases == ("gpt-4o-mini", "poet")
 
 
 def test_a_config_of_other_origin_is_left_alone(home: Home) -> None:
@@ -290,14 +303,14 @@ def test_a_link_stays_a_link_and_the_mode_stays(home: Home, tmp_path: Path) -> N
 def test_an_author_s_ttl_in_llama_swap_s_spelling_wins(home: Home) -> None:
     home.custom("globalTTL: 5")
     home.sync()
-    assert home.load().catalog.models["bard"].ttl == 5
+    assert home.load().catalog.models["bard"].serving.ttl == 5
 
 
 def test_a_model_over_the_budget_is_listed_with_a_warning(home: Home) -> None:
     home.custom("memory: {budget: 60 MiB}\nmodels: {'gemma:1b': {ctx_size: 30000}}")
     [warning, *_] = home.sync().warnings
     assert str(warning).startswith("config.yaml: models.ls/gemma:1b: needs about 79.7 MiB")
-    assert home.load().catalog.models["ls/gemma:1b"].need_bytes == 60 * 2**20
+    assert home.load().catalog.models["ls/gemma:1b"].serving.need_bytes == 60 * 2**20
 
 
 @pytest.mark.parametrize(
@@ -335,5 +348,5 @@ def test_any_file_name_comes_through(home: Home, stem: str) -> None:
     path = write_gguf(home.models / "odd" / f"{stem}.gguf")
     home.custom('models: {bard: {cmd: "x ${PORT} ${MODEL_PATH}"}}')
     assert home.sync().broken == ()
-    found = [s for s in home.load().catalog.models.values() if str(path) in s.argv]
+    found = [s for s in home.load().catalog.models.values() if str(path) in s.launch.argv]
     assert len(found) == 1

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from swapd.domain.models import ModelSpec
 from swapd.process.orphans import Guardian, PidRegistry
 from swapd.process.spawn import SpawnContext
 from swapd.process.worker_process import ReadyMessage, WorkerProcess
+from tests.specs import model_spec
 
 LOG = logging.Logger("test")
 
@@ -32,16 +32,16 @@ class Heard:
 
     words: asyncio.Queue[ReadyMessage] = field(default_factory=asyncio.Queue)
     ends: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
-    accident: bool | None = None
+    killed_externally: bool | None = None
     """Whether it was killed by somebody else; None until it has ended."""
 
     def worker_spoke(self, worker: int, word: ReadyMessage) -> None:
         assert worker == 1
         self.words.put_nowait(word)
 
-    def worker_exited(self, worker: int, reason: str, accident: bool) -> None:
+    def worker_exited(self, worker: int, reason: str, killed_externally: bool) -> None:
         assert worker == 1
-        self.accident = accident
+        self.killed_externally = killed_externally
         self.ends.put_nowait(reason)
 
     async def word(self) -> ReadyMessage:
@@ -58,13 +58,13 @@ async def spawn(place: SpawnContext) -> AsyncIterator[Callable[..., tuple[Worker
     def make(command: str, **fields: object) -> tuple[WorkerProcess, Heard]:
         heard = Heard()
         given = {"argv": tuple(command.split()), **fields}
-        spec = ModelSpec("m", **given)  # type: ignore[arg-type]
+        spec = model_spec("m", **given)  # type: ignore[arg-type]
         made.append((WorkerProcess(1, spec, place, heard, LOG), heard))
         return made[-1]
 
     yield make
     for process, heard in made:
-        if heard.accident is None:
+        if heard.killed_externally is None:
             process.kill()
             await heard.end()
 

@@ -11,13 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from swapd.domain.models import ModelSpec, WorkerLimits
+from swapd.domain.models import WorkerLimits
 from swapd.process.orphans import MARK
 from swapd.process.spawn import SpawnContext, worker_environment
 from swapd.process.worker_process import WorkerProcess
 from tests.daemon import Swapd, config, eventually, said
 from tests.fixtures import demo, fake
 from tests.process.conftest import LOG, Heard
+from tests.specs import model_spec
 
 SECRETS = {
     "OPENAI_API_KEY": "sk-1",
@@ -89,7 +90,7 @@ async def test_a_worker_has_its_pipes_and_nothing_else_of_ours(place: SpawnConte
     mine = os.open(place.home, os.O_RDONLY)
     os.set_inheritable(mine, True)
     heard = Heard()
-    spec = ModelSpec("m", ("sleep", "600"), own=False, proxy="http://127.0.0.1:${PORT}")
+    spec = model_spec("m", ("sleep", "600"), builtin=False, proxy="http://127.0.0.1:${PORT}")
     process = WorkerProcess(1, spec, place, heard, LOG)
     try:
         # While the program begins, its loader has its libraries open.
@@ -106,7 +107,7 @@ async def test_a_worker_has_its_pipes_and_nothing_else_of_ours(place: SpawnConte
 def _runs(place: SpawnContext, heard: Heard, script: str, limits: WorkerLimits) -> WorkerProcess:
     argv = (sys.executable, "-c", script)
     proxy = "http://127.0.0.1:${PORT}"
-    spec = ModelSpec("m", argv, own=False, proxy=proxy, limits=limits)
+    spec = model_spec("m", argv, builtin=False, proxy=proxy, limits=limits)
     return WorkerProcess(1, spec, place, heard, LOG)
 
 

@@ -99,7 +99,7 @@ async def test_what_the_system_kills_for_want_of_memory_met_with_no_accident(
         with gate.open("wb", buffering=0) as let:
             let.write(b".")
         assert await heard.end() == "the worker was ended by SIGKILL"
-        assert heard.accident is False
+        assert heard.killed_externally is False
     finally:
         eventually(lambda: not (group / "cgroup.procs").read_text())
         group.rmdir()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from swapd.domain.models import Catalog, Limits, ModelProfile, ModelSpec
 from swapd.process import profiles as room
 from swapd.process.profiles import ProfileStore
+from tests.specs import changed_spec, model_spec
 
 LOG = logging.getLogger("learned")
 
@@ -24,7 +24,7 @@ class Kept:
         self.file = folder / "learned.json"
         self.model = folder / "m.gguf"
         self.model.write_bytes(b"1")
-        self.spec = ModelSpec("m", ("worker", "--model", "m.gguf", "--ctx-size", "512"))
+        self.spec = model_spec("m", ("worker", "--model", "m.gguf", "--ctx-size", "512"))
 
     def open(self) -> ProfileStore:
         return ProfileStore(self.file, self.folder, LOG)
@@ -55,10 +55,10 @@ async def test_what_was_noted_is_known_to_the_next(kept: Kept) -> None:
 
 async def test_it_belongs_to_the_command_and_its_files(kept: Kept) -> None:
     await kept.note(ModelProfile(5, 1.5))
-    wider = replace(kept.spec, argv=(*kept.spec.argv[:-1], "1024"))
+    wider = changed_spec(kept.spec, argv=(*kept.spec.launch.argv[:-1], "1024"))
     assert kept.recall(wider) is None
-    assert kept.recall(replace(kept.spec, env=(("A", "b"),))) is None
-    assert kept.recall(replace(kept.spec, ttl=5, need_bytes=9)) == ModelProfile(5, 1.5)
+    assert kept.recall(changed_spec(kept.spec, env=(("A", "b"),))) is None
+    assert kept.recall(changed_spec(kept.spec, ttl=5, need_bytes=9)) == ModelProfile(5, 1.5)
     kept.model.write_bytes(b"22")
     assert kept.recall() is None
     kept.model.write_bytes(b"1")
@@ -69,7 +69,7 @@ async def test_it_belongs_to_the_command_and_its_files(kept: Kept) -> None:
 async def test_what_workers_leave_in_a_folder_of_their_command_makes_no_other_model(
     kept: Kept,
 ) -> None:
-    kept.spec = replace(kept.spec, argv=(*kept.spec.argv, "--slot-save-path", "./kv"))
+    kept.spec = changed_spec(kept.spec, argv=(*kept.spec.launch.argv, "--slot-save-path", "./kv"))
     (kept.folder / "kv").mkdir()
     await kept.note(ModelProfile(5, 1.5))
     os.utime(kept.folder / "kv", ns=(1, 1))

@@ -13,16 +13,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from swapd.domain.models import ModelSpec
 from swapd.process.spawn import SpawnContext, WarmStandby
 from swapd.process.worker_process import WorkerProcess
 from tests.daemon import ROOT, alive, eventually
 from tests.process.conftest import Heard
+from tests.specs import model_spec
 
 LOG = logging.Logger("test")
 SERVE = (sys.executable, "-m", "workers.serve")
 SPARE = (sys.executable, "-m", "workers.spare")
-BARD = ModelSpec(
+BARD = model_spec(
     "bard", (*SERVE, "--model", str(ROOT / "demo/bard.gguf"), "--port", "0", "--parallel", "3")
 )
 
@@ -66,12 +66,12 @@ async def test_one_that_a_model_cannot_use_stays(place: SpawnContext, spare: War
     """Its environment is set, and a foreign command is another program."""
     spare.prepare()
     heard = Heard()
-    own_env = ModelSpec("bard", BARD.argv, env=(("X", "1"),))
+    own_env = model_spec("bard", BARD.launch.argv, env=(("X", "1"),))
     process = WorkerProcess(1, own_env, place, heard, LOG, spare)
     assert process.pid != _pid(spare)
     assert (await heard.word()).ready
     await _stop(process, heard)
-    assert spare.take(ModelSpec("x", ("sleep", "1"), own=False), ("sleep", "1")) is None
+    assert spare.take(model_spec("x", ("sleep", "1"), builtin=False), ("sleep", "1")) is None
     assert alive(_pid(spare))
 
 
@@ -117,7 +117,7 @@ async def test_its_arguments_may_be_wrong_and_that_is_told(
 ) -> None:
     spare.prepare()
     heard = Heard()
-    wrong = ModelSpec("bard", (*SERVE, "--model", "no.gguf", "--prot", "0"))
+    wrong = model_spec("bard", (*SERVE, "--model", "no.gguf", "--prot", "0"))
     WorkerProcess(1, wrong, place, heard, LOG, spare)
     assert "--port" in await heard.end()
 

@@ -75,7 +75,7 @@ async def test_a_signal_without_a_name_has_its_number(spawn: Spawn) -> None:
 
 async def test_the_last_lines_tell_why(spawn: Spawn) -> None:
     script = "for i in 1 2 3 4 5 6 7; do echo line-$i >&2; done; exit 9"
-    _, heard = spawn("sh", argv=("sh", "-c", script), own=False)
+    _, heard = spawn("sh", argv=("sh", "-c", script), builtin=False)
     assert await heard.end() == (
         "the worker ended with exit status 9: line-3 | line-4 | line-5 | line-6 | line-7"
     )
@@ -85,7 +85,7 @@ async def test_what_it_printed_of_requests_is_no_reason(spawn: Spawn, tmp_path: 
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     script = f"echo loading; read x < {gate}; echo a prompt; exit 9"
-    process, heard = spawn("sh", argv=("sh", "-c", script), own=False)
+    process, heard = spawn("sh", argv=("sh", "-c", script), builtin=False)
     process.came_up()
     with gate.open("r+b", buffering=0) as both_ends:
         both_ends.write(b"on\n")
@@ -94,7 +94,7 @@ async def test_what_it_printed_of_requests_is_no_reason(spawn: Spawn, tmp_path: 
 
 
 async def test_a_kill_leaves_no_last_words(spawn: Spawn) -> None:
-    _, heard = spawn("sh", argv=("sh", "-c", "echo not why; kill -9 $$"), own=False)
+    _, heard = spawn("sh", argv=("sh", "-c", "echo not why; kill -9 $$"), builtin=False)
     assert await heard.end() == "the worker was ended by SIGKILL"
 
 
@@ -111,16 +111,16 @@ async def test_a_kill_from_outside_is_an_accident_and_no_other_end_is(spawn: Spa
     await heard.word()
     os.kill(process.pid, signal.SIGKILL)
     assert await heard.end() == "the worker was ended by SIGKILL"
-    assert heard.accident
+    assert heard.killed_externally
     process, heard = spawn(FAKE)
     await heard.word()
     process.kill()
     await heard.end()
-    assert heard.accident is False
+    assert heard.killed_externally is False
 
 
 @pytest.mark.parametrize(
-    ("number", "asked", "accident"),
+    ("number", "asked", "killed_externally"),
     [
         (signal.SIGTERM, False, True),
         (signal.SIGHUP, False, True),
@@ -130,14 +130,14 @@ async def test_a_kill_from_outside_is_an_accident_and_no_other_end_is(spawn: Spa
     ],
 )
 async def test_what_somebody_else_asks_to_end_met_with_an_accident(
-    spawn: Spawn, number: signal.Signals, asked: bool, accident: bool
+    spawn: Spawn, number: signal.Signals, asked: bool, killed_externally: bool
 ) -> None:
     process, heard = spawn("sleep 600")
     if asked:
         process.stop()
     os.kill(process.pid, number)
     await heard.end()
-    assert heard.accident is accident
+    assert heard.killed_externally is killed_externally
 
 
 async def test_a_kill_takes_the_children_too(spawn: Spawn) -> None:
@@ -213,7 +213,7 @@ async def test_a_stop_command_that_fails_is_followed_by_sigterm(
 async def test_a_foreign_worker_is_ready_when_it_answers(spawn: Spawn) -> None:
     process, _ = spawn(
         f"{FAKE} --port ${{PORT}} --silent --outlive-stdin",
-        own=False,
+        builtin=False,
         proxy="http://127.0.0.1:${PORT}",
     )
     async with new_session() as session:
@@ -225,7 +225,7 @@ async def test_a_foreign_worker_is_ready_when_it_answers(spawn: Spawn) -> None:
 async def test_a_stranger_on_its_port_is_told_from_it(spawn: Spawn) -> None:
     """The worker itself never listens; this very process answers 200 on its port instead."""
     process, heard = spawn(
-        "sleep 60", own=False, proxy="http://127.0.0.1:${PORT}", check_endpoint="/"
+        "sleep 60", builtin=False, proxy="http://127.0.0.1:${PORT}", check_endpoint="/"
     )
     handler = http.server.SimpleHTTPRequestHandler
     handler.log_message = lambda *_: None  # type: ignore[method-assign]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from swapd.domain.models import Catalog, Limits, ModelSpec
+from swapd.domain.models import Catalog, Limits
+from tests.specs import model_spec
 
 
 def catalog(
@@ -17,11 +18,11 @@ def catalog(
     pinned: Collection[str] = (),
     *,
     hang_timeout: float = 0.0,
-    min_stay: float = 0.0,
+    min_residency: float = 0.0,
 ) -> Catalog:
     """A catalog of models that need so many bytes each."""
     models = {
-        name: ModelSpec(
+        name: model_spec(
             name=name,
             argv=(name,),
             need_bytes=need,
@@ -31,7 +32,7 @@ def catalog(
             pinned=name in pinned,
             start_timeout=30.0,
             hang_timeout=hang_timeout,
-            min_stay=min_stay,
+            min_residency=min_residency,
         )
         for name, need in needs.items()
     }

@@ -33,7 +33,7 @@ def silent_since(m: Machine, p: Process) -> float | None:
 def check_kill(m: Machine, p: Process) -> None:
     """Nobody is taken for hung who makes progress, or has not been silent for long enough."""
     since = silent_since(m, p)
-    limit = m.spec(p).hang_timeout
+    limit = m.spec(p).serving.hang_timeout
     m.require(since is not None and limit > 0, f"worker {p.worker} killed as hung, and is not")
     assert since is not None
     m.require(m.now >= since + limit, f"worker {p.worker} killed as hung too soon")
@@ -42,7 +42,7 @@ def check_kill(m: Machine, p: Process) -> None:
 def check_hung(m: Machine) -> None:
     """Who is hung is found out in time."""
     for p in m.processes.values():
-        since, limit = silent_since(m, p), m.spec(p).hang_timeout
+        since, limit = silent_since(m, p), m.spec(p).serving.hang_timeout
         if since is None or not limit or p.killed or p.told is not None or p.dead:
             continue
         since = max(since, m.terms_since)
@@ -76,14 +76,14 @@ def _is_out_of_tries(m: Machine, request: int) -> bool:
     return losses - kills >= TRIES or kills >= KILLS
 
 
-def note_end(m: Machine, p: Process, accident: bool) -> None:
+def note_end(m: Machine, p: Process, killed_externally: bool) -> None:
     """A worker has ended with what it serves now; whose fault that may be, if anybody's."""
     by_itself = p.ready and not (p.killed or p.told is not None)
     slotted = p.serving - m.guests
-    if accident:
+    if killed_externally:
         for request in slotted:
             m.kills[request] = m.kills.get(request, 0) + 1
-    if accident or not (by_itself or p.killed_as_hung):
+    if killed_externally or not (by_itself or p.killed_as_hung):
         return
     for request in slotted:
         known = fingerprint(request)

@@ -20,7 +20,7 @@ def check_start(m: Machine) -> None:
     """Nobody is started for whom, beside those that are coming up, there is no memory in fact."""
     taken = sum(m.need(p) for p in m.processes.values())
     alone = len(m.processes) == 1 and taken >= m.limits.budget_bytes > 0
-    if m.limits.heed_free and not alone:
+    if m.limits.require_free_memory and not alone:
         coming = sum(m.need(p) for p in m.processes.values() if not p.ready)
         m.require(coming <= free(m), f"{coming} bytes are to come, {free(m)} are free")
 
@@ -34,7 +34,7 @@ def may_end_busy_ones(m: Machine, because: str) -> bool:
     return not any(
         states.get(p.worker) == "ready"
         and not p.serving - m.guests
-        and not m.spec(p).pinned
+        and not m.spec(p).serving.pinned
         and p.spec.name not in awaited
         for p in m.processes.values()
     )

@@ -21,7 +21,7 @@ def check(m: Machine) -> None:
 def _must_part(m: Machine, newer: Process, older: Process) -> bool:
     new, old = newer.spec.name, older.spec.name
     mine = next((g for g in newer.groups if new in g.members), None)
-    if mine is None or new == old or older.spec.pinned or newer.groups != m.limits.groups:
+    if mine is None or new == old or older.spec.serving.pinned or newer.groups != m.limits.groups:
         return False
     if old in mine.members:
         return mine.swap

@@ -43,7 +43,7 @@ worlds = st.builds(
         max_queue,
         pinned,
         hang_timeout=hang,
-        min_stay=stay,
+        min_residency=stay,
     ),
     st.lists(st.integers(0, 6), min_size=4, max_size=4),
     st.builds(
@@ -51,12 +51,12 @@ worlds = st.builds(
         max_resident=st.integers(0, 3),
         budget_bytes=st.sampled_from([0, 6, 8, 10]),
         threshold_percent=st.sampled_from([0.0, 75.0, 75.0]),
-        stall_percent=st.sampled_from([0.0, 10.0]),
+        psi_threshold_percent=st.sampled_from([0.0, 10.0]),
         critical_percent=st.sampled_from([0.0, 95.0]),
-        heed_free=st.booleans(),
+        require_free_memory=st.booleans(),
         interval=st.just(30.0),
-        max_waiting=st.sampled_from([6, 512]),
-        max_wait=st.sampled_from([0.0, 4.0, 60.0]),
+        max_queued=st.sampled_from([6, 512]),
+        max_turn=st.sampled_from([0.0, 4.0, 60.0]),
         max_per_tenant=st.sampled_from([0, 0, 2]),
         policy=st.sampled_from(POLICIES),
         groups=st.sampled_from(GROUPS),
@@ -137,12 +137,12 @@ def _do_to_a_worker(m: Machine, what: str, which: int, number: float) -> None:
     elif what == "stick":
         _stick(m, m.processes[worker])
     else:
-        m.exit(worker, again=what == "again", accident=number > 5)
+        m.exit(worker, again=what == "again", killed_externally=number > 5)
 
 
 def _stick(m: Machine, process: Process) -> None:
     """Without a time-out nobody would ever find it out."""
-    if process.ready and process.stuck is None and m.spec(process).hang_timeout:
+    if process.ready and process.stuck is None and m.spec(process).serving.hang_timeout:
         process.stuck, process.deaf = m.now, True
 
 
@@ -182,7 +182,7 @@ def _do_to_all(m: Machine, what: str, which: int, number: float) -> None:
             m.advance(number)
         case "sample":
             held = {w: int(number) for w in list(m.processes)[: which % 3]}
-            m.sample(90.0 if which % 2 else 10.0, held, stalled=10 * number)
+            m.sample(90.0 if which % 2 else 10.0, held, pressure_percent=10 * number)
         case "press":
             m.sample(90.0 if number else 99.0)
             m.sample(90.0)

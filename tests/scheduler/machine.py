@@ -85,9 +85,11 @@ class Machine:
     @property
     def turn(self) -> float:
         """What each that is before it costs a request at most, without what is loaded."""
-        patience = PATIENCE if self.limits.heed_free else 0.0
-        stay = max((m.min_stay for m in self.scheduler.catalog.models.values()), default=0.0)
-        return 30.0 + SERVE_MOST + STOP_MOST + self.limits.max_wait + patience + stay
+        patience = PATIENCE if self.limits.require_free_memory else 0.0
+        stay = max(
+            (m.serving.min_residency for m in self.scheduler.catalog.models.values()), default=0.0
+        )
+        return 30.0 + SERVE_MOST + STOP_MOST + self.limits.max_turn + patience + stay
 
     def breach(self, what: str) -> BreachError:
         return BreachError("\n".join([*self.history, f"!! {what}", repr(self.scheduler)]))
@@ -146,7 +148,7 @@ class Machine:
             case od.Preload(model):
                 self.brought.append(model)
             case od.QueryFreeMemory():
-                self.require(self.limits.heed_free, "a look that nobody asked for")
+                self.require(self.limits.require_free_memory, "a look that nobody asked for")
                 self.look_wanted = True
             case od.SetTimer(when):
                 self.require(when is None or when > self.now, f"a wish to wake in the past: {when}")
@@ -174,7 +176,7 @@ class Machine:
 
     def need(self, process: Process) -> int:
         status = {s.worker: s.bytes for s in self.scheduler.status()}
-        return status.get(process.worker, process.spec.need_bytes)
+        return status.get(process.worker, process.spec.serving.need_bytes)
 
     def spec(self, process: Process) -> ModelSpec:
         """The terms on which a process runs now: a reload may have changed them."""
@@ -195,20 +197,20 @@ class Machine:
         forced = ("its configuration changed", "unloaded by hand", "swapd is shutting down")
         unclaimed = because == "nobody waits for it any more"
         self.require(
-            not self.spec(process).pinned or because in forced or unclaimed,
+            not self.spec(process).serving.pinned or because in forced or unclaimed,
             f"pinned {process.spec.name} stopped: {because}",
         )
         ttl_rules.check(self, process, because)
         room = because.startswith("makes room")
         spec = self.spec(process)
-        early = room and self.now < process.up_at + spec.min_stay
+        early = room and self.now < process.up_at + spec.serving.min_residency
         self.require(not early, f"{spec.name} goes before its least time is over")
         kept = room and self.limits.policy in ("ttl", "no-evict")
         self.require(not kept, f"{process.spec.name} makes room though the policy lets nobody go")
         process.told = self.now
-        process.because = because
+        process.reason = because
         self.pressed_stops += because == PRESSURE
-        others = [p for p in self.processes.values() if p.because == PRESSURE and p is not process]
+        others = [p for p in self.processes.values() if p.reason == PRESSURE and p is not process]
         self.require(because != PRESSURE or not others, "a second victim before the first is gone")
 
     def _kill(self, process: Process, hung: bool) -> None:
@@ -217,8 +219,10 @@ class Machine:
             process.killed = process.killed_as_hung = True
             return
         closing = self.closing is not None and self.now >= self.closing
-        late = process.told is not None and self.now >= process.told + process.spec.stop_grace
-        slow = not process.ready and self.now >= process.born + process.spec.start_timeout
+        late = (
+            process.told is not None and self.now >= process.told + process.spec.serving.stop_grace
+        )
+        slow = not process.ready and self.now >= process.born + process.spec.serving.start_timeout
         self.require(closing or late or slow, f"worker {process.worker} killed before its time")
         process.killed = True
 
@@ -240,7 +244,7 @@ class Machine:
         if request in self.kept:
             process.keep_alive = self.kept[request]
         external_kills.check_grant(self, request, process)
-        slots = self.spec(process).slots
+        slots = self.spec(process).serving.slots
         if request not in self.guests and not process.serving - self.guests:
             process.busy_since = self.now
         process.serving.add(request)
@@ -280,7 +284,7 @@ class Machine:
             )
             for p in live:
                 usable = p.ready and p.told is None and not p.killed and not self.drains(p)
-                free = len(p.serving - self.guests) < self.spec(p).slots
+                free = len(p.serving - self.guests) < self.spec(p).serving.slots
                 self.require(
                     not (alone and usable and free), f"request {request} waits beside a free slot"
                 )
@@ -299,7 +303,7 @@ class Machine:
         request = self.requests
         turn = self.turn
         spec = self.scheduler.catalog.models.get(model)
-        rank = priority + (spec.priority if spec else 0)
+        rank = priority + (spec.serving.priority if spec else 0)
         self.lines[request] = (model, tenant, rank)
         for other in self.open:
             # One that comes later may be served first only if it is another tenant's or above.
@@ -311,7 +315,7 @@ class Machine:
         self.patience[request] = self.now + (len(self.open) + 1) * turn + 30.0
         if not needs_slot:
             self.guests.add(request)
-        known = external_kills.fingerprint(request) if self.scheduler.is_wary else ""
+        known = external_kills.fingerprint(request) if self.scheduler.tracks_fingerprints else ""
         self.tell(
             ev.RequestArrived(
                 self.now, request, model, needs_slot, keep_alive, tenant, priority, known
@@ -336,7 +340,11 @@ class Machine:
         self.tell(ev.WorkerReady(self.now, worker))
 
     def exit(
-        self, worker: int, reason: str = "exit", again: bool = False, accident: bool = False
+        self,
+        worker: int,
+        reason: str = "exit",
+        again: bool = False,
+        killed_externally: bool = False,
     ) -> None:
         """The process is gone; half of what it served fails before its exit is noticed, or all
         of it comes again afterwards."""
@@ -345,16 +353,16 @@ class Machine:
         for request in [] if again else sorted(process.serving)[::2]:
             self.finish(request, answered=False)
         self.processes.pop(worker)
-        external_kills.note_end(self, process, accident)
-        self.tell(ev.WorkerExited(self.now, worker, reason, accident))
+        external_kills.note_end(self, process, killed_externally)
+        self.tell(ev.WorkerExited(self.now, worker, reason, killed_externally))
         for request in sorted(process.serving):
             external_kills.lose(self, request, again)
 
     def sample(
-        self, percent: float, held: dict[int, int] | None = None, stalled: float = 0.0
+        self, percent: float, held: dict[int, int] | None = None, pressure_percent: float = 0.0
     ) -> None:
         self.sample_wanted, self.percent = False, percent
-        self.tell(ev.MemorySampled(self.now, percent, held or {}, stalled))
+        self.tell(ev.MemorySampled(self.now, percent, held or {}, pressure_percent))
 
     def reload(self, catalog: Catalog) -> None:
         self.terms_since = self.now
@@ -380,7 +388,7 @@ class Machine:
 
     def settle_down(self) -> None:
         """Let everything run out; nobody may be left waiting, and nothing may be held."""
-        turn = LOAD_MOST + SERVE_MOST + 3 * STOP_MOST + self.limits.max_wait + PATIENCE
+        turn = LOAD_MOST + SERVE_MOST + 3 * STOP_MOST + self.limits.max_turn + PATIENCE
         bound = len(self.open) * turn + 100.0
         self.advance(bound)
         self.require(not self.open, f"requests never ended: {sorted(self.open)}")

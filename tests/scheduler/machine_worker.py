@@ -38,4 +38,4 @@ class Process:
     busy_since: float = 0.0
     """When it got something to do, having had nothing that takes a slot."""
     keep_alive: float | None = None
-    because: str = ""
+    reason: str = ""

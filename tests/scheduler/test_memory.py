@@ -11,10 +11,11 @@ from swapd.domain import events as ev
 from swapd.domain.models import Catalog, Limits, ModelProfile
 from swapd.scheduler.placement import PATIENCE, PAUSE
 from tests.scheduler.test_rules import A, B, C, Talk, model
+from tests.specs import changed_spec
 
-HEAVY = replace(A, need_bytes=8)
+HEAVY = changed_spec(A, need_bytes=8)
 BIG, SMALL = model("big", need_bytes=8), model("small", need_bytes=2)
-CAREFUL = Limits(budget_bytes=10, heed_free=True, policy="lru", interval=1000)
+CAREFUL = Limits(budget_bytes=10, require_free_memory=True, policy="lru", interval=1000)
 
 
 def test_a_worker_is_started_when_its_memory_is_free_in_fact() -> None:
@@ -62,7 +63,7 @@ def test_memory_that_nobody_gives_back_is_waited_for_and_then_refused() -> None:
         talk >> ev.FreeMemoryReported(now, 5) << f"wake:{now + PAUSE:g}"
         now += PAUSE
     talk >> ev.TimerFired(PATIENCE) << "look"
-    talk >> ev.FreeMemoryReported(PATIENCE, 5) << "refuse:1:no_room look"
+    talk >> ev.FreeMemoryReported(PATIENCE, 5) << "refuse:1:insufficient_memory look"
     talk >> ev.FreeMemoryReported(PATIENCE, 5) << f"start:small=1 wake:{PATIENCE + 100:g}"
 
 
@@ -119,19 +120,19 @@ def test_nobody_looks_where_nobody_asked_for_it() -> None:
 
 
 def test_lost_time_presses_like_full_memory() -> None:
-    limits = Limits(threshold_percent=75, stall_percent=10, policy="lru", interval=30)
+    limits = Limits(threshold_percent=75, psi_threshold_percent=10, policy="lru", interval=30)
     talk = Talk(limits, a=A, b=B)
     talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(1, 1) >> ev.RequestFinished(2, 1)
-    talk >> ev.MemorySampled(3, 40, {}, stalled=10.0) << ""
-    talk >> ev.MemorySampled(4, 40, {}, stalled=11.0) << "stop:1 wake:9"
+    talk >> ev.MemorySampled(3, 40, {}, pressure_percent=10.0) << ""
+    talk >> ev.MemorySampled(4, 40, {}, pressure_percent=11.0) << "stop:1 wake:9"
     talk = Talk(replace(limits, threshold_percent=0), a=A)
     talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(1, 1) >> ev.RequestFinished(2, 1)
-    talk >> ev.MemorySampled(3, 99, {}, stalled=99.0) << ""
+    talk >> ev.MemorySampled(3, 99, {}, pressure_percent=99.0) << ""
 
 
 def test_busy_workers_go_above_the_critical_mark_alone_and_after_the_idle() -> None:
     limits = Limits(threshold_percent=75, critical_percent=95, policy="lru", interval=30)
-    talk = Talk(limits, a=A, b=B, c=replace(C, pinned=True))
+    talk = Talk(limits, a=A, b=B, c=changed_spec(C, pinned=True))
     for worker, name in enumerate("abc", 1):
         talk >> ev.RequestArrived(0, worker, name) >> ev.WorkerReady(worker, worker)
     talk >> ev.RequestFinished(4, 2)
@@ -146,7 +147,7 @@ def test_busy_workers_go_above_the_critical_mark_alone_and_after_the_idle() -> N
 
 
 def test_what_was_learned_is_told_and_counts_from_the_start() -> None:
-    talk = Talk(Limits(budget_bytes=10), a=HEAVY, b=replace(B, need_bytes=2)).knowing(
+    talk = Talk(Limits(budget_bytes=10), a=HEAVY, b=changed_spec(B, need_bytes=2)).knowing(
         a=ModelProfile(3, 2.0)
     )
     talk >> ev.RequestArrived(0, 1, "a") >> ev.RequestArrived(0, 2, "b") << "start:b=2"
@@ -179,8 +180,8 @@ def test_other_files_make_another_model() -> None:
 def test_other_terms_change_nothing_that_was_learned() -> None:
     talk = Talk(Limits(budget_bytes=10), a=HEAVY).knowing(a=ModelProfile(3))
     talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(1, 1)
-    talk >> ev.CatalogReloaded(2, Catalog({"a": replace(HEAVY, ttl=5.0)}, talk.catalog.limits))
+    talk >> ev.CatalogReloaded(2, Catalog({"a": changed_spec(HEAVY, ttl=5.0)}, talk.catalog.limits))
     assert [s.bytes for s in talk.core.status()] == [3]
-    changed = Catalog({"a": replace(HEAVY, argv=("other",))}, talk.catalog.limits)
+    changed = Catalog({"a": changed_spec(HEAVY, argv=("other",))}, talk.catalog.limits)
     talk >> ev.CatalogReloaded(3, changed) >> ev.WorkerExited(4, 1) >> ev.RequestArrived(5, 9, "a")
     assert [s.bytes for s in talk.core.status()] == [8]

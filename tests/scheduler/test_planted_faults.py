@@ -77,7 +77,7 @@ def _first_come(books: Any, spec: Any, limits: Any, event: Any) -> Any:
 
 def _tenants_unbounded(books: Any, spec: Any, limits: Any, event: Any) -> Any:
     found = admission.too_many(books, spec, limits, event)
-    return None if found is not None and found[0].why is RejectReason.TENANT_FULL else found
+    return None if found is not None and found[0].reason is RejectReason.TENANT_FULL else found
 
 
 def _admitted_before_the_transfer(self: DiskStore, model: str, size: int, *rest: Any) -> Any:
@@ -98,7 +98,7 @@ def _no_wish_for_priority(self: Facts, event: ev.RequestArrived) -> None:
 
 def _no_priority_of_models(self: Facts, event: ev.RequestArrived) -> None:
     spec = self._catalog.models[event.model]
-    _arrived(self, replace(event, priority=event.priority - spec.priority))
+    _arrived(self, replace(event, priority=event.priority - spec.serving.priority))
 
 
 def _at_the_end(line: dict[int, Any], waiting: Any) -> None:
@@ -133,11 +133,11 @@ def _patient_plan(books: Any, catalog: Any, now: float) -> placement.PlacementPl
 
 
 def _turn_without_bound(books: Any, resident: Any, rival: Any, asked: Any, limits: Any) -> float:
-    return _turn(books, resident, rival, asked, replace(limits, max_wait=1e9))
+    return _turn(books, resident, rival, asked, replace(limits, max_turn=1e9))
 
 
 def _deaf_to_stalls(event: Any, limits: Any) -> Any:
-    return _pressure(event, replace(limits, stall_percent=0.0))
+    return _pressure(event, replace(limits, psi_threshold_percent=0.0))
 
 
 def _all_of_them(self: Scheduler, wanted: list[Any], now: float) -> list[Any]:
@@ -238,9 +238,9 @@ FAULTS: list[Fault] = [
     ("lfu goes by time", placement, "POLICIES", _policy("lfu", worth=POLICIES["lru"].worth),
      _on("lfu", lambda p: sharing.test_policies_differ_in_who_makes_room(p, "stop:1"))),
     ("cost goes by time", placement, "POLICIES",
-     _policy("cost", worth=POLICIES["lru"].worth, adds_up=False),
+     _policy("cost", worth=POLICIES["lru"].worth, additive=False),
      sharing.test_cost_weighs_loading_likelihood_and_weight_by_the_byte),
-    ("no-evict makes room", placement, "POLICIES", _policy("no-evict", makes_room=True),
+    ("no-evict makes room", placement, "POLICIES", _policy("no-evict", evicts=True),
      _on("no-evict", sharing.test_policies_that_make_no_room_refuse_and_start_nothing)),
     ("lru heeds the time to live", WorkerRecord, "lasts", lambda self, _: _lasts(self, True),
      sharing.test_only_some_policies_heed_the_time_to_live),
@@ -350,7 +350,8 @@ FAULTS: list[Fault] = [
      lost.test_one_under_whom_three_workers_end_in_whatever_company_has_had_its_tries),
     ("an heir that fails is the end of it", Facts, "_part_from_predecessor", _nobody_else,
      succession.test_a_new_one_that_fails_beside_the_old_may_try_without_it),
-    ("a file is in the cache before it is there", DiskStore, "decide", _admitted_before_the_transfer,
+    ("a file is in the cache before it is there", DiskStore, "decide",
+     _admitted_before_the_transfer,
      files.test_a_file_is_there_only_when_its_transfer_has_succeeded),
     ("a failed transfer keeps its room", DiskStore, "failed", _nobody_else,
      files.test_a_file_is_there_only_when_its_transfer_has_succeeded),

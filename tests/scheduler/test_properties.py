@@ -163,7 +163,7 @@ class PinsForgotten(Scheduler):
     """Takes a pinned worker's idleness for anybody's."""
 
     def _dismissal(self, resident: WorkerRecord, now: float) -> str:
-        late = resident.spec.ttl and now >= resident.last_used + resident.spec.ttl
+        late = resident.spec.serving.ttl and now >= resident.last_used + resident.spec.serving.ttl
         if resident.idle and late and resident.spec.name not in self._books.queues:
             return "idle"
         return super()._dismissal(resident, now)
@@ -213,7 +213,7 @@ def test_a_planted_fault_is_found(fault: Callable[[Catalog], Scheduler]) -> None
 
 def unending_use_of_another_model(make: Callable[[Catalog], Scheduler]) -> Machine:
     """One place, model a kept busy by clients that overlap; then somebody asks for b."""
-    world = catalog({"a": 1, "b": 1}, Limits(max_resident=1, max_wait=5.0), slots=2)
+    world = catalog({"a": 1, "b": 1}, Limits(max_resident=1, max_turn=5.0), slots=2)
     machine = Machine(make(world))
     for _ in range(4):
         machine.arrive("a")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import Phase, given, settings
 
@@ -18,8 +16,9 @@ from tests.scheduler.histories import Deed, follow, histories, worlds
 from tests.scheduler.machine import BreachError
 from tests.scheduler.test_properties import QUICK
 from tests.scheduler.test_rules import A, B, Talk
+from tests.specs import changed_spec
 
-WIDE = replace(A, slots=3)
+WIDE = changed_spec(A, slots=3)
 
 
 def _three_served() -> Talk:
@@ -47,10 +46,10 @@ def test_one_accident_makes_nobody_a_suspect() -> None:
     talk = _three_served()
     _return(talk >> ev.WorkerExited(5, 1, "boom"), 5, 1, 2, 3)
     talk >> ev.WorkerReady(6, 2) << "grant:1->2 grant:2->2 grant:3->2 wake:never"
-    assert talk.core.is_wary
+    assert talk.core.tracks_fingerprints
     for request in (1, 2, 3):
         talk >> ev.RequestFinished(7, request)
-    assert not talk.core.is_wary
+    assert not talk.core.tracks_fingerprints
 
 
 def test_a_poisonous_one_is_found_and_those_beside_it_are_served() -> None:
@@ -93,15 +92,15 @@ def test_whoever_is_killed_from_outside_however_often_makes_nobody_a_suspect() -
     talk = _three_served() >> ev.RequestArrived(4.5, 4, "a")
     for worker in range(1, quarantine.KILLS):
         now = 5 * worker
-        talk >> ev.WorkerExited(now, worker, "killed", accident=True)
+        talk >> ev.WorkerExited(now, worker, "killed", killed_externally=True)
         _return(talk, now, 1, 2, 3) >> ev.WorkerReady(now + 1, worker + 1)
         talk << f"grant:1->{worker + 1} grant:2->{worker + 1} grant:3->{worker + 1} wake:never"
-    assert not talk.core.is_wary
+    assert not talk.core.tracks_fingerprints
     talk >> ev.RequestFinished(53, 1) << f"grant:4->{quarantine.KILLS}"
     (
         talk
         >> ev.RequestFinished(53, 2)
-        >> ev.WorkerExited(54, quarantine.KILLS, "killed", accident=True)
+        >> ev.WorkerExited(54, quarantine.KILLS, "killed", killed_externally=True)
     )
     _return(talk, 54, 3) << "refuse:3:worker_failed"
 
@@ -112,7 +111,7 @@ def test_what_swapd_ends_itself_is_nobodys_fault() -> None:
     talk >> ev.TimerFired(3) << "kill:1"
     talk >> ev.WorkerExited(4, 1, "killed")
     talk >> ev.RequestFinished(4, 1, answered=False, fingerprint="p")
-    assert not talk.core.is_wary
+    assert not talk.core.tracks_fingerprints
 
 
 def test_one_under_whom_three_workers_end_in_whatever_company_has_had_its_tries() -> None:
@@ -126,7 +125,7 @@ def test_one_under_whom_three_workers_end_in_whatever_company_has_had_its_tries(
 
 
 def test_a_silent_worker_is_looked_at_twice_within_the_time_out_and_killed_at_its_end() -> None:
-    talk = Talk(a=replace(A, hang_timeout=30.0))
+    talk = Talk(a=changed_spec(A, hang_timeout=30.0))
     talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(10, 1) << "grant:1->1 wake:25"
     talk >> ev.TimerFired(25) << "look:1"
     talk >> ev.LivenessReported(25, 1, 24.0) << "wake:40"
@@ -141,7 +140,7 @@ def test_a_silent_worker_is_looked_at_twice_within_the_time_out_and_killed_at_it
 
 
 def test_a_look_that_comes_late_starts_anew_because_swapd_itself_stood_still() -> None:
-    talk = Talk(a=replace(A, hang_timeout=30.0))
+    talk = Talk(a=changed_spec(A, hang_timeout=30.0))
     (
         talk
         >> ev.RequestArrived(0, 1, "a")
@@ -152,7 +151,7 @@ def test_a_look_that_comes_late_starts_anew_because_swapd_itself_stood_still() -
 
 
 def test_at_rest_nobody_is_looked_at() -> None:
-    talk = Talk(a=replace(A, hang_timeout=30.0))
+    talk = Talk(a=changed_spec(A, hang_timeout=30.0))
     talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(10, 1) >> ev.RequestFinished(11, 1) << ""
     talk >> ev.TimerFired(25) << ""
     talk >> ev.RequestArrived(26, 2, "a") << "grant:2->1 wake:41"
@@ -162,7 +161,7 @@ def test_at_rest_nobody_is_looked_at() -> None:
 def test_a_time_out_may_come_with_a_reload() -> None:
     talk = Talk(a=A, b=B)
     talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(10, 1) << "grant:1->1 wake:never"
-    new = {"a": replace(A, hang_timeout=8.0)}
+    new = {"a": changed_spec(A, hang_timeout=8.0)}
     talk >> ev.CatalogReloaded(20, Catalog(new, Limits())) << "wake:24"
 
 
@@ -177,7 +176,7 @@ class Hasty(Scheduler):
     """Takes whoever is looked at for hung too soon."""
 
     def _looked(self, event: ev.LivenessReported) -> None:
-        super()._looked(ev.LivenessReported(event.now + 10.0, event.worker, event.sign))
+        super()._looked(ev.LivenessReported(event.now + 10.0, event.worker, event.last_progress))
 
 
 class Forgiving(Scheduler):

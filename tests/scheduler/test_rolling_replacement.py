@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from swapd.domain import events as ev
 from swapd.domain.models import Catalog, Group, Limits
 from tests.scheduler.test_rules import A, Talk, model
+from tests.specs import changed_spec
 
 B = model("b", need_bytes=10)
-NEW = replace(B, argv=("b", "--other"))
-NEWER = replace(B, argv=("b", "--another"))
+NEW = changed_spec(B, argv=("b", "--other"))
+NEWER = changed_spec(B, argv=("b", "--another"))
 
 
 def busy(limits: Limits | None = None) -> Talk:
@@ -74,13 +73,13 @@ def test_others_that_wait_for_room_come_first() -> None:
     for request, name in ((1, "a"), (2, "b")):
         talk >> ev.RequestArrived(0, request, name) >> ev.WorkerReady(0, request)
     talk >> ev.RequestArrived(1, 3, "c")
-    reload(talk, b=replace(specs["b"], argv=("b", "--other")))
+    reload(talk, b=changed_spec(specs["b"], argv=("b", "--other")))
     assert states(talk) == ["ready", "draining"]
 
 
 @pytest.mark.parametrize(("free", "then"), [(99, ["ready", "starting"]), (1, ["draining"])])
 def test_memory_that_others_hold_is_looked_at_first(free: int, then: list[str]) -> None:
-    talk = Talk(Limits(budget_bytes=100, heed_free=True), b=B)
+    talk = Talk(Limits(budget_bytes=100, require_free_memory=True), b=B)
     talk >> ev.RequestArrived(0, 1, "b") >> ev.FreeMemoryReported(0, 50) >> ev.WorkerReady(1, 1)
     reload(talk, b=NEW)
     assert states(talk) == ["ready"]
@@ -110,7 +109,7 @@ def test_one_that_is_right_again_stays() -> None:
 def test_another_reload_starts_no_second_heir() -> None:
     talk = busy()
     reload(talk, b=NEW)
-    reload(talk, a=replace(A, argv=("a", "--other"))) << ""
+    reload(talk, a=changed_spec(A, argv=("a", "--other"))) << ""
     talk >> ev.WorkerReady(3, 2)
     assert states(talk) == ["draining", "ready"]
 

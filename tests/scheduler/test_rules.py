@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from swapd.domain import commands as od
@@ -11,6 +9,7 @@ from swapd.domain import events as ev
 from swapd.domain.models import Catalog, Limits, ModelProfile, ModelSpec
 from swapd.scheduler.lifecycle import IllegalTransitionError, Transition, WorkerState, advance
 from swapd.scheduler.scheduler import Scheduler
+from tests.specs import changed_spec, model_spec
 
 
 class Talk:
@@ -72,14 +71,14 @@ def _told(order: od.Command) -> str:
 
 
 def model(name: str, **fields: object) -> ModelSpec:
-    return ModelSpec(name, (name,), start_timeout=100.0, **fields)  # type: ignore[arg-type]
+    return model_spec(name, (name,), start_timeout=100.0, **fields)
 
 
 A, B, C = model("a"), model("b"), model("c")
 
 
 def test_a_request_starts_its_model_once_and_is_granted_when_it_is_up() -> None:
-    talk = Talk(a=replace(A, slots=2))
+    talk = Talk(a=changed_spec(A, slots=2))
     talk >> ev.RequestArrived(0, 1, "a") << "start:a=1 wake:100"
     talk >> ev.RequestArrived(1, 2, "a") << ""
     talk >> ev.RequestArrived(2, 3, "a") << ""
@@ -120,7 +119,7 @@ def test_one_that_is_spared_when_another_alone_is_enough() -> None:
 
 
 def test_a_busy_worker_yields_to_an_older_request_and_to_no_younger_one() -> None:
-    talk = Talk(Limits(max_resident=1, max_wait=0), a=replace(A, slots=2), b=B)
+    talk = Talk(Limits(max_resident=1, max_turn=0), a=changed_spec(A, slots=2), b=B)
     talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(1, 1)
     talk >> ev.RequestArrived(2, 2, "b") << ""
     talk >> ev.RequestArrived(3, 3, "a") << ""
@@ -129,7 +128,7 @@ def test_a_busy_worker_yields_to_an_older_request_and_to_no_younger_one() -> Non
 
 
 def test_it_yields_no_longer_when_the_older_request_has_left() -> None:
-    talk = Talk(Limits(max_resident=1, max_wait=0), a=replace(A, slots=2), b=B)
+    talk = Talk(Limits(max_resident=1, max_turn=0), a=changed_spec(A, slots=2), b=B)
     talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(1, 1) >> ev.RequestArrived(2, 2, "b")
     talk >> ev.RequestArrived(3, 3, "a") << ""
     talk >> ev.RequestCancelled(4, 2) << "grant:3->1"
@@ -137,7 +136,7 @@ def test_it_yields_no_longer_when_the_older_request_has_left() -> None:
 
 def _loaded_twice() -> Talk:
     """Both models are known to load in one second; b is resident and the clock stands at 10."""
-    talk = Talk(Limits(max_resident=1, max_wait=60), a=replace(A, slots=2), b=B)
+    talk = Talk(Limits(max_resident=1, max_turn=60), a=changed_spec(A, slots=2), b=B)
     talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(1, 1) >> ev.RequestFinished(2, 1)
     (
         talk
@@ -185,12 +184,12 @@ def test_a_model_that_falls_idle_gives_its_place_up_unless_its_clients_are_quick
 
 def test_a_turn_is_never_longer_than_max_wait() -> None:
     talk = _loaded_twice()
-    talk >> ev.CatalogReloaded(9, Catalog(talk.catalog.models, Limits(max_resident=1, max_wait=3)))
+    talk >> ev.CatalogReloaded(9, Catalog(talk.catalog.models, Limits(max_resident=1, max_turn=3)))
     talk >> ev.RequestArrived(10, 4, "a") << "wake:13"
 
 
 def test_time_to_live_counts_from_the_end_of_the_last_request() -> None:
-    talk = Talk(a=replace(A, ttl=10.0))
+    talk = Talk(a=changed_spec(A, ttl=10.0))
     talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(1, 1) << "grant:1->1 wake:never"
     talk >> ev.RequestFinished(50, 1) << "wake:60"
     # Being looked at is no use: a request without a slot does not count.
@@ -281,9 +280,13 @@ def test_a_crash_after_coming_up_rests_the_model_from_the_third_time_on() -> Non
 def test_a_start_that_somebody_kills_is_tried_again_twice() -> None:
     talk = Talk(a=A)
     talk >> ev.RequestArrived(0, 1, "a") << "start:a=1 wake:100"
-    talk >> ev.WorkerExited(1, 1, "killed", accident=True) << "start:a=2 wake:101"
-    talk >> ev.WorkerExited(2, 2, "killed", accident=True) << "start:a=3 wake:102"
-    talk >> ev.WorkerExited(3, 3, "killed", accident=True) << "refuse:1:start_failed wake:never"
+    talk >> ev.WorkerExited(1, 1, "killed", killed_externally=True) << "start:a=2 wake:101"
+    talk >> ev.WorkerExited(2, 2, "killed", killed_externally=True) << "start:a=3 wake:102"
+    (
+        talk
+        >> ev.WorkerExited(3, 3, "killed", killed_externally=True)
+        << "refuse:1:start_failed wake:never"
+    )
 
 
 def test_a_worker_that_does_not_come_up_in_time_is_killed_and_that_is_the_reason() -> None:
@@ -297,17 +300,17 @@ def test_a_worker_that_does_not_come_up_in_time_is_killed_and_that_is_the_reason
 
 
 def test_queues_have_bounds_each_and_all_together() -> None:
-    talk = Talk(Limits(max_waiting=3), a=replace(A, max_queue=2), b=B)
+    talk = Talk(Limits(max_queued=3), a=changed_spec(A, max_queue=2), b=B)
     for request in (1, 2):
         talk >> ev.RequestArrived(0, request, "a")
     talk >> ev.RequestArrived(0, 3, "a") << "refuse:3:queue_full"
     talk >> ev.RequestArrived(0, 4, "b") >> ev.RequestArrived(0, 5, "b") << "refuse:5:overloaded"
-    unbounded = Talk(Limits(max_waiting=0), a=A)
+    unbounded = Talk(Limits(max_queued=0), a=A)
     unbounded >> ev.RequestArrived(0, 1, "a") << "start:a=1 wake:100"
 
 
 def test_the_time_to_come_back_is_measured() -> None:
-    talk = Talk(a=replace(A, max_queue=1))
+    talk = Talk(a=changed_spec(A, max_queue=1))
     talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(0, 1) >> ev.RequestFinished(30, 1)
     (
         talk
@@ -321,7 +324,7 @@ def test_the_time_to_come_back_is_measured() -> None:
 
 
 def test_unloading_by_hand_drains_and_a_new_request_starts_anew() -> None:
-    talk = Talk(a=replace(A, slots=2))
+    talk = Talk(a=changed_spec(A, slots=2))
     talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(1, 1)
     talk >> ev.UnloadRequested(2, "a") << ""
     talk >> ev.RequestArrived(3, 2, "a") << "start:a=2 wake:103"
@@ -346,7 +349,7 @@ def test_a_reload_keeps_what_did_not_change() -> None:
     talk = Talk(a=A, b=B, c=C)
     for worker, name in enumerate("abc", 1):
         talk >> ev.RequestArrived(0, worker, name) >> ev.WorkerReady(1, worker)
-    new = {"a": replace(A, ttl=9.0), "b": replace(B, argv=("b", "--other"))}
+    new = {"a": changed_spec(A, ttl=9.0), "b": changed_spec(B, argv=("b", "--other"))}
     talk >> ev.RequestFinished(2, 1) >> ev.RequestFinished(2, 3)
     talk >> ev.CatalogReloaded(3, Catalog(new, Limits())) << "start:b=4 stop:3 wake:8"
     assert [s.state for s in talk.core.status()] == ["ready", "ready", "stopping", "starting"]
@@ -388,7 +391,7 @@ def test_lowered_limits_send_idle_workers_away() -> None:
 
 
 def test_the_next_models_files_are_read_while_it_waits_for_its_place() -> None:
-    talk = Talk(Limits(max_resident=1, max_wait=0), a=A, b=B, c=C)
+    talk = Talk(Limits(max_resident=1, max_turn=0), a=A, b=B, c=C)
     talk >> ev.RequestArrived(0, 1, "a")
     assert talk.ahead == []
     talk >> ev.WorkerReady(1, 1) >> ev.RequestArrived(2, 2, "b")

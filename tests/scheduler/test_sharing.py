@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from swapd.domain import commands as od
@@ -11,8 +9,9 @@ from swapd.domain import events as ev
 from swapd.domain.models import Group, Limits
 from swapd.scheduler.queue import AHEAD, CREDIT, STEP, WAITED_FOR
 from tests.scheduler.test_rules import A, B, C, Talk, model
+from tests.specs import changed_spec
 
-PATIENT = replace(A, max_queue=1000)
+PATIENT = changed_spec(A, max_queue=1000)
 
 
 def _served(talk: Talk, tokens: int, rounds: int, now: float = 10.0) -> list[int]:
@@ -156,7 +155,7 @@ def test_priorities_have_an_end() -> None:
 
 
 def test_the_priorities_of_a_model_and_of_a_request_add_up() -> None:
-    talk = Talk(Limits(max_resident=1, max_wait=0), a=A, b=replace(B, priority=1), c=C)
+    talk = Talk(Limits(max_resident=1, max_turn=0), a=A, b=changed_spec(B, priority=1), c=C)
     talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(1, 1)
     talk >> ev.RequestArrived(2, 2, "b", priority=-1) >> ev.RequestArrived(3, 3, "c", priority=1)
     talk >> ev.RequestArrived(4, 4, "b", priority=1)
@@ -166,7 +165,7 @@ def test_the_priorities_of_a_model_and_of_a_request_add_up() -> None:
 
 
 def test_a_models_priority_counts_for_room_as_well() -> None:
-    talk = Talk(Limits(max_resident=1, max_wait=0), a=A, b=B, c=replace(C, priority=1))
+    talk = Talk(Limits(max_resident=1, max_turn=0), a=A, b=B, c=changed_spec(C, priority=1))
     talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(1, 1)
     talk >> ev.RequestArrived(2, 2, "b") >> ev.RequestArrived(3, 3, "c")
     talk >> ev.RequestFinished(4, 1) >> ev.WorkerExited(5, 1) << "start:c=2 wake:105"
@@ -181,13 +180,13 @@ def test_a_tenant_has_a_bound_of_its_own() -> None:
 
 
 def test_a_full_queue_costs_the_greediest_its_newest() -> None:
-    talk = Talk(a=replace(A, max_queue=3))
+    talk = Talk(a=changed_spec(A, max_queue=3))
     for request in (1, 2, 3):
         talk >> ev.RequestArrived(0, request, "a", tenant="greedy")
     talk >> ev.RequestArrived(1, 4, "a", tenant="greedy") << "refuse:4:queue_full"
     talk >> ev.RequestArrived(1, 5, "a", tenant="x") << "refuse:3:queue_full"
     talk >> ev.RequestArrived(1, 6, "a", tenant="x") << "refuse:6:queue_full"
-    total = Talk(Limits(max_waiting=3), a=A, b=B)
+    total = Talk(Limits(max_queued=3), a=A, b=B)
     for request in (1, 2, 3):
         total >> ev.RequestArrived(0, request, "a", tenant="greedy")
     total >> ev.RequestArrived(1, 4, "b", tenant="x")
@@ -195,18 +194,18 @@ def test_a_full_queue_costs_the_greediest_its_newest() -> None:
 
 
 def _told(order: od.Command) -> str:
-    return f"refuse:{order.request}:{order.why.value}" if isinstance(order, od.Reject) else ""
+    return f"refuse:{order.request}:{order.reason.value}" if isinstance(order, od.Reject) else ""
 
 
 def test_keep_alive_stands_instead_of_the_time_to_live() -> None:
-    talk = Talk(a=replace(A, ttl=10.0))
+    talk = Talk(a=changed_spec(A, ttl=10.0))
     talk >> ev.RequestArrived(0, 1, "a", keep_alive=3.0) >> ev.WorkerReady(1, 1)
     talk >> ev.RequestFinished(2, 1) << "wake:5"
-    assert talk.core.status()[0].goes_at == 5.0
+    assert talk.core.status()[0].expires_at == 5.0
     talk >> ev.RequestArrived(3, 2, "a") << "grant:2->1 wake:never"
     talk >> ev.RequestFinished(4, 2) << "wake:7"
     talk >> ev.RequestArrived(5, 3, "a", keep_alive=-1.0) >> ev.RequestFinished(6, 3) << ""
-    assert talk.core.status()[0].goes_at is None
+    assert talk.core.status()[0].expires_at is None
     (
         talk
         >> ev.RequestArrived(7, 4, "a", keep_alive=0.0)
@@ -237,7 +236,7 @@ def test_keep_alive_0_waits_for_those_who_wait() -> None:
 def _two_idle(policy: str, **changes: dict[str, object]) -> Talk:
     """a was used last and loads in 1 s, b was used most and loads in 4 s; c is asked for."""
     specs = {n: model(n, need_bytes=1, ttl=100.0, **changes.get(n, {})) for n in "abc"}
-    talk = Talk(Limits(budget_bytes=2, policy=policy, max_wait=0, interval=1e6), **specs)
+    talk = Talk(Limits(budget_bytes=2, policy=policy, max_turn=0, interval=1e6), **specs)
     talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(1, 1)
     talk >> ev.RequestArrived(1, 2, "b") >> ev.WorkerReady(5, 2) >> ev.RequestFinished(6, 2)
     for request in range(10, 13):
@@ -256,7 +255,7 @@ def test_policies_differ_in_who_makes_room(policy: str, order: str) -> None:
 @pytest.mark.parametrize("policy", ["ttl", "no-evict"])
 def test_policies_that_make_no_room_refuse_and_start_nothing(policy: str) -> None:
     talk = _two_idle(policy)
-    assert _words(talk) == "refuse:3:no_room"
+    assert _words(talk) == "refuse:3:insufficient_memory"
     (refusal,) = [o for o in talk.last if isinstance(o, od.Reject)]
     assert "0 MiB of memory are missing" in refusal.message
     assert refusal.retry_after > 0
@@ -274,7 +273,7 @@ def _words(talk: Talk) -> str:
 
 def test_only_some_policies_heed_the_time_to_live() -> None:
     for policy in ("cost", "ttl", "lru-ttl", "lru", "lfu", "no-evict"):
-        talk = Talk(Limits(policy=policy), a=replace(A, ttl=10.0))
+        talk = Talk(Limits(policy=policy), a=changed_spec(A, ttl=10.0))
         talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(1, 1) >> ev.RequestFinished(2, 1)
         talk << ("wake:12" if policy in ("cost", "ttl", "lru-ttl") else "")
 
@@ -288,7 +287,7 @@ GROUPS = (
 
 def _grouped(*loaded: str) -> Talk:
     specs = {name: model(name) for name in "abcde"}
-    talk = Talk(Limits(groups=GROUPS, max_wait=0, policy="lru"), **specs)
+    talk = Talk(Limits(groups=GROUPS, max_turn=0, policy="lru"), **specs)
     for worker, name in enumerate(loaded, 1):
         (
             talk
@@ -330,13 +329,13 @@ def test_a_busy_member_finishes_before_the_other_is_loaded() -> None:
 
 
 def test_beside_a_pinned_member_the_others_are_refused() -> None:
-    talk = Talk(Limits(groups=GROUPS), a=replace(A, pinned=True), b=B)
+    talk = Talk(Limits(groups=GROUPS), a=changed_spec(A, pinned=True), b=B)
     talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(1, 1) >> ev.RequestArrived(2, 2, "b")
-    talk << "refuse:2:no_room"
+    talk << "refuse:2:insufficient_memory"
 
 
 def test_older_requests_for_one_model_keep_another_waiting_for_max_wait_at_most() -> None:
-    talk = Talk(Limits(max_resident=1, max_wait=30), a=PATIENT, b=B)
+    talk = Talk(Limits(max_resident=1, max_turn=30), a=PATIENT, b=B)
     for request in range(10):
         talk >> ev.RequestArrived(0, request, "a", tenant="greedy")
     talk >> ev.WorkerReady(1, 1) >> ev.RequestArrived(5, 50, "b", tenant="x") << "wake:35"
@@ -350,7 +349,7 @@ def test_older_requests_for_one_model_keep_another_waiting_for_max_wait_at_most(
 
 
 def test_strictly_by_arrival_nobody_older_is_put_out() -> None:
-    talk = Talk(Limits(max_resident=1, max_wait=0), a=PATIENT, b=B)
+    talk = Talk(Limits(max_resident=1, max_turn=0), a=PATIENT, b=B)
     for request in range(3):
         talk >> ev.RequestArrived(0, request, "a")
     talk >> ev.WorkerReady(1, 1) >> ev.RequestArrived(5, 50, "b") << ""
@@ -367,7 +366,7 @@ def test_those_that_belong_together_are_loaded_together() -> None:
     talk >> ev.RequestArrived(1, 3, "c") << "start:c=3"
     talk >> ev.WorkerExited(2, 2) >> ev.WorkerExited(3, 1)
     # Where there is not room for both, they don't go for each other without end.
-    both = Talk(Limits(groups=(team,), max_resident=1, max_wait=0), a=A, b=B)
+    both = Talk(Limits(groups=(team,), max_resident=1, max_turn=0), a=A, b=B)
     both >> ev.RequestArrived(0, 1, "a") << "start:a=1 bring:b wake:100"
     both >> ev.RequestArrived(0, 2, "b", needs_slot=False) << ""
     both >> ev.WorkerReady(1, 1) >> ev.RequestFinished(2, 1) << "stop:1 wake:7"
@@ -375,8 +374,8 @@ def test_those_that_belong_together_are_loaded_together() -> None:
 
 
 def test_who_has_just_come_up_stays_for_its_least_time() -> None:
-    limits = Limits(max_resident=1, max_wait=0)
-    talk = Talk(limits, a=replace(A, min_stay=30.0), b=B)
+    limits = Limits(max_resident=1, max_turn=0)
+    talk = Talk(limits, a=changed_spec(A, min_residency=30.0), b=B)
     talk >> ev.RequestArrived(0, 1, "a") >> ev.WorkerReady(1, 1) >> ev.RequestFinished(2, 1)
     talk >> ev.RequestArrived(3, 2, "b") << "wake:31"
     talk >> ev.TimerFired(31) << "stop:1 wake:36"

@@ -21,7 +21,7 @@ def check(m: Machine, process: Process, because: str) -> None:
 def is_timed(m: Machine, process: Process) -> bool:
     """Whether idleness ends it in the end."""
     spec = m.spec(process)
-    if process.keep_alive is not None and not spec.pinned:
+    if process.keep_alive is not None and not spec.serving.pinned:
         return process.keep_alive >= 0
     heeded = m.limits.policy in ("cost", "ttl", "lru-ttl")
-    return heeded and spec.ttl > 0 and not spec.pinned
+    return heeded and spec.serving.ttl > 0 and not spec.serving.pinned

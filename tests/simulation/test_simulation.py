@@ -110,20 +110,20 @@ def test_cost_is_never_much_worse_than_lru() -> None:
 
 
 def test_two_clients_of_two_models_swap_seldom_and_none_waits_beyond_the_bound() -> None:
-    taken = Limits(max_resident=1, max_wait=60.0, interval=ENDLESS)
-    by_arrival = Limits(max_resident=1, max_wait=0.0, interval=ENDLESS)
+    taken = Limits(max_resident=1, max_turn=60.0, interval=ENDLESS)
+    by_arrival = Limits(max_resident=1, max_turn=0.0, interval=ENDLESS)
     share = {}
     for limits in (taken, by_arrival):
         outcome = apart(limits, 1800)
         share[limits] = len(outcome.stays) / len(outcome.served)
-        turn = limits.max_wait + 2 * Hardware().stop_seconds + TraceModel(4 * GIB).load + 10
+        turn = limits.max_turn + 2 * Hardware().stop_seconds + TraceModel(4 * GIB).load + 10
         assert max(waits(outcome)) <= turn
     assert share[taken] <= 0.1 * share[by_arrival]
 
 
 @pytest.mark.parametrize(("share", "slots"), [(0.6, 1), (0.75, 2)])
 def test_a_greedy_tenant_slows_itself_alone(share: float, slots: int) -> None:
-    limits = Limits(interval=ENDLESS, max_waiting=0)
+    limits = Limits(interval=ENDLESS, max_queued=0)
     p95 = {}
     for times in (0, 10):
         outcome = greedy(limits, 3, times, share, slots)

@@ -249,7 +249,7 @@ def test_memory_that_nobody_has_is_waited_for_and_then_refused(home: Path) -> No
         swapd.ask("b")
         refusal = swapd.ask("a")
         error = error_of(refusal)
-        assert (refusal.status_code, error["code"]) == (503, "no_room")
+        assert (refusal.status_code, error["code"]) == (503, "insufficient_memory")
         assert "are missing, which other programs hold" in error["message"]
         assert refusal.headers["retry-after"] == "10"
         assert swapd.states() == {"b": "ready"}

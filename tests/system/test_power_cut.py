@@ -13,16 +13,17 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swapd.domain.models import Catalog, ModelProfile, ModelSpec
+from swapd.domain.models import Catalog, ModelProfile
 from swapd.process.orphans import PidFile, PidRecord, kill_orphans
 from swapd.process.profiles import VERSION, ProfileStore
 from swapd.system.lockfile import LockHolder, read_holder
 from swapd.system.state_files import read_state
+from tests.specs import model_spec
 
 LOG = logging.getLogger("power cut")
 BLOCK = 64
 """Smaller than any disk's, so that there are several in each file."""
-SPEC = ModelSpec("m", ("worker", "--model", "m.gguf"))
+SPEC = model_spec("m", ("worker", "--model", "m.gguf"))
 
 
 def _page(*pids: int) -> bytes:

@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from swapd.domain.models import ModelSpec
 from swapd.process import memory
 from swapd.process.ports import free_port, port_owner
 from swapd.process.prefetch import prefetch
@@ -26,6 +25,7 @@ from swapd.system.aio import Tasks
 from swapd.system.file_watcher import FileWatch
 from swapd.system.lockfile import InstanceLock, LockHeldError, LockHolder, read_holder
 from tests.disk import fill, small_disk
+from tests.specs import model_spec
 
 HOLD = (
     "import sys, pathlib\n"
@@ -253,4 +253,4 @@ async def test_files_are_read_ahead_and_those_that_are_not_there_cost_nothing(
 ) -> None:
     (tmp_path / "m.gguf").write_bytes(bytes(2**20))
     for argv in (("w", "-m", "m.gguf"), ("w", "--model=none.gguf", "a\0b.gguf"), ("w",)):
-        await prefetch(ModelSpec("m", argv), tmp_path)
+        await prefetch(model_spec("m", argv), tmp_path)

@@ -257,9 +257,9 @@ class Lane:
         self._replays: list[Replay] = []
         """What the step has of answers that were begun elsewhere."""
         self._failures = 0
-        self._cramped = False
+        self._out_of_cells = False
         """llama.cpp had no room in spite of the count: nobody comes in until someone leaves."""
-        self._settled = False
+        self._admission_blocked = False
         """Nobody of the waiting fits, and nothing has changed since that was found."""
 
     @property
@@ -275,17 +275,17 @@ class Lane:
     def enter(self, sequence: Sequence) -> None:
         """Queues a sequence."""
         self.waiting.add(sequence)
-        self._settled = False
+        self._admission_blocked = False
 
     def leave(self, sequence: Sequence) -> bool:
         """Ends a sequence wherever it is; whether it had not ended already."""
         was_here = sequence.slot >= 0 or sequence in self.waiting
         if sequence.slot >= 0:
             self._release_slot(sequence, keep=sequence.reuses)
-            self._cramped = False
+            self._out_of_cells = False
         else:
             self.waiting.remove(sequence)
-            self._settled = False
+            self._admission_blocked = False
         if sequence.sampler is not None:
             sequence.sampler.free()
             sequence.sampler = None
@@ -354,11 +354,11 @@ class Lane:
         while not self.cache.make_room(growing) and len(self.admitted) > 1:
             growing -= self.admitted[-1].pending
             self._send_back(self.admitted[-1])
-        self._cramped = self._cramped and bool(self.admitted)
-        while not (self._settled or self._cramped) and None in self.slots:
+        self._out_of_cells = self._out_of_cells and bool(self.admitted)
+        while not (self._admission_blocked or self._out_of_cells) and None in self.slots:
             sequence = self._next(growing)
             if sequence is None:
-                self._settled = True
+                self._admission_blocked = True
                 return
             growing += sequence.pending
             sequence.slot = self.slots.index(None)
@@ -459,7 +459,7 @@ class Lane:
             if sequence.unplayed:
                 replay = self.replayer.fill(batch, sequence, count)
                 self._replays += [replay] if replay is not None else []
-                self._settled = False
+                self._admission_blocked = False
                 continue
             run = sequence.tokens[cached : cached + count]
             complete = count == sequence.pending
@@ -467,7 +467,7 @@ class Lane:
             row = batch.add_run(run, cached, sequence.seq_id, wanted=wanted)
             if complete:
                 rows.append((sequence, row, []))
-                self._settled = False  # somebody may wait to share what is read now
+                self._admission_blocked = False  # somebody may wait to share what is read now
         self._guessed = sum(len(guess) for _, _, guess in rows)
         return rows
 
@@ -516,7 +516,7 @@ class Lane:
         """Its cells are needed by older ones: it waits, and is computed again."""
         self._release_slot(sequence, keep=False)
         self.enter(sequence)
-        self._counters.sent_back += 1
+        self._counters.preempted += 1
 
     def _release_slot(self, sequence: Sequence, *, keep: bool) -> None:
         if sequence.cached > len(sequence.tokens):
@@ -530,7 +530,7 @@ class Lane:
         self.slots[sequence.slot] = None
         self.admitted.remove(sequence)
         sequence.slot = -1
-        self._settled = False
+        self._admission_blocked = False
 
     def _step_failed(self, code: int, step: list[Sequence]) -> None:
         """Out of cells in spite of the count (caches that are not simple): the youngest waits.
@@ -542,7 +542,7 @@ class Lane:
             return
         if code == 1 and len(self.admitted) > 1:
             self._send_back(self.admitted[-1])
-            self._cramped = True
+            self._out_of_cells = True
             return
         if self.conversations is not None and any(sequence.restored for sequence in step):
             self._restored_in_vain(step, reason)

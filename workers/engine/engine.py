@@ -70,7 +70,7 @@ class Engine:
         self.counters = Counters()
         self.shelf = AdapterCache(model, max_adapters, log, self.counters)
         self.lane = Lane(model, options, slots, self.shelf, log, self.counters, self._tell)
-        self.lonely: Lane | None = None
+        self.isolated: Lane | None = None
         """For requests that share no step; made for the first of them."""
         self._embeddings: list[EmbeddingJob] = []
         self._embedder: Embedder | None = None
@@ -110,7 +110,7 @@ class Engine:
 
     @property
     def _lanes(self) -> list[Lane]:
-        return [self.lane] if self.lonely is None else [self.lane, self.lonely]
+        return [self.lane] if self.isolated is None else [self.lane, self.isolated]
 
     def attach(self, loop: AbstractEventLoop, on_broken: Callable[[], None]) -> None:
         """Names the loop whose thread, which is this one, sinks are called on. Before the first
@@ -193,12 +193,12 @@ class Engine:
     def _enter(self, sequence: Sequence) -> None:
         """Into the lane it belongs to."""
         try:
-            if sequence.lonely and self.lonely is None:
+            if sequence.isolated and self.isolated is None:
                 options = replace(self.options, n_seq_max=1, n_guesses=0)
-                self.lonely = Lane(
+                self.isolated = Lane(
                     self.model, options, 1, self.shelf, self._log, self.counters, self._tell
                 )
-                self.lonely.threads = ThreadTuner(
+                self.isolated.threads = ThreadTuner(
                     options.threads, options.threads_batch, steady=True
                 )
         except LoadError as error:
@@ -207,7 +207,7 @@ class Engine:
         self._lane_of(sequence).enter(sequence)
 
     def _lane_of(self, sequence: Sequence) -> Lane:
-        return self.lonely if sequence.lonely and self.lonely is not None else self.lane
+        return self.isolated if sequence.isolated and self.isolated is not None else self.lane
 
     def _embed_step(self) -> None:
         """The next inputs of the oldest job."""

@@ -68,7 +68,7 @@ class Counters:
     right_guesses: int = 0
     longest: int = 0
     """Tokens of the longest sequence."""
-    sent_back: int = 0
+    preempted: int = 0
     """Sequences that gave their cells to an older one."""
     first_token: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_BUCKETS))
     adapter_changes: int = 0
@@ -129,7 +129,7 @@ class EngineCollector:
             ("llama_seconds", "Seconds of them inside llama.cpp.", count.llama_seconds),
             ("loop_seconds", "CPU seconds of the event loop.", self._loop_seconds),
             ("adapter_changes", "Changes of adapters between steps.", count.adapter_changes),
-            ("sequences_sent_back", "Sequences computed again for want of cells.", count.sent_back),
+            ("sequences_sent_back", "Sequences computed again for want of cells.", count.preempted),
         ):
             yield CounterMetricFamily(f"llamacpp:{name}", text, value)
         for name, text, gauge in (

@@ -68,7 +68,7 @@ class Replayer:
             return count
         now = time.monotonic()
         sequence.read_again = sequence.read_again or now
-        if sequence.lonely or now - sequence.read_again < self.alike_seconds:
+        if sequence.isolated or now - sequence.read_again < self.alike_seconds:
             return 1
         room = _silent(sequence) + 1 + max(spare, 0) if sequence.unplayed else PIECE
         return min(count, PIECE, room)

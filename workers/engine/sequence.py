@@ -99,7 +99,7 @@ class Sequence:
 
     guide: GrammarConstraint | None = None
     """What the answer must follow; None: nothing."""
-    lonely: bool = False
+    isolated: bool = False
     """Whether it shares no step, so that nothing else has a part in how it is rounded."""
     tenant: str = ""
     """Whose it is; one tenant's requests wait for another's only in turns."""
