@@ -64,12 +64,23 @@ class Docstring:
 class Module:
     """A parsed file, with its dotted name."""
 
-    def __init__(self, root: Path, path: Path) -> None:
-        parts = path.relative_to(root).with_suffix("").parts
-        self.name = ".".join(part for part in parts if part != "__init__")
+    def __init__(self, name: str, path: Path, text: str) -> None:
+        self.name = name
         self.path = path
-        self.text = path.read_text(encoding="utf-8")
-        self.lines = self.text.count("\n")
+        self.text = text
+        self.lines = text.count("\n")
+
+    @classmethod
+    def of_file(cls, root: Path, path: Path) -> Module:
+        """Read a file below the checkout's root."""
+        parts = path.relative_to(root).with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        return cls(name, path, path.read_text(encoding="utf-8"))
+
+    @classmethod
+    def of_text(cls, name: str, text: str) -> Module:
+        """Make a module of a text."""
+        return cls(name, Path(f"{name}.py"), text)
 
     @cached_property
     def tree(self) -> ast.Module:
@@ -108,6 +119,16 @@ class Module:
                     found |= {whole if whole in known else node.module} & known
         return found - {self.name}
 
+    def top_level_imports(self) -> set[str]:
+        """Return the first parts of all imported names, such as `asyncio` or `swapd`."""
+        found = set[str]()
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                found.add(node.module.split(".")[0])
+        return found
+
     def classes(self) -> Iterator[ast.ClassDef]:
         """Yield the classes of the file's top level."""
         return (node for node in self.tree.body if isinstance(node, ast.ClassDef))
@@ -116,7 +137,7 @@ class Module:
 def read(root: Path, folders: Iterable[str] = PRODUCT) -> list[Module]:
     """Read the files below some folders of a checkout."""
     return [
-        Module(root, path)
+        Module.of_file(root, path)
         for folder in folders
         for path in sorted((root / folder).rglob("*.py"))
         if not any(part.startswith(".") for part in path.relative_to(root).parts)
@@ -151,10 +172,10 @@ def cycles(edges: dict[str, set[str]]) -> list[list[str]]:
     low: dict[str, int] = {}
     stack: list[str] = []
     found = []
-    for start in edges:
+    for start, first in edges.items():
         if start in index:
             continue
-        work = [(start, iter(sorted(edges[start])))]
+        work = [(start, iter(sorted(first)))]
         index[start] = low[start] = len(index)
         stack.append(start)
         while work:

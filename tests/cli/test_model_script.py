@@ -26,6 +26,7 @@ def checkout(tmp_path: Path) -> Path:
     folder.mkdir()
     for name in ("model", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "requirements", folder / "requirements")
     return folder
 
 
@@ -43,10 +44,10 @@ def _tools(folder: Path, **scripts: str) -> str:
     return str(tools)
 
 
-def _call(folder: Path, path: str, *words: str) -> subprocess.CompletedProcess[str]:
+def _call(folder: Path, path: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(folder / "model"), *words],
-        env={"PATH": path, "HOME": str(folder.parent)},
+        env={"PATH": path, "HOME": str(folder.parent), "HERE": str(folder), **env},
         capture_output=True,
         text=True,
         timeout=60,
@@ -83,7 +84,7 @@ def test_an_installation_that_fails_shows_the_end_of_its_story(checkout: Path) -
     done = _call(checkout, path, "start")
     assert done.returncode == 1
     assert "uv says: no such wheel" in done.stderr
-    assert done.stderr.rstrip().endswith(f"the whole story is in {checkout}/.venv-install.log")
+    assert done.stderr.rstrip().endswith(f"its full log is {checkout}/.venv-install.log")
 
 
 def _stand_in(checkout: Path) -> None:
@@ -92,12 +93,9 @@ def _stand_in(checkout: Path) -> None:
     python.parent.mkdir(parents=True)
     python.write_text('#!/bin/sh\necho "$SWAPD_HOME|$PWD|$*"\n')
     python.chmod(0o755)
-    summed = subprocess.run(
-        ["cksum"],
-        input=(checkout / "pyproject.toml").read_bytes(),
-        capture_output=True,
-        check=True,
-    )
+    locks = sorted((checkout / "requirements").glob("*.txt"))
+    content = b"".join(file.read_bytes() for file in (checkout / "pyproject.toml", *locks))
+    summed = subprocess.run(["cksum"], input=content, capture_output=True, check=True)
     (checkout / ".venv/.installed").write_bytes(summed.stdout)
 
 
@@ -163,7 +161,7 @@ def test_of_two_first_starts_one_installs_and_one_waits(checkout: Path, killed: 
     assert ends[1][0] == "started: -I -m swapd start\n"
     assert second.returncode == 0
     assert (first.returncode == 0) != killed
-    assert calls.read_text().count("pip install") == 1
+    assert calls.read_text().count(f"--no-deps -e {checkout}") == 1
 
 
 def test_once_installed_it_hands_over_also_through_a_link(checkout: Path) -> None:
@@ -182,14 +180,33 @@ def test_once_installed_it_hands_over_also_through_a_link(checkout: Path) -> Non
         assert done.stdout == f"{checkout}|{checkout.parent}|-I -m swapd status --json\n"
 
 
-def test_a_changed_project_is_installed_anew(checkout: Path) -> None:
+@pytest.mark.parametrize("changed", ["pyproject.toml", "requirements/base.txt"])
+def test_a_changed_project_is_installed_anew(checkout: Path, changed: str) -> None:
     _stand_in(checkout)
-    with (checkout / "pyproject.toml").open("a") as file:
+    with (checkout / changed).open("a") as file:
         file.write("# changed\n")
-    uv = 'echo "$CMAKE_ARGS|$*" >&2; [ "$1" = venv ]'
-    path = _tools(checkout, python3=PYTHON, uv=uv, **{"c++": "exit 0"})
-    done = _call(checkout, path, "start")
-    assert done.returncode == 1
-    assert f"-DGGML_RPC=ON|pip install --python {checkout}/.venv/bin/python -e {checkout}" in (
-        done.stderr
-    )
+    path = _tools(checkout, python3=PYTHON, uv=_RECORDING_UV, **{"c++": "exit 0"})
+    _call(checkout, path, "start")
+    build = checkout / "requirements/build.txt"
+    assert _installs(checkout) == [
+        f"-DGGML_RPC=ON|{build}|--require-hashes -r {checkout}/requirements/base.txt",
+        f"-DGGML_RPC=ON|{build}|--no-deps -e {checkout}",
+    ]
+
+
+def test_the_newest_versions_are_installed_without_the_lock(checkout: Path) -> None:
+    path = _tools(checkout, python3=PYTHON, uv=_RECORDING_UV, **{"c++": "exit 0"})
+    _call(checkout, path, "start", SWAPD_LOCKED="0")
+    assert _installs(checkout) == [f"-DGGML_RPC=ON||-e {checkout}"]
+
+
+_RECORDING_UV = """
+[ "$1" = venv ] && exit 0
+shift 4
+echo "$CMAKE_ARGS|${UV_BUILD_CONSTRAINT:-}|$*" >>"$HERE/installs"
+"""
+"""A uv that records the arguments of its installations, and installs nothing."""
+
+
+def _installs(checkout: Path) -> list[str]:
+    return (checkout / "installs").read_text().splitlines()
