@@ -29,7 +29,7 @@ from typing import Any
 
 import psutil
 
-from swapd.process.orphans import MARK
+from swapd.process.orphans import RUN_ID
 from swapd.system.aio import now
 from swapd.system.process_identity import environment_variable
 from tests.clock import SteppedClock, can_step
@@ -275,7 +275,7 @@ def chaos(home: Path, seconds: float, seed: int) -> Outcome:
         books, over = Books(), threading.Event()
         _learn(swapd, books)
         before = _at_rest(swapd)
-        mark = environment_variable(_any_worker(swapd), MARK)
+        run_id = environment_variable(_any_worker(swapd), RUN_ID)
         clients = [Client(swapd.port, books, f"{seed}/{i}", over) for i in range(CLIENTS)]
         for client in clients:
             client.start()
@@ -288,7 +288,9 @@ def chaos(home: Path, seconds: float, seed: int) -> Outcome:
         swapd.process.send_signal(signal.SIGTERM)
         status = swapd.process.wait(timeout=30)
         left = [
-            pid for pid in psutil.pids() if alive(pid) and environment_variable(pid, MARK) == mark
+            pid
+            for pid in psutil.pids()
+            if alive(pid) and environment_variable(pid, RUN_ID) == run_id
         ]
         log = swapd.log() + (home / "output").read_text()
         return Outcome(books, faults.thrown, before, after, left, status, log)

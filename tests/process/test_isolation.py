@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from swapd.domain.models import WorkerLimits
-from swapd.process.orphans import MARK
+from swapd.process.orphans import RUN_ID
 from swapd.process.spawn import SpawnContext, worker_environment
 from swapd.process.worker_process import WorkerProcess
 from tests.daemon import Swapd, config, eventually, said
@@ -64,7 +64,7 @@ def test_the_environment_of_real_workers_is_clean(tmp_path: Path) -> None:
             assert said(swapd.ask(name))
             seen = psutil.Process(swapd.worker(name)["pid"]).environ()
             assert not SECRETS.keys() & seen.keys()
-            assert len(seen[MARK]) == 32
+            assert len(seen[RUN_ID]) == 32
             assert seen["PASSED"] == "2"
             assert seen["CUDA_VISIBLE_DEVICES"] == "0"
             assert seen["PATH"] == os.environ["PATH"]
