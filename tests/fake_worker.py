@@ -1,8 +1,8 @@
-"""A worker without a model, for tests: a real process with real faults, and no waiting by time.
+"""Worker without a model, for tests: a real process with real faults, and no timed waits.
 
-It speaks the worker contract, and just enough of OpenAI's API to stream numbered words. What it
-is told on the command line it does: come up when a FIFO says so, hand out each word when another
-one does, crash, be deaf to SIGTERM, hang. `python -m tests.fake_worker --help` lists it all.
+It implements the worker contract, and enough of OpenAI's API to stream numbered words. The
+command line selects its behaviour: start when a FIFO allows it, send each word when another FIFO
+allows it, crash, ignore SIGTERM, hang. `python -m tests.fake_worker --help` lists all options.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import IO, Any
 
 
 def options() -> argparse.ArgumentParser:
-    """The command line. Flags of a real worker that mean nothing here are taken and ignored."""
+    """Return the command line. Flags of a real worker without a meaning here are ignored."""
     parser = argparse.ArgumentParser(prog="tests.fake_worker")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
@@ -47,7 +47,7 @@ def options() -> argparse.ArgumentParser:
 
 
 class Gate:
-    """Lets one through for each byte that comes out of a FIFO, and everybody after its end."""
+    """FIFO that lets a caller pass for each byte, and every caller after its end."""
 
     def __init__(self, path: str | None) -> None:
         self._path = path
@@ -138,7 +138,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Fake(ThreadingHTTPServer):
-    """The server, with what the command line said."""
+    """HTTP server with the behaviour that the command line selects."""
 
     daemon_threads = True
 
@@ -153,7 +153,7 @@ class Fake(ThreadingHTTPServer):
         super().__init__((args.host, args.port), Handler)
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
-        """A client that has gone is one line, and no traceback that a test takes for a fault."""
+        """Print one line for a closed connection: tests treat a traceback as a fault."""
         print(f"fake: {client_address}: {sys.exc_info()[1]}", file=sys.stderr, flush=True)
 
     @contextmanager
@@ -166,7 +166,7 @@ class Fake(ThreadingHTTPServer):
             self._quiet.notify_all()
 
     def suffer(self, told: str) -> None:
-        """What the command line says is to happen at such a request."""
+        """Apply the faults that the command line selects for this request."""
         with self._quiet:
             self._taken += 1
             if self._taken == self.args.exit_after + 1:
@@ -183,7 +183,7 @@ class Fake(ThreadingHTTPServer):
             threading.Event().wait()
 
     def wear_out(self) -> None:
-        """An answer is out: leak, and end where nothing is left, as a program in C++ does."""
+        """Leak memory after a response, and abort when none is left, as a C++ program does."""
         try:
             self._kept.append(bytearray(self.args.leak * 2**20))
         except MemoryError:
@@ -205,7 +205,7 @@ class Fake(ThreadingHTTPServer):
 
 
 def say(word: dict[str, object]) -> None:
-    """One line on the descriptor that swapd listens to, if it does."""
+    """Write one line to the descriptor that swapd reads, if there is one."""
     fd = os.environ.get("SWAPD_READY_FD")
     if fd:
         os.write(int(fd), json.dumps(word).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""Homes, demo models and gates for tests of the whole house."""
+"""Data directories, demo models and gates for tests with a running daemon."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def home(tmp_path: Path) -> Path:
 
 
 def demo(name: str, flags: str = "", **more: Any) -> dict[str, Any]:
-    """The entry of a demo model. One thread: the tests run beside each other's workers."""
+    """Return the entry of a demo model. One thread: several tests' workers run at once."""
     return {"cmd": f"${{worker}} --model {ROOT}/demo/{name}.gguf --threads 1 {flags}", **more}
 
 
 def fake(name: str, flags: str = "", slots: int = 4, **more: Any) -> dict[str, Any]:
-    """The entry of a worker without a model: a foreign one, of which swapd knows nothing."""
+    """Return the entry of an external worker without a model."""
     cmd = f"{FAKE} --port ${{PORT}} --name {name} --silent --outlive-stdin {flags}"
     return {"cmd": cmd, "concurrencyLimit": slots, **more}
 
@@ -75,7 +75,7 @@ def gate(tmp_path: Path) -> Iterator[Callable[[str], Gate]]:
 
 @pytest.fixture(scope="session")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swapd]:
-    """A swapd with both demo models, shared by tests that change nothing in it."""
+    """Yield a swapd with both demo models, shared by tests that change nothing in it."""
     home = tmp_path_factory.mktemp("both")
     models = {"bard": demo("bard", "--parallel 4"), "alice": demo("alice", "--parallel 1")}
     with Swapd(home, config(models, max_body="1 MiB")) as swapd:

@@ -1,4 +1,4 @@
-"""The README's commands do what it says, and what it links to is there."""
+"""Commands in the README have the described effect, and its links lead to files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _curls() -> list[str]:
 
 @pytest.fixture(scope="module")
 def demos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swapd]:
-    """The demo models as sync would write them."""
+    """Write the demo models as sync would write them."""
     models = {
         name: {"cmd": f"${{worker}} --model {ROOT}/demo/{name}.gguf --threads 1"}
         for name in ("bard", "alice")

@@ -1,4 +1,4 @@
-"""How the texts are cut for training, and what the trainer says when it cannot begin."""
+"""Division of the texts for training, and the trainer's messages when it cannot start."""
 
 from __future__ import annotations
 

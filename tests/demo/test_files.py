@@ -1,4 +1,4 @@
-"""What the demo files are: small, Llama, with a vocabulary and a chat template of their own."""
+"""Properties of the demo files: small, Llama, each with a vocabulary and a chat template."""
 
 from __future__ import annotations
 

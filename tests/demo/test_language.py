@@ -1,4 +1,4 @@
-"""What the demo models say is language: of their own text, to its end, and not of the other's."""
+"""Output of the demo models: words of their training text, complete, and not of the other text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WONDERLAND = ("Alice", "Caterpillar", "Gryphon", "Hatter", "Mock Turtle")
 
 
 def known(text: str, words: frozenset[str]) -> float:
-    """Which share of the words of the text stands in the list."""
+    """Return the share of the text's words that are in the list."""
     said = words_of(text)
     assert said
     return sum(word in words for word in said) / len(said)

@@ -19,7 +19,7 @@ OTHER = {"bard": "alice", "alice": "bard"}
 def losses(
     models: Mapping[str, Loaded], corpora: Mapping[str, Corpus]
 ) -> Mapping[tuple[str, str], float]:
-    """Bits per byte of (who reads, whose held-out text)."""
+    """Return bits per byte by (model, model of the held-out text)."""
     measured = {
         (reader, of): models[reader].bits_per_byte(corpora[of].held)
         for reader in models

@@ -1,4 +1,4 @@
-"""What a worker gets of swapd: its pipes, a clean environment, and the limits it is held to."""
+"""Isolation of workers: their pipes, a clean environment, and their limits."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_workers_see_the_usual_and_what_is_named_but_no_secrets() -> None:
 
 
 def test_the_environment_of_real_workers_is_clean(tmp_path: Path) -> None:
-    """A foreign one, one of ours, and one that the spare has become."""
+    """An external worker, a built-in worker, and a worker from the warm standby."""
     models = {
         "foreign": fake("foreign", env=["OWN=1"]),
         "ours": demo("alice", env=["OWN=1"]),

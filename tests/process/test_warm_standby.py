@@ -1,4 +1,4 @@
-"""The spare worker: a real one, which becomes the worker of a demo model."""
+"""The warm standby: a real process, which becomes the worker of a demo model."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def test_it_becomes_the_worker_it_is_told_to_be(
 
 
 async def test_one_that_a_model_cannot_use_stays(place: SpawnContext, spare: WarmStandby) -> None:
-    """Its environment is set, and a foreign command is another program."""
+    """A model with its own environment, and an external command."""
     spare.prepare()
     heard = Heard()
     own_env = model_spec("bard", BARD.launch.argv, env=(("X", "1"),))
@@ -92,7 +92,7 @@ async def test_one_that_died_meanwhile_is_not_taken(
 async def test_one_that_is_killed_at_that_moment_is_replaced(
     place: SpawnContext, spare: WarmStandby
 ) -> None:
-    """Stopped first, so that it is taken alive and dies before it can say a word."""
+    """The process is stopped first, so that it is alive when taken and dies before its message."""
     spare.prepare()
     pid = _pid(spare)
     os.kill(pid, signal.SIGSTOP)
