@@ -65,7 +65,7 @@ def fit(
     """Train in place, keep the state that did best on the held-out text, return its loss."""
     optimizer = optimizer_for(model, plan.decay)
     batches = windows.batches()
-    best, best = math.inf, {}
+    best, best_state = math.inf, {}
     began = time.monotonic()
     model.train()
     for step in range(plan.steps):
@@ -83,11 +83,11 @@ def fit(
             now = bits_per_byte(model, held)
             if now < best:
                 best = now
-                best = {name: value.clone() for name, value in model.state_dict().items()}
+                best_state = {name: value.clone() for name, value in model.state_dict().items()}
             minutes = (time.monotonic() - began) / 60
             report(
                 f"step {step + 1}/{plan.steps}  loss {loss.item():.3f} nats/token  "
                 f"held-out {now:.3f} bits/byte (best {best:.3f})  {minutes:.1f} min"
             )
-    model.load_state_dict(best)
+    model.load_state_dict(best_state)
     return best

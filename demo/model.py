@@ -30,7 +30,7 @@ class Shape:
 
 
 class RMSNorm(nn.Module):
-    """Layer that scales a vector to unit root mean square, then by a learned weight: (…, width) -> same."""
+    """Layer that scales to unit root mean square, then by a learned weight: (…, width) -> same."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Block(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def attend(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Apply causal attention over (batch, time, width); key-value heads are shared by groups."""
+        """Apply causal attention over (batch, time, width); groups share key-value heads."""
         batch, time, _ = x.shape
 
         def heads(y: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class Llama(nn.Module):
         self._start()
 
     def _start(self) -> None:
-        """Set the initial weights: normal, and smaller where a layer adds to the residual stream."""
+        """Set initial weights: normal, and smaller where a layer adds to the residual stream."""
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
                 adds = name.endswith(("attn_output.weight", "ffn_down.weight"))

@@ -86,7 +86,7 @@ def _lora(run: Run) -> None:
 def _train(
     name: str, model: Llama, corpus: Corpus, vocabulary: Vocabulary, plan: Plan, run: Run
 ) -> float:
-    """Train; return bits per byte on the held-out piece in the best state, which the model keeps."""
+    """Train; return held-out bits per byte of the best state, which the model keeps."""
     if run.steps is not None:
         plan = replace(plan, steps=run.steps)
     held: Held = (

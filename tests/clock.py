@@ -73,7 +73,7 @@ class SteppedClock:
     def __init__(self, folder: Path) -> None:
         """Build the library; skip the test where this is not possible."""
         if not can_step():
-            pytest.skip("a clock of one's own takes a C compiler, and Linux")
+            pytest.skip("a stepped clock needs a C compiler, and Linux")
         file, library, source = folder / "step", folder / "clock.so", folder / "clock.c"
         file.write_bytes(bytes(8))
         source.write_text(SOURCE)

@@ -29,7 +29,7 @@ def fake(name: str, flags: str = "", slots: int = 4, **more: Any) -> dict[str, A
 
 
 class Gate:
-    """The other end of a FIFO that a fake worker waits at."""
+    """Writing end of a FIFO that a fake worker reads as a gate."""
 
     def __init__(self, path: Path) -> None:
         os.mkfifo(path)
@@ -37,12 +37,12 @@ class Gate:
         self._pipe: int | None = None
 
     def open(self) -> None:
-        """Wait until the worker is there."""
+        """Open the FIFO; wait until the worker has opened it."""
         if self._pipe is None:
             self._pipe = os.open(self.path, os.O_WRONLY)
 
     def let(self, count: int = 1) -> None:
-        """Let the worker through so many times."""
+        """Let the worker pass so many times."""
         self.open()
         assert self._pipe is not None
         os.write(self._pipe, b"." * count)
@@ -69,8 +69,8 @@ def gate(tmp_path: Path) -> Iterator[Callable[[str], Gate]]:
         return made[-1]
 
     yield make
-    for one in made:
-        one.close()
+    for opened in made:
+        opened.close()
 
 
 @pytest.fixture(scope="session")

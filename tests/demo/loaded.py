@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 CONTEXT = 1024
-# One thread waits for no other: on a busy machine two spend their time in each other's barriers.
+# One thread: on a busy machine, two spend their time in barriers.
 THREADS = 1
 
 
 # llama.cpp's log is left out, since a failing test would drown in it. The name keeps the callback
 # from being collected while llama.cpp still calls it.
-SILENCE = ll.llama_log_callback(lambda *_: None)
-ll.llama_log_set(SILENCE, ctypes.c_void_p(0))
+NO_LOG = ll.llama_log_callback(lambda *_: None)
+ll.llama_log_set(NO_LOG, ctypes.c_void_p(0))
 
 
 class Loaded:
@@ -104,8 +104,8 @@ class Loaded:
                 batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, 0, 1
             assert ll.llama_decode(self.context, batch) == 0
             rows = ll.llama_get_logits(self.context)
-            seen: NDArray[np.float32] = np.ctypeslib.as_array(rows, (len(ids), self.size)).copy()
-            return seen
+            logits: NDArray[np.float32] = np.ctypeslib.as_array(rows, (len(ids), self.size)).copy()
+            return logits
         finally:
             ll.llama_batch_free(batch)
 

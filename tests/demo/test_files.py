@@ -28,9 +28,9 @@ def test_the_adapter_is_smaller_than_a_megabyte() -> None:
 
 
 def test_each_model_has_its_own_vocabulary(models: Mapping[str, Loaded]) -> None:
-    said = "The Queen of Hearts, a Gryphon and a Dormouse."
+    text = "The Queen of Hearts, a Gryphon and a Dormouse."
     cut = {
-        name: [model.text([token]) for token in model.tokenize(said, begin=False)]
+        name: [model.text([token]) for token in model.tokenize(text, begin=False)]
         for name, model in models.items()
     }
     assert cut["bard"] != cut["alice"]

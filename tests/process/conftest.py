@@ -1,4 +1,4 @@
-"""A place where workers are spawned, and workers in it."""
+"""Fixtures: a context for spawning workers, and workers in it."""
 
 from __future__ import annotations
 
