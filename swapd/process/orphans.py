@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import signal
+import re
 import subprocess
 import threading
 import uuid
@@ -24,11 +24,16 @@ import msgspec
 import psutil
 
 from swapd.system.aio import now
+from swapd.system.private_files import open_private
 from swapd.system.process_identity import environment_variable, program_name, start_time
 from swapd.system.state_files import decode_or_quarantine
 
 RUN_ID = "SWAPD_RUN_ID"
 """Environment variable of all workers; its value identifies one run of swapd."""
+RUN_ID_FORMAT = re.compile("[0-9a-f]{32}")
+FIRST_PID = 2
+"""Lowest pid of a worker: to kill(2), 1 is init, 0 and -1 are whole groups of processes."""
+LAST_PID = 2**31 - 1
 BLOCK = 4096
 """Bytes of a disk block: the file's length is a multiple of it."""
 KILL_TIMEOUT = 5.0
@@ -111,7 +116,7 @@ class PidRegistry:
                 return self._descriptor
             os.close(self._descriptor)
             self._descriptor = -1
-        self._descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT, 0o644)
+        self._descriptor = open_private(self._file, os.O_WRONLY | os.O_CREAT)
         # The content of an earlier run must not show behind the new content.
         self._length = max(BLOCK, os.fstat(self._descriptor).st_size)
         return self._descriptor
@@ -120,9 +125,8 @@ class PidRegistry:
 def kill_orphans(file: Path, log: logging.Logger) -> None:
     """Kill the orphans of an earlier run, as recorded in its registry, and log each.
 
-    A process is killed if its pid, start time and program match a recorded worker, or if it is in
-    the session or group of a recorded worker and has the run id of that run in its environment.
-    The new run's own registry overwrites the file.
+    The file is not trusted: a process is signalled only with a proof that it is an orphan, see
+    `_members`. The new run's own registry overwrites the file.
     """
     try:
         content = decode_or_quarantine(file, PidFile, log)
@@ -131,34 +135,50 @@ def kill_orphans(file: Path, log: logging.Logger) -> None:
         return
     if content is None:
         return
-    orphans: list[int] = []
+    if not RUN_ID_FORMAT.fullmatch(content.run_id):
+        log.warning("%s names no run of swapd: no process is taken for an orphan", file)
+        return
+    excluded = _this_process_and_its_parents()
+    orphans: dict[int, psutil.Process] = {}
     for record in content.workers:
-        members = _members(record, content.run_id)
+        members = [p for p in _members(record, content.run_id) if p.pid not in excluded]
         if members:
             log.warning(
                 "orphan of an earlier swapd: %s (pid %d): killed", record.program, record.pid
             )
-        orphans += members
-    for pid in orphans:
+        orphans.update((process.pid, process) for process in members)
+    for process in orphans.values():
         try:
-            os.kill(pid, signal.SIGKILL)
-        except OSError as error:
-            log.warning("the orphan %d can't be killed: %s", pid, error.strerror)
-    _, stuck = psutil.wait_procs(_processes(orphans), timeout=KILL_TIMEOUT)
+            process.kill()  # Only if the pid has not been reused since.
+        except (psutil.Error, OSError) as error:
+            log.warning("the orphan %d can't be killed: %s", process.pid, error)
+    _, stuck = psutil.wait_procs(list(orphans.values()), timeout=KILL_TIMEOUT)
     for process in stuck:
         log.warning("the orphan %d did not end: the kernel holds it", process.pid)
 
 
-def _members(record: PidRecord, run_id: str) -> list[int]:
-    """Return the remaining processes of a worker: itself, its session and its group."""
-    leader = start_time(record.pid) == record.started and (
-        program_name(record.pid) == record.program
-        or environment_variable(record.pid, RUN_ID) == run_id
+def _members(record: PidRecord, run_id: str) -> list[psutil.Process]:
+    """Return the remaining processes of a worker: itself, its session and its group.
+
+    A process counts if the run id is in its own environment; or if it is in the session of the
+    recorded worker, which still runs, with the recorded start time and program and the run id in
+    its environment. An empty start time or program proves nothing.
+    """
+    if not FIRST_PID <= record.pid <= LAST_PID:
+        return []
+    leader = (
+        record.started != ""
+        and record.program != ""
+        and start_time(record.pid) == record.started
+        and program_name(record.pid) == record.program
+        and environment_variable(record.pid, RUN_ID) == run_id
     )
     return [
-        pid
-        for pid in psutil.pids()
-        if _belongs(pid, record.pid) and (leader or environment_variable(pid, RUN_ID) == run_id)
+        process
+        for process in psutil.process_iter()
+        if process.pid >= FIRST_PID
+        and _belongs(process.pid, record.pid)
+        and (leader or environment_variable(process.pid, RUN_ID) == run_id)
     ]
 
 
@@ -169,14 +189,9 @@ def _belongs(pid: int, leader: int) -> bool:
         return False
 
 
-def _processes(pids: list[int]) -> list[psutil.Process]:
-    found = []
-    for pid in pids:
-        try:
-            found.append(psutil.Process(pid))
-        except psutil.NoSuchProcess:
-            continue
-    return found
+def _this_process_and_its_parents() -> set[int]:
+    this = psutil.Process()
+    return {this.pid, *(parent.pid for parent in this.parents())}
 
 
 SCRIPT = """

@@ -22,6 +22,9 @@ VERSION = 1
 """Version of the file format; a file of any other version is quarantined."""
 WRITE_DELAY = 2.0
 """Seconds from a new measurement to the write, so that several share one write."""
+MAX_BYTES = 2**50
+MAX_LOAD_SECONDS = 86400.0
+"""Largest plausible measurements: a damaged file must not make a model too large to start."""
 MAX_PROFILES = 1000
 """Profiles in the store; beyond this the least recently saved are dropped."""
 
@@ -77,7 +80,7 @@ class ProfileStore:
         self._timer = None
         text = msgspec.json.format(msgspec.json.encode(_File(VERSION, self._profiles)), indent=1)
         try:
-            replace_file(self._path, text + b"\n", sync=False)
+            replace_file(self._path, text + b"\n", sync=False, private=True)
         except OSError as error:
             self._log.warning("%s can't be written: %s", self._path, error.strerror)
 
@@ -92,7 +95,11 @@ class ProfileStore:
         if file.version != VERSION:
             quarantine_file(self._path, f"it has version {file.version}", self._log)
             return {}
-        return file.models
+        return {
+            identity: profile
+            for identity, profile in file.models.items()
+            if 0 <= profile.bytes <= MAX_BYTES and 0 <= profile.load_seconds <= MAX_LOAD_SECONDS
+        }
 
 
 def paths_in(argv: tuple[str, ...]) -> list[str]:

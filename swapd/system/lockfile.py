@@ -11,8 +11,11 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from swapd.system.private_files import open_private, private_directory
 from swapd.system.process_identity import start_time
 
+FIRST_PID = 2
+"""Lowest pid of a swapd: to kill(2), 1 is init, 0 and -1 are whole groups of processes."""
 LENGTH = 4096
 """Bytes that the lock file's content is padded to."""
 
@@ -36,11 +39,11 @@ class LockHolder(msgspec.Struct, frozen=True):
 
     def alive(self) -> psutil.Process | None:
         """Return the process, or None if it is no longer the one that wrote the file."""
-        if not self.started or start_time(self.pid) != self.started:
+        if self.pid < FIRST_PID or not self.started or start_time(self.pid) != self.started:
             return None
         try:
             return psutil.Process(self.pid)
-        except psutil.NoSuchProcess:
+        except (psutil.NoSuchProcess, ValueError, OverflowError):
             return None
 
 
@@ -56,8 +59,8 @@ class InstanceLock:
     """Lock on `.swapd/lock`, held from the constructor until the process ends."""
 
     def __init__(self, state: Path) -> None:
-        state.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        private_directory(state)
+        self._fd = open_private(state / "lock", os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -96,16 +99,22 @@ class InstanceLock:
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on a lock file; block while another process holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    private_directory(path.parent)
+    handle = open_private(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(handle)
 
 
 def wait_until_free(state: Path) -> None:
     """Block until the process that holds the lock has ended."""
-    with (state / "lock").open("a+", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    handle = open_private(state / "lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    finally:
+        os.close(handle)
 
 
 def read_holder(state: Path) -> LockHolder | None:
@@ -115,5 +124,5 @@ def read_holder(state: Path) -> LockHolder | None:
     """
     try:
         return msgspec.json.decode((state / "lock").read_bytes(), type=LockHolder)
-    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeError, RecursionError):
         return None

@@ -12,6 +12,8 @@ from collections import deque
 from itertools import pairwise
 from pathlib import Path
 
+from swapd.system.private_files import open_private, private_directory
+
 FILE_BYTES = 5 * 2**20
 """Bytes after which a log file is rotated."""
 ROTATED_FILES = 2
@@ -50,7 +52,7 @@ class LogFile(logging.Handler):
     def _write(self, line: bytes) -> None:
         if self._fd < 0:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-            self._fd = os.open(self._file, flags, 0o644)
+            self._fd = open_private(self._file, flags)
             self._size = os.fstat(self._fd).st_size
         if self._size and self._size + len(line) > FILE_BYTES:
             self._rotate()
@@ -131,7 +133,7 @@ class Logs:
     """All logs of a data directory. `folder` is created when it is missing."""
 
     def __init__(self, folder: Path, level: str, foreground: bool) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        private_directory(folder)
         self.folder = folder
         self.own = logging.Logger("swapd", level.upper())
         self._tails: dict[str, Tail] = {}

@@ -14,23 +14,25 @@ from typing import TypeVar
 
 import msgspec
 
+from swapd.system.private_files import private_directory
+
 FOLDER = ".swapd"
 """Folder of the state files within the data directory; shared with the daemon's files."""
 _T = TypeVar("_T")
 
 
-def replace_file(path: Path, data: bytes, *, sync: bool = True) -> None:
+def replace_file(path: Path, data: bytes, *, sync: bool = True, private: bool = False) -> None:
     """Replace the file in one step: a reader sees the old content or the new, never a part.
 
     A new file is readable by its owner only; an existing file keeps its mode, a link stays a link.
-    With `sync`, the data is on the disk before the file is renamed. Raises OSError and leaves no
-    temporary file behind.
+    A `private` file has mode 0600, and a link in its place is replaced. With `sync`, the data is on
+    the disk before the file is renamed. Raises OSError and leaves no temporary file behind.
     """
-    target = path.resolve()
+    target = path if private else path.resolve()
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            if target.exists():
+            if target.exists() and not private:
                 os.fchmod(file.fileno(), target.stat().st_mode & 0o777)
             file.write(data)
             if sync:
@@ -81,9 +83,9 @@ def read_state(path: Path, kind: type[_T]) -> _T | None:
 
 def write_state(path: Path, value: object) -> None:
     """Store the value in place of the earlier one. Raises OSError."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_directory(path.parent)
     text = msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=1)
-    replace_file(path, text + b"\n")
+    replace_file(path, text + b"\n", private=True)
 
 
 def quarantine_file(file: Path, reason: object, log: logging.Logger) -> None:

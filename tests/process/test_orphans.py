@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,18 +16,24 @@ import psutil
 import pytest
 
 from swapd.process.orphans import RUN_ID, Guardian, PidFile, PidRecord, PidRegistry, kill_orphans
-from swapd.system.process_identity import program_name, start_time
-from tests.daemon import Swapd, alive, config, eventually, said
+from swapd.system.process_identity import environment_variable, program_name, start_time
+from tests.daemon import ROOT, Swapd, alive, config, eventually, said
 from tests.disk import fill, small_disk
 from tests.fixtures import demo, fake
 from tests.process.conftest import LOG
 
+RUN = "0123456789abcdef0123456789abcdef"
+OTHER_RUN = "f" * 32
+
 
 @pytest.fixture
 def sleeper(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A session leader that is no worker, with a child in its session."""
+    """A session leader with a child in its session, both of the run `RUN`."""
     process = subprocess.Popen(
-        ["sh", "-c", "sleep 600 & echo; wait"], stdout=subprocess.PIPE, start_new_session=True
+        ["sh", "-c", "sleep 600 & echo; wait"],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, RUN_ID: RUN},
     )
     assert process.stdout is not None
     process.stdout.readline()
@@ -37,7 +44,7 @@ def sleeper(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-def _write(file: Path, *workers: PidRecord, run_id: str = "none") -> Path:
+def _write(file: Path, *workers: PidRecord, run_id: str = RUN) -> Path:
     file.write_bytes(msgspec.json.encode(PidFile(run_id, [*workers])))
     return file
 
@@ -64,19 +71,64 @@ def test_a_process_that_has_only_the_pid_of_a_worker_stays(
     sleeper: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     pid = sleeper.pid
+    right = PidRecord(pid, start_time(pid), program_name(pid))
     others = [
+        right,
         PidRecord(pid, start_time(os.getpid()), program_name(pid)),
         PidRecord(pid, start_time(pid), sys.executable),
     ]
     for record in others:
-        kill_orphans(_write(tmp_path / "r", record), LOG)
+        for run_id in ("", OTHER_RUN):
+            kill_orphans(_write(tmp_path / "r", record, run_id=run_id), LOG)
+            assert len(_session(pid)) == 2
+
+
+def test_a_child_without_the_run_id_is_killed_with_its_proven_leader(tmp_path: Path) -> None:
+    leader = subprocess.Popen(
+        ["sh", "-c", "env -i sleep 600 & echo; wait"],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, RUN_ID: RUN},
+    )
+    assert leader.stdout is not None
+    leader.stdout.readline()
+    leader.stdout.close()
+    pid, started, program = leader.pid, start_time(leader.pid), program_name(leader.pid)
+    for unproven in (PidRecord(pid, "", program), PidRecord(pid, started, "")):
+        assert environment_variable(pid, RUN_ID) == RUN
+        kill_orphans(_write(tmp_path / "r", unproven, run_id=OTHER_RUN), LOG)
         assert len(_session(pid)) == 2
+    kill_orphans(_write(tmp_path / "r", PidRecord(pid, started, program)), LOG)
+    leader.wait()
+    eventually(lambda: not _session(pid))
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="there is no unshare")
+def test_no_content_of_a_state_file_harms_a_stranger_or_prevents_a_start(
+    tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    """In a PID namespace of its own, so that a wrong signal reaches nothing else."""
+    variants = 10_000 if pytestconfig.getoption("--long") else 1_000
+    done = subprocess.run(
+        [
+            *("unshare", "--pid", "--fork", "--mount-proc"),
+            *(sys.executable, "-m", "tests.process.hostile_state", str(tmp_path), str(variants)),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "unshare:" in done.stderr:
+        pytest.skip(f"there can be no PID namespace: {done.stderr}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{variants} variants" in done.stdout
 
 
 def test_children_of_an_ended_leader_are_found_by_the_run_id(tmp_path: Path) -> None:
     """The leader ran another program than the recorded one, and has ended."""
     pids = []
-    for run_id in ("recorded", "other"):
+    for run_id in (RUN, OTHER_RUN):
         process = subprocess.Popen(
             ["sh", "-c", "sleep 600 & echo $!; read x"],
             stdin=subprocess.PIPE,
@@ -92,7 +144,7 @@ def test_children_of_an_ended_leader_are_found_by_the_run_id(tmp_path: Path) -> 
         process.wait()
         process.stdout.close()
         assert alive(child)
-        kill_orphans(_write(tmp_path / "r", record, run_id="recorded"), LOG)
+        kill_orphans(_write(tmp_path / "r", record), LOG)
         pids.append(child)
     try:
         assert not alive(pids[0])
