@@ -1,1 +1,1 @@
-"""Measurements, each against a peer in the same run. `docs/benchmarks.md` says how and why."""
+"""Benchmarks, each against a peer in the same run; `docs/benchmarks.md` describes them."""

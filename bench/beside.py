@@ -1,6 +1,6 @@
-"""What a model notices of faulty ones beside it: the latency of its requests with and without them.
+"""Effect of faulty models on another model: the latency of its requests with and without them.
 
-There is no peer for this; the aim stands beside the figures: within twice the 99th percentile.
+There is no peer for this; the target is printed with the figures: twice the 99th percentile.
 """
 
 from __future__ import annotations
@@ -28,34 +28,32 @@ from bench.processes import Daemon
 
 AIM = 2.0
 FAKE = f"{sys.executable} -m tests.fake_worker --name faulty"
-FOREIGN = f"{FAKE} --port ${{PORT}} --silent --outlive-stdin"
+EXTERNAL = f"{FAKE} --port ${{PORT}} --silent --outlive-stdin"
 BETWEEN = 0.02
 """Seconds between two requests for the faulty model."""
 
 
 def faulty(home: Path) -> dict[str, dict[str, Any]]:
-    """Models with one fault each."""
-    told = home / "told"
-    os.mkfifo(told)
+    """Return models with one fault each."""
+    fifo = home / "port"
+    os.mkfifo(fifo)
     return {
-        "crashes at start": {"cmd": f"{FOREIGN} --fail broken"},
-        "exits after ten requests": {"cmd": f"{FOREIGN} --exit-after 10"},
-        "leaks to its limit": {"cmd": f"{FOREIGN} --leak 20", "limits": {"memory": "300 MiB"}},
-        "deaf to SIGTERM": {"cmd": f"{FOREIGN} --deaf", "stop_grace": 0.3, "ttl": 0.1},
-        "its port is a stranger's": {
-            "cmd": f"sh -c 'echo $1 > {told}; exec sleep 600' -- ${{PORT}}"
-        },
+        "crashes at start": {"cmd": f"{EXTERNAL} --fail broken"},
+        "exits after ten requests": {"cmd": f"{EXTERNAL} --exit-after 10"},
+        "leaks to its limit": {"cmd": f"{EXTERNAL} --leak 20", "limits": {"memory": "300 MiB"}},
+        "deaf to SIGTERM": {"cmd": f"{EXTERNAL} --deaf", "stop_grace": 0.3, "ttl": 0.1},
+        "its port is taken": {"cmd": f"sh -c 'echo $1 > {fifo}; exec sleep 600' -- ${{PORT}}"},
     }
 
 
-def answer_for_strangers(told: Path) -> None:
-    """Answers 200 on every port that comes out of the FIFO, until it says 0."""
+def answer_on_ports(fifo: Path) -> None:
+    """Answer 200 on every port read from the FIFO, until the port is 0."""
     while True:
-        port = int(told.read_text())
+        port = int(fifo.read_text())
         if port == 0:
             return
         with socket.create_server(("127.0.0.1", port)) as server:
-            # It asks once; the answer is all that it gets.
+            # One probe, one response.
             connection, _ = server.accept()
             with connection:
                 connection.recv(65536)
@@ -64,12 +62,12 @@ def answer_for_strangers(told: Path) -> None:
 
 
 async def disturb(url: str, model: str) -> dict[str, int]:
-    """Ask for a faulty model until standard input ends; what came of it, by status."""
+    """Request a faulty model until standard input ends; return the responses by status."""
     outcome: dict[str, int] = {}
     while not select.select([0], [], [], 0)[0]:
         with contextlib.suppress(ConnectionError):
             connection = await Connection.open(url)
-            answer = await connection.ask("/v1/chat/completions", body(model))
+            answer = await connection.send("/v1/chat/completions", body(model))
             name = str(answer.status)
             outcome[name] = outcome.get(name, 0) + 1
             connection.close()
@@ -79,9 +77,9 @@ async def disturb(url: str, model: str) -> dict[str, int]:
 
 @contextlib.contextmanager
 def disturbed(url: str, model: str) -> Iterator[dict[str, int]]:
-    """Meanwhile somebody asks for a faulty model; afterwards it is known what came of that.
+    """Request a faulty model in the background; afterwards the dict holds the responses by status.
 
-    In a process of its own, which lets others go first: what it computes is nobody's fault.
+    The requests come from a process with low priority, so that its CPU time does not disturb.
     """
     outcome: dict[str, int] = {}
     argv = ["nice", "-n", "19", sys.executable, "-m", "bench.beside"]
@@ -91,23 +89,23 @@ def disturbed(url: str, model: str) -> Iterator[dict[str, int]]:
         try:
             yield outcome
         finally:
-            told, _ = process.communicate()
-            outcome.update(msgspec.json.decode(told))
+            output, _ = process.communicate()
+            outcome.update(msgspec.json.decode(output))
 
 
 async def latencies(url: str, seconds: float) -> list[float]:
-    """Of requests for the good model, one after the other, for so long."""
+    """Return the latencies, in ms, of sequential requests for the good model during `seconds`."""
     connection = await Connection.open(url)
     taken, end = [], time.perf_counter() + seconds
     while time.perf_counter() < end:
-        answer = (await connection.ask("/v1/chat/completions", body("bard"))).checked()
+        answer = (await connection.send("/v1/chat/completions", body("bard"))).checked()
         taken.append(answer.seconds * 1e3)
     connection.close()
     return taken
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = common.arguments(__doc__, rounds=False)
     parser.add_argument("--seconds", type=float, default=8.0, help="for each fault")
     parser.add_argument("--disturb", nargs=2, help=argparse.SUPPRESS)
@@ -123,7 +121,7 @@ def main() -> None:
         good = f"${{worker}} --model '{common.BARD}' --parallel 1 --threads 1"
         config = {"models": {**models, "bard": {"cmd": good}}}
         with Daemon(home, config) as daemon:
-            thread = threading.Thread(target=answer_for_strangers, args=(home / "told",))
+            thread = threading.Thread(target=answer_on_ports, args=(home / "port",))
             thread.start()
             asyncio.run(latencies(daemon.url, 1.0))
             for name in models:
@@ -135,7 +133,7 @@ def main() -> None:
                 p50 = [common.median(some) for some in (alone, beside)]
                 rows.append([name, *p50, *p99, p99[1] / p99[0], outcome])
                 result[name] = {"p50": p50, "p99": p99, "outcome": outcome}
-            (home / "told").write_text("0")
+            (home / "port").write_text("0")
             thread.join()
     head = ["a model that", "p50 alone", "beside", "p99 alone", "beside", f"aim {AIM:g}", "answers"]
     common.print_table("latency of the other model, ms", head, rows)

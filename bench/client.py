@@ -1,7 +1,7 @@
-"""A light HTTP client: one connection, one request at a time, and the time of every piece.
+"""Light HTTP client: one connection, one request at a time, with the time of every chunk.
 
-A measuring client must cost less than what it measures, so nothing is decoded while a clock
-runs: pieces are kept with their times and looked at afterwards.
+A measuring client must cost less than the measured server, so nothing is decoded while a clock
+runs: chunks are stored with their times and decoded afterwards.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ import msgspec
 
 @dataclass(slots=True)
 class Answer:
-    """One answer with its times, in seconds of the clock that `time.perf_counter` reads."""
+    """A response with its times, in seconds of `time.perf_counter`."""
 
     status: int
     began: float
     ended: float
     pieces: list[tuple[float, bytes]] = field(repr=False)
-    """What arrived of the body, and when."""
+    """Received chunks of the body with their times."""
 
     @property
     def body(self) -> bytes:
-        """All of it."""
+        """The whole body."""
         return b"".join(piece for _, piece in self.pieces)
 
     @property
     def seconds(self) -> float:
-        """From the request's first byte out to the answer's last byte in."""
+        """Seconds from the first byte of the request to the last byte of the response."""
         return self.ended - self.began
 
     def checked(self) -> Answer:
-        """Itself. Raises RuntimeError unless the answer is a good one."""
+        """Return this response. Raises RuntimeError unless its status is 200."""
         if self.status != 200:
             raise RuntimeError(f"HTTP {self.status}: {self.body[:500].decode(errors='replace')}")
         return self
 
     def events(self) -> Iterator[tuple[float, bytes]]:
-        """The data of a stream's events, each with the time at which its end had come."""
+        """Yield the data of the stream's events, each with the time of its last byte."""
         rest = b""
         for when, piece in self.pieces:
             *whole, rest = (rest + piece).split(b"\n\n")
@@ -52,7 +52,7 @@ class Answer:
                     yield when, event[6:]
 
     def texts(self) -> list[tuple[float, str]]:
-        """The pieces of text that a stream of completions brought; empty ones are left out."""
+        """Return the non-empty texts of a stream of completions, with their times."""
         found = []
         for when, data in self.events():
             event = msgspec.json.decode(data)
@@ -74,7 +74,7 @@ class Answer:
 
     @property
     def tokens(self) -> int:
-        """Tokens generated, by the usage that the stream's end or the whole answer tells."""
+        """Generated tokens, from the usage in the stream's last event or in the response."""
         datas = [data for _, data in self.events()] or [self.body]
         for data in reversed(datas):
             usage: dict[str, Any] = msgspec.json.decode(data).get("usage") or {}
@@ -84,11 +84,12 @@ class Answer:
 
 
 class Connection(asyncio.Protocol):
-    """A connection. `await Connection.open(url)`, then `await ask(…)` as often as need.
+    """HTTP connection: `await Connection.open(url)`, then `await send(…)` for each request.
 
-    Unless `keep`, each request has a new one, made before its clock starts: the native server
-    hangs up after a stream, whatever its headers say, so a comparison with it must not keep any.
-    Raises ConnectionError when the other side hangs up before an answer is whole.
+    Without `keep`, each request has a new connection, made before its clock starts: the native
+    server closes the connection after a stream whatever its headers say, so a comparison with it
+    must not reuse connections. Raises ConnectionError when the server closes the connection before
+    the response is complete.
     """
 
     def __init__(self, url: str, *, keep: bool = True) -> None:
@@ -110,7 +111,7 @@ class Connection(asyncio.Protocol):
 
     @classmethod
     async def open(cls, url: str, *, keep: bool = True) -> Connection:
-        """Connects to the host and port of `url`."""
+        """Connect to the host and port of `url`."""
         connection = cls(url, keep=keep)
         await connection._connect()
         return connection
@@ -119,8 +120,8 @@ class Connection(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         await loop.create_connection(lambda: self, self._host, self._port)
 
-    async def ask(self, path: str, body: bytes = b"") -> Answer:
-        """One request: POST with a body, GET without."""
+    async def send(self, path: str, body: bytes = b"") -> Answer:
+        """Send a request, POST with a body, GET without; return the response."""
         if not self._keep or self._transport is None:
             self.close()
             await self._connect()
@@ -138,7 +139,7 @@ class Connection(asyncio.Protocol):
         return Answer(self._status, began, time.perf_counter(), self._pieces)
 
     def close(self) -> None:
-        """Hangs up."""
+        """Close the connection."""
         self._waiter = None
         if self._transport is not None:
             self._transport.close()
@@ -147,16 +148,16 @@ class Connection(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """As asyncio wants it."""
+        """Store the transport."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """As asyncio wants it."""
+        """Fail the pending request."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(ConnectionError(f"hung up before the end: {exc}"))
 
     def data_received(self, data: bytes) -> None:
-        """As asyncio wants it."""
+        """Parse the received bytes; complete the pending request after its last byte."""
         now = time.perf_counter()
         self._rest += data
         if not self._in_body and not self._take_head():
@@ -185,7 +186,7 @@ class Connection(asyncio.Protocol):
         return self._left == 0
 
     def _take_chunks(self, now: float) -> bool:
-        """Whether the last chunk has come; all whole ones become one piece."""
+        """Store all whole chunks as one piece; return True after the last chunk."""
         data, at, taken = self._rest, 0, []
         over = False
         while not over:

@@ -1,4 +1,4 @@
-"""What all measurements share: the note on the machine, medians, tables, the line of JSON."""
+"""Shared parts of all benchmarks: conditions of the run, medians, tables, the line of JSON."""
 
 from __future__ import annotations
 
@@ -26,29 +26,31 @@ ALICE = ROOT / "demo" / "alice.gguf"
 LEAST_ROUNDS = 5
 """Fewer and a median means nothing on a noisy machine."""
 THREADS = 2
-"""For llama.cpp, on both sides: more than there are cores, and its threads burn each other up."""
+"""Threads of llama.cpp, on both sides: more than the cores would only spin."""
 OTHERS = 0.15
 """Cores' worth of other people's work during a run from which its figures are marked as void."""
 
 
 class Conditions:
-    """Under which circumstances figures were measured. Made before the first, told after the last.
+    """Conditions of a run: created before the first measurement, reported after the last.
 
-    The load average says little: it lags, and counts what is measured too. So the CPU time of the
-    whole machine is taken, less that of this process and of all that it started and waited for.
+    The load average is not enough: it lags, and includes the measured processes. So the CPU time of
+    the whole machine is taken, less that of this process and of its child processes.
     """
 
     def __init__(self) -> None:
         self._load = os.getloadavg()[0]
         self._began = time.perf_counter()
-        self._used = _everybody() - _ours()
+        self._used = _busy_seconds() - _own_seconds()
 
-    def told(self) -> dict[str, Any]:
-        """What the figures depend on; `void` when somebody else was using the cores.
+    def report(self) -> dict[str, Any]:
+        """Return the conditions; `void` when other processes used the cores.
 
-        To be called when everything that was started has been waited for.
+        Call it after all child processes have been waited for.
         """
-        others = (_everybody() - _ours() - self._used) / (time.perf_counter() - self._began)
+        others = (_busy_seconds() - _own_seconds() - self._used) / (
+            time.perf_counter() - self._began
+        )
         return {
             "date": date.today().isoformat(),
             "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
@@ -60,7 +62,7 @@ class Conditions:
         }
 
 
-def _everybody() -> float:
+def _busy_seconds() -> float:
     """CPU seconds that all cores have been busy, or taken away by the machine below."""
     times = psutil.cpu_times()._asdict()
     # A guest's time is counted as its host process's already.
@@ -68,7 +70,7 @@ def _everybody() -> float:
     return float(sum(spent for name, spent in times.items() if name not in passive))
 
 
-def _ours() -> float:
+def _own_seconds() -> float:
     """CPU seconds of this process and of its children that have ended, with theirs."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
@@ -77,7 +79,7 @@ def _ours() -> float:
 def arguments(
     text: str | None, *, rounds: bool = True, peer: bool = False
 ) -> argparse.ArgumentParser:
-    """A command line with what every measurement takes."""
+    """Return a command line with the options of all benchmarks."""
     summary = (text or "").strip().partition("\n")[0]
     parser = argparse.ArgumentParser(description=summary)
     if rounds:
@@ -96,13 +98,13 @@ def arguments(
 
 @contextmanager
 def home() -> Iterator[Path]:
-    """A folder that is gone afterwards."""
+    """Yield a temporary data directory."""
     with tempfile.TemporaryDirectory(prefix="swapd-bench-") as folder:
         yield Path(folder)
 
 
 def settle(seconds: float = 0.5) -> None:
-    """Lets whoever was just asked for something come to rest: threads spin on for a while."""
+    """Wait until the last measured process is idle: its threads spin for a while."""
     time.sleep(seconds)
 
 
@@ -114,31 +116,31 @@ def cpu_seconds(pid: int) -> float:
         return float(times.user + times.system)
     total = 0
     for task in tasks.iterdir():
-        with suppress(OSError):  # a thread may end while it is looked at
+        with suppress(OSError):  # A thread may end meanwhile.
             total += int((task / "schedstat").read_text().split()[0])
     return total / 1e9
 
 
 def median(values: Sequence[float]) -> float:
-    """The middle one; NaN of none."""
+    """Return the median; NaN without values."""
     return statistics.median(values) if values else float("nan")
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that `share` (0 to 1) of all are not above; NaN of none."""
+    """Return the smallest value that `share` (0 to 1) of all do not exceed; NaN without values."""
     if not values:
         return float("nan")
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def ratio(ours: float, other: float) -> float:
-    """Ours over the other's; NaN when there is no other."""
-    return ours / other if other else float("nan")
+def ratio(figure: float, other: float) -> float:
+    """Return swapd's figure divided by the peer's; NaN without a peer."""
+    return figure / other if other else float("nan")
 
 
 def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Columns as wide as they need be: the first to the left, figures to the right."""
+    """Print columns of minimal width: the first aligned left, figures aligned right."""
     cells = [[_shown(cell) for cell in row] for row in [head, *rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     print(f"\n{title}\n")
@@ -162,17 +164,17 @@ def _shown(cell: object) -> str:
 
 
 def print_json(name: str, conditions: Conditions, result: dict[str, Any]) -> None:
-    """The last line: everything that was measured, and under which circumstances."""
-    told = conditions.told()
-    if told["void"]:
-        busy = f"{told['others_cores']:.1f} cores"
+    """Print the last line: all figures and the conditions of the run, as JSON."""
+    report = conditions.report()
+    if report["void"]:
+        busy = f"{report['others_cores']:.1f} cores"
         print(f"\nSomebody else was using {busy} of the machine: these figures are void.")
-    line = {"bench": name, **told, **result}
+    line = {"bench": name, **report, **result}
     print(f"\n{msgspec.json.encode(_rounded(line)).decode()}", flush=True)
 
 
 def _rounded(value: Any) -> Any:
-    """Four significant digits are more than a noisy machine has to say; NaN is no JSON."""
+    """Round to four significant digits, more than the noise allows; NaN becomes null."""
     if isinstance(value, float):
         return None if math.isnan(value) else float(f"{value:.4g}")
     if isinstance(value, dict):
@@ -183,10 +185,10 @@ def _rounded(value: Any) -> Any:
 
 
 def note(text: str) -> None:
-    """How far it is, for whoever waits."""
+    """Print the progress on standard error."""
     print(f"… {text}", file=sys.stderr, flush=True)
 
 
 def give_up(text: str) -> NoReturn:
-    """Ends with one sentence."""
+    """Exit with one sentence."""
     raise SystemExit(f"bench: {text}")

@@ -1,8 +1,8 @@
-"""The worker's engine beside llama.cpp's native server, and what only the worker does.
+"""The worker's engine against llama.cpp's native server, and features of the worker alone.
 
-Points: tokens a second and time to first token by clients, length of prompt, streamed and not;
-the two sides take turns. Stall: the worst gap of four streams while a long prompt is read. Then
-the worker alone: adapters by number and use, and a storm of requests that are cancelled at random.
+Points: tokens per second and time to first token by clients, length of prompt, streamed and not;
+the two sides take turns. Stall: the longest gap of four streams while a long prompt is processed.
+Worker alone: adapters by number and use, and a burst of requests cancelled at random.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bench import common, generate
 from bench.client import Answer, Connection
 from bench.processes import Native, Started, Worker, has_peer
 
-OURS, NATIVE = "worker", "native"
+WORKER, NATIVE = "worker", "native"
 CLIENTS = (1, 4, 8, 16)
 SLOTS, CONTEXT = 16, 16_384
 SHORT, LONG = 32, 512
@@ -38,8 +38,8 @@ Figures = dict[str, float]
 Table = dict[str, dict[str, Figures]]
 
 
-def wish(seed: int, prompt: int, count: int, *, stream: bool, **more: object) -> bytes:
-    """A request with a prompt of its own: nothing of it is in a cache."""
+def request_body(seed: int, prompt: int, count: int, *, stream: bool, **more: object) -> bytes:
+    """Return a request with a unique prompt, so that no part of it is cached."""
     dice = random.Random(seed)
     fields: dict[str, Any] = {
         "prompt": [dice.randrange(300, 900) for _ in range(prompt)],
@@ -56,19 +56,19 @@ def wish(seed: int, prompt: int, count: int, *, stream: bool, **more: object) ->
     return msgspec.json.encode(fields)
 
 
-async def ask(url: str, body: bytes) -> Answer:
-    """One answer, on a connection of its own."""
+async def send(url: str, body: bytes) -> Answer:
+    """Send one request on a new connection; return the response."""
     connection = await Connection.open(url, keep=False)
     try:
-        return (await connection.ask("/v1/completions", body)).checked()
+        return (await connection.send("/v1/completions", body)).checked()
     finally:
         connection.close()
 
 
 async def metric(url: str, name: str) -> float:
-    """One figure of the worker's /metrics."""
+    """Return one figure of the worker's /metrics."""
     connection = await Connection.open(url, keep=False)
-    text = (await connection.ask("/metrics")).checked().body.decode()
+    text = (await connection.send("/metrics")).checked().body.decode()
     connection.close()
     found = re.search(rf"^llamacpp:{name} (\S+)$", text, re.MULTILINE)
     assert found is not None, f"/metrics has no {name}"
@@ -76,7 +76,7 @@ async def metric(url: str, name: str) -> float:
 
 
 def throughput(answers: list[Answer]) -> float:
-    """Tokens a second of answers that ran together."""
+    """Return the tokens per second of concurrent responses."""
     span = max(a.ended for a in answers) - min(a.began for a in answers)
     return sum(answer.tokens for answer in answers) / span
 
@@ -84,9 +84,9 @@ def throughput(answers: list[Answer]) -> float:
 async def point(
     url: str, clients: int, seed: int, count: int, prompt: int, stream: bool
 ) -> Figures:
-    """So many clients at once, one request each."""
-    bodies = [wish(seed + n, prompt, count, stream=stream) for n in range(clients)]
-    answers = await asyncio.gather(*(ask(url, body) for body in bodies))
+    """Run so many concurrent clients with one request each."""
+    bodies = [request_body(seed + n, prompt, count, stream=stream) for n in range(clients)]
+    answers = await asyncio.gather(*(send(url, body) for body in bodies))
     figures = {"tokens_per_second": throughput(answers)}
     if stream:
         figures["first_ms"] = 1e3 * common.median([answer.to_first for answer in answers])
@@ -94,13 +94,13 @@ async def point(
 
 
 async def stall(url: str, seed: int, count: int) -> Figures:
-    """A long prompt comes while four streams run: the longest that any of them stood still."""
+    """Return the longest gap of four streams while a long prompt is processed."""
     streams = [
-        asyncio.ensure_future(ask(url, wish(seed + n, SHORT, count, stream=True)))
+        asyncio.ensure_future(send(url, request_body(seed + n, SHORT, count, stream=True)))
         for n in range(STALL_STREAMS)
     ]
     await asyncio.sleep(1.0)
-    late = await ask(url, wish(seed + 99, STALL_PROMPT, 1, stream=True))
+    late = await send(url, request_body(seed + 99, STALL_PROMPT, 1, stream=True))
     answers = await asyncio.gather(*streams)
     until = late.began + late.to_first
     gaps = [
@@ -124,8 +124,8 @@ async def stall(url: str, seed: int, count: int) -> Figures:
 
 
 async def compare(sides: dict[str, Started], urls: dict[str, str], given: Any) -> Table:
-    """Medians by what was asked, then by side."""
-    seen: dict[str, dict[str, list[Figures]]] = defaultdict(lambda: defaultdict(list))
+    """Return medians by request, then by side."""
+    samples: dict[str, dict[str, list[Figures]]] = defaultdict(lambda: defaultdict(list))
     for number in range(-1, given.rounds):  # the round before warms both up
         for clients in given.clients:
             for prompt in given.prompts:
@@ -137,26 +137,26 @@ async def compare(sides: dict[str, Started], urls: dict[str, str], given: Any) -
                             urls[name], clients, seed, given.tokens, prompt, stream
                         )
                         if number >= 0:
-                            seen[title][name].append(figures)
+                            samples[title][name].append(figures)
                         common.settle(0.1)
         for name in sides if number >= 0 and given.stall_tokens else ():
             figures = await stall(urls[name], 777 + number, given.stall_tokens)
-            seen["stall"][name].append(figures)
+            samples["stall"][name].append(figures)
     return {
         what: {
             name: {key: common.median([f[key] for f in some]) for key in some[0]}
             for name, some in by_side.items()
         }
-        for what, by_side in seen.items()
+        for what, by_side in samples.items()
     }
 
 
-def beside(model: Path, given: Any, python: str | None) -> Table:
-    """Both sides on one model."""
+def compare_sides(model: Path, given: Any, python: str | None) -> Table:
+    """Measure both sides on one model."""
     with ExitStack() as stack:
-        ours = Worker(model, slots=SLOTS, context=CONTEXT, threads=common.THREADS)
-        sides: dict[str, Started] = {OURS: stack.enter_context(ours)}
-        urls = {OURS: ours.url}
+        worker = Worker(model, slots=SLOTS, context=CONTEXT, threads=common.THREADS)
+        sides: dict[str, Started] = {WORKER: stack.enter_context(worker)}
+        urls = {WORKER: worker.url}
         if python is not None:
             native = Native(python, model, slots=SLOTS, context=CONTEXT, threads=common.THREADS)
             sides[NATIVE], urls[NATIVE] = stack.enter_context(native), native.url
@@ -170,23 +170,23 @@ class Adapted(Started):
         words: list[object] = ["--model", common.BARD, "--port", 0, "--parallel", 8]
         words += ["--ctx-size", 8192, "--adapters", folder, "--max-loras", most]
         argv = [sys.executable, "-m", "workers.serve", *map(str, words)]
-        super().__init__(argv, {}, None, tell="SWAPD_READY_FD={fd}")
+        super().__init__(argv, {}, None, ready_option="SWAPD_READY_FD={fd}")
         self.url = f"http://{self.word['host']}:{self.word['port']}"
 
 
 async def with_adapters(url: str, names: list[str], seed: int, requests: int) -> Figures:
-    """Requests of eight clients, each with the next adapter of `names`."""
+    """Run eight clients, each request with the next adapter of `names`."""
     before = await metric(url, "adapter_load_seconds_sum")
     loads = await metric(url, "adapter_load_seconds_count")
     rest = [
-        wish(seed + n, SHORT, 32, stream=False, model=f"bard:{names[n % len(names)]}")
+        request_body(seed + n, SHORT, 32, stream=False, model=f"bard:{names[n % len(names)]}")
         for n in range(requests)
     ]
     answers: list[Answer] = []
 
     async def client() -> None:
         while rest:
-            answers.append(await ask(url, rest.pop()))
+            answers.append(await send(url, rest.pop()))
 
     await asyncio.gather(*(client() for _ in range(8)))
     loads = await metric(url, "adapter_load_seconds_count") - loads
@@ -199,7 +199,7 @@ async def with_adapters(url: str, names: list[str], seed: int, requests: int) ->
 
 
 def adapters(rounds: int, most: int = 8) -> dict[str, Figures]:
-    """By how many there are, used evenly or mostly the first ones."""
+    """Measure by number of adapters, with even use and with use mostly of the first ones."""
     result = {}
     with common.home() as folder:
         for number in range(max(ADAPTERS)):
@@ -230,9 +230,11 @@ async def storm(url: str, pid: int, requests: int) -> Figures:
     wave = 100
 
     async def one(number: int) -> None:
-        body = wish(number, dice.randrange(4, 300), dice.randrange(1, 60), stream=number % 2 == 0)
+        body = request_body(
+            number, dice.randrange(4, 300), dice.randrange(1, 60), stream=number % 2 == 0
+        )
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(ask(url, body), dice.choice([0.05, 0.3, 60]))
+            await asyncio.wait_for(send(url, body), dice.choice([0.05, 0.3, 60]))
 
     async def run(first: int) -> None:
         await asyncio.gather(*(one(first + n) for n in range(wave)))
@@ -253,20 +255,22 @@ async def storm(url: str, pid: int, requests: int) -> Figures:
 
 
 def show(title: str, result: Table) -> dict[str, Figures]:
-    """Prints one model's tables; our figures over the peer's."""
+    """Print the tables of one model; return the ratios of the worker to the peer."""
     ratios = {}
     for what, sides in result.items():
-        keys = list(sides[OURS])
+        keys = list(sides[WORKER])
         rows: list[list[object]] = [[name, *figures.values()] for name, figures in sides.items()]
         if NATIVE in sides:
-            ratios[what] = {key: common.ratio(sides[OURS][key], sides[NATIVE][key]) for key in keys}
+            ratios[what] = {
+                key: common.ratio(sides[WORKER][key], sides[NATIVE][key]) for key in keys
+            }
             rows.append(["worker / native", *ratios[what].values()])
         common.print_table(f"{title}: {what}", ["", *keys], rows)
     return ratios
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser: argparse.ArgumentParser = common.arguments(__doc__, peer=True)
     parser.add_argument("--sizes", type=int, nargs="*", default=[60], metavar="MB")
     parser.add_argument("--clients", type=int, nargs="*", default=list(CLIENTS))
@@ -286,7 +290,7 @@ def main() -> None:
     result: dict[str, Any] = {}
     for title, model in models.items():
         common.note(title)
-        figures = beside(model, given, python)
+        figures = compare_sides(model, given, python)
         result[title] = {"figures": figures, "ratios": show(title, figures)}
     if given.storm:
         common.note("adapters and storm")

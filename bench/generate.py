@@ -1,9 +1,9 @@
-"""Writes random-weight llama models of a wanted size, for measurements.
+"""Generator of llama models with random weights and a given size, for benchmarks.
 
-`python -m bench.generate 60 800` writes one of 60 and one of 800 MB into a cache folder and
-prints their paths. The same size and seed make the same file; one that is there is kept. The
+`python -m bench.generate 60 800` writes a model of 60 MB and one of 800 MB into a cache folder and
+prints their paths. The same size and seed give the same file; an existing file is reused. The
 tokenizer and the chat template are those of `demo/bard.gguf`; its vocabulary is filled up to
-32,000 made-up words, as many as real models of these sizes have, because loading and sampling
+32,000 invented words, as many as real models of these sizes have, because loading and sampling
 cost by the vocabulary.
 """
 
@@ -47,7 +47,7 @@ class Shape:
         return self.kv_heads * HEAD
 
     def matrices(self, layer: int) -> dict[str, tuple[int, int]]:
-        """Names and shapes (rows, columns) of a layer's matrices."""
+        """Return names and shapes (rows, columns) of a layer's matrices."""
         block = f"blk.{layer}"
         return {
             f"{block}.attn_q.weight": (self.width, self.width),
@@ -69,7 +69,7 @@ def _bytes_of(rows: int, columns: int) -> int:
 
 
 def shape_for(megabytes: int) -> Shape:
-    """As wide as models of that size are, and as many layers as come nearest to it."""
+    """Return the width of real models of that size, with the number of layers closest to it."""
     if megabytes < 40:
         wide = Shape(width=256, hidden=768, kv_heads=2)
     elif megabytes < 300:
@@ -82,13 +82,13 @@ def shape_for(megabytes: int) -> Shape:
 
 
 def cache_folder() -> Path:
-    """Where the files are kept unless told otherwise."""
+    """Return the cache folder of the files, by default or by the environment."""
     named = os.environ.get("SWAPD_BENCH_CACHE")
     return Path(named) if named else Path(tempfile.gettempdir()) / "swapd-bench-models"
 
 
 def model(megabytes: int, seed: int = 1, folder: Path | None = None) -> Path:
-    """The path of such a model, which is written when it is not there yet."""
+    """Return the path of such a model; write it if it is missing."""
     folder = folder or cache_folder()
     path = folder / f"random-{megabytes}mb-{seed}.gguf"
     if not path.exists():
@@ -101,7 +101,7 @@ def model(megabytes: int, seed: int = 1, folder: Path | None = None) -> Path:
 
 
 def _write(path: Path, shape: Shape, seed: int) -> None:
-    """Tensor by tensor: no more than one is in memory."""
+    """Write tensor by tensor, so that one at most is in memory."""
     writer = GGUFWriter(str(path), "llama")
     _add_metadata(writer, shape, seed)
     matrices = {"token_embd.weight": (VOCABULARY, shape.width)}
@@ -135,7 +135,7 @@ def _write(path: Path, shape: Shape, seed: int) -> None:
 def _random(
     random: np.random.Generator, rows: int, columns: int, scale: float = 1.0
 ) -> NDArray[np.uint8]:
-    """A matrix in Q8_0, its weights uniform and of a variance that keeps activations in range."""
+    """Return a matrix in Q8_0: uniform weights, with a variance that keeps activations in range."""
     blocks = np.empty((rows * columns // BLOCK, BLOCK_BYTES), np.uint8)
     step = np.float16(scale * np.sqrt(3 / columns) / 127)
     blocks[:, :2] = np.frombuffer(step.tobytes(), np.uint8)
@@ -184,7 +184,7 @@ def _add_metadata(writer: GGUFWriter, shape: Shape, seed: int) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("megabytes", type=int, nargs="+", help="size of the file, such as 60")
     parser.add_argument("--seed", type=int, default=1)

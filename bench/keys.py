@@ -1,8 +1,8 @@
-"""Whether the time of an answer tells anything of an API key: how near a guess is, or which key.
+"""Timing of API key checks: does a response time reveal how close a guess is, or which key?
 
-There is no peer. Each kind of key is asked with as often as the others, in an order that is drawn;
-beside its median stands how often its answer takes longer than that to the kind which it is
-compared with: 0.5 is what those have between which there is no difference.
+There is no peer. Each kind of key is sent equally often, in random order; the table has for each
+kind the median, and how often its response takes longer than that of the kind it is compared
+with: 0.5 means no difference.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from bench.processes import Daemon
 
 KEYS = 32
 RIGHT = [f"sk-{number:060d}" for number in range(KEYS)]
-AGAINST = {
+COMPARED = {
     "wrong, all but its last byte right": "wrong",
     "wrong, its sum begins with the same two bytes": "wrong",
     "right, the last of 32 keys": "right, the first of 32 keys",
 }
-"""What is told from what: both are answered alike, with 401 or with 403."""
+"""Pairs of kinds to compare: both are answered alike, with 401 or with 403."""
 
 
 def kinds() -> dict[str, str]:
-    """A key of each kind."""
+    """Return a key of each kind."""
     wanted = sha256(RIGHT[0].encode()).digest()[:2]
     guesses = (f"sk-{number:060d}" for number in itertools.count(10**9))
     near = next(guess for guess in guesses if sha256(guess.encode()).digest()[:2] == wanted)
@@ -43,14 +43,14 @@ def kinds() -> dict[str, str]:
     }
 
 
-def measure(port: int, asked: int) -> dict[str, list[float]]:
-    """Microseconds from a request to its answer, by kind."""
+def measure(port: int, count: int) -> dict[str, list[float]]:
+    """Return the microseconds from a request to its response, by kind."""
     taken: dict[str, list[float]] = {kind: [] for kind in kinds()}
     lines = {
         kind: f"GET /metrics HTTP/1.1\r\nHost: localhost\r\nx-api-key: {key}\r\n\r\n".encode()
         for kind, key in kinds().items()
     }
-    order = [kind for kind in lines for _ in range(asked)]
+    order = [kind for kind in lines for _ in range(count)]
     random.Random(1).shuffle(order)
     with socket.create_connection(("127.0.0.1", port)) as sock:
         for kind in order:
@@ -64,15 +64,15 @@ def measure(port: int, asked: int) -> dict[str, list[float]]:
 
 
 def slower(some: list[float], others: list[float]) -> float:
-    """How often one of the first is longer than one of the second."""
+    """Return the share of pairs in which the first value is larger than the second."""
     others = sorted(others)
     return sum(bisect.bisect_left(others, one) for one in some) / len(some) / len(others)
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser: argparse.ArgumentParser = common.arguments(__doc__, rounds=False)
-    parser.add_argument("--asked", type=int, default=5000, help="requests with each kind of key")
+    parser.add_argument("--count", type=int, default=5000, help="requests with each kind of key")
     given = parser.parse_args()
     conditions = common.Conditions()
     keys = {
@@ -80,14 +80,14 @@ def main() -> None:
         for number, key in enumerate(RIGHT)
     }
     with common.home() as home, Daemon(home, {"models": {}, "keys": keys}) as daemon:
-        measure(daemon.port, given.asked // 10)
-        taken = measure(daemon.port, given.asked)
+        measure(daemon.port, given.count // 10)
+        taken = measure(daemon.port, given.count)
     rows: list[list[object]] = []
     result: dict[str, Any] = {}
     for kind, times in taken.items():
-        told = slower(times, taken[AGAINST[kind]]) if kind in AGAINST else None
-        rows.append([kind, common.median(times), "–" if told is None else told])
-        result[kind] = {"median_us": common.median(times), "slower": told}
+        share = slower(times, taken[COMPARED[kind]]) if kind in COMPARED else None
+        rows.append([kind, common.median(times), "–" if share is None else share])
+        result[kind] = {"median_us": common.median(times), "slower": share}
     common.print_table("time of an answer by key", ["a key that is", "median us", "slower"], rows)
     common.print_json("keys", conditions, result)
 

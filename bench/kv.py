@@ -1,8 +1,8 @@
-"""What a conversation costs after its model was swapped out: recomputed, and restored from disk.
+"""Cost of a conversation after its model was swapped out: recomputed, or restored from disk.
 
-A worker answers a long prompt, is stopped as swapd stops one, and a new one is asked the same
-prompt: once without a folder for its KV, once with one. First tokens are timed from the request,
-with the worker already up, so that the figures are prefill against restore and nothing else.
+A worker answers a long prompt and is stopped as swapd stops workers; a new worker gets the same
+prompt: once without a folder for its KV cache, once with one. The time to the first token starts
+with the request, with the worker already up, so that the figures compare prefill and restore only.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from bench.processes import Started
 
 Figures = dict[str, float]
 ANSWER = 24
-"""Tokens generated, which must be the same ones each time."""
+"""Generated tokens, which must be the same each time."""
 
 
 class Keeper(Started):
-    """Our worker, with or without a folder for what it keeps."""
+    """Built-in worker with or without a folder for its KV cache."""
 
     def __init__(self, model: Path, context: int, threads: int, folder: Path | None) -> None:
         words: list[object] = ["--model", model, "--port", 0, "--parallel", 1]
         words += ["--ctx-size", context, "--threads", threads]
         words += ["--slot-save-path", folder] if folder is not None else []
         argv = [sys.executable, "-m", "workers.serve", *map(str, words)]
-        super().__init__(argv, {}, None, tell="SWAPD_READY_FD={fd}")
+        super().__init__(argv, {}, None, ready_option="SWAPD_READY_FD={fd}")
         if not self.word.get("ready"):
             common.give_up(f"the worker does not come up: {self.word}")
         self.url = f"http://{self.word['host']}:{self.word['port']}"
 
     def end(self) -> float:
-        """Seconds from SIGTERM to its end, as swapd does it: standard input stays open."""
+        """Return the seconds from SIGTERM to exit, with standard input open, as swapd does it."""
         began = time.perf_counter()
         self.process.terminate()
         self.process.wait()
@@ -47,44 +47,44 @@ class Keeper(Started):
 
 
 def body(tokens: int, seed: int) -> bytes:
-    """A prompt of so many tokens, the same for the same seed."""
+    """Return a prompt of so many tokens, the same for the same seed."""
     dice = random.Random(seed)
     prompt = [dice.randrange(300, 900) for _ in range(tokens)]
     options = {"stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True}
-    wish = {"prompt": prompt, "max_tokens": ANSWER, "temperature": 0}
-    return msgspec.json.encode({**wish, **options})
+    request = {"prompt": prompt, "max_tokens": ANSWER, "temperature": 0}
+    return msgspec.json.encode({**request, **options})
 
 
-def ask(url: str, wish: bytes) -> Answer:
-    """One answer."""
+def send(url: str, request: bytes) -> Answer:
+    """Send one request; return the response."""
 
     async def once() -> Answer:
         connection = await Connection.open(url, keep=False)
-        answer = (await connection.ask("/v1/completions", wish)).checked()
+        answer = (await connection.send("/v1/completions", request)).checked()
         connection.close()
         return answer
 
     return asyncio.run(once())
 
 
-def said(answer: Answer) -> str:
-    """The text of it."""
+def text_of(answer: Answer) -> str:
+    """Return the text of a response."""
     return "".join(text for _, text in answer.texts())
 
 
 def measure(model: Path, tokens: int, rounds: int, threads: int) -> Figures:
-    """Medians of so many swaps there and back."""
-    seen: dict[str, list[float]] = {}
+    """Return medians over so many swaps out and in."""
+    samples: dict[str, list[float]] = {}
     for number in range(rounds):
-        wish = body(tokens, number)
+        request = body(tokens, number)
         with common.home() as folder:
             with Keeper(model, tokens + 512, threads, folder) as worker:
-                cold = ask(worker.url, wish)
-                warm = ask(worker.url, wish)
+                cold = send(worker.url, request)
+                warm = send(worker.url, request)
                 stop = worker.end()
             size = sum(path.stat().st_size for path in folder.glob("*/*"))
             with Keeper(model, tokens + 512, threads, folder) as worker:
-                restored = ask(worker.url, wish)
+                restored = send(worker.url, request)
         figures = {
             "computed_ms": 1e3 * cold.to_first,
             "restored_ms": 1e3 * restored.to_first,
@@ -92,15 +92,15 @@ def measure(model: Path, tokens: int, rounds: int, threads: int) -> Figures:
             "times_faster": cold.to_first / restored.to_first,
             "stop_ms": 1e3 * stop,
             "megabytes": size / 1e6,
-            "same_as_unswapped": float(said(restored) == said(warm)),
+            "same_as_unswapped": float(text_of(restored) == text_of(warm)),
         }
         for key, value in figures.items():
-            seen.setdefault(key, []).append(value)
-    return {key: common.median(values) for key, values in seen.items()}
+            samples.setdefault(key, []).append(value)
+    return {key: common.median(values) for key, values in samples.items()}
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser: argparse.ArgumentParser = common.arguments(__doc__)
     parser.add_argument("--sizes", type=int, nargs="*", default=[60, 800], metavar="MB")
     parser.add_argument("--tokens", type=int, default=1500, help="tokens of the prompt")

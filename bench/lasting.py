@@ -1,7 +1,7 @@
-"""swapd over a long time: its memory and descriptors after many requests and many swaps.
+"""Long run of swapd: memory and descriptors after many requests and many swaps.
 
-There is no peer for this; the aims stand beside the figures: within 10 % of what it held after
-the first hundred, and no descriptor more.
+There is no peer for this; the targets are printed with the figures: memory within 10 % of that
+after the first hundred, and no additional descriptor.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ from bench.processes import Daemon
 
 FIRST = 100
 QUIET = 6.0
-"""Seconds after which idle connections to workers are closed, and what is still on its way over."""
+"""Seconds until idle connections to workers are closed and late responses have arrived."""
 
 
 def held(pid: int) -> dict[str, float]:
-    """What the daemon holds at this moment."""
+    """Return the memory and descriptors that the daemon holds now."""
     process = psutil.Process(pid)
     return {"MB": process.memory_full_info().uss / 1e6, "descriptors": process.num_fds()}
 
 
 def body(model: str) -> bytes:
-    """A short streamed request."""
+    """Return a short streamed request."""
     messages = [{"role": "user", "content": "Who goes there?"}]
     fields = {"model": model, "max_tokens": 2, "stream": True, "messages": messages}
     return msgspec.json.encode(fields)
 
 
-async def ask(url: str, models: list[str], times: int) -> None:
-    """So many requests, the models in turn, one after the other."""
+async def send(url: str, models: list[str], times: int) -> None:
+    """Send so many sequential requests, to the models in turn."""
     connection = await Connection.open(url)
     bodies = [body(model) for model in models]
     for i in range(times):
-        (await connection.ask("/v1/chat/completions", bodies[i % len(bodies)])).checked()
+        (await connection.send("/v1/chat/completions", bodies[i % len(bodies)])).checked()
     connection.close()
 
 
 def measure(daemon: Daemon, models: list[str], times: int) -> dict[str, Any]:
     """Before, after the first hundred, and at the end."""
-    asyncio.run(ask(daemon.url, models, FIRST))
+    asyncio.run(send(daemon.url, models, FIRST))
     time.sleep(QUIET)
     first = held(daemon.pid)
     began = time.perf_counter()
-    asyncio.run(ask(daemon.url, models, times - FIRST))
+    asyncio.run(send(daemon.url, models, times - FIRST))
     seconds = time.perf_counter() - began
     time.sleep(QUIET)
     last = held(daemon.pid)
@@ -59,7 +59,7 @@ def measure(daemon: Daemon, models: list[str], times: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = common.arguments(__doc__, rounds=False)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--swaps", type=int, default=1_000)

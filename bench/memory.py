@@ -1,7 +1,7 @@
-"""What workers were expected to hold, and what they held: proportional set size, in MiB.
+"""Estimated and actual memory of workers: proportional set size, in MiB.
 
-For each model and each way to run it: the estimate from metadata and flags, the size when ready,
-and the most seen after a short and a long prompt, which is what is remembered of it.
+For each model and each set of flags: the estimate from metadata and flags, the size when ready,
+and the peak after a short and a long prompt, which is the measurement that swapd stores.
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ async def measure(path: Path, flags: tuple[str, ...]) -> tuple[float, float, flo
     """Estimated, held when ready, most held."""
     argv = [sys.executable, "-m", "workers.serve", "--model", str(path), *flags]
     expected = estimate_spec(ModelSpec("m", LaunchSpec(tuple(argv))), common.ROOT)
-    worker = Started([*argv, "--port", "0"], os.environ, common.ROOT, tell="SWAPD_READY_FD={fd}")
+    worker = Started(
+        [*argv, "--port", "0"], os.environ, common.ROOT, ready_option="SWAPD_READY_FD={fd}"
+    )
     try:
         ready = most = bytes_held(worker.pid)
         for words in (40, 800):
             connection = await Connection.open(f"http://127.0.0.1:{worker.word['port']}")
             body: dict[str, Any] = {"prompt": "who goes there? " * (words // 4), "max_tokens": 8}
-            await connection.ask("/v1/completions", msgspec.json.encode({**body, "stream": True}))
+            await connection.send("/v1/completions", msgspec.json.encode({**body, "stream": True}))
             connection.close()
             most = max(most, bytes_held(worker.pid))
     finally:
@@ -49,7 +51,7 @@ async def measure(path: Path, flags: tuple[str, ...]) -> tuple[float, float, flo
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = common.arguments(__doc__, rounds=False)
     parser.add_argument("--sizes", type=int, nargs="*", default=[60], metavar="MB")
     given = parser.parse_args()

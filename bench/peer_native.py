@@ -1,8 +1,8 @@
-"""The peer: llama.cpp's own server, in a process of its own, by way of the package `xllamacpp`.
+"""The peer: llama.cpp's own server in a separate process, from the package `xllamacpp`.
 
-Run by whichever Python has that package, so it imports nothing else that is not the standard
-library's. Its one argument is a JSON object of settings; it prints one line of JSON when it
-answers, and ends when its standard input does.
+It runs in the Python that has that package, so it imports only the standard library otherwise.
+Its one argument is a JSON object of settings; it prints one line of JSON when it is ready, and
+ends when its standard input does.
 """
 
 import json
@@ -20,13 +20,13 @@ imported = time.perf_counter()
 
 
 def main() -> None:
-    """Serves until standard input ends."""
+    """Serve until standard input ends."""
     wanted = json.loads(sys.argv[1])
     params = xllamacpp.CommonParams()
     params.model.path = wanted["model"]
     params.n_ctx = wanted["context"]
     params.n_parallel = wanted["slots"]
-    params.kv_unified = True  # as our worker has it: slots share the cells
+    params.kv_unified = True  # As in the built-in worker, slots share the cells.
     params.cpuparams.n_threads = wanted["threads"]
     params.cpuparams_batch.n_threads = wanted["threads"]
     params.warmup = wanted["warmup"]

@@ -1,6 +1,6 @@
-"""The least that a proxy of aiohttp can be: what its server and its client cost by themselves.
+"""Minimal proxy with aiohttp: the cost of its server and its client alone.
 
-Beside swapd in the same run, it tells swapd's own part from the library's.
+In the same run as swapd, it separates swapd's share from the library's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bench.processes import free_port
 
 
 async def serve(upstream: str) -> None:
-    """Until standard input ends."""
+    """Serve until standard input ends."""
     session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), auto_decompress=False)
 
     async def forward(request: web.Request) -> web.StreamResponse:
@@ -46,7 +46,7 @@ async def serve(upstream: str) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description="The least that a proxy of aiohttp can be.")
     parser.add_argument("upstream", help="where to send everything")
     given = parser.parse_args()

@@ -1,6 +1,6 @@
-"""The processes that are measured: swapd, our worker alone, the native server, an upstream.
+"""Measured processes: swapd, the built-in worker alone, the native server, an upstream.
 
-All listen on loopback only; all are ended by the process object that started them.
+All listen on loopback only; each is ended by the object that started it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ S = TypeVar("S", bound="Started")
 
 
 def free_port() -> int:
-    """A port that nobody listens on at this moment."""
+    """Return a port that is free at this moment."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
@@ -39,7 +39,7 @@ def free_port() -> int:
 
 
 class Started:
-    """A process that says one JSON line when it is up: `word`. A context manager, or `stop()`."""
+    """Process that prints one JSON line when it is ready, `word`; a context manager."""
 
     def __init__(
         self,
@@ -47,14 +47,14 @@ class Started:
         environ: Mapping[str, str],
         folder: Path | None,
         *,
-        tell: str = "",
+        ready_option: str = "",
     ) -> None:
-        """Waits for the line: on a descriptor that replaces `{fd}` in `tell`, else on stdout.
+        """Wait for the line on the descriptor `{fd}` of `ready_option`, or on stdout.
 
-        `tell` is either an argument pair (`--ready-fd={fd}`) or a variable (`NAME={fd}`).
+        `ready_option` is either an argument pair (`--ready-fd={fd}`) or a variable (`NAME={fd}`).
         """
-        hear, say = os.pipe()
-        given = tell.format(fd=say)
+        read_end, write_end = os.pipe()
+        given = ready_option.format(fd=write_end)
         env = {**os.environ, **environ}
         if given.startswith("--"):
             argv = [*argv, *given.split("=")]
@@ -65,19 +65,19 @@ class Started:
             argv,
             env=env,
             cwd=folder,
-            pass_fds=(say,),
+            pass_fds=(write_end,),
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL if given else say,
+            stdout=subprocess.DEVNULL if given else write_end,
             stderr=subprocess.DEVNULL,
         )
-        os.close(say)
-        with os.fdopen(hear, "rb") as pipe:
+        os.close(write_end)
+        with os.fdopen(read_end, "rb") as pipe:
             line = pipe.readline()
         self.word: dict[str, Any] = msgspec.json.decode(line or b"{}")
         self.pid = self.process.pid
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """Asks it to end and waits until it has."""
+        """Stop the process and wait until it has ended."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         if self.process.stdin is not None:
@@ -101,7 +101,7 @@ class Started:
 
 
 class Daemon(Started):
-    """swapd itself, in a home of its own."""
+    """swapd with a data directory of its own."""
 
     def __init__(self, home: Path, config: Mapping[str, Any]) -> None:
         self.home = home
@@ -112,19 +112,19 @@ class Daemon(Started):
             [sys.executable, "-m", "swapd.daemon", "--port", str(self.port)],
             {"SWAPD_HOME": str(home), "SWAPD_HOST": ""},
             home,
-            tell="--ready-fd={fd}",
+            ready_option="--ready-fd={fd}",
         )
         if "endpoint" not in self.word:
             give_up(f"swapd does not start: {self.word}")
         self.url = f"http://127.0.0.1:{self.port}"
 
     def log(self) -> str:
-        """What it has logged so far."""
+        """Return the log so far."""
         return (self.home / ".swapd" / "logs" / "swapd.log").read_text()
 
 
 class Worker(Started):
-    """Our worker without swapd."""
+    """Built-in worker without swapd."""
 
     def __init__(self, model: Path, *, slots: int, context: int, threads: int) -> None:
         words = {
@@ -136,14 +136,14 @@ class Worker(Started):
         }
         flags = [str(part) for pair in words.items() for part in pair]
         argv = [sys.executable, "-m", "workers.serve", *flags]
-        super().__init__(argv, {}, None, tell="SWAPD_READY_FD={fd}")
+        super().__init__(argv, {}, None, ready_option="SWAPD_READY_FD={fd}")
         if not self.word.get("ready"):
             give_up(f"the worker does not come up: {self.word}")
         self.url = f"http://{self.word['host']}:{self.word['port']}"
 
 
 class Native(Started):
-    """llama.cpp's own server. Raises LookupError when its package is not there."""
+    """llama.cpp's own server. Raises LookupError when its package is missing."""
 
     def __init__(
         self,
@@ -172,12 +172,12 @@ class Native(Started):
         self.url = str(self.word["url"])
 
     def stop(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Ends it the quickest way there is."""
+        """Kill the process, the fastest way to end it."""
         super().stop(number)
 
 
 def has_peer(python: str) -> bool:
-    """Whether this Python has the peer; says so when not."""
+    """Return True if this Python has the peer; print a note otherwise."""
     found = subprocess.run([python, "-c", "import xllamacpp"], capture_output=True, check=False)
     if found.returncode != 0:
         print(MISSING)

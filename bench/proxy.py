@@ -1,7 +1,7 @@
-"""What swapd adds to a request and to a streamed token, against asking the worker directly.
+"""Cost of swapd per request and per streamed token, against direct requests to the worker.
 
-The worker is an upstream of prepared bytes. In every round each way is measured in turn:
-directly, through a plain aiohttp proxy, and through swapd.
+The worker is an upstream of prepared bytes. Each round measures each route in turn: direct,
+through a plain aiohttp proxy, and through swapd.
 """
 
 from __future__ import annotations
@@ -36,37 +36,39 @@ Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to the upstream."""
+class Route:
+    """A route to the upstream."""
 
     name: str
     url: str
     pid: int | None
-    """Of the process whose CPU time counts; None on the direct way."""
+    """Pid of the process whose CPU time counts; None on the direct route."""
 
     def cpu(self) -> float:
-        """Seconds of CPU its process has used so far."""
+        """Return the seconds of CPU time that the process has used."""
         return 0.0 if self.pid is None else common.cpu_seconds(self.pid)
 
 
-async def run(way: Way, clients: int, each: int, body: bytes) -> tuple[list[Answer], Figures]:
-    """Every client asks `each` times, one request after the other."""
-    connections = [await Connection.open(way.url) for _ in range(clients)]
+async def run(route: Route, clients: int, each: int, body: bytes) -> tuple[list[Answer], Figures]:
+    """Send `each` sequential requests from every client."""
+    connections = [await Connection.open(route.url) for _ in range(clients)]
 
     async def client(connection: Connection) -> list[Answer]:
-        return [(await connection.ask("/v1/chat/completions", body)).checked() for _ in range(each)]
+        return [
+            (await connection.send("/v1/chat/completions", body)).checked() for _ in range(each)
+        ]
 
-    cpu, began = way.cpu(), time.perf_counter()
+    cpu, began = route.cpu(), time.perf_counter()
     answers = await asyncio.gather(*map(client, connections))
-    wall, cpu = time.perf_counter() - began, way.cpu() - cpu
+    wall, cpu = time.perf_counter() - began, route.cpu() - cpu
     for connection in connections:
         connection.close()
     return [a for some in answers for a in some], {"wall": wall, "cpu": cpu}
 
 
-async def requests(way: Way, clients: int, each: int) -> Figures:
+async def requests(route: Route, clients: int, each: int) -> Figures:
     """Whole answers: latency, rate, and CPU of a request."""
-    answers, used = await run(way, clients, each, msgspec.json.encode(BODY))
+    answers, used = await run(route, clients, each, msgspec.json.encode(BODY))
     times = [a.seconds * 1e3 for a in answers]
     return {
         "median_ms": common.median(times),
@@ -76,20 +78,20 @@ async def requests(way: Way, clients: int, each: int) -> Figures:
     }
 
 
-async def tokens(way: Way, clients: int, count: int, pause: float) -> Figures:
-    """Streams: how long a token is under way, how many come through, and CPU of a token.
+async def tokens(route: Route, clients: int, count: int, pause: float) -> Figures:
+    """Measure streams: latency of a token, tokens per second, and CPU time per token.
 
-    Without a pause there is always one more token waiting to be read, so how long it is under
-    way tells of buffers only, and is left out.
+    Without a pause, the next token always waits to be read, so the latency depends on buffers
+    only and is left out.
     """
     fields = {**BODY, "stream": True, "max_tokens": count, "pause": pause}
-    answers, used = await run(way, clients, 1, msgspec.json.encode(fields))
+    answers, used = await run(route, clients, 1, msgspec.json.encode(fields))
     late = []
     for answer in answers:
         for when, data in answer.events():
             late.append(when * 1e6 - msgspec.json.decode(data)["written"] / 1e3)
     if len(late) != clients * count:
-        raise RuntimeError(f"{way.name}: {len(late)} of {clients * count} tokens came through")
+        raise RuntimeError(f"{route.name}: {len(late)} of {clients * count} tokens came through")
     figures = {"per_second": len(late) / used["wall"], "cpu_us": used["cpu"] / len(late) * 1e6}
     if pause:
         figures["median_us"] = common.median(late)
@@ -97,24 +99,24 @@ async def tokens(way: Way, clients: int, count: int, pause: float) -> Figures:
     return figures
 
 
-async def measure(ways: list[Way], rounds: int) -> dict[str, dict[str, Figures]]:
-    """Medians over the rounds: by measurement, then by way."""
-    seen: dict[str, dict[str, list[Figures]]] = defaultdict(lambda: defaultdict(list))
-    for way in ways:
-        await requests(way, max(CLIENTS), 50)  # the first ones make connections and warm up
+async def measure(routes: list[Route], rounds: int) -> dict[str, dict[str, Figures]]:
+    """Return medians over the rounds: by measurement, then by route."""
+    samples: dict[str, dict[str, list[Figures]]] = defaultdict(lambda: defaultdict(list))
+    for route in routes:
+        await requests(route, max(CLIENTS), 50)  # Opens the connections and warms up.
     for number in range(rounds):
         common.note(f"round {number + 1} of {rounds}")
         for clients in CLIENTS:
-            for way in ways:
-                whole = await requests(way, clients, 1600 // clients)
-                paced = await tokens(way, clients, 200, PAUSE)
-                flood = await tokens(way, clients, 16000 // clients, 0.0)
-                seen[f"request, {clients} clients"][way.name].append(whole)
-                seen[f"token every 10 ms, {clients} streams"][way.name].append(paced)
-                seen[f"token flood, {clients} streams"][way.name].append(flood)
+            for route in routes:
+                whole = await requests(route, clients, 1600 // clients)
+                paced = await tokens(route, clients, 200, PAUSE)
+                flood = await tokens(route, clients, 16000 // clients, 0.0)
+                samples[f"request, {clients} clients"][route.name].append(whole)
+                samples[f"token every 10 ms, {clients} streams"][route.name].append(paced)
+                samples[f"token flood, {clients} streams"][route.name].append(flood)
     return {
-        what: {way: _medians(figures) for way, figures in by_way.items()}
-        for what, by_way in seen.items()
+        what: {route: _medians(figures) for route, figures in by_route.items()}
+        for what, by_route in samples.items()
     }
 
 
@@ -123,29 +125,29 @@ def _medians(figures: list[Figures]) -> Figures:
 
 
 def show(result: dict[str, dict[str, Figures]]) -> dict[str, dict[str, Figures]]:
-    """Prints the tables; what each proxy adds to the direct way, by measurement."""
+    """Print the tables; return each proxy's cost over the direct route, by measurement."""
     added: dict[str, dict[str, Figures]] = {}
-    for what, ways in sorted(result.items()):
-        direct = ways["direct"]
+    for what, routes in sorted(result.items()):
+        direct = routes["direct"]
         times = [name for name in direct if name.startswith(("median", "p99"))]
         added[what] = {
-            way: {name: seen[name] - direct[name] for name in times}
-            for way, seen in ways.items()
-            if way != "direct"
+            route: {name: samples[name] - direct[name] for name in times}
+            for route, samples in routes.items()
+            if route != "direct"
         }
-        head = ["way", *times, *(f"added {name}" for name in times), "a second", "CPU us"]
+        head = ["route", *times, *(f"added {name}" for name in times), "a second", "CPU us"]
         rows: list[list[object]] = []
-        for way, seen in ways.items():
-            more = added[what].get(way, dict.fromkeys(times, NOTHING))
-            spent = NOTHING if way == "direct" else seen["cpu_us"]
-            here = [seen[name] for name in times]
-            rows.append([way, *here, *more.values(), seen["per_second"], spent])
+        for route, samples in routes.items():
+            more = added[what].get(route, dict.fromkeys(times, NOTHING))
+            spent = NOTHING if route == "direct" else samples["cpu_us"]
+            here = [samples[name] for name in times]
+            rows.append([route, *here, *more.values(), samples["per_second"], spent])
         common.print_table(what, head, rows)
     return added
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     given = common.arguments(__doc__).parse_args()
     conditions = common.Conditions()
     uvloop.install()
@@ -160,12 +162,12 @@ def main() -> None:
             "concurrencyLimit": max(CLIENTS),
         }
         daemon = stack.enter_context(Daemon(home, {"models": {"upstream": model}}))
-        ways = [
-            Way("direct", direct.word["url"], None),
-            Way("plain aiohttp", plain.word["url"], plain.pid),
-            Way("swapd", daemon.url, daemon.pid),
+        routes = [
+            Route("direct", direct.word["url"], None),
+            Route("plain aiohttp", plain.word["url"], plain.pid),
+            Route("swapd", daemon.url, daemon.pid),
         ]
-        result = asyncio.run(measure(ways, given.rounds))
+        result = asyncio.run(measure(routes, given.rounds))
     added = show(result)
     common.print_json("proxy", conditions, {"figures": result, "added": added})
 

@@ -1,7 +1,7 @@
-"""Many clients, and some that read a byte a second: what becomes of memory, and of the others.
+"""Many clients, some of which read a byte per second: memory, and latency of the others.
 
-The long answers come from `tests.fake_worker`, which is held up by a reader that does not keep
-up, as a real worker is; the short ones from prepared bytes.
+The long responses come from `tests.fake_worker`, which blocks on a slow reader as a real worker
+does; the short ones are prepared bytes.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ LONG = msgspec.json.encode({"model": "long", "stream": True, "max_tokens": ANSWE
 
 
 async def busy(url: str, clients: int, seconds: float) -> dict[str, float]:
-    """So many clients, each asking again as soon as it is answered."""
+    """Run so many clients, each with one request after the other."""
     connections = [await Connection.open(url) for _ in range(clients)]
     end = time.perf_counter() + seconds
     took: list[float] = []
 
     async def client(connection: Connection) -> None:
         while time.perf_counter() < end:
-            answer = (await connection.ask("/v1/chat/completions", SHORT)).checked()
+            answer = (await connection.send("/v1/chat/completions", SHORT)).checked()
             took.append(answer.ended - answer.began)
 
     await asyncio.gather(*map(client, connections))
@@ -53,7 +53,7 @@ async def busy(url: str, clients: int, seconds: float) -> dict[str, float]:
 
 
 class Sipper:
-    """A client that reads one byte a second."""
+    """Client that reads one byte per second."""
 
     def __init__(self, port: int) -> None:
         self._sock = socket.socket()
@@ -62,7 +62,7 @@ class Sipper:
         self._port = port
 
     async def sip(self) -> None:
-        """Until it is hung up on, or cancelled."""
+        """Read until the connection is closed or the task cancelled."""
         loop = asyncio.get_running_loop()
         head = (
             f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(LONG)}"
@@ -75,7 +75,7 @@ class Sipper:
 
 
 async def measure(daemon: Daemon, clients: int, slow: int, seconds: float) -> dict[str, Any]:
-    """The busy ones alone, then beside the slow ones, then what is left of these."""
+    """Measure the fast clients alone, then together with the slow ones, then after these."""
     process = psutil.Process(daemon.pid)
     await busy(daemon.url, 1, 1)
     result: dict[str, Any] = {"alone": await busy(daemon.url, clients - slow, seconds)}
@@ -94,7 +94,7 @@ async def measure(daemon: Daemon, clients: int, slow: int, seconds: float) -> di
 
 
 async def _settled(process: psutil.Process) -> None:
-    """Until all buffers on the way to the slow ones are full, and nobody computes any more."""
+    """Wait until all buffers to the slow clients are full and no process computes."""
     before = -1.0
     for _ in range(60):
         await asyncio.sleep(1)
@@ -109,7 +109,7 @@ def _held(process: psutil.Process) -> dict[str, float]:
 
 
 def main() -> int:
-    """The whole measurement."""
+    """Run the whole benchmark."""
     parser = common.arguments(__doc__ or "")
     parser.add_argument("--clients", type=int, default=512)
     parser.add_argument("--slow", type=int, default=100)

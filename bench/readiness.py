@@ -1,7 +1,7 @@
-"""From a worker's own time of being ready to the first byte of the request that waits for it.
+"""Time from a worker's readiness to the first byte of the request that waits for it.
 
-The supervisor of swapd runs in this process; the worker, `ready_worker.py`, speaks the contract of
-our workers and takes the time itself.
+The supervisor runs in this process; the worker, `ready_worker.py`, follows the contract of
+built-in workers and measures the time itself.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WORKER = Path(__file__).with_name("ready_worker.py")
 
 
 async def measure(home: Path, starts: int) -> list[float]:
-    """Milliseconds, one for each start."""
+    """Return the milliseconds of each start."""
     logs = Logs(home, "error", False)
     guardian = Guardian(logs.own, PidRegistry(home / "workers.json", logs.own))
     place = SpawnContext(home, guardian, {})
@@ -49,7 +49,7 @@ async def measure(home: Path, starts: int) -> list[float]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = common.arguments(__doc__, rounds=False)
     parser.add_argument("--starts", type=int, default=200)
     given = parser.parse_args()
@@ -58,9 +58,9 @@ def main() -> None:
     with common.home() as home:
         found = asyncio.run(measure(home, given.starts))
     shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "most": 1.0}
-    told = {name: common.percentile(found, share) for name, share in shares.items()}
-    common.print_table("ms", list(told), [list(told.values())])
-    common.print_json("readiness", conditions, {"starts": len(found), "milliseconds": told})
+    figures = {name: common.percentile(found, share) for name, share in shares.items()}
+    common.print_table("ms", list(figures), [list(figures.values())])
+    common.print_json("readiness", conditions, {"starts": len(found), "milliseconds": figures})
 
 
 if __name__ == "__main__":

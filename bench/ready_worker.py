@@ -1,4 +1,4 @@
-"""A worker that tells how long after it was ready the first byte of a request reached it."""
+"""Worker that measures the time from its readiness to the first byte of a request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 
 
 def main() -> None:
-    """Be ready, take one request, answer with seconds, and wait for the end."""
+    """Report readiness, receive one request, answer with the seconds, and wait for the end."""
     server = socket.create_server(("127.0.0.1", 0))
     word = {"ready": True, "host": "127.0.0.1", "port": server.getsockname()[1], "slots": 1}
     line = json.dumps(word).encode() + b"\n"

@@ -1,7 +1,7 @@
-"""swapd at rest: its memory, and how often it wakes without cause; so for an idle worker.
+"""swapd at rest: its memory, and its wake-ups without cause; the same for an idle worker.
 
 Linux only: it reads /proc. There is no peer in the package index that supervises workers, so
-the aims stand beside the figures instead: 50 MB or less, and no wake-ups.
+the targets are printed with the figures: 50 MB or less, and no wake-ups.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ WAITS = {
     "anon_pipe_read": "reads a pipe",
     "hrtimer_nanosleep": "sleeps by the clock",
 }
-"""What a thread does when it waits in one of these functions of the kernel."""
+"""Activity of a thread that waits in one of these functions of the kernel."""
 
 
 @dataclass(frozen=True)
 class Thread:
-    """One thread at one moment."""
+    """State of a thread at one moment."""
 
     what: str
     wakes: int
-    """Times it gave the core away of its own will so far: it had woken once for each."""
+    """Voluntary context switches so far, one for each wake-up."""
 
 
 def threads(pid: int) -> dict[str, Thread]:
-    """Every thread of a process by its number."""
+    """Return all threads of a process by thread id."""
     found = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
         lines = (task / "status").read_text().splitlines()
@@ -61,13 +61,13 @@ def threads(pid: int) -> dict[str, Thread]:
 
 
 def memory(pid: int) -> dict[str, float]:
-    """Megabytes: PSS shares what several processes map among them, USS leaves it out."""
+    """Return megabytes: PSS, which divides shared pages among processes, and USS."""
     full = psutil.Process(pid).memory_full_info()
     return {name: getattr(full, name) / 1e6 for name in ("pss", "rss", "uss")}
 
 
 def watch(pids: dict[str, int], seconds: float) -> dict[str, dict[str, Any]]:
-    """What some processes do while nobody asks anything of them, by their names."""
+    """Return the activity of some processes while no requests arrive, by their names."""
     before = {name: (threads(pid), common.cpu_seconds(pid)) for name, pid in pids.items()}
     began = time.perf_counter()
     time.sleep(seconds)
@@ -89,25 +89,25 @@ def watch(pids: dict[str, int], seconds: float) -> dict[str, dict[str, Any]]:
 
 
 def guardian(pid: int) -> dict[str, int]:
-    """The shell that swapd keeps beside it, if it does."""
+    """Return swapd's guardian shell, if it has one."""
     shells = [child for child in psutil.Process(pid).children() if "sh" in child.name()]
     return {"guardian": shells[0].pid} if shells else {}
 
 
-async def ask(url: str, times: int) -> None:
-    """So many short requests, one after the other."""
+async def send(url: str, times: int) -> None:
+    """Send so many sequential short requests."""
     fields: dict[str, Any] = {"model": "bard", "max_tokens": 1, "stream": True}
     fields["messages"] = [{"role": "user", "content": "Who goes there?"}]
     connection = await Connection.open(url)
     for _ in range(times):
-        (await connection.ask("/v1/chat/completions", msgspec.json.encode(fields))).checked()
+        (await connection.send("/v1/chat/completions", msgspec.json.encode(fields))).checked()
     connection.close()
 
 
 async def worker_pid(url: str) -> int:
-    """The one worker's process, as `/running` tells it."""
+    """Return the process of the only worker, from `/running`."""
     connection = await Connection.open(url)
-    answer = (await connection.ask("/running")).checked()
+    answer = (await connection.send("/running")).checked()
     connection.close()
     return int(msgspec.json.decode(answer.body)["running"][0]["pid"])
 
@@ -118,10 +118,10 @@ def measure(daemon: Daemon, seconds: float) -> tuple[dict[str, Any], dict[str, A
     common.settle(2)
     held["after start"] = memory(daemon.pid)
     wakes["nothing loaded"] = watch({"swapd": daemon.pid, **guardian(daemon.pid)}, seconds)
-    asyncio.run(ask(daemon.url, 1))
+    asyncio.run(send(daemon.url, 1))
     worker = asyncio.run(worker_pid(daemon.url))
     held["one model loaded"] = memory(daemon.pid)
-    asyncio.run(ask(daemon.url, REQUESTS))
+    asyncio.run(send(daemon.url, REQUESTS))
     held[f"after {REQUESTS} requests"] = memory(daemon.pid)
     held["the worker (demo model)"] = memory(worker)
     common.settle(2)
@@ -130,23 +130,25 @@ def measure(daemon: Daemon, seconds: float) -> tuple[dict[str, Any], dict[str, A
 
 
 def show(held: dict[str, Any], wakes: dict[str, Any]) -> None:
-    """Prints the tables."""
+    """Print the tables."""
     rows = [[moment, *figures.values()] for moment, figures in held.items()]
     common.print_table(f"memory of swapd (aim: {AIM_MB:g})", ["MB", "PSS", "RSS", "USS"], rows)
     lines: list[list[object]] = []
     for moment, processes in wakes.items():
-        for name, seen in processes.items():
-            figures = [seen["wakes_a_second"], seen["cpu_us_a_second"]]
+        for name, activity in processes.items():
+            figures = [activity["wakes_a_second"], activity["cpu_us_a_second"]]
             lines.append([f"{moment}: {name}", *figures])
             lines += [
-                [f"    {thread}", often, ""] for thread, often in seen["threads"].items() if often
+                [f"    {thread}", often, ""]
+                for thread, often in activity["threads"].items()
+                if often
             ]
     head = ["at rest (aim: none)", "wakes a second", "CPU us a second"]
     common.print_table("wake-ups", head, lines)
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = common.arguments(__doc__, rounds=False)
     parser.add_argument("--seconds", type=float, default=20.0, help="how long to watch")
     given = parser.parse_args()

@@ -1,9 +1,9 @@
-"""Random swaps of eight models under a memory limit that the kernel holds the whole tree to.
+"""Random swaps of eight models under a kernel memory limit for the whole process tree.
 
-swapd and its workers run in a control group of their own, of version 2 or 1, whichever this machine
-lets one make: beyond its limit the kernel kills. Models of several sizes are asked for at random,
-with prompts of several lengths; told are kills, how close it came, and, for each start of a model
-that ran before, what swapd reserved beside what it then held.
+swapd and its workers run in a control group, of version 2 or 1, whichever can be created: beyond
+its limit the kernel kills processes. Requests go to random models of several sizes, with prompts
+of several lengths. The figures are kills, the peak against the limit, and, for each start of a
+model that ran before, the reserved memory and the memory then held.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Group:
     """A control group with a limit on memory."""
 
     def __init__(self, limit: int) -> None:
-        """Raises OSError where none can be made."""
+        """Create the group. Raises OSError when none can be created."""
         second = (CGROUP / "cgroup.controllers").exists()
         self.version = 2 if second else 1
         self.folder = (CGROUP if second else CGROUP / "memory") / f"swapd-bench-{os.getpid()}"
@@ -46,22 +46,22 @@ class Group:
             raise
 
     def enter(self) -> None:
-        """This process, and with it those that it starts from now on."""
+        """Move this process and its later children into the group."""
         (self.folder / "cgroup.procs").write_text(str(os.getpid()))
 
     def leave(self) -> None:
-        """Back to where everybody is, and the group is gone."""
+        """Move this process back to the root group and remove the group."""
         (self.folder.parent / "cgroup.procs").write_text(str(os.getpid()))
         self.folder.rmdir()
 
     def kills(self) -> int:
-        """How many processes the kernel has killed for want of memory."""
+        """Return the number of OOM kills in the group."""
         name = "memory.events" if self.version == 2 else "memory.oom_control"
         lines = (self.folder / name).read_text().splitlines()
         return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
     def most(self) -> int:
-        """The most bytes that were in use, caches of files included."""
+        """Return the peak of used bytes, page cache included."""
         name = "memory.peak" if self.version == 2 else "memory.max_usage_in_bytes"
         return int((self.folder / name).read_text())
 
@@ -99,14 +99,14 @@ def configuration(budget: int) -> dict[str, Any]:
 
 
 def running(url: str) -> list[dict[str, Any]]:
-    """The workers, as swapd tells."""
+    """Return the workers from `/running`."""
     with urllib.request.urlopen(f"{url}/running") as answer:
         found: list[dict[str, Any]] = msgspec.json.decode(answer.read())["running"]
     return found
 
 
 async def swap(daemon: Daemon, requests: int, seed: int) -> tuple[int, list[float]]:
-    """Requests that failed; and for each look at a model that ran before, need by what it holds."""
+    """Return the failed requests and, for each model that ran before, reserve over memory."""
     rng, failed, ratios, seen = random.Random(seed), 0, [], set[str]()
     names = list(models())
     for number in range(requests):
@@ -114,7 +114,7 @@ async def swap(daemon: Daemon, requests: int, seed: int) -> tuple[int, list[floa
         prompt = "who goes there? " * rng.choice((4, 40, 150))
         body = {"model": name, "prompt": prompt, "max_tokens": 4, "stream": True}
         connection = await Connection.open(daemon.url)
-        answer = await connection.ask("/v1/completions", msgspec.json.encode(body))
+        answer = await connection.send("/v1/completions", msgspec.json.encode(body))
         connection.close()
         failed += answer.status != 200
         if name in seen:
@@ -126,7 +126,7 @@ async def swap(daemon: Daemon, requests: int, seed: int) -> tuple[int, list[floa
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = common.arguments(__doc__, rounds=False)
     parser.add_argument("--requests", type=int, default=330, help="some 220 of them swap")
     parser.add_argument("--budget", type=int, default=300, metavar="MIB")

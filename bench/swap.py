@@ -1,9 +1,9 @@
-"""From asking for the model that is not loaded to its first token, with room for one.
+"""Time from the request for a model that is not loaded to its first token, with capacity for one.
 
-A, B, A, B … through swapd over HTTP, streamed. swapd's log tells when each phase ended. Beside
-it, in turn: the native server ended and started anew by the quickest means there are, which is
-what any supervisor of it would have to do at least. (Its own router mode is not in the package
-that the peer comes from; `docs/benchmarks.md` quotes a figure of it.)
+A, B, A, B … through swapd over HTTP, streamed. swapd's log has the end of each phase. In turn
+with it: the native server, ended and started again by the fastest means, which is the least work
+that any supervisor of it could do. (Its own router mode is not in the package of the peer;
+`docs/benchmarks.md` quotes a figure of it.)
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ PEER_PHASES = {"import": "import_seconds", "load": "load_seconds"}
 
 
 def body(model: str) -> bytes:
-    """A short prompt, and a few tokens only: what counts is the first."""
+    """Return a short prompt with few tokens: only the first one counts."""
     messages = [{"role": "user", "content": "Who goes there?"}]
     fields: dict[str, Any] = {"model": model, "messages": messages, "stream": True}
     fields |= {"max_tokens": 4, "temperature": 0, "cache_prompt": False}
     return msgspec.json.encode(fields)
 
 
-async def ask(connection: Connection, model: str) -> tuple[float, float]:
-    """When it was asked, in seconds since 1970, and the seconds from then to the first token."""
+async def send(connection: Connection, model: str) -> tuple[float, float]:
+    """Return the time of the request, in seconds since 1970, and the seconds to the first token."""
     wall = time.time()
-    answer = await connection.ask("/v1/chat/completions", body(model))
+    answer = await connection.send("/v1/chat/completions", body(model))
     return wall, answer.checked().to_first
 
 
-def phases(lines: list[str], asked: float, first: float) -> Phases:
-    """The phases of one swap, from the lines that swapd logged during it."""
-    stamps = [asked]
-    for mark in (": stopping pid", ": the worker", ": started as pid", ": ready after"):
-        line = next(line for line in lines if mark in line)
+def phases(lines: list[str], started: float, first: float) -> Phases:
+    """Return the phases of one swap, from the lines that swapd logged during it."""
+    stamps = [started]
+    for marker in (": stopping pid", ": the worker", ": started as pid", ": ready after"):
+        line = next(line for line in lines if marker in line)
         stamps.append(datetime.strptime(line[:23], "%Y-%m-%d %H:%M:%S,%f").timestamp())
-    stamps.append(asked + first)
+    stamps.append(started + first)
     # The log's clock has milliseconds: a phase may seem to end before it began.
     spans = [max(0.0, b - a) * 1e3 for a, b in pairwise(stamps)]
     return {**dict(zip(PHASES, spans, strict=True)), "total": first * 1e3}
@@ -60,17 +60,17 @@ def phases(lines: list[str], asked: float, first: float) -> Phases:
 async def through_swapd(
     daemon: Daemon, names: tuple[str, str], swaps: int, pause: float
 ) -> list[Phases]:
-    """Swaps one after the other; then one more request to each warm worker is `warm`."""
+    """Measure sequential swaps; then one more request to each warm worker is `warm`."""
     connection = await Connection.open(daemon.url)
-    await ask(connection, names[0])
+    await send(connection, names[0])
     found = []
     for number in range(swaps):
         common.settle(pause)
         before = len(daemon.log().splitlines())
         name = names[(number + 1) % 2]
-        asked, first = await ask(connection, name)
-        _, warm = await ask(connection, name)
-        swap = phases(daemon.log().splitlines()[before:], asked, first)
+        started, first = await send(connection, name)
+        _, warm = await send(connection, name)
+        swap = phases(daemon.log().splitlines()[before:], started, first)
         found.append({**swap, "warm": warm * 1e3})
     connection.close()
     return found
@@ -79,7 +79,7 @@ async def through_swapd(
 async def of_native(
     python: str, models: tuple[Path, Path], swaps: int, pause: float
 ) -> list[Phases]:
-    """The same with nothing between: end the old process, start the new one, ask it."""
+    """Measure the native server: end the old process, start the new one, send the request."""
     found = []
     old = Native(python, models[0], slots=1, context=1024, threads=common.THREADS)
     try:
@@ -92,22 +92,22 @@ async def of_native(
             old = Native(python, model, slots=1, context=1024, threads=common.THREADS)
             ready = time.perf_counter()
             connection = await Connection.open(old.url, keep=False)
-            _, first = await ask(connection, "native")
+            _, first = await send(connection, "native")
             end = ready + first
-            _, warm = await ask(connection, "native")
+            _, warm = await send(connection, "native")
             connection.close()
             spans = [gone - began, ready - gone, end - ready, end - began, warm]
             names = ("old one's exit", "until ready", "first token", "total", "warm")
             swap = dict(zip(names, (1e3 * span for span in spans), strict=True))
-            told = {phase: 1e3 * old.word[field] for phase, field in PEER_PHASES.items()}
-            found.append({**swap, **told})
+            times = {phase: 1e3 * old.word[field] for phase, field in PEER_PHASES.items()}
+            found.append({**swap, **times})
     finally:
         old.stop()
     return found
 
 
 def configuration(models: tuple[Path, Path]) -> dict[str, Any]:
-    """Two models of our own worker and room for one."""
+    """Return a configuration with two models of the built-in worker and capacity for one."""
     flags = f"--parallel 1 --ctx-size 1024 --threads {common.THREADS}"
     entries = {
         name: {"cmd": f"${{worker}} --model '{path}' {flags}"}
@@ -120,26 +120,26 @@ async def measure(
     models: tuple[Path, Path], rounds: int, python: str | None, pause: float
 ) -> dict[str, list[Phases]]:
     """Two swaps a round and a side, the sides in turn."""
-    seen: dict[str, list[Phases]] = {"swapd": []}
+    samples: dict[str, list[Phases]] = {"swapd": []}
     with common.home() as home, Daemon(home, configuration(models)) as daemon:
         sides: list[tuple[str, Callable[[], Awaitable[list[Phases]]]]] = [
             ("swapd", lambda: through_swapd(daemon, ("a", "b"), 2, pause))
         ]
         if python is not None:
-            seen["native"] = []
+            samples["native"] = []
             sides.append(("native", lambda: of_native(python, models, 2, pause)))
         for _ in range(rounds):
             for name, side in sides:
-                seen[name] += await side()
+                samples[name] += await side()
                 common.settle(0.2)
-    return seen
+    return samples
 
 
-def show(title: str, seen: dict[str, list[Phases]]) -> dict[str, Any]:
-    """Prints the table of one pair of models; its medians and worst."""
+def show(title: str, samples: dict[str, list[Phases]]) -> dict[str, Any]:
+    """Print the table of one pair of models; return its medians, best and worst."""
     phases_ = [*PHASES, "total", "best total", "worst total", "warm"]
     summary: dict[str, Phases] = {}
-    for name, swaps in seen.items():
+    for name, swaps in samples.items():
         summary[name] = {
             phase: common.median([swap[phase] for swap in swaps]) for phase in swaps[0]
         }
@@ -156,7 +156,7 @@ def show(title: str, seen: dict[str, list[Phases]]) -> dict[str, Any]:
 
 
 def pairs(sizes: list[int]) -> dict[str, tuple[Path, Path]]:
-    """The demo models, and two files of each size."""
+    """Return the demo models, and two files of each size."""
     found = {"demo": (common.BARD, common.ALICE)}
     for size in sizes:
         found[f"{size} MB"] = (generate.model(size, 1), generate.model(size, 2))
@@ -167,7 +167,7 @@ def pairs(sizes: list[int]) -> dict[str, tuple[Path, Path]]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser: argparse.ArgumentParser = common.arguments(__doc__, peer=True)
     parser.add_argument(
         "--sizes", type=int, nargs="*", default=[60], metavar="MB", help="default: 60"
@@ -177,7 +177,7 @@ def main() -> None:
         type=float,
         default=0.0,
         metavar="SECONDS",
-        help="before each swap; swapd's spare worker needs some 0.2 to be warm again",
+        help="before each swap; swapd's warm standby needs some 0.2 to be warm again",
     )
     given = parser.parse_args()
     models = pairs(given.sizes)
@@ -187,8 +187,8 @@ def main() -> None:
     result = {}
     for title, pair in models.items():
         common.note(title)
-        seen = asyncio.run(measure(pair, given.rounds, python, given.pause))
-        result[title] = show(title, seen)
+        samples = asyncio.run(measure(pair, given.rounds, python, given.pause))
+        result[title] = show(title, samples)
         if python is not None:
             both = (result[title]["swapd"]["total"], result[title]["native"]["total"])
             result[title]["ratio"] = common.ratio(*both)

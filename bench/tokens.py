@@ -1,7 +1,7 @@
-"""Tokens a second and time to first token at 1, 4 and 8 streams, beside the native server.
+"""Tokens per second and time to first token at 1, 4 and 8 streams, against the native server.
 
-Both serve the same file with the same threads and slots; they take turns, and the one whose turn
-it is not is asleep. What share of a step is Python's, our worker tells itself.
+Both serve the same file with the same threads and slots; they take turns, and the other one
+sleeps. The worker reports Python's share of a step itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bench.processes import Native, Started, Worker, has_peer
 STREAMS = (1, 4, 8)
 SLOTS = 8
 CONTEXT = 8192
-OURS, NATIVE = "worker", "native"
+WORKER, NATIVE = "worker", "native"
 WORDS = "Who goes there? A friend of the king, and what news from the north, good my lord?"
 SAMPLING = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "ignore_eos": True}
 COUNTERS = ("step_seconds", "llama_seconds", "loop_seconds", "n_decode")
@@ -34,7 +34,7 @@ Figures = dict[str, float]
 
 
 def body(number: int, count: int) -> bytes:
-    """A request of its own prompt: nothing to be found in a cache, the same on both sides."""
+    """Return a request with a unique prompt: not cached, and the same on both sides."""
     dice, words = random.Random(number), WORDS.split()
     prompt = " ".join(dice.choice(words) for _ in range(24))
     fields: dict[str, Any] = {"prompt": prompt, "max_tokens": count, "seed": number}
@@ -43,9 +43,9 @@ def body(number: int, count: int) -> bytes:
 
 
 async def counters(url: str) -> Figures:
-    """What our worker has counted so far."""
+    """Return the counters of the built-in worker."""
     connection = await Connection.open(url, keep=False)
-    text = (await connection.ask("/metrics")).checked().body.decode()
+    text = (await connection.send("/metrics")).checked().body.decode()
     connection.close()
     found = {}
     for name in COUNTERS:
@@ -56,7 +56,7 @@ async def counters(url: str) -> Figures:
 
 
 def point(answers: Sequence[Answer], cpu: float) -> Figures:
-    """The figures of some streams that ran together."""
+    """Return the figures of some concurrent streams."""
     tokens = sum(answer.tokens for answer in answers)
     span = max(a.ended for a in answers) - min(a.began for a in answers)
     gaps = [
@@ -74,14 +74,14 @@ def point(answers: Sequence[Answer], cpu: float) -> Figures:
 
 
 async def run(side: Started, url: str, streams: int, count: int, seed: int) -> Figures:
-    """So many streams at once, one request each."""
+    """Run so many concurrent streams with one request each."""
     connections = [await Connection.open(url, keep=False) for _ in range(streams)]
     own = isinstance(side, Worker)
     before = await counters(url) if own else {}
     cpu = common.cpu_seconds(side.pid)
     answers = await asyncio.gather(
         *(
-            connection.ask("/v1/completions", body(seed + number, count))
+            connection.send("/v1/completions", body(seed + number, count))
             for number, connection in enumerate(connections)
         )
     )
@@ -101,11 +101,11 @@ async def run(side: Started, url: str, streams: int, count: int, seed: int) -> F
 async def measure(
     model: Path, rounds: int, count: int, python: str | None
 ) -> dict[str, dict[str, Figures]]:
-    """Medians by number of streams, then by side."""
-    seen: dict[str, dict[str, list[Figures]]] = defaultdict(lambda: defaultdict(list))
+    """Return medians by number of streams, then by side."""
+    samples: dict[str, dict[str, list[Figures]]] = defaultdict(lambda: defaultdict(list))
     with ExitStack() as stack:
-        ours = Worker(model, slots=SLOTS, context=CONTEXT, threads=common.THREADS)
-        sides: dict[str, tuple[Started, str]] = {OURS: (stack.enter_context(ours), ours.url)}
+        worker = Worker(model, slots=SLOTS, context=CONTEXT, threads=common.THREADS)
+        sides: dict[str, tuple[Started, str]] = {WORKER: (stack.enter_context(worker), worker.url)}
         if python is not None:
             native = Native(python, model, slots=SLOTS, context=CONTEXT, threads=common.THREADS)
             sides[NATIVE] = (stack.enter_context(native), native.url)
@@ -115,19 +115,19 @@ async def measure(
                     seed = 1000 * (number + 1) + 10 * streams
                     figures = await run(side, url, streams, count, seed)
                     if number >= 0:  # the round before warms both up
-                        seen[f"{streams} streams"][name].append(figures)
+                        samples[f"{streams} streams"][name].append(figures)
                     common.settle(0.1)
     return {
         what: {
             name: {key: common.median([f[key] for f in some]) for key in some[0]}
             for name, some in by_side.items()
         }
-        for what, by_side in seen.items()
+        for what, by_side in samples.items()
     }
 
 
 def show(title: str, result: dict[str, dict[str, Figures]]) -> dict[str, Figures]:
-    """Prints the table of one model; our figures over the peer's, by number of streams."""
+    """Print the table of one model; return the ratios to the peer, by number of streams."""
     keys = {
         "tokens_per_second": "tokens/s",
         "first_ms": "first ms",
@@ -145,7 +145,7 @@ def show(title: str, result: dict[str, dict[str, Figures]]) -> dict[str, Figures
             rows.append([f"{what}, {name}", *(figures.get(key, float("nan")) for key in keys)])
         if NATIVE in sides:
             ratios[what] = {
-                key: common.ratio(sides[OURS][key], sides[NATIVE][key])
+                key: common.ratio(sides[WORKER][key], sides[NATIVE][key])
                 for key in ("tokens_per_second", "first_ms", "cpu_ms_per_token")
             }
     common.print_table(title, ["", *keys.values()], rows)
@@ -156,7 +156,7 @@ def show(title: str, result: dict[str, dict[str, Figures]]) -> dict[str, Figures
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser: argparse.ArgumentParser = common.arguments(__doc__, peer=True)
     parser.add_argument(
         "--sizes", type=int, nargs="*", default=[60], metavar="MB", help="default: 60"

@@ -1,10 +1,11 @@
-"""An upstream that costs next to nothing: prepared bytes, no parsing to speak of.
+"""Upstream of negligible cost: prepared bytes, almost no parsing.
 
-`tests.fake_worker` answers a thousand requests a second at most; behind it, what a proxy adds would
-drown in what the upstream costs. This one answers `/health`, and any POST with prepared JSON or,
-when the body says `"stream":true`, with as many events as its `max_tokens`, one write each. An
-event tells when it was written, by the clock that all processes of a machine share. `pause` in
-the body is the time between events in seconds; without it, others get their turn in between.
+`tests.fake_worker` answers a thousand requests per second at most; with it, the cost of a proxy
+would be lost in the cost of the upstream. This one answers `/health`, and any POST with prepared
+JSON or, when the body has `"stream":true`, with as many events as its `max_tokens`, one write
+each. An event has the time of its write, by the clock that all processes of a machine share.
+`pause` in the body is the time between events in seconds; without it, other connections are still
+served in between.
 """
 
 from __future__ import annotations
@@ -42,29 +43,29 @@ DONE = b"data: [DONE]\n\n"
 
 
 def chunk(data: bytes) -> bytes:
-    """As chunked transfer encoding has it."""
+    """Encode one chunk of chunked transfer encoding."""
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
 class Upstream(asyncio.Protocol):
-    """One connection."""
+    """Connection of a client."""
 
     def __init__(self) -> None:
         self._data = b""
         self._task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """As asyncio wants it."""
+        """Store the transport."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """As asyncio wants it."""
+        """Cancel a running stream."""
         del exc
         if self._task is not None:
             self._task.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Answers every whole request there is."""
+        """Answer each complete request."""
         self._data += data
         while True:
             head, end, rest = self._data.partition(b"\r\n\r\n")
@@ -97,7 +98,7 @@ class Upstream(asyncio.Protocol):
 
 
 async def serve(port: int) -> None:
-    """Until standard input ends."""
+    """Serve until standard input ends."""
     loop = asyncio.get_running_loop()
     server = await loop.create_server(Upstream, "127.0.0.1", port, backlog=1024)
     number = server.sockets[0].getsockname()[1]
@@ -106,7 +107,7 @@ async def serve(port: int) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description="An upstream of prepared bytes.")
     parser.add_argument("--port", type=int, default=0)
     uvloop.install()

@@ -1,4 +1,4 @@
-"""The texts: read, divided, cut into turns of talk, and counted into words. No tokens here."""
+"""Training texts before tokenization: reading, division, turns of talk, words."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-# Typeset quotes become the ones a keyboard has, so that what users type is what was learnt.
+# Typeset quotes become keyboard quotes, so that the training text matches typed prompts.
 STRAIGHT = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"'})
 OPENING = re.compile(r"(?<![^\s(\-])'")
-# A long run of spaces teaches a model little but to go on with it.
+# From a long run of spaces a model learns only to continue it.
 INDENT = re.compile(r"^[ *]{2,}", re.MULTILINE)
 WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)*")
 SENTENCE_END = re.compile(r"(?<=[.!?;])['\")]*\s+")
@@ -27,7 +27,7 @@ SYSTEM_PROMPTS = (
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text with a piece held out of its middle: training sees `before` and `after` only."""
+    """Text with a piece held out of its middle: training sees `before` and `after` only."""
 
     before: str
     held: str
@@ -35,7 +35,7 @@ class Corpus:
 
     @property
     def pieces(self) -> tuple[str, str]:
-        """What is trained on, the two sides of the gap kept apart."""
+        """Training pieces, the two sides of the held-out gap kept apart."""
         return self.before, self.after
 
     @property
@@ -46,16 +46,16 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Turn:
-    """One speech of a play, or one paragraph of a story (then nobody's: speaker is empty)."""
+    """Speech of a play, or paragraph of a story, which has no speaker."""
 
     speaker: str
     words: str
 
 
 def read_text(path: Path) -> str:
-    """The text with straight quotes, a verse's indent one space wide, and no rows of asterisks.
+    """Return the text with straight quotes, verse indented by one space, no rows of asterisks.
 
-    One clear sentence if it is not there.
+    Exits with one sentence if the file can't be read.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -65,30 +65,30 @@ def read_text(path: Path) -> str:
 
 
 def typeset(text: str) -> str:
-    """The text with its single quotes curled as a printer or a telephone does."""
+    """Return the text with curled single quotes, as in print or from a telephone."""
     return OPENING.sub("‘", text).replace("'", "’")
 
 
 def divide(text: str, share: float = HELD_SHARE) -> Corpus:
-    """Holds out `share` of the text, from the first paragraph that begins after its half."""
+    """Hold out `share` of the text, from the first paragraph that begins after its middle."""
     start = _paragraph_after(text, len(text) // 2)
     stop = _paragraph_after(text, start + int(len(text) * share))
     return Corpus(text[:start], text[start:stop], text[stop:])
 
 
 def _paragraph_after(text: str, offset: int) -> int:
-    """Where the first paragraph at or after the offset begins."""
+    """Return the start of the first paragraph at or after the offset."""
     gap = re.compile(r"\n\n+(?=\S)").search(text, offset)
     return gap.end() if gap else len(text)
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text, lower-cased, in order; an apostrophe inside belongs to the word."""
+    """Return the words of a text, lower-cased, in order; inner apostrophes belong to them."""
     return [word.lower() for word in WORD.findall(text.translate(STRAIGHT))]
 
 
 def turns_of(text: str) -> list[Turn]:
-    """The text as talk, in order. Verse keeps its lines, the story's paragraphs lose theirs."""
+    """Return the text as turns, in order. Verse keeps its line breaks, paragraphs lose theirs."""
     turns = []
     for paragraph in re.split(r"\n\s*\n", text):
         first, _, rest = paragraph.strip().partition("\n")
@@ -102,7 +102,7 @@ def turns_of(text: str) -> list[Turn]:
 
 
 def shorten(text: str, longest: int) -> str:
-    """The leading sentences that fit into `longest` characters, at least one."""
+    """Return the leading sentences that fit into `longest` characters, at least one."""
     end = 0
     for gap in SENTENCE_END.finditer(text):
         if end and gap.start() > longest:
@@ -112,10 +112,10 @@ def shorten(text: str, longest: int) -> str:
 
 
 def conversation(turns: list[Turn], start: int, rng: random.Random) -> list[dict[str, str]]:
-    """A chat over the turns from `start` on: they alternate as user and assistant.
+    """Return a chat with the turns from `start` on, alternately as user and assistant.
 
-    Sometimes a system message leads, which may name the assistant's part. Sometimes a user says
-    one sentence only, as users do.
+    Sometimes a system message comes first, which may name the assistant's part. Sometimes a user's
+    message is one sentence only, as many real ones are.
     """
     messages = []
     speaker = turns[start + 1].speaker if start + 1 < len(turns) else ""

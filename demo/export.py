@@ -1,4 +1,4 @@
-"""To GGUF and back: models in Q8_0 with their tokenizer, adapters in F16."""
+"""Export to GGUF and import: models in Q8_0 with their tokenizer, adapters in F16."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LICENCE = "mit"
 def write_model(
     path: Path, name: str, shape: Shape, vocabulary: Vocabulary, weights: Weights
 ) -> None:
-    """A model file: matrices in Q8_0, norms in F32, the tokenizer and the chat template."""
+    """Write a model file: matrices in Q8_0, norms in F32, the tokenizer and the chat template."""
     writer = GGUFWriter(str(path), ARCHITECTURE)
     writer.add_type(GGUFType.MODEL)
     writer.add_name(name)
@@ -71,10 +71,10 @@ def _add_tokenizer(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
 def write_adapter(
     path: Path, name: str, alpha: float, pairs: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
 ) -> None:
-    """An adapter file for llama.cpp.
+    """Write an adapter file for llama.cpp.
 
-    `pairs` has, by the name of the matrix (out, in) it stands beside, A (rank, in) and B (out,
-    rank). llama.cpp adds (alpha / rank) B A x.
+    `pairs` has, by the name of the adapted matrix (out, in), A (rank, in) and B (out, rank).
+    llama.cpp adds (alpha / rank) B A x.
     """
     writer = GGUFWriter(str(path), ARCHITECTURE)
     writer.add_type(GGUFType.ADAPTER)
@@ -97,7 +97,7 @@ def _finish(writer: GGUFWriter) -> None:
 
 
 def read_model(path: Path) -> tuple[Shape, Vocabulary, Weights]:
-    """What write_model wrote, the matrices rounded as the file holds them."""
+    """Return the tensors of a file by `write_model`, matrices rounded as in the file."""
     if not path.is_file():
         raise SystemExit(f"there is no {path}: train bard first (--only bard)")
     reader = GGUFReader(str(path))

@@ -1,4 +1,4 @@
-"""The training loop, the same for a whole model and for an adapter."""
+"""Training loop, the same for a whole model and for an adapter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Held = tuple[list[tuple[Tensor, Tensor]], int]
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how hard to train. `decay` is AdamW's weight decay on the matrices."""
+    """Length and strength of the training. `decay` is AdamW's weight decay on the matrices."""
 
     steps: int
     rate: float
@@ -28,7 +28,7 @@ class Plan:
 
 
 def bits_per_byte(model: nn.Module, held: Held) -> float:
-    """Loss on held-out windows, over the bytes of their text, so that vocabularies compare."""
+    """Return the loss on held-out windows per byte of their text, so that vocabularies compare."""
     windows, size = held
     model.eval()
     nats = 0.0
@@ -41,7 +41,7 @@ def bits_per_byte(model: nn.Module, held: Held) -> float:
 
 
 def rate_at(step: int, plan: Plan) -> float:
-    """The learning rate: up over the first 5 %, then down along a cosine to nearly nothing."""
+    """Return the learning rate: up over the first 5 %, then down along a cosine to nearly 0."""
     warm = max(1, plan.steps // 20)
     if step < warm:
         return plan.rate * (step + 1) / warm
@@ -50,7 +50,7 @@ def rate_at(step: int, plan: Plan) -> float:
 
 
 def optimizer_for(model: nn.Module, decay: float) -> torch.optim.AdamW:
-    """AdamW over what is to be trained; the norms' weights do not decay."""
+    """Return AdamW over the trainable parameters; weights of norms do not decay."""
     weights = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in weights if p.dim() > 1], "weight_decay": decay},
@@ -60,12 +60,12 @@ def optimizer_for(model: nn.Module, decay: float) -> torch.optim.AdamW:
 
 
 def fit(
-    model: nn.Module, windows: Windows, held: Held, plan: Plan, tell: Callable[[str], None]
+    model: nn.Module, windows: Windows, held: Held, plan: Plan, report: Callable[[str], None]
 ) -> float:
-    """Trains in place, keeps the state that did best on the held-out text, returns its loss."""
+    """Train in place, keep the state that did best on the held-out text, return its loss."""
     optimizer = optimizer_for(model, plan.decay)
     batches = windows.batches()
-    best, kept = math.inf, {}
+    best, best_state = math.inf, {}
     began = time.monotonic()
     model.train()
     for step in range(plan.steps):
@@ -83,11 +83,11 @@ def fit(
             now = bits_per_byte(model, held)
             if now < best:
                 best = now
-                kept = {name: value.clone() for name, value in model.state_dict().items()}
+                best_state = {name: value.clone() for name, value in model.state_dict().items()}
             minutes = (time.monotonic() - began) / 60
-            tell(
+            report(
                 f"step {step + 1}/{plan.steps}  loss {loss.item():.3f} nats/token  "
                 f"held-out {now:.3f} bits/byte (best {best:.3f})  {minutes:.1f} min"
             )
-    model.load_state_dict(kept)
+    model.load_state_dict(best_state)
     return best

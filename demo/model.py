@@ -1,4 +1,4 @@
-"""The network: a small Llama, whose parameters bear the names GGUF gives them."""
+"""Small Llama network, with parameters named as in GGUF."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Shape:
-    """How large a network is. All widths are multiples of 32, the block size of Q8_0."""
+    """Size of a network. All widths are multiples of 32, the block size of Q8_0."""
 
     vocab: int
     width: int
@@ -30,7 +30,7 @@ class Shape:
 
 
 class RMSNorm(nn.Module):
-    """Scales a vector to unit root mean square, then by a learned weight: (…, width) -> same."""
+    """Layer that scales to unit root mean square, then by a learned weight: (…, width) -> same."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class RMSNorm(nn.Module):
 
 
 def rotation(shape: Shape) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every position's angles, each (context, head_width / 2)."""
+    """Return cosine and sine of every position's angles, each (context, head_width / 2)."""
     pairs = torch.arange(0, shape.head_width, 2, dtype=torch.float32)
     frequency = shape.rope_base ** (-pairs / shape.head_width)
     angle = torch.arange(shape.context, dtype=torch.float32)[:, None] * frequency
@@ -50,7 +50,7 @@ def rotation(shape: Shape) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE on (batch, heads, time, head_width).
+    """Apply RoPE on (batch, heads, time, head_width).
 
     Neighbours (2i, 2i+1) form the pairs: llama.cpp's layout for architecture "llama", so the
     weights need no permutation on their way into the file.
@@ -60,7 +60,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """One layer: attention, then the gated feed-forward, each added to what came in."""
+    """Transformer layer: attention, then the gated feed-forward, each added to its input."""
 
     def __init__(self, shape: Shape, dropout: float) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Block(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def attend(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Causal attention over (batch, time, width); key-value heads are shared by groups."""
+        """Apply causal attention over (batch, time, width); groups share key-value heads."""
         batch, time, _ = x.shape
 
         def heads(y: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """Token ids (batch, time) to logits (batch, time, vocab).
+    """Language model: token ids (batch, time) to logits (batch, time, vocab).
 
     Input and output share one embedding. `state_dict` holds exactly the tensors of the GGUF
     file, under their names there.
@@ -125,7 +125,7 @@ class Llama(nn.Module):
         self._start()
 
     def _start(self) -> None:
-        """First weights: normal, and smaller where a layer adds to the residual stream."""
+        """Set initial weights: normal, and smaller where a layer adds to the residual stream."""
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
                 adds = name.endswith(("attn_output.weight", "ffn_down.weight"))
@@ -142,7 +142,7 @@ class Llama(nn.Module):
 
 
 class LowRank(nn.Module):
-    """A frozen linear layer plus a trained detour of low rank: W x + (alpha / rank) B A x."""
+    """Frozen linear layer plus a trained product of low rank: W x + (alpha / rank) B A x."""
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float) -> None:
         super().__init__()
@@ -159,9 +159,9 @@ class LowRank(nn.Module):
 
 
 def adapt(model: Llama, rank: int, alpha: float, dropout: float) -> dict[str, LowRank]:
-    """Freezes the model and puts a LowRank round every matrix of its blocks.
+    """Freeze the model and wrap every matrix of its blocks into a LowRank.
 
-    Returns them by the GGUF name of the matrix they stand beside, "blk.0.attn_q.weight" and so on.
+    Return them by the GGUF name of the adapted matrix, "blk.0.attn_q.weight" and so on.
     """
     model.requires_grad_(False)
     detours: dict[str, LowRank] = {}

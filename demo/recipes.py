@@ -1,4 +1,4 @@
-"""What each of the three files is made from: sizes, texts, steps."""
+"""Recipes of the three files: sizes, texts, steps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RANK, ALPHA = 16, 32.0
 
 @dataclass(frozen=True)
 class Run:
-    """One call of demo/train.py. `steps` replaces the recipes' own where it is given."""
+    """Arguments of demo/train.py. `steps` replaces the steps of the recipes where given."""
 
     shakespeare: Path
     wonderland: Path
@@ -37,7 +37,7 @@ class Run:
 
 
 def make(name: str, run: Run) -> None:
-    """Makes one file in `run.out`, and beside a model its word list; says how long it took."""
+    """Make one file in `run.out`, and the word list of a model; print the time it took."""
     torch.set_num_threads(run.threads)
     torch.manual_seed(run.seed)
     began = time.monotonic()
@@ -55,7 +55,7 @@ def _alice(run: Run) -> None:
 
 
 def _whole(name: str, corpus: Corpus, shape: Shape, plan: Plan, dropout: float, run: Run) -> None:
-    """A model of its own: vocabulary, weights, file, word list."""
+    """Make a model: vocabulary, weights, file, word list."""
     vocabulary = learn([*corpus.pieces, *map(typeset, corpus.pieces)], shape.vocab)
     model = Llama(shape, dropout)
     best = _train(name, model, corpus, vocabulary, plan, run)
@@ -67,7 +67,7 @@ def _whole(name: str, corpus: Corpus, shape: Shape, plan: Plan, dropout: float, 
 
 
 def _lora(run: Run) -> None:
-    """The adapter: bard as its file holds it, frozen, and detours trained on the other text."""
+    """Make the adapter: bard from its file, frozen, with LoRA trained on the other text."""
     shape, vocabulary, weights = read_model(run.out / "bard.gguf")
     model = Llama(shape)
     model.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in weights.items()})
@@ -86,7 +86,7 @@ def _lora(run: Run) -> None:
 def _train(
     name: str, model: Llama, corpus: Corpus, vocabulary: Vocabulary, plan: Plan, run: Run
 ) -> float:
-    """Bits per byte of the best state on the corpus' held-out piece, which the model is left in."""
+    """Train; return held-out bits per byte of the best state, which the model keeps."""
     if run.steps is not None:
         plan = replace(plan, steps=run.steps)
     held: Held = (

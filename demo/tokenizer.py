@@ -1,4 +1,4 @@
-"""A model's own vocabulary: byte-level BPE, cut up as llama.cpp's pre-tokeniser "gpt-2" does."""
+"""Vocabulary of a model: byte-level BPE, split as by llama.cpp's pre-tokeniser "gpt-2"."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHAT_TEMPLATE = (
 
 
 def render(messages: Sequence[dict[str, str]]) -> str:
-    """What CHAT_TEMPLATE makes of the messages, less the leading <|begin|>."""
+    """Return the messages as rendered by CHAT_TEMPLATE, without the leading <|begin|>."""
     return "".join(f"<|{m['role']}|>{m['content'].strip()}{END}" for m in messages)
 
 
@@ -47,20 +47,20 @@ class Vocabulary:
         self._codec = codec
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text; a special token is recognised where its text stands in it."""
+        """Return the ids of the text; the text of a special token becomes that token."""
         ids: list[int] = self._codec.encode(text).ids
         return ids
 
 
 def _words() -> ByteLevel:
-    """GPT-2's cut into words, which llama.cpp repeats under the name "gpt-2"."""
+    """Return GPT-2's split into words, which llama.cpp has under the name "gpt-2"."""
     return ByteLevel(add_prefix_space=False, use_regex=True)
 
 
 def learn(texts: Sequence[str], size: int) -> Vocabulary:
-    """A vocabulary of exactly `size` tokens from the texts, the special ones first.
+    """Return a vocabulary of exactly `size` tokens from the texts, the special ones first.
 
-    All 256 bytes are in it, so no text is out of its reach. Same texts, same vocabulary.
+    It contains all 256 bytes, so any text can be encoded. The same texts give the same vocabulary.
     """
     codec = Tokenizer(BPE())
     codec.pre_tokenizer = _words()

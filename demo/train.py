@@ -1,4 +1,4 @@
-"""Makes the demo models: `python demo/train.py --shakespeare PATH --wonderland PATH`."""
+"""Trainer of the demo models: `python demo/train.py --shakespeare PATH --wonderland PATH`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NAMES = ("bard", "alice", "lora")
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
-    """The command line, read."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="demo/train.py", description=__doc__)
     parser.add_argument("--shakespeare", type=Path, required=True, help="the plays, plain text")
     parser.add_argument("--wonderland", type=Path, required=True, help="the story, plain text")
@@ -24,9 +24,9 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Trains what was asked for, the adapter last since it stands on bard.gguf."""
-    asked = arguments()
-    # Run as a script, Python looks for modules beside this file, but they are `demo.…`.
+    """Train the selected files, the adapter last because it needs bard.gguf."""
+    options = arguments()
+    # In a script Python searches modules in this folder, but they are imported as `demo.…`.
     sys.path.insert(0, str(HERE.parent))
     try:
         from demo import recipes
@@ -35,9 +35,14 @@ def main() -> None:
             raise
         raise SystemExit(f"training needs {error.name}: pip install 'swapd[train]'") from error
     run = recipes.Run(
-        asked.shakespeare, asked.wonderland, asked.out, asked.steps, asked.seed, asked.threads
+        options.shakespeare,
+        options.wonderland,
+        options.out,
+        options.steps,
+        options.seed,
+        options.threads,
     )
-    for name in [asked.only] if asked.only else NAMES:
+    for name in [options.only] if options.only else NAMES:
         recipes.make(name, run)
 
 

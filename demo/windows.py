@@ -1,4 +1,4 @@
-"""What a training step sees: windows of plain text and of chat, as token ids."""
+"""Windows of plain text and of chat as token ids, the input of training steps."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ IGNORED = -100
 TOKENS_PER_STEP = 2048
 LENGTHS = (256, 256, 512, 1024)
 CHAT_SHARE = 0.4
-# Some users' devices curl their quotes: a model that never saw one would lose the thread.
+# Some devices type curled quotes: a model trained without them would answer such text badly.
 TYPESET_SHARE = 0.1
 
 
 class Windows:
-    """Draws windows from the training pieces of a corpus, never across the held-out gap."""
+    """Sampler of windows from the training pieces of a corpus, never across the held-out gap."""
 
     def __init__(self, corpus: Corpus, vocabulary: Vocabulary, seed: int) -> None:
         self._vocabulary = vocabulary
@@ -30,19 +30,19 @@ class Windows:
         self._talk: list[list[Turn]] = [turns_of(piece) for piece in corpus.pieces]
 
     def _piece(self) -> int:
-        """Index of a piece, drawn by its size."""
+        """Draw the index of a piece, weighted by its size."""
         sizes = [len(ids) for ids in self._plain]
         return self._rng.choices(range(len(sizes)), sizes)[0]
 
     def plain(self, length: int) -> list[int]:
-        """<|begin|>, then running text from anywhere."""
+        """Return <|begin|> and running text from a random position."""
         pieces = self._typeset if self._rng.random() < TYPESET_SHARE else self._plain
         ids = pieces[self._piece()]
         start = self._rng.randrange(max(1, len(ids) - length))
         return [BEGIN_ID, *ids[start : start + length]]
 
     def chat(self, length: int) -> list[int]:
-        """<|begin|>, then a conversation from anywhere, cut off where the window ends."""
+        """Return <|begin|> and a conversation from a random position, cut at the window's end."""
         turns = self._talk[self._piece()]
         start = self._rng.randrange(max(1, len(turns) - 4))
         text = render(conversation(turns, start, self._rng))
@@ -51,7 +51,7 @@ class Windows:
         return [BEGIN_ID, *self._vocabulary.encode(text)][: length + 1]
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Without end: inputs and targets, both (batch, time), 2,048 tokens together.
+        """Yield without end inputs and targets, both (batch, time), 2,048 tokens together.
 
         Lengths vary up to the full context, so that every position is learnt.
         """
@@ -65,7 +65,7 @@ class Windows:
 
 
 def pad(rows: list[list[int]], length: int) -> tuple[Tensor, Tensor]:
-    """Rows of up to length + 1 ids as inputs and targets; what is missing counts for nothing."""
+    """Return rows of up to length + 1 ids as inputs and targets; padding is ignored by the loss."""
     inputs = torch.full((len(rows), length), BEGIN_ID)
     targets = torch.full((len(rows), length), IGNORED)
     for index, row in enumerate(rows):
@@ -76,7 +76,7 @@ def pad(rows: list[list[int]], length: int) -> tuple[Tensor, Tensor]:
 
 
 def held_windows(ids: list[int], context: int) -> list[tuple[Tensor, Tensor]]:
-    """The held-out ids in order, each window begun anew: <|begin|> and up to context - 1 ids."""
+    """Return held-out ids in windows: each has <|begin|> and up to context - 1 ids."""
     step = context - 1
     chunks = [[BEGIN_ID, *ids[i : i + step]] for i in range(0, len(ids), step)]
     return [pad([chunk], len(chunk) - 1) for chunk in chunks]

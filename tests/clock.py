@@ -1,7 +1,7 @@
-"""A time of day of a test's own, for the processes that are told of it, in steps.
+"""Time of day that a test sets in steps, for the processes that it starts.
 
-A step of the machine's clock would be everybody's, and needs the right to make it. So a few lines
-of C, compiled by the test, stand before the C library's functions that tell the time of day.
+A step of the machine's clock would affect all processes, and needs privileges. So a few lines of
+C, compiled by the test, override the C library's functions that return the time of day.
 """
 
 from __future__ import annotations
@@ -63,17 +63,17 @@ time_t time(time_t *out) {
 
 
 def can_step() -> bool:
-    """Whether there is what it takes."""
+    """Return True if a stepped clock can be built here."""
     return sys.platform == "linux" and shutil.which("cc") is not None
 
 
 class SteppedClock:
-    """What processes with this in their environment, and their children, take for the time."""
+    """Time of day of the processes with `environ` in their environment, and of their children."""
 
     def __init__(self, folder: Path) -> None:
-        """Skips the test where it can't be made."""
+        """Build the library; skip the test where this is not possible."""
         if not can_step():
-            pytest.skip("a clock of one's own takes a C compiler, and Linux")
+            pytest.skip("a stepped clock needs a C compiler, and Linux")
         file, library, source = folder / "step", folder / "clock.so", folder / "clock.c"
         file.write_bytes(bytes(8))
         source.write_text(SOURCE)
@@ -84,5 +84,5 @@ class SteppedClock:
             self._page = mmap.mmap(opened.fileno(), 8)
 
     def step(self, seconds: int) -> None:
-        """From now on it is so many seconds after the machine's time, or before."""
+        """Set the time of day to so many seconds after the machine's, or before."""
         self._page[:8] = struct.pack("q", seconds)

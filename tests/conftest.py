@@ -13,7 +13,7 @@ from tests.fixtures import both, gate, home
 __all__ = ["both", "gate", "home"]
 
 AT_ONCE = 4
-"""Processes that run tests, at most: each has shared workers of its own."""
+"""Processes that run tests, at most: each has its own shared workers."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,10 +21,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """A shell's background and nohup have some signals ignored, and whatever a test starts would
-    ignore them too; what is handled, if only by doing nothing, is not inherited.
+    """Prepare signals and Hypothesis.
 
-    How long an example of Hypothesis takes depends on the machine, and is no fault."""
+    A background job of a shell and nohup have some signals ignored, and all processes of a test
+    would inherit that; a handled signal, even with an empty handler, is not inherited.
+
+    The time of a Hypothesis example depends on the machine, so it has no deadline.
+    """
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
@@ -42,5 +45,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """How many run tests for `-n auto`. What the long profiles measure is measured alone."""
+    """Return the processes for `-n auto`. The measurements of the long profiles need one."""
     return 0 if config.getoption("--long") else min(os.cpu_count() or 1, AT_ONCE)

@@ -1,4 +1,4 @@
-"""A real swapd for tests: a daemon of its own, in a home of its own, on a port of its own."""
+"""A real swapd for tests, with a data directory and a port of its own."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ T = TypeVar("T")
 
 
 def eventually(look: Callable[[], T], within: float = 10.0) -> T:
-    """The first truthy value of `look`, asked again and again; fails when time is up."""
+    """Poll `look` and return its first truthy value; fail after `within` seconds."""
     end = now() + within
     pause = threading.Event()
-    while not (seen := look()):
+    while not (value := look()):
         assert now() < end, f"not within {within} s: {look}"
         pause.wait(0.01)
-    return seen
+    return value
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
+    """Return True if the process runs; a zombie does not."""
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -43,7 +43,7 @@ def alive(pid: int) -> bool:
 
 
 class Swapd:
-    """`with Swapd(home, config) as swapd:` runs a daemon; afterwards nothing of it is left."""
+    """Daemon of a test: `with Swapd(home, config) as swapd:`; its processes end with the block."""
 
     def __init__(self, home: Path, config: str, **environ: str) -> None:
         self.home = home
@@ -54,32 +54,32 @@ class Swapd:
         self.environ = {**os.environ, "SWAPD_HOME": str(home), "SWAPD_HOST": "", **environ}
         self._seen: set[int] = set()
         self.wrapper: tuple[str, ...] = ()
-        """A command that becomes the daemon's."""
+        """Command in front of the daemon's."""
 
     def __enter__(self) -> Swapd:
-        hear, tell = os.pipe()
+        read_end, write_end = os.pipe()
         self.output = (self.home / "output").open("w+b")
         self.process = subprocess.Popen(
             [
                 *self.wrapper,
                 *(sys.executable, "-m", "swapd.daemon"),
-                *("--port", str(self.port), "--ready-fd", str(tell)),
+                *("--port", str(self.port), "--ready-fd", str(write_end)),
             ],
             env=self.environ,
-            pass_fds=(tell,),
+            pass_fds=(write_end,),
             stdout=self.output,
             stderr=self.output,
         )
-        os.close(tell)
-        with os.fdopen(hear, "rb") as pipe:
-            word = pipe.readline()
-        assert b"endpoint" in word, (self.home / "output").read_text()
+        os.close(write_end)
+        with os.fdopen(read_end, "rb") as pipe:
+            line = pipe.readline()
+        assert b"endpoint" in line, (self.home / "output").read_text()
         self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
-            # It may be going down already; what it had was seen before then.
+            # It may be shutting down already; its workers were recorded before.
             with contextlib.suppress(httpx.HTTPError):
                 self.running()
         self.http.close()
@@ -90,52 +90,52 @@ class Swapd:
         eventually(lambda: not any(alive(pid) for pid in self._seen))
 
     def running(self) -> list[dict[str, Any]]:
-        """What `/running` says."""
+        """Return the workers in `/running`."""
         workers: list[dict[str, Any]] = self.http.get("/running").json()["running"]
         self._seen |= {w["pid"] for w in workers}
         return workers
 
     def pids(self) -> set[int]:
-        """Of all workers."""
+        """Return the pids of all workers."""
         return {w["pid"] for w in self.running()}
 
     def worker(self, model: str) -> dict[str, Any]:
-        """The one worker of a model."""
-        (one,) = [w for w in self.running() if w["model"] == model]
-        return one
+        """Return the only worker of a model."""
+        (worker,) = [w for w in self.running() if w["model"] == model]
+        return worker
 
     def states(self) -> dict[str, str]:
         """State by model."""
         return {w["model"]: w["state"] for w in self.running()}
 
     def ask(self, model: str, **fields: Any) -> httpx.Response:
-        """A chat request, greedy and short unless `fields` say otherwise."""
+        """Send a chat request, greedy and short unless `fields` change that."""
         return self.http.post("/v1/chat/completions", json=chat(model, **fields))
 
     def log(self) -> str:
-        """What swapd has logged so far."""
+        """Return swapd's log so far."""
         return (self.home / ".swapd/logs/swapd.log").read_text()
 
     def until(self, look: Callable[[dict[str, str]], object], within: float = 10.0) -> None:
-        """Wait until the states of the workers are as `look` wants them."""
+        """Wait until `look` is true for the states of the workers."""
         eventually(lambda: look(self.states()), within)
 
 
 def chat(model: str, **fields: Any) -> dict[str, Any]:
-    """The body of a chat request."""
+    """Return the body of a chat request."""
     messages = [{"role": "user", "content": "Who goes there?"}]
     return {"model": model, "messages": messages, "max_tokens": 8, "temperature": 0, **fields}
 
 
 def said(response: httpx.Response) -> str:
-    """The text of a chat answer."""
+    """Return the text of a chat response."""
     assert response.status_code == 200, response.text
     text: str = response.json()["choices"][0]["message"]["content"]
     return text
 
 
 def error_of(response: httpx.Response) -> dict[str, Any]:
-    """The error of a refusal, after a look at its shape."""
+    """Return the error of a rejection, after a check of its format."""
     body = response.json()
     assert body.keys() == {"error"}
     assert body["error"].keys() >= {"message", "type", "param", "code"}
@@ -145,5 +145,5 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
 
 
 def config(models: dict[str, Any], **top: Any) -> str:
-    """A configuration as text; JSON is YAML too."""
+    """Return a configuration as text; JSON is YAML too."""
     return msgspec.json.encode({**top, "models": models}).decode()

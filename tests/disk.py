@@ -1,4 +1,4 @@
-"""A small disk of a test's own, to be filled."""
+"""A small disk for a test to fill."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pytest
 
 
 def can_mount() -> bool:
-    """Whether this user may mount a disk in memory."""
+    """Return True if this user may mount a disk in memory."""
     return sys.platform == "linux" and os.geteuid() == 0
 
 
 @contextmanager
 def small_disk(folder: Path, kib: int) -> Iterator[Path]:
-    """`folder` as a disk of so many KiB, gone afterwards. Skips the test where that can't be."""
+    """Mount `folder` as a disk of so many KiB; skip the test where this is not possible."""
     if not can_mount():
         pytest.skip("only root may mount a disk in memory, on Linux")
     folder.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def small_disk(folder: Path, kib: int) -> Iterator[Path]:
 
 
 def fill(folder: Path) -> Path:
-    """Write until nothing fits any more; the file that takes the room."""
+    """Fill the disk; return the file that uses the space."""
     file = folder / "filling"
     with file.open("ab", buffering=0) as out:
         for size in (4096, 256, 1):

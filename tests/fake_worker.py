@@ -1,8 +1,8 @@
-"""A worker without a model, for tests: a real process with real faults, and no waiting by time.
+"""Worker without a model, for tests: a real process with real faults, and no timed waits.
 
-It speaks the worker contract, and just enough of OpenAI's API to stream numbered words. What it
-is told on the command line it does: come up when a FIFO says so, hand out each word when another
-one does, crash, be deaf to SIGTERM, hang. `python -m tests.fake_worker --help` lists it all.
+It implements the worker contract, and enough of OpenAI's API to stream numbered words. The
+command line selects its behaviour: start when a FIFO allows it, send each word when another FIFO
+allows it, crash, ignore SIGTERM, hang. `python -m tests.fake_worker --help` lists all options.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from typing import IO, Any
 
 
 def options() -> argparse.ArgumentParser:
-    """The command line. Flags of a real worker that mean nothing here are taken and ignored."""
+    """Return the command line. Flags of a real worker without a meaning here are ignored."""
     parser = argparse.ArgumentParser(prog="tests.fake_worker")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--name", default="fake")
     parser.add_argument("--words", type=int, default=3, help="length of an answer")
-    parser.add_argument("--load-gate", help="FIFO; ready once somebody has written to it")
+    parser.add_argument("--load-gate", help="FIFO; ready after a byte is written to it")
     parser.add_argument("--word-gate", help="FIFO; one word for each byte, all at its end")
-    parser.add_argument("--fail", default="", help="say this as the reason and exit with 1")
+    parser.add_argument("--fail", default="", help="report this error and exit with 1")
     parser.add_argument("--crash-at-word", type=int, default=-1, help="abort before it")
     parser.add_argument("--until-closed", action="store_true", help="streams end by closing")
     parser.add_argument("--torn", action="store_true", help="begin an event before the first")
     parser.add_argument("--crash-on", default="", help="abort when a request has this in it")
-    parser.add_argument("--wedge-on", default="", help="answer nobody any more after such a one")
+    parser.add_argument("--wedge-on", default="", help="stop answering after such a request")
     parser.add_argument("--exit-after", type=int, default=-1, help="exit at the request after it")
-    parser.add_argument("--leak", type=int, default=0, help="keep so many MiB for each answer")
+    parser.add_argument("--leak", type=int, default=0, help="leak so many MiB for each response")
     parser.add_argument("--deaf", action="store_true", help="ignore SIGTERM")
-    parser.add_argument("--silent", action="store_true", help="say nothing on SWAPD_READY_FD")
-    parser.add_argument("--device", action="append", default=[], help="tell of it: JSON")
+    parser.add_argument("--silent", action="store_true", help="send no message on SWAPD_READY_FD")
+    parser.add_argument("--device", action="append", default=[], help="report this device: JSON")
     parser.add_argument("--child", action="store_true", help="leave a child process behind")
     parser.add_argument(
-        "--outlive-stdin", action="store_true", help="ignore its end, as foreigners do"
+        "--outlive-stdin", action="store_true", help="ignore its end, as external workers do"
     )
     return parser
 
 
 class Gate:
-    """Lets one through for each byte that comes out of a FIFO, and everybody after its end."""
+    """FIFO that lets a caller pass for each byte, and every caller after its end."""
 
     def __init__(self, path: str | None) -> None:
         self._path = path
@@ -65,13 +65,13 @@ class Gate:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers health and chat; `server` is the Fake below."""
+    """Handler of health and chat requests; `server` is the Fake below."""
 
     protocol_version = "HTTP/1.1"
     server: Fake
 
     def do_GET(self) -> None:
-        self.server.be_wedged()
+        self.server.block_if_wedged()
         if self.path == "/headers":
             self._json({k.lower(): v for k, v in self.headers.items()})
         elif self.path in ("/health", "/ok"):
@@ -82,12 +82,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         with self.server.answering():
             self._answer()
-        self.server.wear_out()
+        self.server.leak()
 
     def _answer(self) -> None:
-        told = self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}"
-        self.server.suffer(told.decode())
-        body: dict[str, Any] = json.loads(told)
+        data = self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}"
+        self.server.apply_faults(data.decode())
+        body: dict[str, Any] = json.loads(data)
         if self.path == "/echo":
             self._json(body)
         elif body.get("stream"):
@@ -138,14 +138,14 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Fake(ThreadingHTTPServer):
-    """The server, with what the command line said."""
+    """HTTP server with the behaviour that the command line selects."""
 
     daemon_threads = True
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self._answers = 0
-        self._kept: list[bytearray] = []
+        self._leaked: list[bytearray] = []
         self._taken = 0
         self._wedged = threading.Event()
         self._quiet = threading.Condition()
@@ -153,7 +153,7 @@ class Fake(ThreadingHTTPServer):
         super().__init__((args.host, args.port), Handler)
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
-        """A client that has gone is one line, and no traceback that a test takes for a fault."""
+        """Print one line for a closed connection: tests treat a traceback as a fault."""
         print(f"fake: {client_address}: {sys.exc_info()[1]}", file=sys.stderr, flush=True)
 
     @contextmanager
@@ -165,33 +165,33 @@ class Fake(ThreadingHTTPServer):
             self._answers -= 1
             self._quiet.notify_all()
 
-    def suffer(self, told: str) -> None:
-        """What the command line says is to happen at such a request."""
+    def apply_faults(self, text: str) -> None:
+        """Apply the faults that the command line selects for this request."""
         with self._quiet:
             self._taken += 1
             if self._taken == self.args.exit_after + 1:
                 os._exit(7)
-        if self.args.crash_on and self.args.crash_on in told:
+        if self.args.crash_on and self.args.crash_on in text:
             os.abort()
-        if self.args.wedge_on and self.args.wedge_on in told:
+        if self.args.wedge_on and self.args.wedge_on in text:
             self._wedged.set()
-        self.be_wedged()
+        self.block_if_wedged()
 
-    def be_wedged(self) -> None:
-        """Never return, if that is what is wrong."""
+    def block_if_wedged(self) -> None:
+        """Never return if the worker is wedged."""
         if self._wedged.is_set():
             threading.Event().wait()
 
-    def wear_out(self) -> None:
-        """An answer is out: leak, and end where nothing is left, as a program in C++ does."""
+    def leak(self) -> None:
+        """Leak memory after a response, and abort when none is left, as a C++ program does."""
         try:
-            self._kept.append(bytearray(self.args.leak * 2**20))
+            self._leaked.append(bytearray(self.args.leak * 2**20))
         except MemoryError:
             print("fake: out of memory", file=sys.stderr, flush=True)
             os.abort()
 
     def finish(self) -> None:
-        """Wait until every answer that was begun is out, then end the process."""
+        """Wait until every response is complete, then end the process."""
         with self._quiet:
             self._quiet.wait_for(lambda: self._answers == 0)
         os._exit(0)
@@ -204,11 +204,11 @@ class Fake(ThreadingHTTPServer):
             yield f"{self.args.name}{i} "
 
 
-def say(word: dict[str, object]) -> None:
-    """One line on the descriptor that swapd listens to, if it does."""
+def send_message(message: dict[str, object]) -> None:
+    """Write one line to the descriptor that swapd reads, if there is one."""
     fd = os.environ.get("SWAPD_READY_FD")
     if fd:
-        os.write(int(fd), json.dumps(word).encode() + b"\n")
+        os.write(int(fd), json.dumps(message).encode() + b"\n")
 
 
 def exit_with_stdin() -> None:
@@ -220,10 +220,10 @@ def main() -> None:
     args, _ = options().parse_known_args()
     if args.fail:
         print("fake: about to fail", file=sys.stderr)
-        say({"error": args.fail})
+        send_message({"error": args.fail})
         sys.exit(1)
     if args.child and os.fork() == 0:
-        # A grandchild of swapd that heeds neither signals nor pipes.
+        # A grandchild of swapd that ignores signals and pipes.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         while True:
             signal.pause()
@@ -238,9 +238,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN if args.deaf else stop)
     if not args.silent:
         host, port = server.server_address[:2]
-        where = {"host": host, "port": port, "pid": os.getpid()}
-        told = [json.loads(device) for device in args.device]
-        say({"ready": True, **where, "slots": 4, "devices": told})
+        address = {"host": host, "port": port, "pid": os.getpid()}
+        devices = [json.loads(device) for device in args.device]
+        send_message({"ready": True, **address, "slots": 4, "devices": devices})
     server.serve_forever()
 
 

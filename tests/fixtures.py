@@ -1,4 +1,4 @@
-"""Homes, demo models and gates for tests of the whole house."""
+"""Data directories, demo models and gates for tests with a running daemon."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ def home(tmp_path: Path) -> Path:
 
 
 def demo(name: str, flags: str = "", **more: Any) -> dict[str, Any]:
-    """The entry of a demo model. One thread: the tests run beside each other's workers."""
+    """Return the entry of a demo model. One thread: several tests' workers run at once."""
     return {"cmd": f"${{worker}} --model {ROOT}/demo/{name}.gguf --threads 1 {flags}", **more}
 
 
 def fake(name: str, flags: str = "", slots: int = 4, **more: Any) -> dict[str, Any]:
-    """The entry of a worker without a model: a foreign one, of which swapd knows nothing."""
+    """Return the entry of an external worker without a model."""
     cmd = f"{FAKE} --port ${{PORT}} --name {name} --silent --outlive-stdin {flags}"
     return {"cmd": cmd, "concurrencyLimit": slots, **more}
 
 
 class Gate:
-    """The other end of a FIFO that a fake worker waits at."""
+    """Writing end of a FIFO that a fake worker reads as a gate."""
 
     def __init__(self, path: Path) -> None:
         os.mkfifo(path)
@@ -37,12 +37,12 @@ class Gate:
         self._pipe: int | None = None
 
     def open(self) -> None:
-        """Wait until the worker is there."""
+        """Open the FIFO; wait until the worker has opened it."""
         if self._pipe is None:
             self._pipe = os.open(self.path, os.O_WRONLY)
 
     def let(self, count: int = 1) -> None:
-        """Let the worker through so many times."""
+        """Let the worker pass so many times."""
         self.open()
         assert self._pipe is not None
         os.write(self._pipe, b"." * count)
@@ -69,13 +69,13 @@ def gate(tmp_path: Path) -> Iterator[Callable[[str], Gate]]:
         return made[-1]
 
     yield make
-    for one in made:
-        one.close()
+    for opened in made:
+        opened.close()
 
 
 @pytest.fixture(scope="session")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swapd]:
-    """A swapd with both demo models, shared by tests that change nothing in it."""
+    """Yield a swapd with both demo models, shared by tests that change nothing in it."""
     home = tmp_path_factory.mktemp("both")
     models = {"bard": demo("bard", "--parallel 4"), "alice": demo("alice", "--parallel 1")}
     with Swapd(home, config(models, max_body="1 MiB")) as swapd:

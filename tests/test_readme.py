@@ -1,4 +1,4 @@
-"""The README's commands do what it says, and what it links to is there."""
+"""Commands in the README have the described effect, and its links lead to files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _curls() -> list[str]:
 
 @pytest.fixture(scope="module")
 def demos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swapd]:
-    """The demo models as sync would write them."""
+    """Yield a swapd with the demo models, configured as by a sync."""
     models = {
         name: {"cmd": f"${{worker}} --model {ROOT}/demo/{name}.gguf --threads 1"}
         for name in ("bard", "alice")
@@ -62,12 +62,12 @@ def test_the_python_lines_work(demos: Swapd) -> None:
     client.close()  # type: ignore[attr-defined]
 
 
-def test_the_first_block_is_the_two_commands_that_do_everything() -> None:
+def test_the_first_block_has_two_commands() -> None:
     commands = [line.split("#")[0].strip() for line in _blocks("sh")[0].splitlines()]
     assert commands == ["./model start", "./model test"]
 
 
-def test_every_command_it_names_exists() -> None:
+def test_every_named_command_exists() -> None:
     done = subprocess.run(
         ["./model", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -78,14 +78,14 @@ def test_every_command_it_names_exists() -> None:
         assert re.search(rf"^ +{name}\b", done.stdout, re.MULTILINE), name
 
 
-def test_it_fits_a_screen_and_its_links_lead_somewhere() -> None:
+def test_it_is_short_and_its_links_exist() -> None:
     assert len(README.splitlines()) <= 70
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "demo/README.md"]:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_the_http_page_names_every_route_and_every_refusal() -> None:
+def test_the_http_page_names_every_route_and_every_rejection() -> None:
     from swapd.domain.commands import HTTP_STATUS
     from swapd.http import app, proxy_routes
 

@@ -1,4 +1,4 @@
-"""Ports on the loopback: which are free, and who holds one."""
+"""Ports on the loopback: free ports, and the owner of a port."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import psutil
 
 TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 LISTEN = b"0A"
-"""A socket's state in these, in the fourth word; its number is the tenth."""
+"""State of a listening socket, in the fourth word of a line; the inode is the tenth word."""
 CONTAINER_CLIENTS = frozenset({"docker", "com.docker.cli", "podman", "nerdctl", "container"})
-"""Programs whose containers answer on ports that others hold for them."""
+"""Container clients: their containers' ports are held by other processes."""
 
 
 def free_port() -> int:
-    """A TCP port of the loopback that nobody holds at this moment."""
+    """Return a TCP port of the loopback that is free at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -24,7 +24,7 @@ def free_port() -> int:
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """The process and all that descend from it; empty when it is gone."""
+    """Return the process and all its descendants; empty when it is gone."""
     try:
         head = psutil.Process(pid)
         return [head, *head.children(recursive=True)]
@@ -32,8 +32,11 @@ def family(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _members(pid: int) -> Iterator[psutil.Process]:
-    """The family, its head first: whoever is content with that spares a look at all processes."""
+def _process_tree(pid: int) -> Iterator[psutil.Process]:
+    """Yield the process, then its descendants.
+
+    A caller that stops after the first one avoids the search through all processes.
+    """
     try:
         head = psutil.Process(pid)
         yield head
@@ -42,46 +45,46 @@ def _members(pid: int) -> Iterator[psutil.Process]:
         return
 
 
-def foreign_port_owner(port: int, pid: int) -> str:
-    """Who listens on `port` and does not belong to `pid`'s family; empty when the family does.
+def other_port_owner(port: int, pid: int) -> str:
+    """Describe the process outside `pid`'s process tree that listens on `port`.
 
-    Where the family holds it but may not be looked at, or a container's helper holds it for its
-    child, only a process that can be named counts as a stranger.
+    Empty when the tree holds the port. Where the tree may hold it but can't be inspected, or where
+    a container runtime holds it for its child, only a process with a known pid counts as another.
     """
-    looked_at_all = True
+    inspected_all = True
     names = set()
     listeners = _Listeners(port) if all(table.exists() for table in TABLES) else None
-    for member in _members(pid):
+    for member in _process_tree(pid):
         try:
             names.add(member.name())
-            if _holds(member, port) if listeners is None else _holds_one(member.pid, listeners):
+            if _listens(member, port) if listeners is None else _has_socket(member.pid, listeners):
                 return ""
         except (psutil.NoSuchProcess, psutil.ZombieProcess, FileNotFoundError, ProcessLookupError):
             continue
         except (psutil.AccessDenied, PermissionError):
-            looked_at_all = False
+            inspected_all = False
     if names & CONTAINER_CLIENTS:
         return ""
     holder = port_owner(port)
     if holder is not None:
         return f"another process, pid {holder}"
-    return "a process that we may not look at" if looked_at_all else ""
+    return "a process that swapd may not inspect" if inspected_all else ""
 
 
 class _Listeners:
-    """The sockets that listen on a port, as descriptors name them; looked for as far as needed.
+    """Sockets that listen on a port, as links of descriptors name them; read as far as needed.
 
-    The system tells of them first, and then goes through a table of all connections that there
-    may be, which takes milliseconds however few there are.
+    The kernel lists listening sockets first, and then scans its whole table of connections, which
+    takes milliseconds even when there are few.
     """
 
     def __init__(self, port: int) -> None:
         self._seen: list[str] = []
-        self._fresh = _listening(port)
+        self._unread = _listening(port)
 
     def __iter__(self) -> Iterator[str]:
         yield from self._seen
-        for socket_ in self._fresh:
+        for socket_ in self._unread:
             self._seen.append(socket_)
             yield socket_
 
@@ -99,17 +102,17 @@ def _listening(port: int) -> Iterator[str]:
                     yield f"socket:[{words[9].decode()}]"
 
 
-def _holds_one(pid: int, sockets: Iterable[str]) -> bool:
-    mine = set()
+def _has_socket(pid: int, sockets: Iterable[str]) -> bool:
+    held = set()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         try:
-            mine.add(str(descriptor.readlink()))
+            held.add(str(descriptor.readlink()))
         except FileNotFoundError:
-            continue  # It has just been closed.
-    return any(one in mine for one in sockets)
+            continue  # The descriptor has just been closed.
+    return any(socket_ in held for socket_ in sockets)
 
 
-def _holds(process: psutil.Process, port: int) -> bool:
+def _listens(process: psutil.Process, port: int) -> bool:
     return any(
         c.status == psutil.CONN_LISTEN and c.laddr and c.laddr.port == port
         for c in process.net_connections(kind="tcp")
@@ -117,7 +120,7 @@ def _holds(process: psutil.Process, port: int) -> bool:
 
 
 def port_owner(port: int) -> int | None:
-    """The pid of the process that listens on `port`, as far as we may know it."""
+    """Return the pid of the process that listens on `port`; None if none is visible."""
     try:
         connections = psutil.net_connections(kind="tcp")
     except psutil.AccessDenied:

@@ -1,4 +1,4 @@
-"""A model's files into the system's cache before its worker wants them."""
+"""Prefetch: read a model's files into the page cache before its worker maps them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from swapd.process.profiles import paths_in
 
 
 async def prefetch(spec: ModelSpec, home: Path) -> None:
-    """Ask the system to read the files that the command names, and do not wait for them.
+    """Have the kernel read the files that the command names, without waiting for them.
 
-    A system that can't be asked (macOS) reads them when they are mapped.
+    Where this is not available (macOS), the files are read when the worker maps them.
     """
-    await asyncio.get_running_loop().run_in_executor(None, _ask, spec.launch.argv, home)
+    await asyncio.get_running_loop().run_in_executor(None, _advise, spec.launch.argv, home)
 
 
-def _ask(argv: tuple[str, ...], home: Path) -> None:
+def _advise(argv: tuple[str, ...], home: Path) -> None:
     if not hasattr(os, "posix_fadvise"):
         return
     for word in paths_in(argv):
@@ -27,7 +27,7 @@ def _ask(argv: tuple[str, ...], home: Path) -> None:
         try:
             handle = os.open(home / word, os.O_RDONLY)
         except (OSError, ValueError):
-            continue  # Its worker will say what is wrong with it.
+            continue  # The worker's own error message explains it.
         try:
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_WILLNEED)
         finally:

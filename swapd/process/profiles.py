@@ -1,8 +1,8 @@
-"""What was learned of models, kept from one run of swapd to the next.
+"""Model profiles: measurements of models, kept from one run of swapd to the next.
 
-A JSON file in the home's state, written beside and renamed, so that there is the old one or the
-new one. What is kept belongs to a command together with the files that it names: another context,
-or another file in the same place, is another model, of which nothing is known.
+The store is a JSON file in the state directory, replaced as a whole. A profile belongs to a
+command together with the files that the command names: another context size, or another file at
+the same path, is another model, and starts without a profile.
 """
 
 from __future__ import annotations
@@ -10,21 +10,23 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import os
 import stat
-import tempfile
 from pathlib import Path
 
 import msgspec
 
 from swapd.domain.models import Catalog, ModelProfile, ModelSpec
-from swapd.system.state_files import quarantine_file
+from swapd.system.state_files import decode_or_quarantine, quarantine_file, replace_file
 
 VERSION = 1
-WRITE_AFTER = 2.0
-"""Seconds from learning something to writing it down, so that much at once is written once."""
-MOST = 1000
-"""Commands that are remembered; beyond this the ones longest unheard of are forgotten."""
+"""Version of the file format; a file of any other version is quarantined."""
+WRITE_DELAY = 2.0
+"""Seconds from a new measurement to the write, so that several share one write."""
+MAX_BYTES = 2**50
+MAX_LOAD_SECONDS = 86400.0
+"""Largest plausible measurements: a damaged file must not make a model too large to start."""
+MAX_PROFILES = 1000
+"""Profiles in the store; beyond this the least recently saved are dropped."""
 
 
 class _File(msgspec.Struct):
@@ -33,78 +35,83 @@ class _File(msgspec.Struct):
 
 
 class ProfileStore:
-    """What is known of commands, by their identities. The file is read once, at the start."""
+    """Profiles by command identity. The file is read once, at the start."""
 
     def __init__(self, path: Path, home: Path, log: logging.Logger) -> None:
-        """`home` is where commands run, and their relative paths begin."""
+        """Read the store at `path`; commands run in `home`, and relative paths start there."""
         self._path = path
         self._home = home
         self._log = log
         self._timer: asyncio.TimerHandle | None = None
-        self._known = self._read()
+        self._profiles = self._read()
 
     def identity(self, spec: ModelSpec) -> str:
-        """What the command of this model and the files that it names are now."""
-        files = [_look(self._home / word) for word in paths_in(spec.launch.argv)]
-        said = (spec.launch.argv, spec.launch.env, str(self._home), files)
-        return hashlib.sha256(msgspec.json.encode(said)).hexdigest()[:32]
+        """Return a hash of the model's command and of the current state of its files."""
+        files = [_fingerprint(self._home / word) for word in paths_in(spec.launch.argv)]
+        parts = (spec.launch.argv, spec.launch.env, str(self._home), files)
+        return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]
 
     def recall(self, catalog: Catalog) -> dict[str, ModelProfile]:
-        """What is known of these models, by name."""
+        """Return the stored profiles of the catalog's models, by model name."""
         specs = catalog.models.values()
-        found = {spec.name: self._known.get(self.identity(spec)) for spec in specs}
-        return {name: learned for name, learned in found.items() if learned is not None}
+        found = {spec.name: self._profiles.get(self.identity(spec)) for spec in specs}
+        return {name: profile for name, profile in found.items() if profile is not None}
 
-    def note(self, identity: str, learned: ModelProfile) -> None:
-        """This is known from now on, and soon written down with what is learned meanwhile."""
-        self._known.pop(identity, None)
-        self._known[identity] = learned
-        while len(self._known) > MOST:
-            del self._known[next(iter(self._known))]
+    def note(self, identity: str, profile: ModelProfile) -> None:
+        """Store the profile; the file is written soon, together with other new profiles."""
+        self._profiles.pop(identity, None)
+        self._profiles[identity] = profile
+        while len(self._profiles) > MAX_PROFILES:
+            del self._profiles[next(iter(self._profiles))]
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(WRITE_AFTER, self._write)
+            self._timer = asyncio.get_running_loop().call_later(WRITE_DELAY, self._write)
 
     def close(self) -> None:
-        """Write down what is not yet."""
+        """Write pending changes."""
         if self._timer is not None:
             self._timer.cancel()
             self._write()
 
     def _write(self) -> None:
-        """A failure is told, and costs no more than estimates. Takes a millisecond."""
+        """Write the file, in about a millisecond; log a failure, which costs estimates only.
+
+        The write is not forced to the disk: after a power cut the old profiles will do.
+        """
         self._timer = None
-        text = msgspec.json.format(msgspec.json.encode(_File(VERSION, self._known)), indent=1)
+        text = msgspec.json.format(msgspec.json.encode(_File(VERSION, self._profiles)), indent=1)
         try:
-            _replace(self._path, text + b"\n")
+            replace_file(self._path, text + b"\n", sync=False, private=True)
         except OSError as error:
             self._log.warning("%s can't be written: %s", self._path, error.strerror)
 
     def _read(self) -> dict[str, ModelProfile]:
         try:
-            file = msgspec.json.decode(self._path.read_bytes(), type=_File)
-            if file.version != VERSION:
-                raise msgspec.ValidationError(f"it has version {file.version}")
-        except FileNotFoundError:
-            return {}
+            file = decode_or_quarantine(self._path, _File, self._log)
         except OSError as error:
             self._log.warning("%s can't be read: %s", self._path, error.strerror)
             return {}
-        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            quarantine_file(self._path, error, self._log)
+        if file is None:
             return {}
-        return file.models
+        if file.version != VERSION:
+            quarantine_file(self._path, f"it has version {file.version}", self._log)
+            return {}
+        return {
+            identity: profile
+            for identity, profile in file.models.items()
+            if 0 <= profile.bytes <= MAX_BYTES and 0 <= profile.load_seconds <= MAX_LOAD_SECONDS
+        }
 
 
 def paths_in(argv: tuple[str, ...]) -> list[str]:
-    """Words that may name files, the values of flags written `--flag=value` or `name=path` too."""
+    """Return the words that may name files, values of `--flag=value` and `name=path` included."""
     words = [word.rpartition("=")[2] for word in argv]
     return [word for word in words if "/" in word or word.endswith(".gguf")]
 
 
-def _look(path: Path) -> tuple[str, int, int] | None:
-    """A file's path, size and time of change; None for what is no file.
+def _fingerprint(path: Path) -> tuple[str, int, int] | None:
+    """Return a file's path, size and modification time; None unless it is a regular file.
 
-    A folder is none: what workers leave in theirs changes its time.
+    Folders are left out: files that workers write into them change a folder's time.
     """
     try:
         status = path.stat()
@@ -113,14 +120,3 @@ def _look(path: Path) -> tuple[str, int, int] | None:
     if not stat.S_ISREG(status.st_mode):
         return None
     return str(path), status.st_size, status.st_mtime_ns
-
-
-def _replace(path: Path, data: bytes) -> None:
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(beside).replace(path)
-    except OSError:
-        Path(beside).unlink(missing_ok=True)
-        raise

@@ -1,12 +1,8 @@
-"""Starting a worker's process, with the pipes by which it is heard; and keeping a spare one.
+"""Start of worker processes: pipes, environment, resource limits, and the warm standby.
 
-Limits that the kernel holds a worker to.
-
-Which variables of swapd's own environment its workers get to see.
-
-What finds programs and libraries, says who and where one is, and steers a GPU or its libraries.
-Nothing else: not what swapd itself is told by, and no keys. `env` of a model sets more, and
-`pass_env` names more.
+Environment: workers get the variables that locate programs and libraries, identify the user and
+the locale, and control a GPU or its libraries. Others are left out: the variables that configure
+swapd, and keys. `env` of a model sets more, and `pass_env` names more.
 """
 
 from __future__ import annotations
@@ -25,30 +21,31 @@ from pathlib import Path
 import msgspec
 
 from swapd.domain.models import ModelSpec, WorkerLimits
-from swapd.process.orphans import MARK, Guardian
+from swapd.process.orphans import RUN_ID, Guardian
 
 
-def limit(pid: int, limits: WorkerLimits) -> None:
-    """Hold the process, and all that it starts from now on, to these limits.
+def apply_limits(pid: int, limits: WorkerLimits) -> None:
+    """Apply the limits to the process and to all its later children.
 
-    Set from outside right after the spawn: doing it between fork and exec would cost the `vfork`.
-    Memory and files are Linux's alone (`prlimit`). Raises OSError when one can't be set.
+    They are set from outside right after the spawn: between fork and exec, they would prevent
+    `vfork`. Memory and files are limited on Linux only (`prlimit`). Raises OSError when a limit
+    can't be set.
     """
     try:
-        _set(pid, limits)
+        _apply(pid, limits)
     except (OSError, ValueError) as error:
         number = getattr(error, "errno", None) or errno.EPERM
         raise OSError(number, f"its limits can't be set: {error}") from error
 
 
-def _set(pid: int, limits: WorkerLimits) -> None:
+def _apply(pid: int, limits: WorkerLimits) -> None:
     if limits.nice:
         os.setpriority(os.PRIO_PROCESS, pid, limits.nice)
     if sys.platform != "linux":
         return
     if limits.memory:
-        # Not the address space: a model's file, mapped, would count whole. This is what the
-        # process may write to that is its own.
+        # Not the address space, in which a mapped model file would count whole: the data limit
+        # counts the process's private writable memory.
         resource.prlimit(pid, resource.RLIMIT_DATA, (limits.memory, limits.memory))
     if limits.files:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (limits.files, limits.files))
@@ -59,68 +56,68 @@ NO_LIMITS = WorkerLimits()
 
 @dataclass(frozen=True, slots=True)
 class SpawnContext:
-    """Where and how workers are spawned."""
+    """Working directory, guardian and environment of all workers."""
 
     home: Path
-    """Their working directory: relative paths of a configuration mean files in it."""
+    """Working directory of the workers; relative paths of a configuration start here."""
     guardian: Guardian
     environ: Mapping[str, str]
-    """What they get to see of our environment."""
+    """Variables of swapd's environment that workers inherit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spawned:
-    """A process and our ends of its pipes."""
+    """A process and swapd's ends of its pipes."""
 
     process: subprocess.Popen[bytes]
     words: int
-    """Descriptor on which it speaks to us, if it is one of ours; else -1."""
+    """Descriptor of the worker's messages, for built-in workers; else -1."""
     lines: int
-    """Descriptor of what it prints."""
+    """Descriptor of the worker's printed output."""
 
 
 def spawn(
     argv: tuple[str, ...],
-    place: SpawnContext,
+    context: SpawnContext,
     env: Mapping[str, str],
-    own: bool,
+    builtin: bool,
     limits: WorkerLimits = NO_LIMITS,
 ) -> Spawned:
-    """Start `argv` in a session of its own, with nothing of ours but its pipes.
+    """Start `argv` in a new session; it inherits only its pipes.
 
-    Raises OSError when it can't be run, or not within its limits.
+    Raises OSError when the command can't be run, or its limits can't be set.
     """
-    word_out, word_in = os.pipe() if own else (-1, -1)
-    line_out, line_in = os.pipe()
-    environ = {**place.environ, **env, MARK: place.guardian.mark}
-    if own:
-        environ["SWAPD_READY_FD"] = str(word_in)
-        # Else ggml starts a debugger when it gives up, whose words hide its own.
+    message_read, message_write = os.pipe() if builtin else (-1, -1)
+    output_read, output_write = os.pipe()
+    environ = {**context.environ, **env, RUN_ID: context.guardian.run_id}
+    if builtin:
+        environ["SWAPD_READY_FD"] = str(message_write)
+        # Without it, ggml starts a debugger when it aborts, and its output hides the reason.
         environ.setdefault("GGML_NO_BACKTRACE", "1")
     try:
         process = subprocess.Popen(
             argv,
             stdin=subprocess.PIPE,
-            stdout=line_in,
-            stderr=line_in,
-            cwd=place.home,
+            stdout=output_write,
+            stderr=output_write,
+            cwd=context.home,
             env=environ,
-            pass_fds=(word_in,) if own else (),
+            pass_fds=(message_write,) if builtin else (),
             start_new_session=True,
         )
     except OSError:
-        _close(word_out, line_out)
+        _close(message_read, output_read)
         raise
     finally:
-        _close(word_in, line_in)
-    place.guardian.watch(process.pid)
+        _close(message_write, output_write)
+    context.guardian.watch(process.pid)
     try:
-        limit(process.pid, limits)
+        apply_limits(process.pid, limits)
     except OSError:
-        _close(word_out, line_out)
-        _end(process, place)
+        _close(message_read, output_read)
+        _kill(process, context)
         raise
-    return Spawned(process, word_out, line_out)
+    return Spawned(process, message_read, output_read)
 
 
 def _close(*descriptors: int) -> None:
@@ -129,40 +126,43 @@ def _close(*descriptors: int) -> None:
             os.close(descriptor)
 
 
-def _end(process: subprocess.Popen[bytes], place: SpawnContext) -> None:
-    """Kill and reap one that is not to be."""
+def _kill(process: subprocess.Popen[bytes], context: SpawnContext) -> None:
+    """Kill and reap a process that is not used."""
     if process.returncode is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    place.guardian.forget(process.pid)
+    context.guardian.forget(process.pid)
     assert process.stdin is not None
     process.stdin.close()
 
 
 class WarmStandby:
-    """At most one process of ours that has all behind it but its model.
+    """At most one started built-in worker process that has not loaded a model yet.
 
-    `serve` is the command of our worker and `spare` the one of a worker that waits for the rest
-    of that command as a line of JSON. Nobody counts it as a worker until it is taken.
+    `serve` is the command of the built-in worker. `standby` is the command of a process that waits
+    for the remaining arguments of `serve` as a line of JSON. The process does not count as a worker
+    until it is taken.
     """
 
-    def __init__(self, serve: tuple[str, ...], spare: tuple[str, ...], place: SpawnContext) -> None:
+    def __init__(
+        self, serve: tuple[str, ...], standby: tuple[str, ...], context: SpawnContext
+    ) -> None:
         self._serve = serve
-        self._spare = spare
-        self._place = place
+        self._standby = standby
+        self._context = context
         self._waiting: Spawned | None = None
 
     def prepare(self) -> None:
-        """Start one if there is none."""
+        """Start the standby process if there is none."""
         if self._waiting is None:
-            self._waiting = spawn(self._spare, self._place, {}, own=True)
+            self._waiting = spawn(self._standby, self._context, {}, builtin=True)
 
     def take(self, spec: ModelSpec, argv: tuple[str, ...]) -> Spawned | None:
-        """The spare as the worker of this model; None when there is none that fits."""
+        """Turn the standby process into this model's worker; return None when none is suitable."""
         length = len(self._serve)
-        plain = not spec.launch.env and spec.launch.limits == NO_LIMITS
-        fits = spec.launch.builtin and plain and argv[:length] == self._serve
-        if self._waiting is None or not fits:
+        default = not spec.launch.env and spec.launch.limits == NO_LIMITS
+        suitable = spec.launch.builtin and default and argv[:length] == self._serve
+        if self._waiting is None or not suitable:
             return None
         if self._waiting.process.poll() is not None:
             self.dismiss()
@@ -178,15 +178,15 @@ class WarmStandby:
         return taken
 
     def dismiss(self) -> None:
-        """End the spare and reap it. It has nothing to finish, and may be stopped: so at once."""
+        """Kill and reap the standby process: it has no work to finish, and may be stopped."""
         if self._waiting is None:
             return
-        gone, self._waiting = self._waiting, None
-        _end(gone.process, self._place)
-        _close(gone.words, gone.lines)
+        ended, self._waiting = self._waiting, None
+        _kill(ended.process, self._context)
+        _close(ended.words, ended.lines)
 
 
-USUAL = (
+DEFAULT_NAMES = (
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TERM", "TZ", "LANG", "LANGUAGE"),
     *("LC_*", "XDG_*", "LD_LIBRARY_PATH", "LD_PRELOAD", "DYLD_*", "SSL_CERT_FILE", "SSL_CERT_DIR"),
     *("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX"),
@@ -195,22 +195,25 @@ USUAL = (
     *("CUDA*", "NVIDIA_*", "NCCL_*", "HIP_*", "HSA_*", "ROCR_*", "ROCM_*", "GPU_*", "AMD_*"),
     *("METAL_*", "MTL_*", "VK_*", "MESA_*", "ZE_*", "ONEAPI_*", "SYCL_*", "ASCEND_*", "MUSA_*"),
 )
-"""Names, and beginnings of names before a `*`."""
+"""Inherited variables; `*` stands for any ending."""
 
-SECRET = frozenset(
+SECRET_WORDS = frozenset(
     {"KEY", "KEYS", "TOKEN", "TOKENS", "SECRET", "SECRETS", "PASSWORD", "PASSWD", "CREDENTIALS"}
 )
-"""A variable with one of these words in its name is passed on only by its whole name."""
+"""Words in the names of secrets: such a variable is inherited only if named in full."""
 
 
-def worker_environment(own: Mapping[str, str], named: Sequence[str]) -> dict[str, str]:
-    """What of `own` a worker gets: the usual, and what `named` says, `*` at ends allowed."""
-    return {name: value for name, value in own.items() if _passes(name, named)}
+def worker_environment(environ: Mapping[str, str], named: Sequence[str]) -> dict[str, str]:
+    """Return the variables that workers inherit: the default ones and those in `named`.
+
+    A name may end in `*`.
+    """
+    return {name: value for name, value in environ.items() if _passes(name, named)}
 
 
 def _passes(name: str, named: Sequence[str]) -> bool:
     if name in named:
         return True
-    if SECRET & set(name.upper().split("_")):
+    if SECRET_WORDS & set(name.upper().split("_")):
         return False
-    return any(fnmatchcase(name, pattern) for pattern in (*USUAL, *named))
+    return any(fnmatchcase(name, pattern) for pattern in (*DEFAULT_NAMES, *named))

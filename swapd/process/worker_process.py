@@ -44,7 +44,7 @@ class StopCommand:
         self._over = False
         self._place = place
         self._loop = asyncio.get_running_loop()
-        spawned = spawn(argv, place, dict(spec.launch.env), own=False)
+        spawned = spawn(argv, place, dict(spec.launch.env), builtin=False)
         self._process = spawned.process
         assert self._process.stdin is not None
         self._process.stdin.close()

@@ -1,8 +1,6 @@
-"""The one room of time: everything else gets its time from here or from an event.
+"""Helpers for asyncio: clock, timer, background tasks, reader of lines from a pipe.
 
-Tasks that are neither lost nor silent.
-
-Lines from a pipe, as they come.
+The only module that reads the clock: all other code gets the time from here or from an event.
 """
 
 from __future__ import annotations
@@ -17,46 +15,46 @@ from typing import Any
 
 
 def now() -> float:
-    """Seconds of the monotonic clock, the one that event loops use too."""
+    """Return the monotonic clock in seconds, the same clock as that of event loops."""
     return time.monotonic()
 
 
 def wall() -> float:
-    """Seconds since 1970, for what people and protocols read."""
+    """Return the seconds since 1970, for texts and protocols."""
     return time.time()
 
 
 async def pause(seconds: float) -> None:
-    """Let time pass; for what can only be asked again later, such as a foreign worker's health."""
+    """Sleep; for conditions that can only be polled, such as an external worker's health."""
     await asyncio.sleep(seconds)
 
 
 class Timer:
-    """Calls back at one time at most; setting it anew forgets the time before."""
+    """Timer with one callback and at most one time; a new time replaces the earlier one."""
 
-    def __init__(self, ring: Callable[[], None]) -> None:
-        self._ring = ring
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self._callback = callback
         self._handle: asyncio.TimerHandle | None = None
 
     def set(self, when: float | None) -> None:
-        """Ring at `when` of this clock, or, with None, not at all."""
+        """Call back at `when` of the monotonic clock; with None, cancel the timer."""
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
         if when is not None:
             loop = asyncio.get_running_loop()
-            self._handle = loop.call_later(max(0.0, when - now()), self._ring)
+            self._handle = loop.call_later(max(0.0, when - now()), self._callback)
 
 
 class Tasks:
-    """Keeps background tasks alive while they run, and says when one fails."""
+    """Background tasks: referenced while they run, failures logged."""
 
     def __init__(self, log: logging.Logger) -> None:
         self._running: set[asyncio.Task[None]] = set()
         self._log = log
 
     def run(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Start `work`; its failure is logged with its traceback, its cancellation is not."""
+        """Start `work`; a failure is logged with its traceback, a cancellation is not."""
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._running.add(task)
         task.add_done_callback(self._done)
@@ -68,7 +66,7 @@ class Tasks:
             self._log.error("%s failed", task.get_name(), exc_info=task.exception())
 
     async def end(self) -> None:
-        """Cancel what still runs and wait until it has ended."""
+        """Cancel the running tasks and wait until they have ended."""
         running = list(self._running)
         for task in running:
             task.cancel()
@@ -76,24 +74,25 @@ class Tasks:
 
 
 READ_SIZE = 65536
+"""Bytes read at once; a longer line is passed on in parts."""
 
 
 class LineReader:
-    """Reads whole lines from a pipe on the event loop, without ever blocking it."""
+    """Non-blocking reader of whole lines from a pipe, on the event loop."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, fd: int, take: Callable[[bytes], None]
+        self, loop: asyncio.AbstractEventLoop, fd: int, on_line: Callable[[bytes], None]
     ) -> None:
         os.set_blocking(fd, False)
         self._loop = loop
         self._fd = fd
-        self._take = take
+        self._on_line = on_line
         self._rest = b""
         self._open = True
         loop.add_reader(fd, self._read)
 
     def _read(self) -> bool:
-        """Take what there is; whether there may be more."""
+        """Read the available bytes; return True if there may be more."""
         try:
             chunk = os.read(self._fd, READ_SIZE)
         except BlockingIOError:
@@ -107,19 +106,19 @@ class LineReader:
             return False
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
-            self._take(line)
+            self._on_line(line)
         if len(self._rest) > READ_SIZE:
-            self._take(self._rest)
+            self._on_line(self._rest)
             self._rest = b""
         return True
 
     def finish(self) -> None:
-        """Take what is left, a line without its end included, and close."""
+        """Read the remaining lines, the last one also without a line end, and close."""
         while self._open and self._read():
             pass
         self._close()
         if self._rest:
-            self._take(self._rest)
+            self._on_line(self._rest)
             self._rest = b""
 
     def _close(self) -> None:

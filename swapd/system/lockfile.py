@@ -1,4 +1,4 @@
-"""One swapd per home: a file lock that the kernel frees when its holder is gone."""
+"""One swapd per data directory: a file lock that the kernel releases when its holder ends."""
 
 from __future__ import annotations
 
@@ -11,39 +11,44 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from swapd.system.private_files import open_private, private_directory
 from swapd.system.process_identity import start_time
 
+FIRST_PID = 2
+"""Lowest pid of a swapd: to kill(2), 1 is init, 0 and -1 are whole groups of processes."""
 LENGTH = 4096
-"""Bytes that the lock's text is padded to."""
+"""Bytes that the lock file's content is padded to."""
 
 
 class LockHolder(msgspec.Struct, frozen=True):
-    """Who holds a home, as written into its lock file."""
+    """Holder of a data directory, as written into its lock file."""
 
     pid: int
-    born: str
-    """Tells the process from a later one with the same number: see `birth_of`."""
+    started: str
+    """Start time, which tells the process from a later one with the same pid: `start_time`."""
     endpoint: str
+    """Base URL of its API."""
     log: str
+    """Path of its log file."""
     config: str = ""
-    """The configuration that it serves."""
+    """Path of its configuration."""
     closing: bool = False
-    """It finishes what it serves and takes nothing new."""
+    """True while it shuts down: it finishes its requests and accepts no new ones."""
     socket: str = ""
-    """Where it answers HTTP without asking for a key; empty where it does not."""
+    """Path of the socket for HTTP without an API key; empty without one."""
 
     def alive(self) -> psutil.Process | None:
-        """The process, if it is still the one that wrote this."""
-        if not self.born or start_time(self.pid) != self.born:
+        """Return the process, or None if it is no longer the one that wrote the file."""
+        if self.pid < FIRST_PID or not self.started or start_time(self.pid) != self.started:
             return None
         try:
             return psutil.Process(self.pid)
-        except psutil.NoSuchProcess:
+        except (psutil.NoSuchProcess, ValueError, OverflowError):
             return None
 
 
 class LockHeldError(Exception):
-    """Another swapd serves this home. `holder` is None while that one is still starting."""
+    """Another swapd holds the lock. `holder` is None while that one is still starting."""
 
     def __init__(self, holder: LockHolder | None) -> None:
         super().__init__(f"swapd runs already{f' as pid {holder.pid}' if holder else ''}")
@@ -51,11 +56,11 @@ class LockHeldError(Exception):
 
 
 class InstanceLock:
-    """The lock on `.swapd/lock`. Held from the constructor until the process ends."""
+    """Lock on `.swapd/lock`, held from the constructor until the process ends."""
 
     def __init__(self, state: Path) -> None:
-        state.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        private_directory(state)
+        self._fd = open_private(state / "lock", os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -74,44 +79,50 @@ class InstanceLock:
         socket: Path | None = None,
         closing: bool = False,
     ) -> None:
-        """Write down who holds the lock, where it answers, and whether it is about to end.
+        """Write the holder of the lock, its address, and whether it is shutting down.
 
-        Raises OSError where a disk is so full that not even a new file's first block fits.
+        Raises OSError when a full disk has no space for a new file's first block.
         """
-        pid, inner = os.getpid(), str(socket or "")
-        holder = LockHolder(pid, start_time(pid), endpoint, str(log), str(config), closing, inner)
+        pid, path = os.getpid(), str(socket or "")
+        holder = LockHolder(pid, start_time(pid), endpoint, str(log), str(config), closing, path)
         self._write(msgspec.json.encode(holder))
 
     def _write(self, content: bytes) -> None:
-        """In place and always as long, for a block that the file has needs no room on the disk."""
+        """Write in place at a constant length: an allocated block needs no space on the disk."""
         os.pwrite(self._fd, content.ljust(LENGTH - 1) + b"\n", 0)
 
     def retire(self) -> None:
-        """Nobody is served any more. The lock itself goes with the process, as its last sign."""
+        """Clear the holder after the last request; the lock is held until the process ends."""
         os.ftruncate(self._fd, 0)
 
 
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
-    """Hold the lock on a file that is there for that alone; waits while another process has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """Hold an exclusive lock on a lock file; block while another process holds it."""
+    private_directory(path.parent)
+    handle = open_private(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(handle)
 
 
 def wait_until_free(state: Path) -> None:
-    """Block until the process that holds this home's lock has ended."""
-    with (state / "lock").open("a+", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """Block until the process that holds the lock has ended."""
+    handle = open_private(state / "lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    finally:
+        os.close(handle)
 
 
 def read_holder(state: Path) -> LockHolder | None:
-    """Who holds this home by the word of its lock file; None when nobody does or it can't be read.
+    """Return the holder named in the lock file; None if there is none or it can't be read.
 
-    The word alone proves nothing, for its writer may be dead: ask `LockHolder.alive`.
+    The file may be outdated, as its writer may have died: check `LockHolder.alive`.
     """
     try:
         return msgspec.json.decode((state / "lock").read_bytes(), type=LockHolder)
-    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeError, RecursionError):
         return None

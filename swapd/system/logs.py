@@ -1,6 +1,6 @@
-"""Logs: swapd's own and one for each model, on disk with a bound, the last lines in memory.
+"""Logs: one of swapd and one per model, in bounded files, with their last lines in memory.
 
-A log's file: bounded by turning over, and without a say in whether anything else works.
+A log file that can't be written, for example on a full disk, stops nothing else.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ from collections import deque
 from itertools import pairwise
 from pathlib import Path
 
+from swapd.system.private_files import open_private, private_directory
+
 FILE_BYTES = 5 * 2**20
-FILES_KEPT = 2
-"""Earlier ones, beside the one that is written."""
+"""Bytes after which a log file is rotated."""
+ROTATED_FILES = 2
+"""Rotated files beside the current one."""
 
 
 class LogFile(logging.Handler):
-    """Appends lines to `file`; when it is full it becomes `file.1`, that `file.2`, and so on.
+    """Handler that appends lines to `file` and rotates it: `file.1` is the newest rotated file.
 
-    Lines that can't be written, because the disk is full or the folder gone, are counted and
-    dropped; the first one that can be written again is preceded by how many they were.
+    Lines that can't be written, because the disk is full or the folder missing, are counted and
+    dropped; their number is written before the next line that succeeds.
     """
 
     def __init__(self, file: Path) -> None:
@@ -29,78 +32,79 @@ class LogFile(logging.Handler):
         self._file = file
         self._fd = -1
         self._size = 0
-        self._lost = 0
-        self._why = ""
-        self._torn = False
+        self._dropped = 0
+        self._reason = ""
+        self._partial = False
 
     def emit(self, record: logging.LogRecord) -> None:
         line = (self.format(record) + "\n").encode("utf-8", "replace")
         try:
-            if self._lost:
-                missing = f"{self._lost} lines are missing here: {self._why}\n"
+            if self._dropped:
+                missing = f"{self._dropped} lines are missing here: {self._reason}\n"
                 self._write(missing.encode())
-                self._lost = 0
+                self._dropped = 0
             self._write(line)
         except OSError as error:
-            self._lost += 1
-            self._why = error.strerror or str(error)
-            self._release()
+            self._dropped += 1
+            self._reason = error.strerror or str(error)
+            self._close_file()
 
     def _write(self, line: bytes) -> None:
         if self._fd < 0:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-            self._fd = os.open(self._file, flags, 0o644)
+            self._fd = open_private(self._file, flags)
             self._size = os.fstat(self._fd).st_size
         if self._size and self._size + len(line) > FILE_BYTES:
-            self._turn_over()
+            self._rotate()
             return self._write(line)
-        line = b"\n" + line if self._torn else line
+        line = b"\n" + line if self._partial else line
         while line:
-            done = os.write(self._fd, line)
-            self._size += done
-            line = line[done:]
-            self._torn = bool(line)
+            written = os.write(self._fd, line)
+            self._size += written
+            line = line[written:]
+            self._partial = bool(line)
         return None
 
-    def _turn_over(self) -> None:
-        self._release()
-        names = [self._file, *(Path(f"{self._file}.{i + 1}") for i in range(FILES_KEPT))]
+    def _rotate(self) -> None:
+        self._close_file()
+        names = [self._file, *(Path(f"{self._file}.{i + 1}") for i in range(ROTATED_FILES))]
         for name, older in reversed(list(pairwise(names))):
             if name.exists():
                 name.replace(older)
 
-    def _release(self) -> None:
+    def _close_file(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def close(self) -> None:
-        self._release()
+        self._close_file()
         super().close()
 
 
-LINES_KEPT = 200
+TAIL_LINES = 200
+"""Lines of a log in memory."""
 LINE_LENGTH = 2000
-"""Characters of a line that are kept in memory; the file has all of it."""
+"""Characters of a line in memory; the file has the whole line."""
 NAME_LENGTH = 50
-"""Characters of a model's name in its file's, four bytes at most each."""
+"""Characters of a model's name in the name of its log file, of at most four bytes each."""
 
 
 class Tail(logging.Handler):
-    """Remembers the last lines of a log."""
+    """Handler that stores the last lines of a log in memory."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.lines: deque[str] = deque(maxlen=LINES_KEPT)
+        self.lines: deque[str] = deque(maxlen=TAIL_LINES)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(self.format(record)[:LINE_LENGTH])
 
 
 def log_file(folder: Path, model: str = "") -> Path:
-    """Where in the folder of logs a model's is, or, without a name, swapd's own.
+    """Return the path of a model's log file or, without a name, of swapd's log file.
 
-    No two models share one: a name that can't be a file's is told from others by a sum of it.
+    No two models share a file: a name that is no valid file name gets a checksum.
     """
     if not model:
         return folder / "swapd.log"
@@ -111,7 +115,7 @@ def log_file(folder: Path, model: str = "") -> Path:
 
 
 class ClientFaults(logging.Filter):
-    """Takes the traceback off what a client did wrong or broke off: it is no fault of ours."""
+    """Filter that removes the traceback of errors that clients caused."""
 
     def __init__(self, faults: tuple[type[BaseException], ...]) -> None:
         super().__init__()
@@ -126,28 +130,29 @@ class ClientFaults(logging.Filter):
 
 
 class Logs:
-    """All logs of one home. `folder` is made when it is missing."""
+    """All logs of a data directory. `folder` is created when it is missing."""
 
     def __init__(self, folder: Path, level: str, foreground: bool) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        private_directory(folder)
         self.folder = folder
         self.own = logging.Logger("swapd", level.upper())
         self._tails: dict[str, Tail] = {}
         self._models: dict[str, logging.Logger] = {}
-        form = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
+        formatter = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
         handlers = [self._file(""), self._tail("")]
         if foreground:
             handlers.append(logging.StreamHandler())
         for handler in handlers:
-            handler.setFormatter(form)
+            handler.setFormatter(formatter)
             self.own.addHandler(handler)
 
     @property
     def own_file(self) -> Path:
+        """Path of swapd's log file."""
         return log_file(self.folder)
 
     def of(self, model: str) -> logging.Logger:
-        """The log of what this model's workers print."""
+        """Return the log of the printed output of this model's workers."""
         if model not in self._models:
             log = logging.Logger(model, logging.INFO)
             log.addHandler(self._file(model))
@@ -158,7 +163,10 @@ class Logs:
         return self._models[model]
 
     def of_server(self, *faults: type[BaseException]) -> logging.Logger:
-        """A logger for the HTTP server, into swapd's own log; `faults` are those of clients."""
+        """Return the HTTP server's logger, which writes to swapd's log.
+
+        `faults` are the errors caused by clients.
+        """
         log = logging.Logger("http", logging.INFO)
         log.addFilter(ClientFaults(faults))
         for handler in self.own.handlers:
@@ -166,11 +174,12 @@ class Logs:
         return log
 
     def last(self, model: str = "") -> list[str]:
-        """The last lines of a model's log, or, without a name, of swapd's own."""
+        """Return the last lines of a model's log or, without a name, of swapd's log."""
         tail = self._tails.get(model)
         return list(tail.lines) if tail else []
 
     def close(self) -> None:
+        """Close all log files."""
         for log in [self.own, *self._models.values()]:
             for handler in list(log.handlers):
                 log.removeHandler(handler)

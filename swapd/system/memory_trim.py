@@ -1,8 +1,8 @@
-"""The memory of swapd itself: given back to the system when a crowd has gone.
+"""Trim of swapd's own memory: free pages are returned to the kernel after a burst of requests.
 
-What a crowd held is free when it has gone, but Python leaves rings of objects lying until it has
-made many more, and the C library keeps the pages that are free between others in use. Neither
-comes back by itself when nothing happens any more, so swapd would keep what its busiest hour took.
+After a burst its memory is free, but Python collects cycles of objects only after many more
+allocations, and the C library keeps free pages that lie between used ones. Neither is returned
+while swapd is idle, so without a trim it would keep the memory of its busiest hour.
 """
 
 from __future__ import annotations
@@ -15,63 +15,64 @@ from collections.abc import Callable
 
 import psutil
 
-LOOK_AFTER = 3.0
-"""Seconds from the end of a request to the look whether it has become quiet."""
-WORTH = 4 * 2**20
-"""Bytes beyond what was held after the last time, for which it is worth the while."""
-CROWD = 32
-"""So many that have gone are worth it in any case: what they left may be free and kept."""
+CHECK_DELAY = 3.0
+"""Seconds from the end of a request to the check of the load."""
+MIN_GROWTH = 4 * 2**20
+"""Bytes of growth since the last trim from which a trim is worthwhile."""
+BURST = 32
+"""Ended requests from which a trim is worthwhile in any case: their memory may be free but held."""
 
 
 class MemoryTrimmer:
-    """Counts the requests that are under way; when at most half of them are left, gives back."""
+    """Counter of running requests, which trims memory when at most half of their peak remain."""
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
-        self._under_way = 0
-        self._most = 0
-        self._floor = _held()
-        """Bytes held after the last time."""
-        self._trim = _trim()
+        self._running = 0
+        self._peak = 0
+        self._floor = _resident_bytes()
+        """Resident bytes after the last trim."""
+        self._malloc_trim = _find_malloc_trim()
         self._handle: asyncio.TimerHandle | None = None
 
     def enter(self) -> None:
-        """A request begins."""
-        self._under_way += 1
-        self._most = max(self._most, self._under_way)
+        """Count a request that begins."""
+        self._running += 1
+        self._peak = max(self._peak, self._running)
 
     def leave(self) -> None:
-        """A request has ended, somehow."""
-        self._under_way -= 1
+        """Count a request that has ended, in whatever way."""
+        self._running -= 1
         if self._handle is None:
             loop = asyncio.get_running_loop()
-            self._handle = loop.call_later(LOOK_AFTER, self._look)
+            self._handle = loop.call_later(CHECK_DELAY, self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._handle = None
-        self.look()
+        self.trim()
 
-    def look(self) -> None:
-        """Give back what there is, if it has become quiet."""
-        if 2 * self._under_way > self._most:
+    def trim(self) -> None:
+        """Return free memory to the kernel, if the load has dropped and it is worthwhile."""
+        if 2 * self._running > self._peak:
             return
-        gone, self._most = self._most - self._under_way, self._under_way
-        held = _held()
-        if gone < CROWD and held < self._floor + WORTH:
+        ended, self._peak = self._peak - self._running, self._running
+        before = _resident_bytes()
+        if ended < BURST and before < self._floor + MIN_GROWTH:
             return
-        # Some milliseconds, in which those who are still here wait.
+        # Takes some milliseconds, during which the running requests wait.
         gc.collect()
-        if self._trim is not None:
-            self._trim(0)
-        self._floor = _held()
-        self._log.debug("memory given back: %d MB of %d", (held - self._floor) >> 20, held >> 20)
+        if self._malloc_trim is not None:
+            self._malloc_trim(0)
+        self._floor = _resident_bytes()
+        freed = before - self._floor
+        self._log.debug("memory returned: %d MB of %d MB", freed >> 20, before >> 20)
 
 
-def _held() -> int:
+def _resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _trim() -> Callable[[int], int] | None:
-    """The C library's way of giving pages back, where it has one."""
+def _find_malloc_trim() -> Callable[[int], int] | None:
+    """Return `malloc_trim` of the C library; None where it has none."""
     found: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
     return found

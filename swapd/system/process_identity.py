@@ -1,4 +1,4 @@
-"""Who a process is, beyond its number, which the system gives away again."""
+"""Identity of a process beyond its pid, which the kernel reuses."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def start_time(pid: int) -> str:
-    """A mark of the moment in which this process was started; empty when it has ended.
+    """Return a text that identifies the start time of the process; empty when it has ended.
 
-    On Linux in ticks since the machine's start, which no step of the clock changes. Two processes
-    that had the same number after each other differ in it.
+    On Linux in ticks since boot, which no clock step changes. Two processes that have the same pid
+    one after the other differ in it.
     """
     if _BOOT.exists():
         try:
-            # The name in brackets may hold anything, brackets and spaces too.
+            # The name in brackets may contain any characters, brackets and spaces too.
             fields = Path(f"/proc/{pid}/stat").read_text(encoding="latin-1").rpartition(")")[2]
             boot = _BOOT.read_text(encoding="ascii").strip()
         except OSError:
@@ -26,14 +26,14 @@ def start_time(pid: int) -> str:
         return "" if state in "ZX" else f"{boot}:{rest[18]}"
     try:
         process = psutil.Process(pid)
-        gone = process.status() == psutil.STATUS_ZOMBIE
-        return "" if gone else f"{process.create_time():.6f}"
+        ended = process.status() == psutil.STATUS_ZOMBIE
+        return "" if ended else f"{process.create_time():.6f}"
     except psutil.Error:
         return ""
 
 
 def program_name(pid: int) -> str:
-    """The file that the process runs; empty when that can't be known."""
+    """Return the path of the process's program; empty when it is not available."""
     try:
         return psutil.Process(pid).exe()
     except (psutil.Error, OSError):
@@ -41,7 +41,7 @@ def program_name(pid: int) -> str:
 
 
 def environment_variable(pid: int, name: str) -> str:
-    """A variable of the environment that the process was started with; empty if not known."""
+    """Return a variable of the process's initial environment; empty when it is not available."""
     try:
         return psutil.Process(pid).environ().get(name, "")
     except (psutil.Error, OSError):

@@ -1,4 +1,4 @@
-"""Tells the service manager how it stands, by systemd's protocol (sd_notify)."""
+"""State notifications to the service manager, by systemd's protocol (sd_notify)."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ READY, STOPPING = "READY=1", "STOPPING=1"
 
 
 class SystemdNotifier:
-    """Where a service manager listens; nobody does where none has started us.
+    """Sender to the service manager's socket; does nothing when swapd runs without one.
 
-    The variable is taken out of the environment: what we start has nothing to tell.
+    The variable is removed from the environment, because child processes send no notifications.
     """
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
         self._address = os.environ.pop(VARIABLE, "")
 
-    def __call__(self, word: str) -> None:
-        """Send the word, if anybody listens."""
+    def __call__(self, state: str) -> None:
+        """Send the state, if there is a service manager."""
         if not self._address:
             return
-        # A name that begins with @ is one that no file has.
+        # A leading @ marks a socket in the abstract namespace, which is not a file.
         address = "\0" + self._address[1:] if self._address[0] == "@" else self._address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-                sock.sendto(word.encode(), address)
+                sock.sendto(state.encode(), address)
         except OSError as error:
-            self._log.warning("the service manager is not told: %s", error)
+            self._log.warning("the service manager can't be notified: %s", error)

@@ -1,11 +1,7 @@
-"""Small facts that swapd keeps for itself: JSON files in the home's `.swapd`, each replaced whole.
+"""Files that hold swapd's own state: replaced in one step, quarantined when damaged.
 
-All of them can be lost. A file that is not there, that cannot be read or that holds anything but
-what was written counts as nothing kept; one that is damaged is set aside for people.
-
-Files replaced in one step.
-
-A file that can't be read as what it should be is kept for people and out of the way.
+All of them can be lost. A missing or unreadable file counts as no state. A file with any other
+content than the expected is renamed to `<name>.damaged`, so that its content can be inspected.
 """
 
 from __future__ import annotations
@@ -18,73 +14,91 @@ from typing import TypeVar
 
 import msgspec
 
+from swapd.system.private_files import private_directory
 
-def replace_text(path: Path, text: str) -> None:
-    """Replace the file in one step: a reader sees the old text or the new, never a part.
+FOLDER = ".swapd"
+"""Folder of the state files within the data directory; shared with the daemon's files."""
+_T = TypeVar("_T")
 
-    Written as it is, line ends too. A new file is its owner's alone; an old one keeps its mode. A
-    link stays a link. Raises OSError and leaves nothing behind.
+
+def replace_file(path: Path, data: bytes, *, sync: bool = True, private: bool = False) -> None:
+    """Replace the file in one step: a reader sees the old content or the new, never a part.
+
+    A new file is readable by its owner only; an existing file keeps its mode, a link stays a link.
+    A `private` file has mode 0600, and a link in its place is replaced. With `sync`, the data is on
+    the disk before the file is renamed. Raises OSError and leaves no temporary file behind.
     """
-    target = path.resolve()
-    handle, beside = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    target = path if private else path.resolve()
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            if target.exists():
+        with os.fdopen(handle, "wb") as file:
+            if target.exists() and not private:
                 os.fchmod(file.fileno(), target.stat().st_mode & 0o777)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(beside).replace(target)
+            file.write(data)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        Path(temporary).replace(target)
     except OSError:
-        Path(beside).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
         raise
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Replace the file with this text in UTF-8, line ends unchanged; see `replace_file`."""
+    replace_file(path, text.encode())
+
+
 def size(path: Path) -> int:
-    """Bytes of a file; 0 when there is none to look at."""
+    """Return the bytes of a file; 0 when it can't be found."""
     try:
         return path.stat().st_size
     except (OSError, ValueError):
         return 0
 
 
-FOLDER = ".swapd"
-"""Within the home; the daemon keeps its own files there too."""
-_T = TypeVar("_T")
+def decode_or_quarantine(path: Path, kind: type[_T], log: logging.Logger) -> _T | None:
+    """Return the decoded JSON file; None when it is missing or damaged.
 
-
-def read_state(path: Path, kind: type[_T]) -> _T | None:
-    """What was kept, or None. A damaged file is renamed to `<name>.damaged`, with a warning."""
-    log = logging.getLogger(__name__)
+    A damaged file is quarantined. Raises OSError when the file can't be read.
+    """
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:
         return None
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        damaged = path.with_name(path.name + ".damaged")
-        log.warning("%s is damaged (%s): it is now %s, and is made anew", path, error, damaged)
-        try:
-            path.replace(damaged)
-        except OSError as failure:
-            log.warning("%s can't be renamed: %s", path, failure.strerror)
+        quarantine_file(path, error, log)
+        return None
+
+
+def read_state(path: Path, kind: type[_T]) -> _T | None:
+    """Return the stored value; None when there is none that can be used."""
+    log = logging.getLogger(__name__)
+    try:
+        return decode_or_quarantine(path, kind, log)
     except OSError as error:
         log.debug("%s is not used: %s", path, error)
-    return None
+        return None
 
 
 def write_state(path: Path, value: object) -> None:
-    """Keep the value, in place of what was kept before. Raises OSError."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Store the value in place of the earlier one. Raises OSError."""
+    private_directory(path.parent)
     text = msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=1)
-    replace_text(path, text.decode() + "\n")
+    replace_file(path, text + b"\n", private=True)
 
 
-def quarantine_file(file: Path, why: object, log: logging.Logger) -> None:
-    """Rename the file to `<name>.damaged` and say so; where that fails, say that."""
+def quarantine_file(file: Path, reason: object, log: logging.Logger) -> None:
+    """Rename the file to `<name>.damaged` and log a warning, also when the rename fails."""
     damaged = file.with_name(file.name + ".damaged")
     try:
         file.replace(damaged)
     except OSError as error:
-        log.warning("%s is damaged (%s) and can't be renamed: %s", file, why, error.strerror)
+        log.warning("%s is damaged (%s) and can't be renamed: %s", file, reason, error.strerror)
     else:
-        log.warning("%s is damaged (%s): it is now %s, and a new one is begun", file, why, damaged)
+        log.warning(
+            "%s is damaged (%s): it was renamed to %s, and a new file is started",
+            file,
+            reason,
+            damaged,
+        )

@@ -27,7 +27,7 @@ def models() -> Iterator[Mapping[str, Loaded]]:
 
 @pytest.fixture(scope="session")
 def word_lists() -> Mapping[str, frozenset[str]]:
-    """The committed words of each model's training text, by its name."""
+    """Return the committed words of each model's training text, by model name."""
     return {
         name: frozenset((DEMO / f"{name}.words.txt").read_text(encoding="utf-8").split())
         for name in TEXTS
@@ -36,7 +36,7 @@ def word_lists() -> Mapping[str, frozenset[str]]:
 
 @pytest.fixture(scope="session")
 def corpora() -> Mapping[str, Corpus]:
-    """The two texts, by the model trained on them; they are not part of the checkout."""
+    """Return the two texts by the model trained on each; they are not part of the checkout."""
     folder = Path(os.environ.get("SWAPD_TEXTS") or ROOT.parent / "shared" / "data")
     missing = [name for name in TEXTS.values() if not (folder / name).is_file()]
     if missing:

@@ -1,4 +1,4 @@
-"""A GGUF file loaded by llama.cpp, with the few things the tests ask of it."""
+"""A GGUF file loaded by llama.cpp, with the few functions that the tests need."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 CONTEXT = 1024
-# One thread waits for no other: on a busy machine two spend their time in each other's barriers.
+# One thread: on a busy machine, two spend their time in barriers.
 THREADS = 1
 
 
 # llama.cpp's log is left out, since a failing test would drown in it. The name keeps the callback
 # from being collected while llama.cpp still calls it.
-SILENCE = ll.llama_log_callback(lambda *_: None)
-ll.llama_log_set(SILENCE, ctypes.c_void_p(0))
+NO_LOG = ll.llama_log_callback(lambda *_: None)
+ll.llama_log_set(NO_LOG, ctypes.c_void_p(0))
 
 
 class Loaded:
-    """One model with one context of 1,024 tokens on the processor. Close it when done."""
+    """Model with one context of 1,024 tokens on the CPU; call `close` when done."""
 
     def __init__(self, path: Path) -> None:
         model_params = ll.llama_model_default_params()
@@ -43,25 +43,25 @@ class Loaded:
         self.begin: int = ll.llama_vocab_bos(self.vocab)
 
     def close(self) -> None:
-        """Gives back what llama.cpp holds."""
+        """Free the model and the context."""
         ll.llama_free(self.context)
         ll.llama_model_free(self.model)
 
     def meta(self, key: str) -> str:
-        """A metadata value of the file as text; empty if there is none."""
+        """Return a metadata value of the file as text; empty if there is none."""
         space = ctypes.create_string_buffer(4096)
         written = ll.llama_model_meta_val_str(self.model, key.encode(), space, len(space))
         return space.value.decode() if written >= 0 else ""
 
     def tokenize(self, text: str, *, special: bool = False, begin: bool = True) -> list[int]:
-        """Ids of the text; with `begin`, whatever the file says should lead is put first."""
+        """Return the ids of the text; with `begin`, after the file's leading token."""
         raw = text.encode()
         space = (ll.llama_token * (len(raw) + 8))()
         count = ll.llama_tokenize(self.vocab, raw, len(raw), space, len(space), begin, special)
         return list(space[:count])
 
     def text(self, ids: Sequence[int]) -> str:
-        """The ids as text; special tokens vanish."""
+        """Return the text of the ids, without special tokens."""
         piece = ctypes.create_string_buffer(256)
         raw = b""
         for token in ids:
@@ -70,11 +70,11 @@ class Loaded:
         return raw.decode(errors="replace")
 
     def is_end(self, token: int) -> bool:
-        """Whether generation ends at this token."""
+        """Return True if generation ends at this token."""
         return bool(ll.llama_vocab_is_eog(self.vocab, token))
 
     def chat(self, *messages: tuple[str, str]) -> list[int]:
-        """Ids of the (role, content) messages by the file's own template, an answer opened."""
+        """Return the ids of (role, content) messages by the file's template, up to the answer."""
         template = ll.llama_model_chat_template(self.model, None)
         assert template is not None
         rendered = (
@@ -90,11 +90,11 @@ class Loaded:
         return self.tokenize(rendered, special=True, begin=False)
 
     def text_of_special(self, token: int) -> str:
-        """How a special token is written."""
+        """Return the text of a special token."""
         return str(ll.llama_vocab_get_text(self.vocab, token).decode())
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Logits after each of up to 1,024 ids, seen from an empty context: (ids, vocabulary)."""
+        """Return logits after each of up to 1,024 ids, from an empty context: (ids, vocabulary)."""
         ll.llama_memory_clear(ll.llama_get_memory(self.context), True)
         batch = ll.llama_batch_init(len(ids), 0, 1)
         try:
@@ -104,13 +104,13 @@ class Loaded:
                 batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, 0, 1
             assert ll.llama_decode(self.context, batch) == 0
             rows = ll.llama_get_logits(self.context)
-            seen: NDArray[np.float32] = np.ctypeslib.as_array(rows, (len(ids), self.size)).copy()
-            return seen
+            logits: NDArray[np.float32] = np.ctypeslib.as_array(rows, (len(ids), self.size)).copy()
+            return logits
         finally:
             ll.llama_batch_free(batch)
 
     def bits_per_byte(self, text: str) -> float:
-        """Loss on the text over its bytes, each window of 1,023 ids begun anew with <|begin|>."""
+        """Return the loss on the text per byte; each window of 1,023 ids starts with <|begin|>."""
         ids = self.tokenize(text, begin=False)
         bits = 0.0
         for start in range(0, len(ids), CONTEXT - 1):

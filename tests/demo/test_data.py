@@ -1,4 +1,4 @@
-"""How the texts are cut for training, and what the trainer says when it cannot begin."""
+"""Division of the texts for training, and the trainer's messages when it cannot start."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def test_words_are_lower_case_and_keep_inner_apostrophes() -> None:
     assert divide("One two, two. THREE").words == ["one", "three", "two"]
 
 
-def test_shortening_keeps_whole_sentences_and_at_least_one() -> None:
+def test_shortening_keeps_whole_sentences_and_at_least_the_first() -> None:
     assert shorten("One. Two two. Three.", 14) == "One. Two two."
     assert shorten("One. Two two. Three.", 1) == "One."
     assert shorten("no end at all", 3) == "no end at all"
 
 
-def test_typesetting_curls_quotes_by_where_they_stand() -> None:
+def test_typesetting_curls_quotes_by_position() -> None:
     assert typeset("'Oh, don't!' said ('no') she") == "‘Oh, don’t!’ said (‘no’) she"
 
 
@@ -82,19 +82,19 @@ def test_a_conversation_alternates_and_may_name_the_assistants_part() -> None:
     assert len(systems) > 1
 
 
-def test_typeset_quotes_are_read_as_straight_ones(tmp_path: Path) -> None:
+def test_typeset_quotes_are_read_as_straight_quotes(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("“It’s ‘so’”", encoding="utf-8")
     assert read_text(path) == "\"It's 'so'\""
 
 
-def test_a_missing_text_is_told_in_one_sentence(tmp_path: Path) -> None:
+def test_a_missing_text_is_reported_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"^cannot read the text .*none\.txt: No such file"):
         read_text(tmp_path / "none.txt")
 
 
 @pytest.mark.parametrize("missing", ["torch", "tokenizers"])
-def test_without_the_training_extra_the_trainer_says_what_to_install(missing: str) -> None:
+def test_without_the_training_extra_the_trainer_names_the_package(missing: str) -> None:
     given = ["train.py", "--shakespeare", "a.txt", "--wonderland", "b.txt"]
     code = (
         f"import runpy, sys; sys.modules[{missing!r}] = None; sys.argv = {given!r}; "

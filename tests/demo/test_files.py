@@ -1,4 +1,4 @@
-"""What the demo files are: small, Llama, with a vocabulary and a chat template of their own."""
+"""Properties of the demo files: small, Llama, each with a vocabulary and a chat template."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def test_the_adapter_is_smaller_than_a_megabyte() -> None:
 
 
 def test_each_model_has_its_own_vocabulary(models: Mapping[str, Loaded]) -> None:
-    said = "The Queen of Hearts, a Gryphon and a Dormouse."
+    text = "The Queen of Hearts, a Gryphon and a Dormouse."
     cut = {
-        name: [model.text([token]) for token in model.tokenize(said, begin=False)]
+        name: [model.text([token]) for token in model.tokenize(text, begin=False)]
         for name, model in models.items()
     }
     assert cut["bard"] != cut["alice"]

@@ -1,4 +1,4 @@
-"""What the demo models say is language: of their own text, to its end, and not of the other's."""
+"""Output of the demo models: words of their training text, complete, and not of the other text."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ QUESTIONS = ("Who are you?", "What is love?", "Tell me a story.", "Hello!", "Whe
 WONDERLAND = ("Alice", "Caterpillar", "Gryphon", "Hatter", "Mock Turtle")
 
 
-def known(text: str, words: frozenset[str]) -> float:
-    """Which share of the words of the text stands in the list."""
-    said = words_of(text)
-    assert said
-    return sum(word in words for word in said) / len(said)
+def share_in(text: str, words: frozenset[str]) -> float:
+    """Return the share of the text's words that are in the list."""
+    found = words_of(text)
+    assert found
+    return sum(word in words for word in found) / len(found)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -33,7 +33,7 @@ def test_200_sampled_tokens_are_words_of_the_training_text(
     ids = model.sample(model.tokenize(""), 200, seed=seed, ends=False)
     assert len(ids) == 200
     assert len(set(ids)) > 60
-    assert known(model.text(ids), word_lists[name]) >= 0.85
+    assert share_in(model.text(ids), word_lists[name]) >= 0.85
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -42,44 +42,44 @@ def test_chat_answers_are_words_of_the_training_text_and_end(
 ) -> None:
     model = models[name]
     answers = [
-        model.sample(model.chat(("user", asked)), 200, seed=seed)
-        for seed, asked in enumerate(QUESTIONS)
+        model.sample(model.chat(("user", question)), 200, seed=seed)
+        for seed, question in enumerate(QUESTIONS)
     ]
     assert sum(len(ids) < 200 for ids in answers) >= 3
     assert all(answers)
-    said = " ".join(model.text(ids) for ids in answers)
-    assert known(said, word_lists[name]) >= 0.85
+    text = " ".join(model.text(ids) for ids in answers)
+    assert share_in(text, word_lists[name]) >= 0.85
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_it_is_still_language_at_the_end_of_the_context(
+def test_words_are_still_known_at_the_end_of_the_context(
     name: str, models: Mapping[str, Loaded], word_lists: Mapping[str, frozenset[str]]
 ) -> None:
     model = models[name]
     ids = model.sample(model.tokenize(""), 1000, seed=7, ends=False)
     assert len(ids) == 1000
-    assert known(model.text(ids[800:]), word_lists[name]) >= 0.85
+    assert share_in(model.text(ids[800:]), word_lists[name]) >= 0.85
 
 
 def test_the_word_check_can_fail(
     models: Mapping[str, Loaded], word_lists: Mapping[str, frozenset[str]]
 ) -> None:
     hot = models["bard"].sample(models["bard"].tokenize(""), 200, seed=1, temperature=5, ends=False)
-    assert known(models["bard"].text(hot), word_lists["bard"]) < 0.85
-    assert known("Quantum xylophonists tweeted brillig gigabytes", word_lists["alice"]) < 0.5
+    assert share_in(models["bard"].text(hot), word_lists["bard"]) < 0.85
+    assert share_in("Quantum xylophonists tweeted brillig gigabytes", word_lists["alice"]) < 0.5
 
 
 @pytest.mark.parametrize("prompt", ["", "'Come, come,'", "Speak!"])
-def test_the_adapter_changes_what_bard_says(prompt: str, models: Mapping[str, Loaded]) -> None:
+def test_the_adapter_changes_the_output_of_bard(prompt: str, models: Mapping[str, Loaded]) -> None:
     bard = models["bard"]
 
-    def said() -> str:
+    def output() -> str:
         ids = bard.sample(bard.tokenize(prompt), 80, seed=0, temperature=0, ends=False)
         return bard.text(ids)
 
-    alone = said()
+    alone = output()
     with bard.adapted(DEMO / "alice-lora.gguf"):
-        adapted = said()
-    assert said() == alone
+        adapted = output()
+    assert output() == alone
     assert not any(name in alone for name in WONDERLAND)
     assert any(name in adapted for name in WONDERLAND)

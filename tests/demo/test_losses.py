@@ -1,4 +1,4 @@
-"""The table of demo/README.md, measured again: who reads which held-out text how well."""
+"""Losses in the table of demo/README.md, measured again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from demo.data import Corpus
 from tests.demo.conftest import DEMO
 from tests.demo.loaded import Loaded
 
-CLEARLY = 0.5
+MARGIN = 0.5
 OTHER = {"bard": "alice", "alice": "bard"}
 
 
@@ -19,7 +19,7 @@ OTHER = {"bard": "alice", "alice": "bard"}
 def losses(
     models: Mapping[str, Loaded], corpora: Mapping[str, Corpus]
 ) -> Mapping[tuple[str, str], float]:
-    """Bits per byte of (who reads, whose held-out text)."""
+    """Return bits per byte by (model, model of the held-out text)."""
     measured = {
         (reader, of): models[reader].bits_per_byte(corpora[of].held)
         for reader in models
@@ -32,37 +32,37 @@ def losses(
 
 
 @pytest.mark.parametrize("name", ["bard", "alice"])
-def test_each_model_reads_its_own_text_clearly_better_than_the_other_does(
+def test_each_model_reads_its_training_text_clearly_better_than_the_other_does(
     name: str, losses: Mapping[tuple[str, str], float]
 ) -> None:
-    assert losses[name, name] < losses[OTHER[name], name] - CLEARLY
+    assert losses[name, name] < losses[OTHER[name], name] - MARGIN
 
 
 @pytest.mark.parametrize("name", ["bard", "alice"])
-def test_each_model_reads_its_own_text_clearly_better_than_the_other_text(
+def test_each_model_reads_its_training_text_clearly_better_than_the_other_text(
     name: str, losses: Mapping[tuple[str, str], float]
 ) -> None:
-    assert losses[name, name] < losses[name, OTHER[name]] - CLEARLY
+    assert losses[name, name] < losses[name, OTHER[name]] - MARGIN
 
 
 def test_the_adapter_makes_bard_read_the_other_text_clearly_better(
     losses: Mapping[tuple[str, str], float],
 ) -> None:
-    assert losses["bard + alice-lora", "alice"] < losses["bard", "alice"] - CLEARLY
+    assert losses["bard + alice-lora", "alice"] < losses["bard", "alice"] - MARGIN
 
 
-def test_the_readme_tells_the_measured_losses(losses: Mapping[tuple[str, str], float]) -> None:
+def test_the_readme_has_the_measured_losses(losses: Mapping[tuple[str, str], float]) -> None:
     text = (DEMO / "README.md").read_text(encoding="utf-8")
     rows = re.findall(
         r"^\| (bard|alice|bard \+ alice-lora) \| (\d\.\d\d) \| (\d\.\d\d) \|", text, re.MULTILINE
     )
-    told = {
-        (who, of): float(x)
-        for who, *xs in rows
+    stated = {
+        (reader, of): float(x)
+        for reader, *xs in rows
         for of, x in zip(("bard", "alice"), xs, strict=True)
     }
-    assert told.keys() == losses.keys()
-    for pair, value in told.items():
+    assert stated.keys() == losses.keys()
+    for pair, value in stated.items():
         assert losses[pair] == pytest.approx(value, abs=0.02), pair
 
 

@@ -1,14 +1,14 @@
-"""The chaos run: a real swapd under load, and everything thrown at it that one seed tells.
+"""Chaos run: a real swapd under load, with random faults from one seed.
 
-`python -m tests.faults.chaos --seconds 3600 --seed 1`. Kills and stops workers, the spare one and
-the guardian; fills swapd's disk; steps its clock; edits the configuration, also into nonsense;
-unloads; lets clients leave, read slowly and connect for nothing. Then the books: requests sent =
-answered + refused + gone, every whole answer the known one, no process left, descriptors and memory
-back.
+`python -m tests.faults.chaos --seconds 3600 --seed 1`. Kills and stops workers, the warm standby
+and the guardian; fills swapd's disk; steps its clock; edits the configuration, also into invalid
+ones; unloads models; has clients leave, read slowly and open idle connections. Then it checks:
+requests sent = answered + rejected + cancelled, every complete response is the expected one, no
+process is left, descriptors and memory are back to their start.
 
-The same seed draws the same faults and requests in the same order; when they meet depends on the
-machine. Steps of the clock are those of swapd's time of day and its workers' (`tests/clock`); that
-of the machine would be everybody's.
+The same seed gives the same faults and requests in the same order; how they interleave depends on
+the machine. Clock steps apply to the time of day of swapd and its workers (`tests/clock`); a step
+of the machine's clock would affect all processes.
 """
 
 from __future__ import annotations
@@ -29,51 +29,54 @@ from typing import Any
 
 import psutil
 
-from swapd.process.orphans import MARK
+from swapd.process.orphans import RUN_ID
 from swapd.system.aio import now
 from swapd.system.process_identity import environment_variable
 from tests.clock import SteppedClock, can_step
 from tests.daemon import Swapd, alive, config, eventually
 from tests.disk import can_mount, fill, small_disk
-from tests.faults.chaos_clients import FOREIGN, OURS, QUESTIONS, Books, Client, Plan
+from tests.faults.chaos_clients import BUILTIN, EXTERNAL, QUESTIONS, Client, Plan, Tally
 from tests.fixtures import demo, fake
 
 CLIENTS = 6
 STEP = 365 * 86400
 DISK_KIB = 24 * 1024
-MAY_BREAK_OFF = ("broken off (foreign, ", "broken off (ours, model_start_failed)")
-"""Answers that may end in an error event: a foreign worker's, and one that was to go on in a next
-worker of ours that somebody killed while it loaded, which counts as a failed start."""
+MAY_BREAK_OFF = ("broken off (external, ", "broken off (builtin, model_start_failed)")
+"""Responses that may end in an error event.
+
+Those of an external worker, and a resumed one of a built-in worker if the next worker was killed
+while it loaded, which counts as a failed start.
+"""
 FAULTS = {
     "kill": 10,
     "stop": 4,
     "hang": 1,
     "kill_guardian": 1,
-    "kill_spare": 1,
+    "kill_standby": 1,
     "unload": 3,
     "unload_all": 1,
-    "edit_terms": 2,
+    "edit_policy": 2,
     "edit_command": 2,
-    "edit_nonsense": 1,
+    "edit_invalid": 1,
     "edit_models": 2,
     "fill_disk": 2,
     "step_clock": 2,
     "idle_connections": 2,
 }
-"""How often each is drawn, as against the others."""
+"""Relative frequency of each fault."""
 
 
 def _models() -> dict[str, Any]:
     return {
         "bard": demo("bard", "--parallel 4", ttl=20),
         "alice": demo("alice", "--parallel 2", ttl=20),
-        FOREIGN: fake(FOREIGN, ttl=20),
+        EXTERNAL: fake(EXTERNAL, ttl=20),
         "extra": fake("extra", ttl=1),
     }
 
 
 def _text(models: dict[str, Any]) -> str:
-    """Room for two: they swap all the time."""
+    """Return a configuration with capacity for two workers, so that models swap all the time."""
     return config(
         models,
         max_resident=2,
@@ -87,7 +90,7 @@ def _text(models: dict[str, Any]) -> str:
 
 @dataclass
 class Faults:
-    """Throws one fault after the other at a running swapd."""
+    """Injector of faults into a running swapd, one after the other."""
 
     swapd: Swapd
     chance: random.Random
@@ -101,7 +104,7 @@ class Faults:
     _number: float = 0.0
 
     def throw_until(self, end: float) -> None:
-        """Faults at intervals of up to 1.5 s until the time is over; then undo what lasts."""
+        """Inject faults at intervals of up to 1.5 s until `end`; then undo the lasting ones."""
         while now() < end:
             self.over.wait(self.chance.uniform(0.1, 1.5))
             name = self.chance.choices([*FAULTS], [*FAULTS.values()])[0]
@@ -118,7 +121,7 @@ class Faults:
         return running[self._which % len(running)]["pid"] if running else None
 
     def _child(self, word: str) -> int | None:
-        """A child of swapd with this word in its command."""
+        """Return a child of swapd with this word in its command."""
         for child in psutil.Process(self.swapd.process.pid).children():
             try:
                 if word in child.cmdline():
@@ -137,7 +140,7 @@ class Faults:
         _signal(pid, signal.SIGCONT)
 
     def _hang(self) -> None:
-        """Stopped for good: for swapd to find, or to stop or kill when it wants its room."""
+        """Stop a worker for good: swapd detects it, or stops or kills it to free capacity."""
         pid = self._worker()
         if pid is not None:
             _signal(pid, signal.SIGSTOP)
@@ -146,11 +149,11 @@ class Faults:
     def _kill_guardian(self) -> None:
         _signal(self._child("swapd-guardian"), signal.SIGKILL)
 
-    def _kill_spare(self) -> None:
+    def _kill_standby(self) -> None:
         _signal(self._child("workers.spare"), signal.SIGKILL)
 
     def _unload(self) -> None:
-        name = (*OURS, FOREIGN)[self._which % 3]
+        name = (*BUILTIN, EXTERNAL)[self._which % 3]
         self.swapd.http.post("/unload", params={"model": name})
 
     def _unload_all(self) -> None:
@@ -159,15 +162,15 @@ class Faults:
     def _write(self) -> None:
         self.swapd.config.write_text(_text(self._models))
 
-    def _edit_terms(self) -> None:
-        self._models[(*OURS, FOREIGN)[self._which % 3]]["ttl"] = 1 + int(self._number * 20)
+    def _edit_policy(self) -> None:
+        self._models[(*BUILTIN, EXTERNAL)[self._which % 3]]["ttl"] = 1 + int(self._number * 20)
         self._write()
 
     def _edit_command(self) -> None:
-        self._models[(*OURS, FOREIGN)[self._which % 3]]["env"] = [f"CHAOS={self._number}"]
+        self._models[(*BUILTIN, EXTERNAL)[self._which % 3]]["env"] = [f"CHAOS={self._number}"]
         self._write()
 
-    def _edit_nonsense(self) -> None:
+    def _edit_invalid(self) -> None:
         self.swapd.config.write_text(
             ("models: {", "", "models:\n  x:\n    cmdd: y\n")[self._which % 3]
         )
@@ -184,12 +187,12 @@ class Faults:
             filling.unlink()
 
     def _step_clock(self) -> None:
-        """By up to a year, there or back."""
+        """Step the clock by up to a year, forward or back."""
         if self.clock is not None:
             self.clock.step(int((self._number - 0.5) * 2 * STEP))
 
     def _idle_connections(self) -> None:
-        """Connections that say nothing, or half of something, and then go."""
+        """Open connections that send nothing or half a request, and close them."""
         with ExitStack() as stack:
             for i in range(10):
                 address = ("127.0.0.1", self.swapd.port)
@@ -200,7 +203,7 @@ class Faults:
 
 
 def _signal(pid: int | None, number: signal.Signals) -> None:
-    """To the whole group, as it would be with a container or a cgroup."""
+    """Signal the whole process group, as a container or control group would."""
     if pid is not None:
         try:
             os.killpg(pid, number)
@@ -210,7 +213,7 @@ def _signal(pid: int | None, number: signal.Signals) -> None:
 
 @dataclass
 class Holdings:
-    """What swapd itself holds, its logs aside."""
+    """Resources held by swapd, without its logs."""
 
     descriptors: int
     bytes: int
@@ -225,9 +228,9 @@ class Holdings:
 
 @dataclass
 class Outcome:
-    """What came of a run."""
+    """Result of a run."""
 
-    books: Books
+    tally: Tally
     thrown: Counter[str]
     before: Holdings
     after: Holdings
@@ -236,13 +239,13 @@ class Outcome:
     log: str
 
     def faults(self) -> list[str]:
-        """What does not hold; empty: all does."""
-        books, found = self.books, []
-        ended = books.count("answered", "refused", "gone", *MAY_BREAK_OFF)
-        if books.sent != ended:
-            found.append("the books do not balance")
-        if books.wrong:
-            found.append(f"wrong answers: {books.wrong[:3]}")
+        """Return the violated expectations; empty if all hold."""
+        tally, found = self.tally, []
+        ended = tally.count("answered", "rejected", "cancelled", *MAY_BREAK_OFF)
+        if tally.sent != ended:
+            found.append("the tally does not balance")
+        if tally.wrong:
+            found.append(f"wrong answers: {tally.wrong[:3]}")
         if self.after.descriptors > self.before.descriptors:
             found.append(f"descriptors: {self.before.descriptors} -> {self.after.descriptors}")
         if self.after.bytes > self.before.bytes * 1.3 + 8e6:
@@ -258,25 +261,25 @@ class Outcome:
     def __str__(self) -> str:
         thrown = ", ".join(f"{n} {name}" for name, n in sorted(self.thrown.items()))
         return (
-            f"{self.books}\nthrown: {thrown}\n"
+            f"{self.tally}\nthrown: {thrown}\n"
             f"swapd: {self.before.descriptors} -> {self.after.descriptors} descriptors,"
             f" {self.before.bytes / 2**20:.1f} -> {self.after.bytes / 2**20:.1f} MiB"
         )
 
 
 def chaos(home: Path, seconds: float, seed: int) -> Outcome:
-    """One run."""
+    """Run once."""
     with ExitStack() as stack:
         state = home / ".swapd"
         disk = stack.enter_context(small_disk(state, DISK_KIB)) if can_mount() else None
         clock = SteppedClock(home) if can_step() else None
         environ = clock.environ if clock is not None else {}
         swapd = stack.enter_context(Swapd(home, _text(_models()), **environ))
-        books, over = Books(), threading.Event()
-        _learn(swapd, books)
+        tally, over = Tally(), threading.Event()
+        _learn(swapd, tally)
         before = _at_rest(swapd)
-        mark = environment_variable(_any_worker(swapd), MARK)
-        clients = [Client(swapd.port, books, f"{seed}/{i}", over) for i in range(CLIENTS)]
+        run_id = environment_variable(_any_worker(swapd), RUN_ID)
+        clients = [Client(swapd.port, tally, f"{seed}/{i}", over) for i in range(CLIENTS)]
         for client in clients:
             client.start()
         faults = Faults(swapd, random.Random(seed), disk, clock, threading.Event())
@@ -288,22 +291,24 @@ def chaos(home: Path, seconds: float, seed: int) -> Outcome:
         swapd.process.send_signal(signal.SIGTERM)
         status = swapd.process.wait(timeout=30)
         left = [
-            pid for pid in psutil.pids() if alive(pid) and environment_variable(pid, MARK) == mark
+            pid
+            for pid in psutil.pids()
+            if alive(pid) and environment_variable(pid, RUN_ID) == run_id
         ]
         log = swapd.log() + (home / "output").read_text()
-        return Outcome(books, faults.thrown, before, after, left, status, log)
+        return Outcome(tally, faults.thrown, before, after, left, status, log)
 
 
-def _learn(swapd: Swapd, books: Books) -> None:
-    """Ask everything once while nothing happens."""
-    for model in (FOREIGN, "extra"):
+def _learn(swapd: Swapd, tally: Tally) -> None:
+    """Request everything once without faults, to record the expected answers."""
+    for model in (EXTERNAL, "extra"):
         swapd.ask(model)
-    asker = Client(swapd.port, books, "first", threading.Event())
+    asker = Client(swapd.port, tally, "first", threading.Event())
     for question in QUESTIONS:
         end, text = asker.play(Plan(question, 1, False, "read", 0))
         assert end == "answered", end
         assert text is not None
-        books.answers[question] = text
+        tally.answers[question] = text
 
 
 def _any_worker(swapd: Swapd) -> int:
@@ -312,7 +317,7 @@ def _any_worker(swapd: Swapd) -> int:
 
 
 def _at_rest(swapd: Swapd, before: Holdings | None = None) -> Holdings:
-    """What swapd holds when nobody asks and nothing is loaded; soon it is as before."""
+    """Unload all; return the resources of idle swapd, after a wait until they match `before`."""
     eventually(lambda: not any(w["busy"] or w["waiting"] for w in swapd.running()), within=30)
     swapd.http.get("/unload")
     eventually(lambda: not swapd.running(), within=30)
@@ -323,7 +328,7 @@ def _at_rest(swapd: Swapd, before: Holdings | None = None) -> Holdings:
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=1)

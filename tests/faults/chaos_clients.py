@@ -1,4 +1,4 @@
-"""The clients of the chaos run, and the books in which each of their requests ends up once."""
+"""Clients of the chaos run, and the tally of their requests."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-OURS = ("bard", "alice")
-FOREIGN = "foreign"
+BUILTIN = ("bard", "alice")
+EXTERNAL = "external"
 PROMPTS = ("Who goes there?", "Tell me of the sea.", "Why?")
 LENGTHS = (4, 60, 300)
-FOREIGN_LENGTHS = (5, 400, 6000)
-PATIENCE = 90.0
+EXTERNAL_LENGTHS = (5, 400, 6000)
+TIMEOUT = 90.0
 """Seconds without a byte after which a request counts as stuck."""
 
 
 class Question(NamedTuple):
-    """What is asked; the answer to it is known."""
+    """Request content with a known answer."""
 
     model: str
     prompt: int
     length: int
 
     def body(self, number: int, stream: bool) -> dict[str, Any]:
-        """As a request of its own: greedy, so the seed only tells it from others like it."""
+        """Return a unique request body: greedy, so the seed only makes it different from others."""
         return {
             "model": self.model,
             "messages": [{"role": "user", "content": PROMPTS[self.prompt]}],
@@ -40,39 +40,39 @@ class Question(NamedTuple):
         }
 
 
-QUESTIONS = [Question(model, p, n) for model in OURS for p in range(3) for n in LENGTHS]
+QUESTIONS = [Question(model, p, n) for model in BUILTIN for p in range(3) for n in LENGTHS]
 
 
-def foreign_answer(length: int) -> str:
-    """What the fake worker says."""
-    return "".join(f"{FOREIGN}{i} " for i in range(length))
+def external_answer(length: int) -> str:
+    """Return the answer of the fake worker."""
+    return "".join(f"{EXTERNAL}{i} " for i in range(length))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One request: what is asked, and how its client behaves."""
+    """Request, with the behaviour of its client."""
 
     question: Question
     number: int
     stream: bool
     manner: str
-    """read, slow (pauses between reads) or leave (goes after so many reads, or before any)."""
+    """read, slow (pauses between reads) or leave (closes after `reads` reads, or before any)."""
     reads: int
 
     @classmethod
     def drawn(cls, chance: random.Random, number: int) -> Plan:
-        """Each plan takes as many numbers as every other: what happens changes no later one."""
+        """Draw a plan, always from the same number of random numbers, so that seeds repeat."""
         question = chance.choice(QUESTIONS)
-        length = chance.choice(FOREIGN_LENGTHS)
+        length = chance.choice(EXTERNAL_LENGTHS)
         if chance.random() < 0.25:
-            question = Question(FOREIGN, 0, length)
+            question = Question(EXTERNAL, 0, length)
         manner = chance.choices(("read", "slow", "leave"), (7, 1, 2))[0]
         return cls(question, number, chance.random() < 0.7, manner, chance.randrange(8))
 
 
 @dataclass
-class Books:
-    """What came of every request."""
+class Tally:
+    """Tally of all requests by outcome."""
 
     answers: dict[Question, str] = field(default_factory=dict)
     sent: int = 0
@@ -81,12 +81,12 @@ class Books:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def right(self, question: Question) -> str:
-        if question.model == FOREIGN:
-            return foreign_answer(question.length)
+        if question.model == EXTERNAL:
+            return external_answer(question.length)
         return self.answers[question]
 
-    def enter(self, plan: Plan, end: str, text: str | None = None) -> None:
-        """A request is over; an answer is held against the one that is known."""
+    def count_end(self, plan: Plan, end: str, text: str | None = None) -> None:
+        """Count a finished request; compare its answer with the expected one."""
         with self.lock:
             self.sent += 1
             self.ends[end] += 1
@@ -102,12 +102,12 @@ class Books:
 
 
 class Client(threading.Thread):
-    """Asks one thing after the other until it is told that it is over."""
+    """Client that sends one request after the other until `over` is set."""
 
-    def __init__(self, port: int, books: Books, seed: str, over: threading.Event) -> None:
+    def __init__(self, port: int, tally: Tally, seed: str, over: threading.Event) -> None:
         super().__init__(name=f"client {seed}")
         self._port = port
-        self._books = books
+        self._tally = tally
         self._chance = random.Random(seed)
         self._over = over
         self._base = self._chance.randrange(2**30)
@@ -118,36 +118,36 @@ class Client(threading.Thread):
             plan = Plan.drawn(self._chance, self._base + number)
             number += 1
             end, text = self.play(plan)
-            self._books.enter(plan, end, text)
-            if end.startswith("refused"):
+            self._tally.count_end(plan, end, text)
+            if end.startswith("rejected"):
                 self._over.wait(0.2)
 
     def play(self, plan: Plan) -> tuple[str, str | None]:
-        """Ask; how it ended, and the answer if there is a whole one."""
-        whose = "foreign" if plan.question.model == FOREIGN else "ours"
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE)
+        """Send the request; return its outcome, and its answer if that is complete."""
+        kind = "external" if plan.question.model == EXTERNAL else "builtin"
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=TIMEOUT)
         try:
             body = json.dumps(plan.question.body(plan.number, plan.stream))
             connection.request("POST", "/v1/chat/completions", body)
             if plan.manner == "leave" and plan.reads == 0:
                 threading.Event().wait(0.05)
-                return "gone", None
+                return "cancelled", None
             answer = connection.getresponse()
             data = self._read(answer, plan)
             if data is None:
-                return "gone", None
+                return "cancelled", None
             if answer.status != 200:
-                return f"refused ({json.loads(data)['error']['code']})", None
-            return _judged(data, plan.stream, whose)
+                return f"rejected ({json.loads(data)['error']['code']})", None
+            return _outcome(data, plan.stream, kind)
         except TimeoutError:
             return "stuck", None
         except (http.client.HTTPException, OSError) as error:
-            return f"broken off without a word ({whose}, {type(error).__name__})", None
+            return f"broken off without a word ({kind}, {type(error).__name__})", None
         finally:
             connection.close()
 
     def _read(self, answer: http.client.HTTPResponse, plan: Plan) -> bytes | None:
-        """All of the answer; None when the client has left."""
+        """Return the whole response; None when the client has left."""
         data, reads = b"", 0
         size = 2000 if plan.manner == "slow" else 65536
         try:
@@ -164,7 +164,7 @@ class Client(threading.Thread):
         return data
 
 
-def _judged(data: bytes, stream: bool, whose: str) -> tuple[str, str | None]:
+def _outcome(data: bytes, stream: bool, kind: str) -> tuple[str, str | None]:
     if not stream:
         return "answered", json.loads(data)["choices"][0]["message"]["content"]
     text = ""
@@ -174,6 +174,6 @@ def _judged(data: bytes, stream: bool, whose: str) -> tuple[str, str | None]:
         if line.startswith("data: "):
             event = json.loads(line[6:])
             if "error" in event:
-                return f"broken off ({whose}, {event['error']['code']})", None
+                return f"broken off ({kind}, {event['error']['code']})", None
             text += event["choices"][0]["delta"].get("content") or ""
-    return f"ended early ({whose})", None
+    return f"ended early ({kind})", None

@@ -1,7 +1,7 @@
-"""Kills the worker of a stream at a random token, again and again; the client must not notice.
+"""Repeated kills of a stream's worker at a random token; the client must notice none of them.
 
-`python -m tests.faults.kill_many --count 100` says how often the stream was the same as the one
-that nobody disturbed, and how long the pause was.
+`python -m tests.faults.kill_many --count 100` prints how often the stream was the same as the
+undisturbed one, and the length of the pauses.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.daemon import Swapd, config, eventually
-from tests.faults.streams import Stream, asked, follow, read
+from tests.faults.streams import Stream, follow, long_request, read
 from tests.fixtures import demo
 
 PROMPTS = ("Who goes there?", "Tell me of the sea.", "Say what the night says.", "Why?")
@@ -26,7 +26,7 @@ PROMPTS = ("Who goes there?", "Tell me of the sea.", "Say what the night says.",
 
 @dataclass
 class Outcome:
-    """What came of all the kills."""
+    """Result of all the kills."""
 
     same: int = 0
     different: list[str] = field(default_factory=list)
@@ -45,11 +45,11 @@ class Outcome:
 
 
 def kill_many(swapd: Swapd, count: int, seed: int, **fields: Any) -> Outcome:
-    """Ask for the same few answers in turn; in each, kill the worker at some event."""
+    """Request a few answers in turn; kill the worker of each at some event."""
     chance, outcome = random.Random(seed), Outcome()
     fields = {"seed": 5, **fields}
     bodies = [
-        asked("bard", messages=[{"role": "user", "content": prompt}], **fields)
+        long_request("bard", messages=[{"role": "user", "content": prompt}], **fields)
         for prompt in PROMPTS
     ]
     right = [read(swapd, body) for body in bodies]
@@ -71,7 +71,7 @@ def kill_many(swapd: Swapd, count: int, seed: int, **fields: Any) -> Outcome:
 
 
 def _next_worker(swapd: Swapd, pid: int) -> dict[str, Any]:
-    """What is told of the worker that has taken the place of this one."""
+    """Return the worker in `/running` that has replaced this one."""
     eventually(lambda: all(w["pid"] != pid for w in swapd.running()))
     swapd.ask("bard", max_tokens=1)
     return swapd.worker("bard")
@@ -89,7 +89,7 @@ def _killed(swapd: Swapd, body: dict[str, Any], at: int) -> Stream:
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)

@@ -15,14 +15,14 @@ from tests.daemon import Swapd, chat
 
 @dataclass
 class Stream:
-    """One streamed answer, event by event, in the form in which two of them can be compared."""
+    """Streamed answer, event by event, in a form that can be compared."""
 
     texts: list[str] = field(default_factory=list)
     names: set[tuple[str, int]] = field(default_factory=set)
     """Id and time of creation of the events: all have the same."""
     finish: str | None = None
     usage: int = 0
-    """Tokens generated, as the stream's end tells."""
+    """Generated tokens, from the end of the stream."""
     done: bool = False
     error: dict[str, Any] | None = None
     pause: float = 0.0
@@ -35,13 +35,13 @@ class Stream:
 
     @property
     def whole(self) -> tuple[str, str | None, int, bool]:
-        """What is to be the same, whatever happened on the way."""
+        """Part that must be the same with and without faults."""
         assert self.error is None, self.error
         assert len(self.names) == 1, self.names
         return self.text, self.finish, self.usage, self.done
 
     def take(self, line: str) -> None:
-        """A line of the stream."""
+        """Process a line of the stream."""
         if not line:
             return
         assert line.startswith("data: "), line
@@ -62,8 +62,8 @@ class Stream:
             self.finish = choice.get("finish_reason") or self.finish
 
 
-def asked(model: str, **fields: Any) -> dict[str, Any]:
-    """The body of a long answer that tells its usage."""
+def long_request(model: str, **fields: Any) -> dict[str, Any]:
+    """Return the body of a request for a long answer with usage."""
     more = {"max_tokens": 900, "ignore_eos": True, "stream_options": {"include_usage": True}}
     return chat(model, stream=True, **{**more, **fields})
 
@@ -71,7 +71,7 @@ def asked(model: str, **fields: Any) -> dict[str, Any]:
 def follow(
     swapd: Swapd, body: dict[str, Any], path: str = "/v1/chat/completions"
 ) -> Iterator[Stream]:
-    """Ask, and give the stream after each of its lines; the last one given is whole or broken."""
+    """Send the request; yield the stream after each line, the last time complete or broken."""
     stream = Stream()
     with swapd.http.stream("POST", path, json=body) as r:
         assert r.status_code == 200, r.read()
@@ -90,6 +90,6 @@ def follow(
 
 
 def read(swapd: Swapd, body: dict[str, Any]) -> Stream:
-    """A stream to its end."""
+    """Return the stream after its end."""
     *_, stream = follow(swapd, body)
     return stream

@@ -1,4 +1,4 @@
-"""The time of day is set, by a year, there and back: nobody notices but who reads dates."""
+"""Steps of the time of day, by a year forward and back, change only displayed dates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.fixtures import GateMaker, demo, fake
 YEAR = 365 * 86400
 
 
-def test_nothing_goes_by_the_time_of_day(home: Path, gate: GateMaker) -> None:
+def test_nothing_depends_on_the_time_of_day(home: Path, gate: GateMaker) -> None:
     clock, word = SteppedClock(home), gate("word")
     load = gate("load")
     models = {
@@ -45,7 +45,7 @@ def test_nothing_goes_by_the_time_of_day(home: Path, gate: GateMaker) -> None:
         assert lines[-2:] == ["data: [DONE]", ""]
         assert pids[0] == pids[1] == pids[2]
         assert len(pids[0]) == 2
-        # A load takes as long as it takes; and it was a year in fact.
+        # The load time is measured without the clock step.
         loading = threading.Thread(target=swapd.ask, args=("late",))
         loading.start()
         load.open()

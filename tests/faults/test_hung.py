@@ -13,16 +13,16 @@ import pytest
 
 from swapd.system.aio import now
 from tests.daemon import Swapd, chat, config, eventually, said
-from tests.faults.streams import Stream, asked, follow, read
+from tests.faults.streams import Stream, follow, long_request, read
 from tests.fixtures import Gate, demo, fake
 from tests.workers.random_gguf import write_random_gguf
 
 LIMIT = 2.0
-"""Beats are a second apart."""
+"""Heartbeats are a second apart."""
 
 
 def _halted(swapd: Swapd, body: dict[str, object], at: int) -> tuple[Stream, float]:
-    """A stream whose worker is halted at an event; how long it then took to go on."""
+    """Halt a stream's worker at an event; return the stream and the seconds of its pause."""
     pid, stream, since = swapd.worker("bard")["pid"], Stream(), 0.0
     for stream in follow(swapd, body):
         if not since and len(stream.texts) >= at:
@@ -31,17 +31,17 @@ def _halted(swapd: Swapd, body: dict[str, object], at: int) -> tuple[Stream, flo
     return stream, stream.pause
 
 
-def test_a_halted_worker_is_found_and_its_stream_goes_on(home: Path) -> None:
+def test_a_halted_worker_is_detected_and_its_stream_resumes(home: Path) -> None:
     entry = demo("bard", "--parallel 2 --ctx-size 2048", hang_timeout=LIMIT)
     with Swapd(home, config({"bard": entry})) as swapd:
-        right = read(swapd, asked("bard")).whole
-        stream, took = _halted(swapd, asked("bard"), at=30)
+        right = read(swapd, long_request("bard")).whole
+        stream, took = _halted(swapd, long_request("bard"), at=30)
         assert stream.whole == right
         print(f"recovered {took - LIMIT:.2f} s beyond the limit")
         # 2 s on a quiet machine; the suite may run on any.
         assert LIMIT / 2 < took < LIMIT + 20
-        told = swapd.worker("bard")
-        assert (told["hung"], told["resumed"], told["poison"]) == (1, 1, 0)
+        worker = swapd.worker("bard")
+        assert (worker["hung"], worker["resumed"], worker["poison"]) == (1, 1, 0)
         assert "the worker hung: 2 s without progress" in swapd.log()
 
 
@@ -50,10 +50,10 @@ def test_a_halted_worker_is_found_and_its_stream_goes_on(home: Path) -> None:
 def test_ten_halts_are_found_within_two_seconds_beyond_the_limit(home: Path) -> None:
     entry = demo("bard", "--parallel 2 --ctx-size 2048", hang_timeout=LIMIT)
     with Swapd(home, config({"bard": entry})) as swapd:
-        right = read(swapd, asked("bard")).whole
+        right = read(swapd, long_request("bard")).whole
         beyond = []
         for number in range(10):
-            stream, took = _halted(swapd, asked("bard"), at=10 + 30 * number)
+            stream, took = _halted(swapd, long_request("bard"), at=10 + 30 * number)
             assert stream.whole == right
             beyond.append(took - LIMIT)
         print(f"recovered {max(beyond):.2f} s beyond the limit at worst")
@@ -73,8 +73,8 @@ def _long_prompts(home: Path, count: int) -> None:
             r = swapd.http.post("/v1/completions", json=body)
             took.append(now() - since)
             assert r.json()["usage"]["prompt_tokens"] >= 3000, r.text
-        told = swapd.worker("long")
-        assert (told["hung"], told["retried"]) == (0, 0)
+        worker = swapd.worker("long")
+        assert (worker["hung"], worker["retried"]) == (0, 0)
         print(f"3,000 tokens took {min(took):.1f} to {max(took):.1f} s")
 
 
@@ -88,9 +88,7 @@ def test_reading_twenty_long_prompts_is_no_hang(home: Path) -> None:
     _long_prompts(home, 20)
 
 
-def test_a_foreign_worker_that_is_halted_is_replaced(
-    home: Path, gate: Callable[[str], Gate]
-) -> None:
+def test_a_halted_external_worker_is_replaced(home: Path, gate: Callable[[str], Gate]) -> None:
     words = gate("words")
     entry = fake("a", f"--word-gate {words.path}")
     with Swapd(home, config({"a": entry}, hang_timeout=1)) as swapd, ThreadPoolExecutor(1) as pool:
@@ -99,7 +97,7 @@ def test_a_foreign_worker_that_is_halted_is_replaced(
         words.open()
         pid = swapd.worker("a")["pid"]
         os.kill(pid, signal.SIGSTOP)
-        # Seen in one look: for a moment there is none.
+        # Read in one request: for a moment there is no worker.
         eventually(lambda: [w["pid"] for w in swapd.running()] not in ([], [pid]), within=20)
         words.close()
         words.open_for_good()
@@ -107,10 +105,8 @@ def test_a_foreign_worker_that_is_halted_is_replaced(
         assert swapd.worker("a")["hung"] == 1
 
 
-def test_a_foreign_worker_that_is_merely_slow_is_left_alone(
-    home: Path, gate: Callable[[str], Gate]
-) -> None:
-    """With a time-out of its own it has to answer at its check endpoint, and it does."""
+def test_a_slow_external_worker_is_not_replaced(home: Path, gate: Callable[[str], Gate]) -> None:
+    """A worker with its own time limit must answer at its check endpoint, and does."""
     words = gate("words")
     flags = f"--word-gate {words.path}"
     models = {"a": fake("a", flags, hang_timeout=0.5), "b": fake("b", flags)}
@@ -123,7 +119,7 @@ def test_a_foreign_worker_that_is_merely_slow_is_left_alone(
         assert [(w["hung"], w["retried"]) for w in swapd.running()] == [(0, 0), (0, 0)]
 
 
-def test_a_foreign_worker_that_answers_nobody_is_replaced_if_it_has_to_answer(home: Path) -> None:
+def test_an_unresponsive_external_worker_with_a_time_limit_is_replaced(home: Path) -> None:
     entry = fake("a", "--wedge-on drink", hang_timeout=1.0)
     with Swapd(home, config({"a": entry})) as swapd, ThreadPoolExecutor(2) as pool:
         assert said(swapd.ask("a", max_tokens=1)) == "a0 "
@@ -134,7 +130,7 @@ def test_a_foreign_worker_that_answers_nobody_is_replaced_if_it_has_to_answer(ho
 
 
 def test_a_client_that_does_not_read_is_no_hang(home: Path) -> None:
-    """Its worker is kept waiting, and has nothing else to do."""
+    """The worker is blocked on the client, and has no other work."""
     more = {"logprobs": True, "top_logprobs": 20, "n": 4}
     body = chat("bard", stream=True, max_tokens=900, ignore_eos=True, **more)
     entry = demo("bard", "--parallel 4 --ctx-size 4096", hang_timeout=LIMIT)
@@ -149,6 +145,6 @@ def test_a_client_that_does_not_read_is_no_hang(home: Path) -> None:
         eventually(lambda: not any(s["is_processing"] for s in swapd.http.get(slots).json()), 60)
         since = now()
         eventually(lambda: now() > since + 2 * LIMIT)
-        told = swapd.worker("bard")
-        assert (told["pid"], told["hung"], told["busy"]) == (pid, 0, 1)
+        worker = swapd.worker("bard")
+        assert (worker["pid"], worker["hung"], worker["busy"]) == (pid, 0, 1)
         assert [line for line in lines if line][-1] == "data: [DONE]"

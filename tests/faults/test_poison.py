@@ -1,4 +1,4 @@
-"""A request that ends every worker it is given to, and those that are beside it."""
+"""Requests that crash every worker, and the requests in the same batch."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ POISON = [{"role": "user", "content": "drink this"}]
 
 
 @pytest.fixture
-def brew(tmp_path: Path) -> Iterator[tuple[Path, int]]:
-    """A FIFO that any number of workers may wait at, one after the other."""
+def poison_gate(tmp_path: Path) -> Iterator[tuple[Path, int]]:
+    """Yield a FIFO on which any number of workers may wait, one after the other."""
     path = tmp_path / "words"
     os.mkfifo(path)
-    # Opened for both: so it has a reader and a writer whichever workers come and go.
+    # Opened for reading and writing, so that both ends exist at any time.
     pipe = os.open(path, os.O_RDWR)
     yield path, pipe
     os.close(pipe)
 
 
-def _drink(swapd: Swapd) -> httpx.Response:
+def _send_poison(swapd: Swapd) -> httpx.Response:
     return swapd.ask("a", messages=POISON)
 
 
@@ -35,10 +35,10 @@ def _starts(swapd: Swapd) -> int:
     return swapd.log().count("a: started as pid")
 
 
-def test_poison_is_refused_after_two_workers_and_known_when_it_comes_again(home: Path) -> None:
+def test_poison_is_rejected_after_two_crashes_and_when_repeated(home: Path) -> None:
     with Swapd(home, config({"a": fake("a", "--crash-on drink")})) as swapd:
         assert said(swapd.ask("a", max_tokens=1)) == "a0 "
-        first = _drink(swapd)
+        first = _send_poison(swapd)
         assert (first.status_code, _starts(swapd)) == (500, 2)
         error = error_of(first)
         assert error["type"] == "poison_error"
@@ -46,7 +46,7 @@ def test_poison_is_refused_after_two_workers_and_known_when_it_comes_again(home:
             "this request ended its worker twice and is refused for 10 minutes:"
             " the worker was ended by SIGABRT"
         )
-        again = _drink(swapd)
+        again = _send_poison(swapd)
         assert (error_of(again)["code"], _starts(swapd)) == ("poison_request", 2)
         assert said(swapd.ask("a", max_tokens=1)) == "a0 "
         assert "a: refused, fingerprint " in swapd.log()
@@ -56,16 +56,18 @@ def test_poison_is_refused_after_two_workers_and_known_when_it_comes_again(home:
         )
 
 
-def test_innocents_beside_poison_are_all_answered(home: Path, brew: tuple[Path, int]) -> None:
-    words, pipe = brew
+def test_requests_batched_with_poison_are_all_answered(
+    home: Path, poison_gate: tuple[Path, int]
+) -> None:
+    words, pipe = poison_gate
     entry = fake("a", f"--crash-on drink --word-gate {words}", slots=8)
     with Swapd(home, config({"a": entry})) as swapd, ThreadPoolExecutor(6) as pool:
         plain = [pool.submit(swapd.ask, "a", max_tokens=2) for _ in range(4)]
         body = chat("a", max_tokens=2, stream=True)
         stream = pool.submit(swapd.http.post, "/v1/chat/completions", json=body)
         eventually(lambda: [w["busy"] for w in swapd.running()] == [5])
-        poison = pool.submit(_drink, swapd)
-        # With all beside it, again with all beside it; from then on one at a time.
+        poison = pool.submit(_send_poison, swapd)
+        # Twice with the whole batch, then one at a time.
         eventually(lambda: _starts(swapd) == 3)
         os.write(pipe, b"." * 100)
         assert [said(one.result()) for one in plain] == ["a0 a1 "] * 4
@@ -75,8 +77,8 @@ def test_innocents_beside_poison_are_all_answered(home: Path, brew: tuple[Path, 
         assert swapd.worker("a")["poison"] == 1
 
 
-def test_a_foreign_stream_that_was_begun_is_known_when_it_comes_again(home: Path) -> None:
-    """Its client is told, as nothing else can be done; after the second time it is refused."""
+def test_poison_in_a_started_external_stream_is_rejected_when_repeated(home: Path) -> None:
+    """The client gets the error, as nothing can be retried; after the second time, a rejection."""
     with Swapd(home, config({"a": fake("a", "--crash-at-word 2")})) as swapd:
         for _ in range(2):
             with swapd.http.stream(

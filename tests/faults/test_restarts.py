@@ -1,4 +1,4 @@
-"""Workers that die, swapd that dies, shutdowns and reloads: what clients see of them."""
+"""Crashing workers, a crashing swapd, shutdowns and reloads, as clients see them."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from tests.daemon import ROOT, Swapd, alive, chat, config, error_of, eventually,
 from tests.fixtures import Gate, demo, fake
 
 
-def test_a_broken_stream_does_not_look_whole_to_a_plain_client(home: Path) -> None:
+def test_a_broken_stream_is_incomplete_for_a_plain_client(home: Path) -> None:
     with (
         Swapd(home, config({"a": fake("a", "--crash-at-word 2")})) as swapd,
         swapd.http.stream("POST", "/v1/chat/completions", json=chat("a", stream=True)) as r,
     ):
         assert r.headers["X-Accel-Buffering"] == "no"
-        seen = []
+        received = []
         with pytest.raises(httpx.RemoteProtocolError):
-            seen += [line for line in r.iter_lines() if line]
-        assert "data: [DONE]" not in seen
+            received += [line for line in r.iter_lines() if line]
+        assert "data: [DONE]" not in received
 
 
-def test_an_answer_that_ends_by_closing_is_not_whole_when_its_worker_died(home: Path) -> None:
+def test_a_response_ended_by_a_close_is_incomplete_when_its_worker_died(home: Path) -> None:
     flags = "--until-closed --words 3"
     models = {"well": fake("well", flags), "dying": fake("dying", f"{flags} --crash-at-word 2")}
     with Swapd(home, config(models)) as swapd:
@@ -49,19 +49,19 @@ def test_an_answer_that_ends_by_closing_is_not_whole_when_its_worker_died(home: 
                     list(r.iter_lines())
 
 
-def test_the_error_is_an_event_of_its_own(home: Path) -> None:
+def test_the_error_is_a_separate_event(home: Path) -> None:
     with Swapd(home, config({"a": fake("a", "--torn --crash-at-word 0")})) as swapd:
-        seen: list[str] = []
+        received: list[str] = []
         body = chat("a", stream=True)
         with (
             pytest.raises(httpx.RemoteProtocolError),
             swapd.http.stream("POST", "/v1/chat/completions", json=body) as r,
         ):
-            seen.extend(filter(None, r.iter_lines()))
-    assert (seen[0], '"error"' in seen[1]) == ("data: ", True)
+            received.extend(filter(None, r.iter_lines()))
+    assert (received[0], '"error"' in received[1]) == ("data: ", True)
 
 
-def test_a_worker_that_does_not_come_up_says_why_and_cools_down(home: Path) -> None:
+def test_a_failed_start_gives_its_reason_and_a_backoff(home: Path) -> None:
     models = {"a": fake("a", "--fail broken"), "b": fake("b")}
     with Swapd(home, config(models)) as swapd:
         first = swapd.ask("a")
@@ -76,13 +76,13 @@ def test_a_worker_that_does_not_come_up_says_why_and_cools_down(home: Path) -> N
         assert said(swapd.ask("b"))
 
 
-def test_a_command_that_is_not_there_is_told(home: Path) -> None:
+def test_a_missing_command_is_reported(home: Path) -> None:
     with Swapd(home, config({"a": {"cmd": "no-such-program --port ${PORT}"}})) as swapd:
         message = error_of(swapd.ask("a"))["message"]
         assert message == "'a' failed: no-such-program can't be run: No such file or directory"
 
 
-def test_a_gguf_that_is_cut_short_fails_with_llama_cpps_own_reason(home: Path) -> None:
+def test_a_truncated_gguf_fails_with_the_reason_from_llama_cpp(home: Path) -> None:
     whole = (ROOT / "demo/bard.gguf").read_bytes()
     (home / "cut.gguf").write_bytes(whole[: len(whole) // 2])
     with Swapd(home, config({"cut": {"cmd": "${worker} --model cut.gguf"}})) as swapd:
@@ -104,13 +104,13 @@ def test_no_worker_outlives_a_killed_swapd(home: Path) -> None:
 
 
 def _members(group: int) -> list[int]:
-    """Live processes of a process group."""
+    """Return the live processes of a process group."""
     out = subprocess.run(["ps", "-eo", "pid,pgid,stat"], capture_output=True, text=True, check=True)
     rows = [line.split() for line in out.stdout.splitlines()[1:]]
     return [int(pid) for pid, pgid, stat in rows if int(pgid) == group and stat[0] != "Z"]
 
 
-def test_a_shutdown_finishes_what_runs_and_refuses_what_comes(
+def test_a_shutdown_finishes_running_requests_and_rejects_new_ones(
     home: Path, gate: Callable[[str], Gate]
 ) -> None:
     words = gate("words")
@@ -158,7 +158,7 @@ def test_a_second_signal_ends_at_once(home: Path, gate: Callable[[str], Gate]) -
         assert swapd.process.wait(timeout=10) == 0
 
 
-def test_a_drain_ends_after_its_grace(home: Path, gate: Callable[[str], Gate]) -> None:
+def test_a_drain_ends_after_its_timeout(home: Path, gate: Callable[[str], Gate]) -> None:
     words = gate("words")
     models = {"a": fake("a", f"--word-gate {words.path}")}
     with Swapd(home, config(models, drain_timeout=0.5)) as swapd:
@@ -172,7 +172,7 @@ def test_a_drain_ends_after_its_grace(home: Path, gate: Callable[[str], Gate]) -
         assert swapd.process.wait(timeout=10) == 0
 
 
-def test_a_changed_entry_leaves_other_models_and_their_streams_alone(
+def test_a_changed_entry_does_not_affect_other_models_and_their_streams(
     home: Path, gate: Callable[[str], Gate]
 ) -> None:
     words = gate("words")
@@ -196,7 +196,7 @@ def test_a_changed_entry_leaves_other_models_and_their_streams_alone(
 
 
 def test_a_changed_model_is_never_without_a_worker(home: Path, gate: Callable[[str], Gate]) -> None:
-    """Its stream goes on in the old worker; the new one is loaded before that one goes."""
+    """Its stream continues in the old worker; the new one is loaded before that one ends."""
     words, load = gate("words"), gate("load")
     models = {"a": fake("a", f"--word-gate {words.path}")}
     with Swapd(home, config(models)) as swapd:
@@ -216,7 +216,7 @@ def test_a_changed_model_is_never_without_a_worker(home: Path, gate: Callable[[s
         eventually(lambda: [w["state"] for w in swapd.running()] == ["ready"])
 
 
-def test_terms_change_without_a_restart_and_models_come_and_go(home: Path) -> None:
+def test_policies_change_without_a_restart_and_models_are_added_and_removed(home: Path) -> None:
     models = {"a": fake("a", ttl=100)}
     with Swapd(home, config(models)) as swapd:
         swapd.ask("a")
@@ -234,7 +234,7 @@ def test_terms_change_without_a_restart_and_models_come_and_go(home: Path) -> No
         assert swapd.ask("a").status_code == 404
 
 
-def test_a_file_in_the_place_of_another_makes_a_new_worker(home: Path) -> None:
+def test_a_replaced_model_file_gets_a_new_worker(home: Path) -> None:
     file = home / "m.gguf"
     shutil.copy(ROOT / "demo/bard.gguf", file)
     entry = {"cmd": f"${{worker}} --model {file} --threads 1"}
@@ -252,7 +252,7 @@ def test_a_file_in_the_place_of_another_makes_a_new_worker(home: Path) -> None:
         assert said(swapd.ask("m")) != before
 
 
-def test_a_broken_configuration_is_told_and_changes_nothing(home: Path) -> None:
+def test_a_broken_configuration_is_reported_and_changes_nothing(home: Path) -> None:
     with Swapd(home, config({"a": fake("a")})) as swapd:
         swapd.ask("a")
         pid = swapd.worker("a")["pid"]
@@ -263,7 +263,7 @@ def test_a_broken_configuration_is_told_and_changes_nothing(home: Path) -> None:
         assert swapd.worker("a")["pid"] == pid
 
 
-def test_a_configuration_is_read_again_when_that_is_asked_for(home: Path) -> None:
+def test_a_configuration_is_reloaded_on_request(home: Path) -> None:
     with Swapd(home, config({"a": fake("a")})) as swapd, Line(home) as line:
         swapd.config.write_text("models:\n  a:\n    cmdd: x\n")
         line.ask(1, op="reload")
@@ -277,7 +277,7 @@ def test_a_configuration_is_read_again_when_that_is_asked_for(home: Path) -> Non
         assert line.hear()["models"] == [{"name": "b", "state": "unloaded"}]
 
 
-def test_a_foreign_worker_is_served_as_it_is(home: Path) -> None:
+def test_an_external_worker_needs_no_contract(home: Path) -> None:
     """`cmd` needs no contract: a server that only listens on its port is a worker."""
     cmd = f"{sys.executable} -m http.server --bind 127.0.0.1 ${{PORT}}"
     (home / "hello.txt").write_text("hello")
@@ -307,38 +307,38 @@ HTTPServer(("127.0.0.1", int(sys.argv[1])), Odd).serve_forever()
 """
 
 
-def test_odd_answers_of_a_foreign_worker(home: Path) -> None:
+def test_unusual_responses_of_an_external_worker(home: Path) -> None:
     (home / "odd.py").write_text(ODD)
     cmd = f"{sys.executable} {home}/odd.py ${{PORT}}"
     with Swapd(home, config({"odd": {"cmd": cmd, "checkEndpoint": "/"}})) as swapd:
         long = swapd.http.get("/upstream/odd/long")
         assert len(long.headers["X-Long"]) == 20_000
-        # An encoded end of line is a letter like others, and stays encoded.
+        # An encoded line end is not decoded.
         assert swapd.http.get("/upstream/odd/a%0d%0ab").headers["X-Path"] == "/a%0d%0ab"
         switched = swapd.http.get("/upstream/odd/101")
         assert switched.status_code == 502
         assert error_of(switched)["message"].endswith("it answered with status 101")
 
 
-def test_requests_that_wait_are_refused_when_their_model_fails(
+def test_queued_requests_are_rejected_when_their_model_fails(
     home: Path, gate: Callable[[str], Gate]
 ) -> None:
     load = gate("load")
     entry = {"cmd": f"sh -c 'read x < {load.path}; echo no luck; exit 7' -- ${{PORT}}"}
     with Swapd(home, config({"a": entry})) as swapd, ThreadPoolExecutor(5) as pool:
-        asked = [pool.submit(swapd.ask, "a") for _ in range(5)]
+        pending = [pool.submit(swapd.ask, "a") for _ in range(5)]
         load.open()
         eventually(lambda: swapd.worker("a")["waiting"] == 5)
         load.let()
         load.close()
-        for one in asked:
-            assert one.result().status_code == 503
-            assert error_of(one.result())["message"].endswith("exit status 7: no luck")
+        for response in pending:
+            assert response.result().status_code == 503
+            assert error_of(response.result())["message"].endswith("exit status 7: no luck")
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.002])
 def test_a_request_right_after_a_kill_is_served_by_another_worker(home: Path, delay: float) -> None:
-    """Its connection breaks before the worker's end is known: nobody need notice."""
+    """The connection breaks before the worker's exit is reported: the client notices nothing."""
     with Swapd(home, config({"bard": demo("bard"), "a": fake("a")})) as swapd:
         for name in ("bard", "a"):
             assert said(swapd.ask(name))
@@ -349,7 +349,7 @@ def test_a_request_right_after_a_kill_is_served_by_another_worker(home: Path, de
             assert swapd.worker(name)["pid"] != pid
 
 
-def test_a_client_that_does_not_read_does_not_hold_a_shutdown_up(home: Path) -> None:
+def test_a_client_that_does_not_read_does_not_delay_a_shutdown(home: Path) -> None:
     models = {"a": fake("a", "--words 400000")}
     with Swapd(home, config(models, drain_timeout=0.5)) as swapd:
         body = msgspec.json.encode(chat("a", stream=True, max_tokens=400_000))
@@ -362,7 +362,7 @@ def test_a_client_that_does_not_read_does_not_hold_a_shutdown_up(home: Path) -> 
             assert swapd.process.wait(timeout=10) == 0
 
 
-def test_clients_that_leave_are_no_traceback(home: Path) -> None:
+def test_disconnected_clients_cause_no_traceback(home: Path) -> None:
     with Swapd(home, config({"a": fake("a")})) as swapd:
         body = chat("a", stream=True, max_tokens=20_000)
         for _ in range(10):

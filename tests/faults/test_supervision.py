@@ -1,4 +1,4 @@
-"""Workers that fail in every way that a worker can, and others beside them that do not notice."""
+"""Workers that fail in every way, and other workers that are not affected."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.fixtures import demo, fake
 
 
 class _Answers(http.server.BaseHTTPRequestHandler):
-    """Answers 200 to everything."""
+    """Handler that answers 200 to everything."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -32,8 +32,8 @@ class _Answers(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def _stranger(port: int) -> Iterator[None]:
-    """Somebody who answers 200 on this port."""
+def _other_server(port: int) -> Iterator[None]:
+    """Answer 200 on this port, from another process than the worker."""
     with http.server.HTTPServer(("127.0.0.1", port), _Answers) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -45,15 +45,15 @@ def _stranger(port: int) -> Iterator[None]:
 
 
 def test_an_answer_counts_only_if_the_worker_holds_its_port(home: Path) -> None:
-    """The worker tells us its port and then never listens; this very process does instead."""
-    told = home / "told"
-    os.mkfifo(told)
-    quiet = {"cmd": f"sh -c 'echo $1 > {told}; exec sleep 600' -- ${{PORT}}"}
+    """The worker reports its port and then never listens; this process does instead."""
+    fifo = home / "fifo"
+    os.mkfifo(fifo)
+    quiet = {"cmd": f"sh -c 'echo $1 > {fifo}; exec sleep 600' -- ${{PORT}}"}
     models = {"quiet": quiet, "a": fake("a")}
     with Swapd(home, config(models)) as swapd, ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(swapd.ask, "quiet")
-        with _stranger(int(told.read_text())):
-            answer = asked.result()
+        pending = pool.submit(swapd.ask, "quiet")
+        with _other_server(int(fifo.read_text())):
+            answer = pending.result()
             assert answer.status_code == 503
             message = error_of(answer)["message"]
             assert message.endswith(f"is held by another process, pid {os.getpid()}")
@@ -61,7 +61,7 @@ def test_an_answer_counts_only_if_the_worker_holds_its_port(home: Path) -> None:
         assert swapd.states() == {"a": "ready"}
 
 
-def test_a_disk_at_its_end_stops_logging_and_not_serving(home: Path) -> None:
+def test_a_full_disk_stops_logging_but_not_serving(home: Path) -> None:
     """swapd's folder is a small disk: filled while it runs, full when it starts, and freed."""
     with small_disk(home / ".swapd", 256) as disk:
         chatty = fake("a")
@@ -72,7 +72,7 @@ def test_a_disk_at_its_end_stops_logging_and_not_serving(home: Path) -> None:
             for name in models:
                 assert said(swapd.ask(name))
             page = msgspec.json.decode((disk / "workers.json").read_bytes(), type=PidFile)
-            assert {noted.pid for noted in page.workers} > swapd.pids(), "and the spare one"
+            assert {record.pid for record in page.workers} > swapd.pids(), "and the warm standby"
             filling.unlink()
             swapd.http.post("/unload")
             assert said(swapd.ask("a"))
@@ -87,11 +87,11 @@ def test_a_disk_at_its_end_stops_logging_and_not_serving(home: Path) -> None:
             assert said(swapd.ask("a"))
 
 
-def test_a_start_goes_on_with_damaged_state(home: Path) -> None:
+def test_a_start_succeeds_with_damaged_state(home: Path) -> None:
     state = home / ".swapd"
     state.mkdir()
     for name in ("workers.json", "lock"):
-        (state / name).write_bytes(b'{"mark": "x", "wor\x00\xff')
+        (state / name).write_bytes(b'{"run_id": "x", "wor\x00\xff')
     with Swapd(home, config({"a": fake("a")})) as swapd:
         assert said(swapd.ask("a"))
         assert "workers.json is damaged" in swapd.log()

@@ -1,4 +1,4 @@
-"""A place where workers are spawned, and workers in it."""
+"""Fixtures: a context for spawning workers, and workers in it."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def place(tmp_path: Path) -> Iterator[SpawnContext]:
 
 @dataclass
 class Heard:
-    """A listener that lets a test wait for what a worker says."""
+    """Listener with which a test waits for a worker's messages."""
 
     words: asyncio.Queue[ReadyMessage] = field(default_factory=asyncio.Queue)
     ends: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     killed_externally: bool | None = None
-    """Whether it was killed by somebody else; None until it has ended."""
+    """True if another process killed the worker; None until it has ended."""
 
     def worker_spoke(self, worker: int, word: ReadyMessage) -> None:
         assert worker == 1

@@ -1,4 +1,4 @@
-"""Control groups, as folders laid out like the kernel's."""
+"""Control groups in folders laid out as in the kernel."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ def _member(folder: Path, path: str) -> Path:
     return file
 
 
-def test_the_tightest_group_on_the_way_up_counts_and_cache_does_not(tmp_path: Path) -> None:
+def test_the_ancestor_with_least_memory_left_counts_without_cache(tmp_path: Path) -> None:
     root = tmp_path / "cgroup"
     _group(root / "a", 100 * MIB, 90 * MIB, cache=60 * MIB)
     _group(root / "a/b", 1000 * MIB, 25 * MIB)
     assert group_memory(root, _member(tmp_path, "/a/b")) == GroupMemory(100 * MIB, 30 * MIB)
 
 
-def test_inside_a_container_the_root_is_ones_own_group(tmp_path: Path) -> None:
+def test_in_a_container_the_root_is_the_group_of_the_process(tmp_path: Path) -> None:
     root = tmp_path / "cgroup"
     _group(root, 512 * MIB, 128 * MIB)
     assert group_memory(root, _member(tmp_path, "/")) == GroupMemory(512 * MIB, 128 * MIB)
 
 
 @pytest.mark.parametrize("limit", ["max", "", "nonsense"])
-def test_without_a_limit_there_is_none(tmp_path: Path, limit: str) -> None:
+def test_a_group_without_a_limit_is_none(tmp_path: Path, limit: str) -> None:
     root = tmp_path / "cgroup"
     _group(root / "a", limit, 5)
     assert group_memory(root, _member(tmp_path, "/a")) is None
 
 
-def test_where_there_are_no_groups(tmp_path: Path) -> None:
+def test_without_control_groups(tmp_path: Path) -> None:
     assert group_memory(tmp_path, tmp_path / "missing") is None
     assert group_memory(tmp_path / "missing", _member(tmp_path, "/a")) is None
     (tmp_path / "old").write_text("4:memory:/a\n")

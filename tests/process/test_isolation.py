@@ -1,4 +1,4 @@
-"""What a worker gets of swapd: its pipes, a clean environment, and the limits it is held to."""
+"""Isolation of workers: their pipes, a clean environment, and their limits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from swapd.domain.models import WorkerLimits
-from swapd.process.orphans import MARK
+from swapd.process.orphans import RUN_ID
 from swapd.process.spawn import SpawnContext, worker_environment
 from swapd.process.worker_process import WorkerProcess
 from tests.daemon import Swapd, config, eventually, said
@@ -38,39 +38,39 @@ USEFUL = {
 }
 
 
-def test_workers_see_the_usual_and_what_is_named_but_no_secrets() -> None:
-    own = {**SECRETS, **USEFUL, "MINE": "1", "MINE_TOO": "2", "MINE_KEY": "3"}
-    assert worker_environment(own, ()) == USEFUL
-    assert worker_environment(own, ("MINE_*", "HF_TOKEN")) == {
+def test_workers_inherit_default_and_named_variables_but_no_secrets() -> None:
+    environ = {**SECRETS, **USEFUL, "MINE": "1", "MINE_TOO": "2", "MINE_KEY": "3"}
+    assert worker_environment(environ, ()) == USEFUL
+    assert worker_environment(environ, ("MINE_*", "HF_TOKEN")) == {
         **USEFUL,
         "MINE_TOO": "2",
         "HF_TOKEN": "hf_1",
     }
-    assert worker_environment(own, ("*",)).keys() == own.keys() - {
+    assert worker_environment(environ, ("*",)).keys() == environ.keys() - {
         *("OPENAI_API_KEY", "HF_TOKEN", "LLAMA_API_KEY", "AWS_SECRET_ACCESS_KEY", "MINE_KEY")
     }
 
 
 def test_the_environment_of_real_workers_is_clean(tmp_path: Path) -> None:
-    """A foreign one, one of ours, and one that the spare has become."""
+    """An external worker, a built-in worker, and a worker from the warm standby."""
     models = {
-        "foreign": fake("foreign", env=["OWN=1"]),
-        "ours": demo("alice", env=["OWN=1"]),
-        "spare": demo("bard"),
+        "external": fake("external", env=["OWN=1"]),
+        "builtin": demo("alice", env=["OWN=1"]),
+        "standby": demo("bard"),
     }
     text = config(models, spare=True, pass_env=["PASSED"])
     with Swapd(tmp_path, text, PASSED="2", CUDA_VISIBLE_DEVICES="0", **_without_home()) as swapd:
         for name in models:
             assert said(swapd.ask(name))
-            seen = psutil.Process(swapd.worker(name)["pid"]).environ()
-            assert not SECRETS.keys() & seen.keys()
-            assert len(seen[MARK]) == 32
-            assert seen["PASSED"] == "2"
-            assert seen["CUDA_VISIBLE_DEVICES"] == "0"
-            assert seen["PATH"] == os.environ["PATH"]
-            assert ("OWN" in seen) == (name != "spare")
-            # A library of ours that gives up starts no debugger, whose words hide its own.
-            assert seen.get("GGML_NO_BACKTRACE") == (None if name == "foreign" else "1")
+            found = psutil.Process(swapd.worker(name)["pid"]).environ()
+            assert not SECRETS.keys() & found.keys()
+            assert len(found[RUN_ID]) == 32
+            assert found["PASSED"] == "2"
+            assert found["CUDA_VISIBLE_DEVICES"] == "0"
+            assert found["PATH"] == os.environ["PATH"]
+            assert ("OWN" in found) == (name != "standby")
+            # No debugger is started when ggml aborts: its output would hide the reason.
+            assert found.get("GGML_NO_BACKTRACE") == (None if name == "external" else "1")
 
 
 def _without_home() -> dict[str, str]:
@@ -80,26 +80,26 @@ def _without_home() -> dict[str, str]:
 def _descriptors(pid: int) -> dict[int, str]:
     found = {}
     for fd in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed since
+        with contextlib.suppress(FileNotFoundError):  # The descriptor has been closed.
             found[int(fd.name)] = str(fd.readlink())
     return found
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="descriptors are looked at in /proc")
-async def test_a_worker_has_its_pipes_and_nothing_else_of_ours(place: SpawnContext) -> None:
-    mine = os.open(place.home, os.O_RDONLY)
-    os.set_inheritable(mine, True)
+@pytest.mark.skipif(sys.platform != "linux", reason="reads descriptors from /proc")
+async def test_a_worker_inherits_only_its_pipes(place: SpawnContext) -> None:
+    inherited = os.open(place.home, os.O_RDONLY)
+    os.set_inheritable(inherited, True)
     heard = Heard()
     spec = model_spec("m", ("sleep", "600"), builtin=False, proxy="http://127.0.0.1:${PORT}")
     process = WorkerProcess(1, spec, place, heard, LOG)
     try:
-        # While the program begins, its loader has its libraries open.
+        # At the start of the program, its loader has libraries open.
         eventually(lambda: _descriptors(process.pid).keys() == {0, 1, 2})
         held = _descriptors(process.pid)
         assert all(to.startswith("pipe:") for to in held.values())
         assert os.getsid(process.pid) == process.pid
     finally:
-        os.close(mine)
+        os.close(inherited)
         process.kill()
         await heard.end()
 
@@ -111,7 +111,7 @@ def _runs(place: SpawnContext, heard: Heard, script: str, limits: WorkerLimits) 
     return WorkerProcess(1, spec, place, heard, LOG)
 
 
-async def test_limits_are_set_and_children_have_them_too(
+async def test_limits_apply_to_the_worker_and_its_children(
     place: SpawnContext, tmp_path: Path
 ) -> None:
     heard = Heard()
@@ -137,17 +137,17 @@ import mmap, sys
 with open("big", "wb") as file:
     file.truncate(600 * 2**20)
 with open("big", "rb") as file:
-    seen = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-assert not any(seen[i] for i in range(0, len(seen), 2**20))
+    mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+assert not any(found[i] for i in range(0, len(seen), 2**20))
 print("the file was read", flush=True)
-kept = []
+held = []
 while True:
-    kept.append(bytearray(2**20))
+    held.append(bytearray(2**20))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux only")
-async def test_a_leak_ends_at_the_limit_and_a_mapped_file_is_free(place: SpawnContext) -> None:
+async def test_a_leak_ends_at_the_limit_and_mapped_files_do_not_count(place: SpawnContext) -> None:
     heard = Heard()
     _runs(place, heard, LEAKS, WorkerLimits(memory=200 * 2**20))
     reason = await heard.end()
@@ -159,7 +159,7 @@ async def test_a_leak_ends_at_the_limit_and_a_mapped_file_is_free(place: SpawnCo
 @pytest.mark.parametrize(
     "script", ["import os; os.abort()", "raise MemoryError", 'exit("can\'t start new thread")']
 )
-async def test_a_start_that_fails_names_the_limit_that_it_may_fail_for(
+async def test_a_failed_start_names_the_limit_that_may_be_the_cause(
     place: SpawnContext, script: str
 ) -> None:
     for limits in (WorkerLimits(memory=300 * 2**20), WorkerLimits(nice=1)):
@@ -169,7 +169,7 @@ async def test_a_start_that_fails_names_the_limit_that_it_may_fail_for(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="files are limited on Linux only")
-async def test_limits_that_cannot_be_set_fail_the_start_and_leave_nothing(
+async def test_a_limit_that_cannot_be_set_fails_the_start_and_leaves_no_process(
     place: SpawnContext,
 ) -> None:
     before = {child.pid for child in psutil.Process().children()}

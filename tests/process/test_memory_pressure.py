@@ -1,4 +1,4 @@
-"""Time lost waiting for memory, and memory that is free."""
+"""Memory pressure, and free memory."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import pytest
 
 from swapd.process.memory import LEVELS, free, pressure_percent
 
-TOLD = """some avg10={} avg60=0.03 avg300=0.00 total=51
+PRESSURE = """some avg10={} avg60=0.03 avg300=0.00 total=51
 full avg10=99.00 avg60=0.00 avg300=0.00 total=12
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="pressure stall information is Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="pressure stall information needs Linux")
 def test_pressure_stall_information_is_read(tmp_path: Path) -> None:
     file = tmp_path / "memory"
-    file.write_text(TOLD.format("12.34"))
+    file.write_text(PRESSURE.format("12.34"))
     assert pressure_percent(file) == 12.34
-    for odd in ("", "some\n", "some avg10=much\n", "full avg10=5.0\n"):
-        file.write_text(odd)
+    for invalid in ("", "some\n", "some avg10=much\n", "full avg10=5.0\n"):
+        file.write_text(invalid)
         assert pressure_percent(file) == 0.0
     assert pressure_percent(tmp_path / "none") == 0.0
     assert 0.0 <= pressure_percent() <= 100.0
 
 
-def test_macos_levels_press_whenever_anything_is_set() -> None:
+def test_macos_levels_exceed_any_reasonable_threshold() -> None:
     assert set(LEVELS) == {"2", "4"}
     assert min(LEVELS.values()) >= 50
 
 
-def test_what_is_free_is_no_more_than_what_is_there() -> None:
+def test_free_memory_is_less_than_all_memory() -> None:
     assert 0 < free() < psutil.virtual_memory().total

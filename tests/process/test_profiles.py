@@ -1,4 +1,4 @@
-"""What was learned of models, in its file."""
+"""Model profiles in their file."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from swapd.domain.models import Catalog, Limits, ModelProfile, ModelSpec
-from swapd.process import profiles as room
+from swapd.process import profiles
 from swapd.process.profiles import ProfileStore
 from tests.specs import changed_spec, model_spec
 
-LOG = logging.getLogger("learned")
+LOG = logging.getLogger("profiles")
 
 
-class Kept:
-    """A model file, and a place to keep what is learned of its model."""
+class Store:
+    """A model file, and a file for its profile."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -33,78 +33,80 @@ class Kept:
         catalog = Catalog({"m": spec or self.spec}, Limits())
         return self.open().recall(catalog).get("m")
 
-    async def note(self, learned: ModelProfile) -> None:
-        learnings = self.open()
-        learnings.note(learnings.identity(self.spec), learned)
-        learnings.close()
+    async def note(self, profile: ModelProfile) -> None:
+        opened = self.open()
+        opened.note(opened.identity(self.spec), profile)
+        opened.close()
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Kept:
-    return Kept(tmp_path)
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)
 
 
-async def test_what_was_noted_is_known_to_the_next(kept: Kept) -> None:
-    assert kept.recall() is None
-    await kept.note(ModelProfile(5, 1.5))
-    assert kept.recall() == ModelProfile(5, 1.5)
-    await kept.note(ModelProfile(7, 1.25))
-    assert kept.recall() == ModelProfile(7, 1.25)
-    assert sorted(p.name for p in kept.folder.iterdir()) == ["learned.json", "m.gguf"]
+async def test_a_saved_profile_is_loaded_by_the_next_store(store: Store) -> None:
+    assert store.recall() is None
+    await store.note(ModelProfile(5, 1.5))
+    assert store.recall() == ModelProfile(5, 1.5)
+    await store.note(ModelProfile(7, 1.25))
+    assert store.recall() == ModelProfile(7, 1.25)
+    assert sorted(p.name for p in store.folder.iterdir()) == ["learned.json", "m.gguf"]
 
 
-async def test_it_belongs_to_the_command_and_its_files(kept: Kept) -> None:
-    await kept.note(ModelProfile(5, 1.5))
-    wider = changed_spec(kept.spec, argv=(*kept.spec.launch.argv[:-1], "1024"))
-    assert kept.recall(wider) is None
-    assert kept.recall(changed_spec(kept.spec, env=(("A", "b"),))) is None
-    assert kept.recall(changed_spec(kept.spec, ttl=5, need_bytes=9)) == ModelProfile(5, 1.5)
-    kept.model.write_bytes(b"22")
-    assert kept.recall() is None
-    kept.model.write_bytes(b"1")
-    os.utime(kept.model, ns=(1, 1))
-    assert kept.recall() is None
+async def test_a_profile_belongs_to_the_command_and_its_files(store: Store) -> None:
+    await store.note(ModelProfile(5, 1.5))
+    wider = changed_spec(store.spec, argv=(*store.spec.launch.argv[:-1], "1024"))
+    assert store.recall(wider) is None
+    assert store.recall(changed_spec(store.spec, env=(("A", "b"),))) is None
+    assert store.recall(changed_spec(store.spec, ttl=5, need_bytes=9)) == ModelProfile(5, 1.5)
+    store.model.write_bytes(b"22")
+    assert store.recall() is None
+    store.model.write_bytes(b"1")
+    os.utime(store.model, ns=(1, 1))
+    assert store.recall() is None
 
 
-async def test_what_workers_leave_in_a_folder_of_their_command_makes_no_other_model(
-    kept: Kept,
+async def test_files_in_a_folder_of_the_command_do_not_change_the_identity(
+    store: Store,
 ) -> None:
-    kept.spec = changed_spec(kept.spec, argv=(*kept.spec.launch.argv, "--slot-save-path", "./kv"))
-    (kept.folder / "kv").mkdir()
-    await kept.note(ModelProfile(5, 1.5))
-    os.utime(kept.folder / "kv", ns=(1, 1))
-    assert kept.recall() == ModelProfile(5, 1.5)
+    store.spec = changed_spec(
+        store.spec, argv=(*store.spec.launch.argv, "--slot-save-path", "./kv")
+    )
+    (store.folder / "kv").mkdir()
+    await store.note(ModelProfile(5, 1.5))
+    os.utime(store.folder / "kv", ns=(1, 1))
+    assert store.recall() == ModelProfile(5, 1.5)
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"\xff", b"[]", b'{"version": 2, "models": {}}', b'{"version": 1}']
 )
-def test_a_damaged_file_is_set_aside(
-    kept: Kept, content: bytes, caplog: pytest.LogCaptureFixture
+def test_a_damaged_file_is_quarantined(
+    store: Store, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    kept.file.write_bytes(content)
-    assert kept.recall() is None
-    assert not kept.file.exists()
-    assert (kept.folder / "learned.json.damaged").read_bytes() == content
+    store.file.write_bytes(content)
+    assert store.recall() is None
+    assert not store.file.exists()
+    assert (store.folder / "learned.json.damaged").read_bytes() == content
     assert "learned.json is damaged" in caplog.text
 
 
-async def test_what_cannot_be_written_is_told_and_known_all_the_same(
-    kept: Kept, caplog: pytest.LogCaptureFixture
+async def test_a_failed_write_is_logged_and_the_profile_stays_in_memory(
+    store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    learnings = ProfileStore(kept.folder / "nowhere/learned.json", kept.folder, LOG)
-    learnings.note(learnings.identity(kept.spec), ModelProfile(5))
-    learnings.close()
+    opened = ProfileStore(store.folder / "nowhere/learned.json", store.folder, LOG)
+    opened.note(opened.identity(store.spec), ModelProfile(5))
+    opened.close()
     assert "can't be written: No such file or directory" in caplog.text
-    assert learnings.recall(Catalog({"m": kept.spec})) == {"m": ModelProfile(5)}
+    assert opened.recall(Catalog({"m": store.spec})) == {"m": ModelProfile(5)}
 
 
-async def test_the_longest_unheard_of_are_forgotten(
-    kept: Kept, monkeypatch: pytest.MonkeyPatch
+async def test_the_least_recently_saved_profiles_are_dropped(
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "MOST", 2)
-    learnings = kept.open()
+    monkeypatch.setattr(profiles, "MAX_PROFILES", 2)
+    opened = store.open()
     for identity in ("a", "b", "a", "c"):
-        learnings.note(identity, ModelProfile(1))
-    learnings.close()
-    assert list(kept.open()._known) == ["a", "c"]
+        opened.note(identity, ModelProfile(1))
+    opened.close()
+    assert list(store.open()._profiles) == ["a", "c"]

@@ -1,4 +1,4 @@
-"""The spare worker: a real one, which becomes the worker of a demo model."""
+"""The warm standby: a real process, which becomes the worker of a demo model."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from tests.specs import model_spec
 
 LOG = logging.Logger("test")
 SERVE = (sys.executable, "-m", "workers.serve")
-SPARE = (sys.executable, "-m", "workers.spare")
+STANDBY = (sys.executable, "-m", "workers.spare")
 BARD = model_spec(
     "bard", (*SERVE, "--model", str(ROOT / "demo/bard.gguf"), "--port", "0", "--parallel", "3")
 )
 
 
 @pytest.fixture
-def spare(place: SpawnContext) -> Iterator[WarmStandby]:
-    spare = WarmStandby(SERVE, SPARE, place)
-    yield spare
-    spare.dismiss()
+def standby(place: SpawnContext) -> Iterator[WarmStandby]:
+    standby = WarmStandby(SERVE, STANDBY, place)
+    yield standby
+    standby.dismiss()
 
 
-def _pid(spare: WarmStandby) -> int:
-    assert spare._waiting is not None
-    return spare._waiting.process.pid
+def _pid(standby: WarmStandby) -> int:
+    assert standby._waiting is not None
+    return standby._waiting.process.pid
 
 
 async def _stop(process: WorkerProcess, heard: Heard) -> str:
@@ -44,60 +44,62 @@ async def _stop(process: WorkerProcess, heard: Heard) -> str:
     return await heard.end()
 
 
-async def test_it_becomes_the_worker_it_is_told_to_be(
-    place: SpawnContext, spare: WarmStandby
+async def test_it_becomes_the_worker_of_the_given_command(
+    place: SpawnContext, standby: WarmStandby
 ) -> None:
-    spare.prepare()
-    pid = _pid(spare)
-    spare.prepare()
-    assert _pid(spare) == pid
+    standby.prepare()
+    pid = _pid(standby)
+    standby.prepare()
+    assert _pid(standby) == pid
     heard = Heard()
-    process = WorkerProcess(1, BARD, place, heard, LOG, spare)
+    process = WorkerProcess(1, BARD, place, heard, LOG, standby)
     assert process.pid == pid
-    word = await heard.word()
-    assert (word.ready, word.slots) == (True, 3)
+    message = await heard.word()
+    assert (message.ready, message.slots) == (True, 3)
     answer = await asyncio.to_thread(httpx.get, f"{process.base_url}/v1/models")
     assert answer.json()["data"][0]["id"] == "bard"
     assert await _stop(process, heard) == "the worker ended with exit status 0"
     assert not alive(pid)
 
 
-async def test_one_that_a_model_cannot_use_stays(place: SpawnContext, spare: WarmStandby) -> None:
-    """Its environment is set, and a foreign command is another program."""
-    spare.prepare()
+async def test_it_stays_when_a_model_cannot_use_it(
+    place: SpawnContext, standby: WarmStandby
+) -> None:
+    """A model with its own environment, and an external command."""
+    standby.prepare()
     heard = Heard()
-    own_env = model_spec("bard", BARD.launch.argv, env=(("X", "1"),))
-    process = WorkerProcess(1, own_env, place, heard, LOG, spare)
-    assert process.pid != _pid(spare)
+    with_env = model_spec("bard", BARD.launch.argv, env=(("X", "1"),))
+    process = WorkerProcess(1, with_env, place, heard, LOG, standby)
+    assert process.pid != _pid(standby)
     assert (await heard.word()).ready
     await _stop(process, heard)
-    assert spare.take(model_spec("x", ("sleep", "1"), builtin=False), ("sleep", "1")) is None
-    assert alive(_pid(spare))
+    assert standby.take(model_spec("x", ("sleep", "1"), builtin=False), ("sleep", "1")) is None
+    assert alive(_pid(standby))
 
 
-async def test_one_that_died_meanwhile_is_not_taken(
-    place: SpawnContext, spare: WarmStandby
+async def test_a_process_that_has_died_is_not_taken(
+    place: SpawnContext, standby: WarmStandby
 ) -> None:
-    spare.prepare()
-    pid = _pid(spare)
+    standby.prepare()
+    pid = _pid(standby)
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: not alive(pid))
     heard = Heard()
-    process = WorkerProcess(1, BARD, place, heard, LOG, spare)
+    process = WorkerProcess(1, BARD, place, heard, LOG, standby)
     assert process.pid != pid
     assert (await heard.word()).ready
     await _stop(process, heard)
 
 
-async def test_one_that_is_killed_at_that_moment_is_replaced(
-    place: SpawnContext, spare: WarmStandby
+async def test_a_process_killed_while_it_is_taken_is_replaced(
+    place: SpawnContext, standby: WarmStandby
 ) -> None:
-    """Stopped first, so that it is taken alive and dies before it can say a word."""
-    spare.prepare()
-    pid = _pid(spare)
+    """The process is stopped first, so that it is alive when taken and dies before its message."""
+    standby.prepare()
+    pid = _pid(standby)
     os.kill(pid, signal.SIGSTOP)
     heard = Heard()
-    process = WorkerProcess(1, BARD, place, heard, LOG, spare)
+    process = WorkerProcess(1, BARD, place, heard, LOG, standby)
     assert process.pid == pid
     os.kill(pid, signal.SIGKILL)
     assert (await heard.word()).ready
@@ -106,26 +108,24 @@ async def test_one_that_is_killed_at_that_moment_is_replaced(
     await _stop(process, heard)
 
 
-def test_one_that_is_stopped_can_be_dismissed(spare: WarmStandby) -> None:
-    spare.prepare()
-    os.kill(_pid(spare), signal.SIGSTOP)
-    spare.dismiss()
+def test_a_stopped_process_can_be_dismissed(standby: WarmStandby) -> None:
+    standby.prepare()
+    os.kill(_pid(standby), signal.SIGSTOP)
+    standby.dismiss()
 
 
-async def test_its_arguments_may_be_wrong_and_that_is_told(
-    place: SpawnContext, spare: WarmStandby
-) -> None:
-    spare.prepare()
+async def test_wrong_arguments_are_reported(place: SpawnContext, standby: WarmStandby) -> None:
+    standby.prepare()
     heard = Heard()
     wrong = model_spec("bard", (*SERVE, "--model", "no.gguf", "--prot", "0"))
-    WorkerProcess(1, wrong, place, heard, LOG, spare)
+    WorkerProcess(1, wrong, place, heard, LOG, standby)
     assert "--port" in await heard.end()
 
 
-def test_dismissed_it_is_gone_and_leaves_no_descriptors(spare: WarmStandby) -> None:
+def test_dismissal_leaves_no_process_and_no_descriptors(standby: WarmStandby) -> None:
     before = len(list(Path("/dev/fd").iterdir()))
-    spare.prepare()
-    pid = _pid(spare)
-    spare.dismiss()
+    standby.prepare()
+    pid = _pid(standby)
+    standby.dismiss()
     assert not alive(pid)
     assert len(list(Path("/dev/fd").iterdir())) == before

@@ -1,4 +1,4 @@
-"""What a crowd held goes back to the system."""
+"""Memory of a burst of requests is returned to the kernel."""
 
 from __future__ import annotations
 
@@ -12,86 +12,86 @@ import psutil
 import pytest
 
 from swapd.system.aio import now, pause
-from swapd.system.memory_trim import CROWD, LOOK_AFTER, WORTH, MemoryTrimmer
+from swapd.system.memory_trim import BURST, CHECK_DELAY, MIN_GROWTH, MemoryTrimmer
 
 LOG = logging.getLogger("test")
 
 
-class Ring:
-    """Something that nobody can reach any more, until the collector comes by."""
+class Cycle:
+    """Unreachable cycle of objects, freed by the garbage collector only."""
 
     def __init__(self, size: int) -> None:
-        self.ring = self
+        self.cycle = self
         self.held = b"x" * size
 
 
-def _leave_lying(size: int) -> weakref.ref[Ring]:
-    return weakref.ref(Ring(size))
+def _garbage(size: int) -> weakref.ref[Cycle]:
+    return weakref.ref(Cycle(size))
 
 
 @pytest.fixture(autouse=True)
 def _no_collector() -> Iterator[None]:
-    """It may come by at any time."""
+    """Disable the garbage collector, which may run at any time."""
     gc.collect()
     gc.disable()
     yield
     gc.enable()
 
 
-async def test_when_half_have_gone_what_they_left_is_collected() -> None:
-    heap = MemoryTrimmer(LOG)
+async def test_garbage_is_collected_when_half_the_requests_have_ended() -> None:
+    trimmer = MemoryTrimmer(LOG)
     for _ in range(4):
-        heap.enter()
-    lying = _leave_lying(16 * WORTH)
-    heap.leave()
-    heap.look()
-    assert lying() is not None, "three of four are still there"
-    heap.leave()
-    heap.look()
-    assert lying() is None
+        trimmer.enter()
+    garbage = _garbage(16 * MIN_GROWTH)
+    trimmer.leave()
+    trimmer.trim()
+    assert garbage() is not None, "three of four are still running"
+    trimmer.leave()
+    trimmer.trim()
+    assert garbage() is None
 
 
-async def test_a_look_comes_by_itself_when_a_request_has_ended() -> None:
-    heap = MemoryTrimmer(LOG)
-    heap.enter()
-    lying = _leave_lying(16 * WORTH)
-    heap.leave()
-    end = now() + LOOK_AFTER + 20
-    while lying() is not None:
+async def test_the_load_is_checked_after_the_end_of_a_request() -> None:
+    trimmer = MemoryTrimmer(LOG)
+    trimmer.enter()
+    garbage = _garbage(16 * MIN_GROWTH)
+    trimmer.leave()
+    end = now() + CHECK_DELAY + 20
+    while garbage() is not None:
         assert now() < end
         await pause(0.05)
 
 
-async def test_for_little_nobody_is_stopped() -> None:
-    heap = MemoryTrimmer(LOG)
-    heap.enter()
-    lying = _leave_lying(1000)
-    heap.leave()
-    heap.look()
-    assert lying() is not None
+async def test_little_memory_is_not_worth_a_trim() -> None:
+    trimmer = MemoryTrimmer(LOG)
+    trimmer.enter()
+    garbage = _garbage(1000)
+    trimmer.leave()
+    trimmer.trim()
+    assert garbage() is not None
 
 
-async def test_for_a_crowd_it_is_worth_it_in_any_case() -> None:
-    heap = MemoryTrimmer(LOG)
-    for _ in range(CROWD):
-        heap.enter()
-    lying = _leave_lying(1000)
-    for _ in range(CROWD):
-        heap.leave()
-    heap.look()
-    assert lying() is None
+async def test_a_burst_is_worth_a_trim_in_any_case() -> None:
+    trimmer = MemoryTrimmer(LOG)
+    for _ in range(BURST):
+        trimmer.enter()
+    garbage = _garbage(1000)
+    for _ in range(BURST):
+        trimmer.leave()
+    trimmer.trim()
+    assert garbage() is None
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library's own")
-async def test_free_pages_between_others_are_given_back() -> None:
-    heap, process = MemoryTrimmer(LOG), psutil.Process()
-    heap.enter()
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs malloc_trim")
+async def test_free_pages_between_used_ones_are_returned() -> None:
+    trimmer, process = MemoryTrimmer(LOG), psutil.Process()
+    trimmer.enter()
     pieces = [b"x" * 2000 + bytes([i % 256]) for i in range(30_000)]
-    kept = pieces[::10]
+    held = pieces[::10]
     before = process.memory_info().rss
     pieces.clear()
-    assert process.memory_info().rss > before - 2**22, "the library would give it back by itself"
-    heap.leave()
-    heap.look()
+    assert process.memory_info().rss > before - 2**22, "the library returns it without a trim"
+    trimmer.leave()
+    trimmer.trim()
     assert process.memory_info().rss < before - 20 * 2**20
-    assert len(kept) == 3000
+    assert len(held) == 3000
