@@ -1,4 +1,4 @@
-"""Answers that nothing else has a part in, to the last bit of a logit."""
+"""Deterministic answers: independent of other requests, to the last bit of a logit."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ ALONE: dict[str, Any] = {"max_tokens": 60, "ignore_eos": True, "deterministic": 
 
 
 def logits(worker: WorkerProcess, prompt: str) -> list[float]:
-    """How likely each token of an answer was, as exactly as the answer tells it."""
+    """Return the log-probabilities of an answer's tokens, as exactly as it reports them."""
     body = {**ALONE, "prompt": prompt, "logprobs": 1}
-    told: list[float] = worker.post("/v1/completions", body)["choices"][0]["logprobs"][
+    logprobs: list[float] = worker.post("/v1/completions", body)["choices"][0]["logprobs"][
         "token_logprobs"
     ]
-    return told
+    return logprobs
 
 
-def test_company_changes_nothing(start: Start, bard_gguf: Path) -> None:
-    """With flash attention, where other answers differ in company."""
+def test_other_requests_change_nothing(start: Start, bard_gguf: Path) -> None:
+    """With flash attention, where other answers depend on the batch."""
     worker = start(bard_gguf, "--parallel", "4", "--flash-attn", "on", "--spec-lookup")
     prompts = [*PROMPTS, SPEECH * 3]
     alone = [logits(worker, prompt) for prompt in prompts]
@@ -33,13 +33,13 @@ def test_company_changes_nothing(start: Start, bard_gguf: Path) -> None:
             pool.submit(worker.text, prompt=f"{prompt} {n}", max_tokens=200, ignore_eos=True)
             for n, prompt in enumerate(prompts)
         ]
-        crowded = list(pool.map(lambda prompt: logits(worker, prompt), prompts))
+        batched = list(pool.map(lambda prompt: logits(worker, prompt), prompts))
         for other in noise:
             other.result()
-    assert crowded == alone
+    assert batched == alone
 
 
-def test_the_flag_makes_every_answer_so(start: Start, bard_gguf: Path) -> None:
+def test_the_flag_makes_every_answer_deterministic(start: Start, bard_gguf: Path) -> None:
     worker = start(bard_gguf, "--deterministic", "--flash-attn", "on")
     body = {"prompt": SPEECH, "max_tokens": 40, "temperature": 2.0}
     first = worker.post("/v1/completions", body)
@@ -49,7 +49,7 @@ def test_the_flag_makes_every_answer_so(start: Start, bard_gguf: Path) -> None:
     assert all(cached(other) == 0 for other in others)
 
 
-def test_a_client_that_goes_leaves_nothing_behind(start: Start, bard_gguf: Path) -> None:
+def test_a_client_that_disconnects_leaves_nothing_behind(start: Start, bard_gguf: Path) -> None:
     worker = start(bard_gguf)
     with worker.stream("/v1/completions", {**ALONE, "prompt": "go", "max_tokens": 900}) as chunks:
         next(chunks)
