@@ -1,4 +1,4 @@
-"""One context with its batch scheduler and model runner, and the step that they take together."""
+"""The step of a batch scheduler and a model runner on one context."""
 
 from __future__ import annotations
 

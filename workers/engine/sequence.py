@@ -29,7 +29,7 @@ class Failed:
     """The end of a generation that could not go on."""
 
     message: str
-    """One sentence for the client."""
+    """Sentence for the client."""
     status: int = 500
     """HTTP status; 400 where the request is the cause."""
 

@@ -8,8 +8,8 @@ from tests.workers.process import WorkerProcess
 
 NEAR = 0.1
 """Difference of two logits that rounding may reverse: llama.cpp computes one row by other code than
-several, and sums over the cells of all requests as they lie. Of 24 answers of bard, 0.03 at most without flash
-attention, and 0.09 with it."""
+several, and sums over the cells of all requests as they lie. Of 24 answers of bard, 0.03 at most
+without flash attention, and 0.09 with it."""
 
 
 def differs_by_rounding(worker: WorkerProcess, body: dict[str, Any], other: str) -> bool:

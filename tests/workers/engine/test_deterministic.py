@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.workers.conftest import Start
 from tests.workers.engine.test_generation import PROMPTS
-from tests.workers.engine.test_prefix_reuse import SPEECH, cached, said
+from tests.workers.engine.test_prefix_reuse import SPEECH, cached, text_of
 from tests.workers.process import WorkerProcess
 
 ALONE: dict[str, Any] = {"max_tokens": 60, "ignore_eos": True, "deterministic": True}
@@ -45,7 +45,7 @@ def test_the_flag_makes_every_answer_deterministic(start: Start, bard_gguf: Path
     first = worker.post("/v1/completions", body)
     with ThreadPoolExecutor(4) as pool:
         others = list(pool.map(lambda _: worker.post("/v1/completions", body), range(4)))
-    assert {said(other) for other in others} == {said(first)}
+    assert {text_of(other) for other in others} == {text_of(first)}
     assert all(cached(other) == 0 for other in others)
 
 
@@ -54,5 +54,5 @@ def test_a_client_that_disconnects_leaves_nothing_behind(start: Start, bard_gguf
     with worker.stream("/v1/completions", {**ALONE, "prompt": "go", "max_tokens": 900}) as chunks:
         next(chunks)
         assert worker.metric("requests_processing") == 1
-    assert said(worker.post("/v1/completions", {**ALONE, "prompt": "The king"}))
+    assert text_of(worker.post("/v1/completions", {**ALONE, "prompt": "The king"}))
     assert worker.metric("requests_processing") == 0

@@ -134,7 +134,7 @@ def logits_after(bench: Bench, tokens: list[int]) -> list[float]:
 
 
 async def test_greedy_answers_are_the_same_alone_and_in_a_full_batch(bard_bench: Bench) -> None:
-    """Where they differ, llama.cpp's own rounding chose between two logits that are as good as
+    """Answers may differ only by llama.cpp's rounding, between two logits that are as good as
     equal: attention sums over the cells of one shared cache, in another order in a batch."""
     texts = ["ROMEO:\nBut soft", "To be, or not", "The king", "Enter", "My lord,", "O", "Go,", "I"]
     prompts = [
@@ -195,7 +195,7 @@ async def test_an_engine_that_fails_at_every_step_reports_it(tiny_bench: Bench) 
 
 
 async def test_a_long_prompt_does_not_stop_a_stream(tiny_bench: Bench) -> None:
-    """It is read in pieces, and the stream goes on after each."""
+    """The prompt is read in pieces, and the stream goes on after each."""
     running, stream = tiny_bench.begin([65], limit=12_000)
     await stream.begun.wait()
     before = running.generated

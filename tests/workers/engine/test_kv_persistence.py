@@ -13,7 +13,7 @@ from zlib import crc32
 import pytest
 
 from tests.workers.conftest import Start
-from tests.workers.engine.test_prefix_reuse import BODY, SPEECH, cached, said
+from tests.workers.engine.test_prefix_reuse import BODY, SPEECH, cached, text_of
 from tests.workers.odd_gguf import write_recurrent_gguf, write_sliding_gguf
 from tests.workers.process import WorkerProcess
 from tests.workers.random_gguf import write_random_gguf
@@ -39,12 +39,12 @@ def test_a_conversation_survives_a_swap(start: Start, bard_gguf: Path, tmp_path:
     second = start(bard_gguf, *flags)
     after = second.post("/v1/completions", SAY)
     assert cached(after) == before["usage"]["prompt_tokens"] - 1
-    assert said(after) == said(again) == said(before)
+    assert text_of(after) == text_of(again) == text_of(before)
     assert second.metric("kv_restore_seconds_count") == 1
     stop(second)
     assert len([*tmp_path.glob("*/*.json")]) == 1, "it was on disk already"
     third = start(bard_gguf, *flags)
-    longer = {**SAY, "prompt": SPEECH * 3 + said(before) + " and then"}
+    longer = {**SAY, "prompt": SPEECH * 3 + text_of(before) + " and then"}
     assert cached(third.post("/v1/completions", longer)) >= before["usage"]["prompt_tokens"]
     stop(third)
     assert len([*tmp_path.glob("*/*.json")]) == 1, "the longer one has taken its place"
@@ -105,7 +105,7 @@ def test_damaged_files_are_removed_and_cost_only_the_prefill(
     worker = start(bard_gguf, *flags)
     answer = worker.post("/v1/completions", {**SAY, "max_tokens": 3})
     assert cached(answer) == 0
-    assert said(whole).startswith(said(answer))
+    assert text_of(whole).startswith(text_of(answer))
     assert not data.exists()
     assert stop(worker).count("its checksum is wrong") == 1
     assert len([*tmp_path.glob("*/*.json")]) == 1, "and it is written again"
@@ -128,7 +128,7 @@ def test_a_restore_that_fails_half_way_leaves_nothing_behind(
     manifest.write_bytes(json.dumps(edited).encode())
     worker = start(bard_gguf, *flags)
     answer = worker.post("/v1/completions", SAY)
-    assert (cached(answer), said(answer)) == (0, said(whole))
+    assert (cached(answer), text_of(answer)) == (0, text_of(whole))
     assert not [one for one in tmp_path.glob("*/*.json") if one == manifest]
     full = {"prompt": [300] * 400, "max_tokens": 111, "ignore_eos": True}
     usage = worker.post("/v1/completions", full)["usage"]
@@ -161,7 +161,7 @@ def test_killing_it_while_it_saves_leaves_a_start_that_works(
     def ask(worker: WorkerProcess, number: int) -> str:
         prompt = [number, *[(number * k) % 250 for k in range(2500)]]
         body = {"prompt": prompt, "max_tokens": 5, "temperature": 0, "ignore_eos": True}
-        return said(worker.post("/v1/completions", body))
+        return text_of(worker.post("/v1/completions", body))
 
     for number in range(1, 9):
         worker = start(tiny_gguf, *flags)
@@ -197,12 +197,12 @@ def test_memory_that_cannot_be_truncated_is_saved_whole(start: Start, tmp_path: 
         worker = start(model, *flags)
         worker.post("/v1/completions", {**body, "logit_bias": {"65": 1000}})
         longer = {**body, "prompt": [*body["prompt"], *[65] * 8, 66]}
-        expected = said(worker.post("/v1/completions", {**longer, "cache_prompt": False}))
+        expected = text_of(worker.post("/v1/completions", {**longer, "cache_prompt": False}))
         stop(worker)
         worker = start(model, *flags)
         assert cached(worker.post("/v1/completions", body)) == 0
         continued = worker.post("/v1/completions", longer)
-        assert (cached(continued), said(continued)) == (158 + 7, expected)
+        assert (cached(continued), text_of(continued)) == (158 + 7, expected)
         stop(worker)
 
 
@@ -222,7 +222,7 @@ def test_slots_are_saved_restored_and_erased_by_name(
     assert (restored["n_restored"], restored["n_read"]) == (count, saved["n_written"])
     again = worker.post("/v1/completions", SAY)
     assert cached(again) == first["usage"]["prompt_tokens"] - 1
-    assert said(again) == said(first)
+    assert text_of(again) == text_of(first)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from tests.workers.conftest import Start
 from tests.workers.engine.alike import differs_by_rounding
-from tests.workers.engine.test_prefix_reuse import SPEECH, cached, said
+from tests.workers.engine.test_prefix_reuse import SPEECH, cached, text_of
 from tests.workers.process import ROOT, WorkerProcess
 from workers.engine.batch_scheduler import ROTATION_STEPS
 from workers.flags import FlagError, parse
@@ -63,7 +63,7 @@ def test_cached_tokens_belong_to_their_adapter(worker: WorkerProcess) -> None:
     assert cached(alice) == 0
     again = worker.post("/v1/completions", {**body, "model": "bard:alice"})
     assert cached(again) > 0
-    assert said(again) == said(alice)
+    assert text_of(again) == text_of(alice)
 
 
 def test_adapters_are_listed(worker: WorkerProcess) -> None:

@@ -79,7 +79,7 @@ def test_the_common_prefix(one: list[int], other: list[int], limit: int) -> None
 class CacheMachine(RuleBasedStateMachine):
     """Requests that arrive, grow, end and are preempted in any order."""
 
-    cuts = True
+    cuts: bool = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ class CacheMachine(RuleBasedStateMachine):
 class WholeMachine(CacheMachine):
     """The same with a memory that can't be truncated."""
 
-    cuts = False
+    cuts: bool = False
 
 
 TestWithCuts = CacheMachine.TestCase

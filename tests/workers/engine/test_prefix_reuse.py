@@ -30,7 +30,7 @@ def cached(answer: dict[str, Any]) -> int:
     return count
 
 
-def said(answer: dict[str, Any]) -> str:
+def text_of(answer: dict[str, Any]) -> str:
     """Return the text of an answer."""
     text: str = answer["choices"][0]["text"]
     return text
@@ -48,24 +48,24 @@ def test_a_repeated_prompt_and_its_continuation_are_not_read_again(fresh: Worker
     assert cached(first) == 0
     again = fresh.post("/v1/completions", BODY)
     assert cached(again) == size - 1, "all but the last token, whose logits are needed"
-    assert said(again) == said(first)
-    longer = fresh.post("/v1/completions", {**BODY, "prompt": SPEECH + said(first) + " and"})
+    assert text_of(again) == text_of(first)
+    longer = fresh.post("/v1/completions", {**BODY, "prompt": SPEECH + text_of(first) + " and"})
     assert cached(longer) >= size
     unshared = fresh.post("/v1/completions", {**BODY, "cache_prompt": False})
     assert cached(unshared) == 0
-    assert said(unshared) == said(first)
+    assert text_of(unshared) == text_of(first)
     assert fresh.metric("prompt_tokens_reused_total") == cached(again) + cached(longer)
 
 
 def test_a_running_request_shares_its_prefix(fresh: WorkerProcess) -> None:
-    alone = said(fresh.post("/v1/completions", {**BODY, "cache_prompt": False}))
+    alone = text_of(fresh.post("/v1/completions", {**BODY, "cache_prompt": False}))
     long = {**BODY, "max_tokens": 700}
     with fresh.stream("/v1/completions", long) as chunks:
         next(chunks)
         beside = fresh.post("/v1/completions", BODY)
         assert next(chunks), "the other should still run"
     assert cached(beside) == beside["usage"]["prompt_tokens"] - 1
-    assert said(beside) == alone
+    assert text_of(beside) == alone
 
 
 def test_many_requests_with_a_common_prefix_share_its_cells(start: Start, bard_gguf: Path) -> None:
@@ -88,13 +88,13 @@ def test_cached_sequences_are_evicted_before_a_request_waits(fresh: WorkerProces
     are as good as equal, the answer may take the other one, depending on the processor.
     """
     bodies = [{**BODY, "prompt": f"{n}: {SPEECH * 4}", "max_tokens": 400} for n in range(8)]
-    first = said(fresh.post("/v1/completions", bodies[0]))
+    first = text_of(fresh.post("/v1/completions", bodies[0]))
     for body in bodies[1:]:
         fresh.post("/v1/completions", body)
     again = fresh.post("/v1/completions", bodies[0])
     assert cached(again) == 0
     assert fresh.metric("sequences_sent_back_total") == 0
-    assert said(again) == first or differs_by_rounding(fresh, bodies[0], first)
+    assert text_of(again) == first or differs_by_rounding(fresh, bodies[0], first)
 
 
 @pytest.mark.parametrize("write", [write_recurrent_gguf, write_sliding_gguf])
@@ -111,15 +111,17 @@ def test_memory_that_cannot_be_truncated_is_continued_whole(
     first = worker.post("/v1/completions", body)
     again = worker.post("/v1/completions", body)
     assert (cached(first), cached(again)) == (0, 0), "it can't be truncated"
-    assert said(again) == said(first)
-    text = worker.post("/tokenize", {"content": said(first)})["tokens"]
+    assert text_of(again) == text_of(first)
+    text = worker.post("/tokenize", {"content": text_of(first)})["tokens"]
     longer = {**body, "prompt": [*range(32, 160), *text, 65, 66]}
     whole = worker.post("/v1/completions", {**longer, "cache_prompt": False})
     assert cached(whole) == 0
     bodies = [{**body, "prompt": [n, *range(32, 90)]} for n in range(97, 105)]
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda body: said(worker.post("/v1/completions", body)), bodies))
-    alone = [said(worker.post("/v1/completions", {**b, "cache_prompt": False})) for b in bodies]
+        together = list(
+            pool.map(lambda body: text_of(worker.post("/v1/completions", body)), bodies)
+        )
+    alone = [text_of(worker.post("/v1/completions", {**b, "cache_prompt": False})) for b in bodies]
     assert sum(a == b for a, b in zip(alone, together, strict=True)) >= 7
 
 
@@ -132,9 +134,9 @@ def test_a_recurrent_model_continues_a_whole_sequence(start: Start, tmp_path: Pa
         "logit_bias": {"65": 1000},
     }
     first = worker.post("/v1/completions", body)
-    assert said(first) == "A" * 8
+    assert text_of(first) == "A" * 8
     longer = {**body, "prompt": [*range(32, 90), *[65] * 8, 66], "logit_bias": {}}
     whole = worker.post("/v1/completions", {**longer, "cache_prompt": False})
     continued = worker.post("/v1/completions", longer)
     assert cached(continued) == 58 + 7, "the last token of an answer is never decoded"
-    assert said(continued) == said(whole)
+    assert text_of(continued) == text_of(whole)

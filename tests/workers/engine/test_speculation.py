@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.workers.conftest import Start
 from tests.workers.engine.test_engine import Bench, Reader
-from tests.workers.engine.test_prefix_reuse import SPEECH, cached, said
+from tests.workers.engine.test_prefix_reuse import SPEECH, cached, text_of
 from tests.workers.process import WorkerProcess
 from workers.engine.sequence import Finished, Sequence
 from workers.engine.speculation import (
@@ -59,7 +59,7 @@ def test_lookup_finds_what_followed_last(tokens: list[int], most: int, stride: i
 def text_and_tokens(answer: dict[str, Any]) -> tuple[str, list[str]]:
     """Return the text of an answer and its tokens, if they are reported."""
     logprobs = answer["choices"][0]["logprobs"]
-    return said(answer), logprobs["tokens"] if logprobs else []
+    return text_of(answer), logprobs["tokens"] if logprobs else []
 
 
 @pytest.fixture(scope="module")
@@ -110,11 +110,11 @@ def test_drafts_in_a_batch_and_their_cached_tokens(
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda request: worker.post("/v1/completions", request), requests))
     expected = [plain.text(**request) for request in requests]
-    assert sum(said(a) == e for a, e in zip(answers, expected, strict=True)) >= 3
-    longer = {**requests[1], "prompt": PROMPTS[1] + said(answers[1])}
+    assert sum(text_of(a) == e for a, e in zip(answers, expected, strict=True)) >= 3
+    longer = {**requests[1], "prompt": PROMPTS[1] + text_of(answers[1])}
     answer = worker.post("/v1/completions", longer)
     assert cached(answer) > answers[1]["usage"]["prompt_tokens"]
-    assert said(answer) == plain.text(**{**longer, "cache_prompt": False})
+    assert text_of(answer) == plain.text(**{**longer, "cache_prompt": False})
 
 
 def test_a_draft_model_with_another_vocabulary_is_refused(
