@@ -1,6 +1,6 @@
-"""Importing parts of a package without running its `__init__`.
+"""Imports of single modules of a package without its `__init__`.
 
-What a swap costs is mostly starting Python. Two packages load far more than a worker uses:
+Most of the cost of a swap is the start of Python. Two packages load far more than a worker uses:
 `llama_cpp` its high-level API with numpy, jinja2 and diskcache (80 of 100 ms), `aiohttp` its
 client with a TLS context (45 of 140 ms). Both are made of modules that stand on their own.
 """
@@ -14,11 +14,12 @@ from types import ModuleType
 
 
 def skip_package_init(name: str, **attributes: str) -> None:
-    """Puts package `name` in place without running its `__init__`, so that modules of it can be
-    imported singly. `attributes` are names that these modules ask of the package.
+    """Register package `name` without running its `__init__`, so that its modules can be
+    imported singly.
 
-    Whoever asks the package for anything else gets it: the `__init__` runs then. Does nothing
-    when the package is imported already; raises ModuleNotFoundError when it is not installed.
+    `attributes` are attributes of the package that these modules read. Access to any other runs
+    the `__init__`. Does nothing when the package is imported already; raises ModuleNotFoundError
+    when it is not installed.
     """
     if name in sys.modules:
         return
@@ -41,14 +42,14 @@ class _LazyPackage(ModuleType):
         self.__file__ = spec.origin
 
     def __getattr__(self, name: str) -> object:
-        """Called for what is not there: runs the `__init__`, unless a module was meant."""
+        """Run the `__init__` for a missing attribute, unless it is the name of a module."""
         spec = self.__spec__
         missing = AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         special = name.startswith("__") and name not in {"__all__", "__version__"}
         if special or spec is None or spec.loader is None:
             raise missing
         if importlib.util.find_spec(f"{self.__name__}.{name}") is not None:
-            raise missing  # the import system asks first, and then imports the module
+            raise missing  # the import system imports the module then
         self.__class__ = ModuleType  # type: ignore[assignment]
         spec.loader.exec_module(self)
         return getattr(self, name)

@@ -57,8 +57,10 @@ def load(settings: Settings) -> WorkerService:
         log,
     )
     if settings.slot_save_path is not None:
-        engine.lane.conversations = _conversations(settings, settings.slot_save_path, engine)
-    engine.lane.speculation = _speculation(settings, engine, log)
+        engine.scheduler.persistent_cache = _persistent_cache(
+            settings, settings.slot_save_path, engine
+        )
+    engine.runner.speculation = _speculation(settings, engine, log)
     taken = memory_held(before, devices() if before else [])
     return WorkerService(
         settings, engine, log, load_seconds=time.monotonic() - began, devices=taken
@@ -98,7 +100,7 @@ def _load_model(settings: Settings, path: str, log: LlamaLog) -> Model:
     )
 
 
-def _conversations(settings: Settings, root: str, engine: Engine) -> PersistentKvCache:
+def _persistent_cache(settings: Settings, root: str, engine: Engine) -> PersistentKvCache:
     """The folder for what the cache holds, and the name of all that this depends on."""
     options = engine.options
     identity = identity_of(
@@ -112,8 +114,7 @@ def _conversations(settings: Settings, root: str, engine: Engine) -> PersistentK
         }
     )
     files = KvFiles(Path(root), identity, settings.slot_save_bytes)
-    lane = engine.lane
-    return PersistentKvCache(files, lane.context, lane.cache, engine.counters)
+    return PersistentKvCache(files, engine.context, engine.scheduler.cache, engine.counters)
 
 
 def _for_embeddings(settings: Settings, options: ContextOptions, model: Model) -> ContextOptions:

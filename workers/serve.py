@@ -108,7 +108,7 @@ async def _serve(settings: Settings, lifeline: Lifeline, loaded: Future[WorkerSe
         model=settings.model,
         slots=len(engine.slots),
         context=engine.longest_sequence,
-        cells=engine.lane.context.n_ctx,
+        cells=engine.context.n_ctx,
         load_seconds=round(worker.load_seconds, 4),
         resumable=True,
         devices=worker.devices,

@@ -134,7 +134,7 @@ class WorkerService:
         another worker has drawn of it.
         """
         engine = self.engine
-        if not engine.lane.context.generates:
+        if not engine.context.generates:
             raise ApiError(400, "This model computes embeddings and generates no text.")
         if not tokens:
             raise ApiError(400, "The prompt is empty.", param="prompt")
@@ -226,9 +226,9 @@ class WorkerService:
 
     async def save_kept(self, seconds: float) -> None:
         """Writes what the cache holds to disk, if there is a place for it. At the end of all."""
-        conversations = self.engine.lane.conversations
-        if conversations is not None:
-            await self.on_engine(lambda: conversations.save_all(seconds))
+        persistent = self.engine.scheduler.persistent_cache
+        if persistent is not None:
+            await self.on_engine(lambda: persistent.save_all(seconds))
 
     async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
         """A vector of length 1 for each input. Raises ApiError for one that is too long."""

@@ -12,7 +12,8 @@ from typing import Protocol
 
 from workers.api.logprobs import TokenLog, TokenLogprobs
 from workers.chat.output_parser import CallStart
-from workers.engine.sequence import Failed, Finished, Sequence, SequenceEnd, Timings
+from workers.engine.metrics import Timings
+from workers.engine.sequence import Failed, Finished, Sequence, SequenceEnd
 from workers.errors import ApiError
 from workers.llama.sampler import Grammar, GrammarConstraint
 from workers.requests.bodies import Generation

@@ -10,7 +10,8 @@ import msgspec
 from workers.api.answers import AnswerDelta, Answers
 from workers.api.logprobs import llama_probabilities
 from workers.api.openai_responses import llama_timings
-from workers.engine.sequence import Finished, Timings
+from workers.engine.metrics import Timings
+from workers.engine.sequence import Finished
 from workers.settings import Sampling
 
 _encode = msgspec.json.encode

@@ -16,7 +16,8 @@ from workers.api.logprobs import TokenLogprobs, chat_logprobs, text_logprobs
 from workers.chat.answer_parts import ArgumentsPart, ContentPart, Piece, ReasoningPart, ToolCall
 from workers.chat.output_parser import OutputParser
 from workers.chat.tools import new_call_id
-from workers.engine.sequence import Finished, Timings
+from workers.engine.metrics import Timings
+from workers.engine.sequence import Finished
 from workers.requests.resume import ResponseIdentity
 
 

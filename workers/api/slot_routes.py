@@ -14,7 +14,7 @@ import msgspec
 from aiohttp import web
 
 from workers.api.json_response import json_response
-from workers.engine.batch_scheduler import Lane
+from workers.engine.batch_scheduler import BatchScheduler
 from workers.engine.kv_store import MANIFEST, DamagedError, PersistentKvCache, SavedSequence
 from workers.engine.prefix_cache import HeldCells
 from workers.errors import ApiError
@@ -38,7 +38,7 @@ class SlotRoutes:
 
     def __init__(self, worker: WorkerService) -> None:
         self._worker = worker
-        self._lane: Lane = worker.engine.lane
+        self._scheduler: BatchScheduler = worker.engine.scheduler
         self._actions: dict[str, Callable[[int, bytes], dict[str, object]]] = {
             "save": self._save,
             "restore": self._restore,
@@ -49,7 +49,7 @@ class SlotRoutes:
         """The handler."""
         name = http.path.rpartition("/")[2]
         slot = parse_natural(name)
-        if slot is None or slot >= len(self._lane.slots):
+        if slot is None or slot >= len(self._scheduler.slots):
             raise ApiError(400, f"There is no slot {name[:80]}.")
         action = self._actions.get(http.query.get("action", ""))
         if action is None:
@@ -89,7 +89,7 @@ class SlotRoutes:
         began = time.perf_counter()
         try:
             saved: SavedSequence = conversations.files.read(path)
-            kept = conversations.restore(saved, slot=slot, growing=self._lane.growing)
+            kept = conversations.restore(saved, slot=slot, pending=self._scheduler.pending_tokens)
         except DamagedError as damage:
             raise ApiError(400, f"{path.name} is not restored: {damage}.") from None
         if kept is None:
@@ -103,22 +103,22 @@ class SlotRoutes:
 
     def _erase(self, slot: int, _body: bytes) -> dict[str, object]:
         """Gives up all that was kept of the slot's past requests."""
-        cache = self._lane.cache
-        mine = [kept for kept in cache.kept if kept.slot == slot]
+        cache = self._scheduler.cache
+        mine = [kept for kept in cache.entries if kept.slot == slot]
         for kept in mine:
-            cache.give_up(kept)
+            cache.evict(kept)
         return {"n_erased": sum(kept.cached for kept in mine)}
 
     def _held(self, slot: int) -> HeldCells | None:
-        running = self._lane.slots[slot]
+        running = self._scheduler.slots[slot]
         if running is not None:
             return running if running.cached else None
-        mine = [kept for kept in self._lane.cache.kept if kept.slot == slot]
+        mine = [kept for kept in self._scheduler.cache.entries if kept.slot == slot]
         return mine[-1] if mine else None
 
     def _file(self, body: bytes) -> tuple[PersistentKvCache, Path]:
         """Where the named file lies. Raises ApiError."""
-        conversations = self._lane.conversations
+        conversations = self._scheduler.persistent_cache
         if conversations is None:
             raise ApiError(
                 501, "Start the worker with --slot-save-path for this.", "not_supported_error"

@@ -12,7 +12,7 @@ from aiohttp import web
 from workers.api.answers import AnswerDelta, Answers
 from workers.api.json_response import json_response
 from workers.api.openai_responses import error_event
-from workers.engine.sequence import Timings
+from workers.engine.metrics import Timings
 from workers.errors import ApiError
 from workers.requests.bodies import Generation, check, decode
 from workers.requests.resume import CLOSING, NOTHING, ResumedCall, call_of, lost

@@ -1,4 +1,4 @@
-"""Which adapters there are by name, and which of them a request means. The event loop's own."""
+"""Adapters by name. Used by the event loop's thread alone."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ SUFFIX = ".gguf"
 
 @dataclass(eq=False)
 class NamedAdapter:
-    """An adapter that may be asked for."""
+    """An adapter that requests may name."""
 
     name: str
     path: Path
     scale: float = 0.0
-    """What requests get that say nothing of adapters; 0: not this one."""
+    """Scale for requests that name no adapter; 0 leaves it out."""
 
 
 class AdapterNames:
-    """The adapters of the flags, of the folder, and those that were named since."""
+    """The adapters of the flags and of the folder, and those added since."""
 
     def __init__(self, settings: Settings) -> None:
         self._own_name = settings.name
@@ -36,23 +36,23 @@ class AdapterNames:
             self._named.append(NamedAdapter(name, Path(path)))
 
     def all(self) -> list[NamedAdapter]:
-        """Each one; its place is llama-server's `id`."""
+        """Return all adapters, each at the place of llama-server's `id`."""
         if self._folder is not None:
             for path in sorted(self._folder.glob(f"*{SUFFIX}")):
                 self._from_folder(path.name.removesuffix(SUFFIX))
         return self._named
 
     def find(self, name: str) -> NamedAdapter | None:
-        """The adapter called `name`; what has come into the folder since is found."""
+        """Return the adapter called `name`, or None. New files in the folder are found."""
         for named in self._named:
             if named.name == name:
                 return named
         return self._from_folder(name)
 
     def wanted(self, model: str | None, lora: list[tuple[int, float]] | None) -> AdapterFiles:
-        """What a request means: `lora` if it has it, else the adapter that `model` names.
+        """Return the adapters of a request: those of `lora`, else the one that `model` names.
 
-        Raises ApiError 404 for an adapter there is none of.
+        Raises ApiError 404 for an unknown adapter.
         """
         if lora is not None:
             chosen = self.all()
@@ -60,14 +60,16 @@ class AdapterNames:
                 if not 0 <= number < len(chosen):
                     raise ApiError(404, f"There is no adapter {number}.", param="lora")
             return tuple((chosen[number].path, scale) for number, scale in lora if scale)
-        named = self._meant(model)
+        named = self._named_by(model)
         if named is not None:
             return ((named.path, named.scale or 1.0),)
         return tuple((one.path, one.scale) for one in self._named if one.scale)
 
     def add(self, name: str, file: str) -> NamedAdapter:
-        """Names one more, in the folder of adapters or where another one is; the same name for
-        another file is refused. Raises ApiError 400 and 403."""
+        """Add an adapter, in the folder of adapters or at the path of another one.
+
+        Raises ApiError 403 for any other path, and 400 for a name that another file has.
+        """
         path = Path(os.path.normpath(file if self._folder is None else self._folder / file))
         known = self.find(name)
         inside = self._folder is not None and path.is_relative_to(os.path.normpath(self._folder))
@@ -83,11 +85,11 @@ class AdapterNames:
         return known
 
     def remove(self, named: NamedAdapter) -> None:
-        """Forgets a name."""
+        """Remove an adapter."""
         self._named.remove(named)
 
-    def _meant(self, model: str | None) -> NamedAdapter | None:
-        """The adapter that a request's `model` names: all of it, or what follows its last colon."""
+    def _named_by(self, model: str | None) -> NamedAdapter | None:
+        """Return the adapter that `model` names, whole or by its part after the last colon."""
         if model is None or model == self._own_name:
             return None
         base, colon, tail = model.rpartition(":")
@@ -110,7 +112,7 @@ class AdapterNames:
             if not name or not path.is_file():
                 return None
         except OSError:
-            return None  # no file can have such a name
+            return None  # the name is no possible file name
         self._named.append(NamedAdapter(name, path))
         return self._named[-1]
 

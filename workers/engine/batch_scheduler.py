@@ -1,23 +1,19 @@
-"""The sequences that step together on one context: who comes in, what a step holds, who goes.
+"""Continuous batching: admission of sequences, the contents of each step, and preemption.
 
-Which tokens go into the next step. Pure: numbers in, numbers out, no model.
-
-Rules, in this order:
+A step is planned by these rules, in this order:
 
 1. Every running sequence (one token pending) is in every step.
-2. What is left of the step goes to prefill, in chunks: to the prompt with the least to go, the
-   older first among equals, and on to the next. So a short prompt gets through while a long one
-   is still being read, and of prompts that come together each is done as early as can be, where
-   even shares would finish all of them at the end.
-3. A quarter of that is the oldest one's in any case: no stream of short prompts holds it up.
+2. The rest of the step is prefill, in chunks: for the prompt with the fewest pending tokens, the
+   older first among equals, then for the next. So a short prompt gets through while a long one is
+   still being read, and of prompts that arrive together each is done as early as possible, where
+   equal shares would finish all of them at the end.
+3. A quarter of the prefill belongs to the oldest prompt in any case, so that a stream of short
+   prompts can't starve it.
 
-Who is let in, and who goes back to the queue for want of cells, is the lane's and the cache's.
-
-Whose step it is, where a step serves one set of adapters. Pure.
-
-llama.cpp applies a set to a whole context, and changing it costs about a millisecond. So a set
-keeps its turn for TURN steps while others wait, and the next is the one that has waited longest:
-with n sets in use, each has a step within (n - 1) × TURN others.
+A step is computed with one set of adapters. llama.cpp applies a set to a whole context, and a
+change costs about a millisecond. So a set keeps its turn for ROTATION_STEPS steps while others
+wait, and the next set is the one that has waited longest: with n sets in use, each has a step
+within (n - 1) × ROTATION_STEPS others.
 """
 
 from __future__ import annotations
@@ -25,109 +21,112 @@ from __future__ import annotations
 import collections.abc
 import time
 from bisect import insort
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from typing import Generic, Protocol, TypeVar
 
-from workers.engine.fair_queue import MOST_PASSES, FairQueue
+from workers.engine.fair_queue import MAX_SKIPS, FairQueue
 from workers.engine.kv_store import PersistentKvCache
-from workers.engine.lora import AdapterCache
-from workers.engine.metrics import Counters
+from workers.engine.model_runner import DecodeError, EngineParts, StepResult
 from workers.engine.prefix_cache import Adapters, PrefixCache
-from workers.engine.replay import Replay, Replayer
-from workers.engine.sequence import Failed, Sequence, SequenceEnd, take_token
-from workers.engine.speculation import Speculation
-from workers.engine.threads import ThreadTuner
-from workers.llama.context import Batch, Context, ContextOptions
-from workers.llama.model import LlamaLog, LoadError, Model, has_gpu
-from workers.llama.sampler import Sampler
-from workers.llama.sampler_chain import build_sampler_chain
+from workers.engine.sequence import Failed, Sequence, Step, take_token
+from workers.llama.context import Context, ContextOptions
+from workers.llama.model import LoadError, has_gpu
 
 SMALLEST_CHUNK = 64
-"""Below this a chunk costs almost as much as with this many tokens; on a CPU it may cost more:
-llama.cpp's flash attention works in tiles from 64 rows on, and row by row below (heads of 32:
-565 ms for 32 rows, 143 ms for 64, with 1,000 cells filled)."""
-
+"""Prefill tokens below which a chunk costs almost as much as with this many. On a CPU it may cost
+more: llama.cpp's flash attention works in tiles from 64 rows on, and row by row below (heads of
+32: 565 ms for 32 rows, 143 ms for 64, with 1,000 cells filled)."""
 CPU_CHUNK = 128
-"""Tokens that a CPU reads as fast, one by one counted, as 512 (60 MB model: 2,460/s to 2,230/s)."""
+"""Prefill tokens that a CPU reads as fast, per token, as 512 (60 MB model: 2,460/s to 2,230/s)."""
+ROTATION_STEPS = 4
+"""Steps of one set of adapters in a row. Of 8 ms each, as on a 60 MB model, a change costs 3 % of
+them."""
+FAILED_STEPS = 3
+"""Failed steps in a row after which the process ends with an error: the cause is no single
+request."""
 
 
 class SequenceLoad(Protocol):
-    """What the batcher sees of a sequence."""
+    """The part of a sequence that step planning needs."""
 
     @property
     def cached(self) -> int:
-        """How many of its tokens are in the cache."""
+        """Tokens in the cache."""
 
     @property
     def pending(self) -> int:
-        """How many of them are not in the cache yet; at least 1."""
+        """Tokens that are not in the cache yet; at least 1."""
 
 
 L = TypeVar("L", bound=SequenceLoad)
 
 
 def plan_step(admitted: collections.abc.Sequence[L], batch: int, chunk: int) -> list[tuple[L, int]]:
-    """The step: (sequence, how many of its pending tokens), oldest first, none with 0.
+    """Return the step: sequences with a number of their pending tokens, the oldest first.
 
-    At most `batch` tokens in all, of which at most `chunk` for prefill.
+    It has at most `batch` tokens in all, of which at most `chunk` for prefill; sequences without
+    a token are left out.
     """
     running = sum(1 for load in admitted if load.pending == 1)
-    room = min(batch - running, chunk)
+    budget = min(batch - running, chunk)
     reading = [load for load in admitted if load.pending > 1]
-    given = dict.fromkeys(reading, 0)
+    prefill = dict.fromkeys(reading, 0)
+    # Rule 3: a quarter for the oldest prompt.
     if reading:
-        given[reading[0]] = min(reading[0].pending, max(1, room // 4))
-        room -= given[reading[0]]
+        prefill[reading[0]] = min(reading[0].pending, max(1, budget // 4))
+        budget -= prefill[reading[0]]
+    # Rule 2: the rest for the shortest prompts.
     for load in sorted(reading, key=lambda load: load.pending):
-        more = min(load.pending - given[load], room)
-        given[load] += more
-        room -= more
-    step = [(load, given.get(load, 1)) for load in admitted]
+        more = min(load.pending - prefill[load], budget)
+        prefill[load] += more
+        budget -= more
+    # Rule 1: one token for each running sequence.
+    step = [(load, prefill.get(load, 1)) for load in admitted]
     return [(load, count) for load, count in step if count > 0]
 
 
-def split_step(step: list[tuple[L, int]], apart_from: int) -> list[list[tuple[L, int]]]:
-    """What of a step is computed at once: all of it, or the running ones and then the prompts.
+def split_step(step: list[tuple[L, int]], split_from: int) -> list[list[tuple[L, int]]]:
+    """Split a step into the parts that are computed one after the other: one, or two.
 
-    On a CPU, flash attention takes 64 rows at a time, and all of them look at every cell that any
-    of them needs. So a few running sequences of many cells cost more beside a prompt than reading
-    the weights once more does, from about as many cells on as the model is wide: `apart_from`.
-    What is computed together begins with the prompts, so that their rows have tiles of their own.
+    On a CPU, flash attention takes 64 rows at a time, and all of them read every cell that any of
+    them needs. So a few running sequences with many cells cost more beside a prompt than reading
+    the weights a second time: from about `split_from` cells on, the width of the model. A part of
+    both kinds begins with the prompts, so that their rows have tiles of their own.
     """
     running = [(load, count) for load, count in step if load.pending == 1]
     reading = [(load, count) for load, count in step if load.pending > 1]
-    if running and reading and sum(load.cached for load, _ in running) >= apart_from:
+    if running and reading and sum(load.cached for load, _ in running) >= split_from:
         return [running, reading]
     return [reading + running]
 
 
 class PrefillBudget:
-    """How many prefill tokens a step may take.
+    """The number of prefill tokens in a step.
 
-    Beside running sequences, prefill may lengthen their step by SLOWDOWN times, or by SHORTEST
-    seconds where steps are so short that nobody would notice. In time and not in tokens, because
-    what a chunk costs differs by a thousand times between machines and models; both costs are
-    measured on the steps themselves. With nobody running, the chunk is a fixed number: a prompt
-    that is read alone is read the same way every time, rounding included.
+    Beside running sequences, prefill may lengthen their step to SLOWDOWN times, or to SHORTEST
+    seconds where steps are too short to notice. The limit is a time and not a number of tokens,
+    because the cost of a chunk differs by a thousand times between machines and models; both costs
+    are measured on the steps themselves. Without running sequences the chunk is a fixed number: a
+    prompt that is read alone is read the same way every time, rounding included.
     """
 
     SLOWDOWN = 3.0
     SHORTEST = 0.02
     _WEIGHT = 0.2
-    """Of a new measurement in the moving average."""
+    """Weight of a new measurement in the moving average."""
 
-    def __init__(self, alone: int) -> None:
-        """`alone`: the chunk while nobody is running."""
-        self._alone = alone
+    def __init__(self, idle_chunk: int) -> None:
+        """Use `idle_chunk` tokens in steps without running sequences."""
+        self._idle_chunk = idle_chunk
         self._step: float | None = None
         """Seconds of a step without prefill."""
         self._token: float | None = None
-        """Seconds a prefill token adds."""
+        """Seconds that a prefill token adds."""
 
     def chunk(self, running: int, batch: int) -> int:
-        """Prefill tokens for the next step."""
+        """Return the prefill tokens of the next step."""
         if running == 0:
-            return min(batch, self._alone)
+            return min(batch, self._idle_chunk)
         if self._token is None:
             return min(batch, 2 * SMALLEST_CHUNK)
         allowance = max(self.SHORTEST, self.SLOWDOWN * (self._step or 0.0))
@@ -135,7 +134,7 @@ class PrefillBudget:
         return max(SMALLEST_CHUNK, most // SMALLEST_CHUNK * SMALLEST_CHUNK)
 
     def observe(self, running: int, prefill: int, seconds: float) -> None:
-        """A step with `running` single tokens and `prefill` others took `seconds`."""
+        """Record the seconds of a step with `running` single tokens and `prefill` others."""
         if prefill == 0:
             self._step = self._mean(self._step, seconds)
         elif prefill >= SMALLEST_CHUNK:
@@ -146,43 +145,40 @@ class PrefillBudget:
         return value if before is None else before + self._WEIGHT * (value - before)
 
 
-def chunk_alone(n_ubatch: int, *, gpu: bool) -> int:
-    """Prefill tokens for a step in which nobody is running.
+def idle_chunk_size(n_ubatch: int, *, gpu: bool) -> int:
+    """Return the prefill tokens of a step without running sequences.
 
-    No more than llama.cpp computes at once anyway: a step can't be left, so a longer one would
-    only keep newcomers and cancellations waiting. A CPU is at full speed with far fewer.
+    A step can't be interrupted, so one larger than llama.cpp computes at once would only delay new
+    requests and cancellations. A CPU is at full speed with far fewer tokens.
     """
     return n_ubatch if gpu else min(CPU_CHUNK, n_ubatch)
 
-
-TURN = 4
-"""Steps. Of 8 ms each, as on a 60 MB model, changing costs 3 % of them."""
 
 S = TypeVar("S", bound=Hashable)
 
 
 class AdapterRotation(Generic[S]):
-    """Remembers who was served, and when."""
+    """The order in which sets of adapters have their steps."""
 
     def __init__(self) -> None:
         self._order: list[S] = []
-        """The sets in use, the longest unserved first; the last one has the turn."""
+        """Sets in use, the longest unserved first; the last one has the turn."""
         self._left = 0
-        """Steps that are left of its turn."""
+        """Steps left of its turn."""
         self._waited: dict[S, int] = {}
-        """For each that is present, the steps of others since it came or had one."""
+        """Steps of other sets since a set arrived or had its own, for each set present."""
         self.longest = 0
-        """The most steps of others that any set in use has waited for one of its own."""
+        """The most steps of other sets that any set has waited for its own."""
 
     def next(self, present: Collection[S]) -> S:
-        """The set of the next step, out of those that have sequences; there is one at least."""
+        """Return the set of the next step, out of those with sequences, of which there is one."""
         last = [one for one in self._order[-1:] if one in present]
         waiting = [one for one in self._order[:-1] if one in present]
         waiting += [one for one in dict.fromkeys(present) if one not in self._order]
         if not last or self._left == 0:
             waiting += last
             last = [waiting.pop(0)]
-            self._left = TURN
+            self._left = ROTATION_STEPS
         self._left -= 1
         self._order = waiting + last
         self._waited = {one: self._waited.get(one, 0) + 1 for one in waiting}
@@ -190,98 +186,80 @@ class AdapterRotation(Generic[S]):
         return last[0]
 
 
-FAILED_STEPS = 3
-"""So many failed steps in a row are no accident of one request: the process ends, loudly."""
-
-Step = list[tuple[Sequence, int]]
-"""Who decodes how many of the pending tokens."""
-Guesses = dict[Sequence, list[int]]
-Row = tuple[Sequence, int, list[int]]
-"""A row to sample from: whose it is, its place, and what was guessed to follow, in the rows after
-it."""
-
-
 class EngineBrokenError(Exception):
     """llama.cpp fails at every step."""
 
 
-class Lane:
-    """Continuous batching over one context. The engine thread's own.
+class BatchScheduler:
+    """Admission, preemption and step planning over one KV cache. Used by the engine thread alone.
 
-    A sequence may use any cell of the cache. What the cache holds plus what the admitted have
-    pending never exceeds the cells there are: when growth leads to that, first what is only kept
-    is given up, then the youngest is sent back to the queue, to be computed again later. The
-    oldest is never sent back, so there is always one that gets to its end, and nobody's answer is
-    cut short because of another's.
+    A sequence may use any cell of the cache. The cells in use plus the pending tokens of the
+    admitted sequences never exceed the cells there are. When growth leads to that, cached
+    sequences are evicted first; then the youngest admitted sequence is preempted and recomputed
+    later. The oldest is never preempted, so at least one sequence always finishes, and no answer
+    is cut short because of another one.
     """
 
     def __init__(
         self,
-        model: Model,
+        parts: EngineParts,
+        context: Context,
         options: ContextOptions,
         slots: int,
-        shelf: AdapterCache,
-        log: LlamaLog,
-        counters: Counters,
-        tell: Callable[[Sequence, str, SequenceEnd | None], None],
+        on_release: Callable[[Sequence], None],
     ) -> None:
-        """Makes the context. `tell` takes a sequence's news. Raises LoadError."""
-        self.model = model
-        self.context = Context(model, options, log)
-        self.cache = PrefixCache(self.context, self.context.n_ctx, options.n_seq_max)
+        """Schedule for `slots` sequences on `context`.
+
+        `on_release` is called for each sequence that leaves its slot.
+        """
+        self.cache = PrefixCache(context, context.n_ctx, options.n_seq_max)
         self.slots: list[Sequence | None] = [None] * slots
-        self.admitted: list[Sequence] = []  # oldest first, as the batcher wants them
+        self.admitted: list[Sequence] = []
+        """Sequences with a slot, the oldest first."""
         self.waiting: FairQueue[Sequence] = FairQueue()
-        self.conversations: PersistentKvCache | None = None
-        """Where kept sequences are when the process is not; None: nowhere."""
-        self._shelf = shelf
-        shelf.serve(self.context, lambda: [admitted.adapters for admitted in self.admitted])
-        self.turns: AdapterRotation[Adapters] = AdapterRotation()
+        self.persistent_cache: PersistentKvCache | None = None
+        """The KV cache on disk, or None."""
+        self.rotation: AdapterRotation[Adapters] = AdapterRotation()
+        self._model = parts.model
+        self._adapter_cache = parts.adapter_cache
+        self._adapter_cache.register(
+            context, lambda: [admitted.adapters for admitted in self.admitted]
+        )
         self._n_batch = options.n_batch
-        self._log = log
-        self._counters = counters
-        self._tell = tell
-        self._batch = Batch(options.n_batch)
-        gpu = has_gpu()
-        self._pace = PrefillBudget(alone=chunk_alone(options.n_ubatch, gpu=gpu))
-        tiles = options.flash_attention != "off" and not gpu
-        self._apart_from = model.n_embd if tiles else options.n_ctx
-        self.threads = ThreadTuner(options.threads, options.threads_batch)
-        self._greedy = Sampler()
-        self._greedy.add("greedy")
-        self.speculation: Speculation | None = None
-        """Who guesses ahead; None: nobody."""
-        self._guessed = 0
-        """Tokens in the step that were guessed."""
-        self.replayer = Replayer(model, self.context, options.n_seq_max)
-        self._replays: list[Replay] = []
-        """What the step has of answers that were begun elsewhere."""
-        self._failures = 0
+        self._counters = parts.counters
+        self._deliver = parts.deliver
+        self._on_release = on_release
+        idle_chunk = idle_chunk_size(options.n_ubatch, gpu=has_gpu())
+        self._prefill_budget = PrefillBudget(idle_chunk=idle_chunk)
+        self._failed_steps = 0
         self._out_of_cells = False
-        """llama.cpp had no room in spite of the count: nobody comes in until someone leaves."""
+        """True if llama.cpp found no cells in spite of the count: no admission until a sequence
+        leaves."""
         self._admission_blocked = False
-        """Nobody of the waiting fits, and nothing has changed since that was found."""
+        """True if no waiting sequence fits and nothing has changed since that was found."""
 
     @property
     def busy(self) -> bool:
-        """Whether there is anything to do."""
+        """True if a sequence is admitted or waiting."""
         return bool(self.admitted or self.waiting)
 
     @property
-    def growing(self) -> int:
-        """Tokens that the admitted have pending."""
+    def pending_tokens(self) -> int:
+        """Pending tokens of the admitted sequences."""
         return sum(sequence.pending for sequence in self.admitted)
 
-    def enter(self, sequence: Sequence) -> None:
-        """Queues a sequence."""
+    # Queue
+
+    def enqueue(self, sequence: Sequence) -> None:
+        """Add a sequence to the queue."""
         self.waiting.add(sequence)
         self._admission_blocked = False
 
-    def leave(self, sequence: Sequence) -> bool:
-        """Ends a sequence wherever it is; whether it had not ended already."""
+    def remove(self, sequence: Sequence) -> bool:
+        """Remove a sequence from its slot or the queue; return False if it had ended already."""
         was_here = sequence.slot >= 0 or sequence in self.waiting
         if sequence.slot >= 0:
-            self._release_slot(sequence, keep=sequence.reuses)
+            self._release_slot(sequence, store=sequence.reuses)
             self._out_of_cells = False
         else:
             self.waiting.remove(sequence)
@@ -291,276 +269,190 @@ class Lane:
             sequence.sampler = None
         return was_here
 
-    def step(self) -> None:
-        """Lets in who fits, decodes what is next, and samples a token for each complete sequence.
+    # Admission
 
-        Raises EngineBrokenError when llama.cpp fails at every step.
-        """
-        self._admit()
-        if not self.admitted:
-            return
-        adapters = self.turns.next([sequence.adapters for sequence in self.admitted])
-        self._shelf.apply(self.context, adapters)
-        step = self._plan([one for one in self.admitted if one.adapters == adapters])
-        guesses = self._guesses(step)
-        for part in split_step(step, self._apart_from):
-            if not self._compute(part, guesses):
-                break
-
-    def _compute(self, step: Step, guesses: Guesses) -> bool:
-        """Decodes a part of a step and samples what is complete; whether llama.cpp could."""
-        rows = self._fill(step, guesses)
-        size, threads = self._batch.size, self.threads.choose(self._batch.size)
-        self.context.use_threads(threads)
-        began = time.perf_counter()
-        code = self.context.decode(self._batch)
-        spent = time.perf_counter() - began
-        self.threads.observe(size, threads, spent)
-        if code != 0:
-            self._step_failed(code, [sequence for sequence, _ in step])
-            return False
-        self._failures = 0
-        sampled = []
-        for sequence, row, guess in rows:
-            before = time.perf_counter()
-            sampled.append((sequence, guess, self._sample(sequence, row, guess)))
-            if sequence.guide is None:  # what follows a grammar is half Python's
-                spent += time.perf_counter() - before
-        sampled += [(one.sequence, [], self.replayer.play(one)) for one in self._replays]
-        self._counters.llama_seconds += spent
-        took = time.perf_counter() - began
-        self._count(step, took)
-        if self.speculation is not None and size == len(rows) + self._guessed:
-            drawn = sum(len(tokens) for _, _, tokens in sampled)
-            self.speculation.settle(len(rows), self._guessed, drawn, took)
-        now = time.monotonic()
-        for sequence, count in step:
-            self.cache.extend(sequence, count)
-        for sequence, guess, tokens in sampled:
-            if guess:
-                self._judge(sequence, guess, len(tokens) - 1)
-            self._take(sequence, tokens, now)
-        return True
-
-    def _plan(self, present: list[Sequence]) -> Step:
-        """Who of those whose turn it is decodes how many tokens."""
-        running = sum(1 for sequence in self.admitted if sequence.pending == 1)
-        step = plan_step(present, self._n_batch, self._pace.chunk(running, self._n_batch))
-        return self.replayer.bounded(step)
-
-    def _admit(self) -> None:
-        """Sends back whom the cells don't suffice for, then lets in those whose turn it is."""
-        growing = self.growing
-        while not self.cache.make_room(growing) and len(self.admitted) > 1:
-            growing -= self.admitted[-1].pending
-            self._send_back(self.admitted[-1])
+    def preempt_excess(self) -> None:
+        """Preempt the youngest sequences until the pending tokens of the others fit."""
+        pending = self.pending_tokens
+        while not self.cache.ensure_capacity(pending) and len(self.admitted) > 1:
+            pending -= self.admitted[-1].pending
+            self.preempt(self.admitted[-1])
         self._out_of_cells = self._out_of_cells and bool(self.admitted)
-        while not (self._admission_blocked or self._out_of_cells) and None in self.slots:
-            sequence = self._next(growing)
-            if sequence is None:
-                self._admission_blocked = True
-                return
-            growing += sequence.pending
-            sequence.slot = self.slots.index(None)
-            self.slots[sequence.slot] = sequence
-            insort(self.admitted, sequence, key=lambda admitted: admitted.number)
-            self._prepare(sequence)
 
-    def _next(self, growing: int) -> Sequence | None:
-        """The first of the waiting that fits, with its sequence id; None if none does.
+    def preempt(self, sequence: Sequence) -> None:
+        """Free the cells of a sequence and requeue it; it is recomputed later."""
+        self._release_slot(sequence, store=False)
+        self.enqueue(sequence)
+        self._counters.preempted += 1
 
-        Who does not fit, or needs an adapter for which there is no room yet, holds up nobody
-        else: until it has been passed too often.
-        """
-        passing: list[Sequence] = []
-        hopeless: list[Sequence] = []
-        chosen = None
-        for sequence in self.waiting.in_order():
-            try:
-                ready = self._ready(sequence)
-                if ready and self.cache.is_being_read(sequence, self.admitted):
-                    continue  # not passed over: it waits for what it will share
-                if ready and self._claim(sequence, growing):
-                    chosen = sequence
-                    break
-            except LoadError as error:
-                self._tell(sequence, "", Failed(f"The adapter can't be used: {error}.", 400))
-                hopeless.append(sequence)
-                continue
-            passing.append(sequence)
-            if sequence.passed >= MOST_PASSES or len(passing) == MOST_PASSES:
-                break
-        if chosen is not None:
-            self.waiting.let_in(chosen, passing)
-        for sequence in hopeless:
-            self._counters.requests["failed"] += 1
-            self.leave(sequence)
-        return chosen
+    def admit_next(self) -> Sequence | None:
+        """Give a slot to the next waiting sequence that fits and return it, or None."""
+        if self._admission_blocked or self._out_of_cells or None not in self.slots:
+            return None
+        sequence = self._select(self.pending_tokens)
+        if sequence is None:
+            self._admission_blocked = True
+            return None
+        sequence.slot = self.slots.index(None)
+        self.slots[sequence.slot] = sequence
+        insort(self.admitted, sequence, key=lambda admitted: admitted.number)
+        return sequence
 
-    def _claim(self, sequence: Sequence, growing: int) -> bool:
-        """Whether there is a sequence id for it, and room beside the admitted."""
-        if self.conversations is not None and not sequence.sought:
-            sequence.sought = True
-            sequence.restored = self.conversations.fetch(sequence, self.admitted, growing)
-        return self.cache.claim(sequence, self.admitted, growing)
-
-    def _ready(self, sequence: Sequence) -> bool:
-        """Whether its adapters are loaded. Raises LoadError if they can't be."""
-        if not sequence.wanted:
-            return True
-        adapters = self._shelf.prepare(sequence.wanted)
-        sequence.adapters = adapters or ()
-        return adapters is not None
-
-    def _prepare(self, sequence: Sequence) -> None:
-        """At a sequence's first slot: its clock starts, its sampler is made."""
-        if sequence.started:
-            return
+    def start_clock(self, sequence: Sequence) -> None:
+        """Begin the timing and accounting of a sequence that has its first slot."""
         sequence.started = time.monotonic()
         self._counters.queue_wait.observe(sequence.started - sequence.arrived)
         sequence.reused = sequence.cached
         self._counters.reused_tokens += sequence.cached
-        self.waiting.charge(sequence.tenant, prefill=sequence.pending)
-        prompt, known = sequence.tokens, sequence.resumed
-        if known:
-            prompt = prompt[: sequence.prompt_length]
-        if sequence.guide is not None or not sequence.sampling.greedy:
-            sequence.sampler = build_sampler_chain(
-                sequence.sampling, self.model, self.context.n_ctx, prompt, sequence.guide
-            )
-        elif known:
-            self._take(sequence, list(known), sequence.started)  # there is nobody to be told
+        self.waiting.account(sequence.tenant, prefill=sequence.pending)
 
-    def _guesses(self, step: Step) -> Guesses:
-        """What is guessed to follow the running ones, where there is room to try it."""
-        if self.speculation is None:
-            return {}
-        running = [sequence for sequence, count in step if count == sequence.pending == 1]
-        room = self._n_batch - sum(count for _, count in step)
-        guesses = self.speculation.guesses(running, room)
-        more = sum(map(len, guesses.values()))
-        return guesses if self.cache.make_room(self.growing + more) else {}
+    def _select(self, pending: int) -> Sequence | None:
+        """Take the first waiting sequence that fits out of the queue, with its cells allocated.
 
-    def _fill(self, step: Step, guesses: Guesses) -> list[Row]:
-        """Writes the batch. Returns the rows to sample from."""
-        batch = self._batch
-        batch.clear()
-        rows: list[Row] = []
-        self._replays = []
-        for sequence, count in step:
-            cached = sequence.cached
-            if count == 1 and sequence.pending == 1:
-                row = batch.add(sequence.tokens[-1], cached, sequence.seq_id)
-                guess = guesses.get(sequence, [])
-                if guess:
-                    batch.add_run(guess, cached + 1, sequence.seq_id, wanted="all")
-                rows.append((sequence, row, guess))
+        A sequence that does not fit, or that needs an adapter which can't be loaded yet, is
+        skipped, so that it blocks no other; but only a limited number of times.
+        """
+        skipped: list[Sequence] = []
+        failed: list[Sequence] = []
+        selected = None
+        for sequence in self.waiting.in_order():
+            try:
+                ready = self._load_adapters(sequence)
+                if ready and self.cache.is_being_computed(sequence, self.admitted):
+                    continue  # not counted as skipped: it waits for a prefix that it will share
+                if ready and self._allocate(sequence, pending):
+                    selected = sequence
+                    break
+            except LoadError as error:
+                self._deliver(sequence, "", Failed(f"The adapter can't be used: {error}.", 400))
+                failed.append(sequence)
                 continue
-            if sequence.unplayed:
-                replay = self.replayer.fill(batch, sequence, count)
-                self._replays += [replay] if replay is not None else []
-                self._admission_blocked = False
-                continue
-            run = sequence.tokens[cached : cached + count]
-            complete = count == sequence.pending
-            wanted = "last" if complete else "none"
-            row = batch.add_run(run, cached, sequence.seq_id, wanted=wanted)
-            if complete:
-                rows.append((sequence, row, []))
-                self._admission_blocked = False  # somebody may wait to share what is read now
-        self._guessed = sum(len(guess) for _, _, guess in rows)
-        return rows
-
-    def _sample(self, sequence: Sequence, row: int, guess: list[int]) -> list[int]:
-        """The token after `row`, and as long as they were guessed right, those after it."""
-        sampler = sequence.sampler or self._greedy
-        tokens = [sampler.sample(self.context, row)]
-        for place, guessed in enumerate(guess, 1):
-            if tokens[-1] != guessed or self.model.piece(guessed) is None:
+            skipped.append(sequence)
+            if sequence.skipped >= MAX_SKIPS or len(skipped) == MAX_SKIPS:
                 break
-            tokens.append(sampler.sample(self.context, row + place))
-        return tokens
+        if selected is not None:
+            self.waiting.admit(selected, skipped)
+        for sequence in failed:
+            self._counters.requests["failed"] += 1
+            self.remove(sequence)
+        return selected
 
-    def _judge(self, sequence: Sequence, guess: list[int], right: int) -> None:
-        """Keeps in the cache what of a guess was right."""
-        self.cache.extend(sequence, len(guess))
-        if right < len(guess):
-            self.cache.trim(sequence, sequence.cached - len(guess) + right)
-        if self.speculation is not None:
-            self.speculation.judge(sequence, len(guess), right)
-        self._counters.guessed_tokens += len(guess)
-        self._counters.right_guesses += right
+    def _load_adapters(self, sequence: Sequence) -> bool:
+        """Load the adapters of a sequence; return False if that has to wait. Raises LoadError."""
+        if not sequence.wanted:
+            return True
+        adapters = self._adapter_cache.prepare(sequence.wanted)
+        sequence.adapters = adapters or ()
+        return adapters is not None
 
-    def _count(self, step: Step, seconds: float) -> None:
-        running = sum(1 for sequence, count in step if count == 1)
-        prefill = self._batch.size - running - self._guessed
-        self._pace.observe(running, prefill, seconds)
-        counters = self._counters
-        counters.steps += 1
-        counters.busy_slots += len(step)
-        counters.batch_tokens.observe(self._batch.size)
-        counters.prompt_tokens += prefill
+    def _allocate(self, sequence: Sequence, pending: int) -> bool:
+        """Allocate a sequence id and cells beside the admitted sequences, or return False."""
+        if self.persistent_cache is not None and not sequence.disk_checked:
+            sequence.disk_checked = True
+            sequence.restored = self.persistent_cache.fetch(sequence, self.admitted, pending)
+        return self.cache.allocate(sequence, self.admitted, pending)
 
-    def _take(self, sequence: Sequence, tokens: list[int], now: float) -> None:
-        """New tokens of a sequence: their text goes out, until it has come to its end."""
+    # Steps
+
+    def plan(self) -> tuple[Adapters, Step]:
+        """Return the next step and the adapters that it is computed with."""
+        adapters = self.rotation.next([sequence.adapters for sequence in self.admitted])
+        running = sum(1 for sequence in self.admitted if sequence.pending == 1)
+        step = plan_step(
+            [sequence for sequence in self.admitted if sequence.adapters == adapters],
+            self._n_batch,
+            self._prefill_budget.chunk(running, self._n_batch),
+        )
+        return adapters, step
+
+    def draft_capacity(self, step: Step) -> int:
+        """Return the draft tokens that the batch of `step` has free rows for."""
+        return self._n_batch - sum(count for _, count in step)
+
+    def reserve_drafts(self, count: int) -> bool:
+        """Evict cached sequences until `count` draft tokens fit; return True if they do."""
+        return self.cache.ensure_capacity(self.pending_tokens + count)
+
+    def update(self, step: Step, result: StepResult) -> None:
+        """Apply the result of a computed step: cache, text, ends."""
+        self._failed_steps = 0
+        self._prefill_budget.observe(result.running, result.prefill, result.seconds)
+        now = time.monotonic()
+        for sequence, count in step:
+            self.cache.extend(sequence, count)
+        for output in result.outputs:
+            if output.draft:
+                self._keep_accepted(output.sequence, len(output.draft), len(output.tokens) - 1)
+            self.append(output.sequence, output.tokens, now)
+        if result.completed_prompts:
+            self._admission_blocked = False  # a waiting sequence may share a prefix read just now
+
+    def append(self, sequence: Sequence, tokens: Iterable[int], now: float) -> None:
+        """Append new tokens to a sequence and deliver their text, until the sequence ends."""
         for token in tokens:
-            self.waiting.charge(sequence.tenant, generated=0 if sequence.unplayed else 1)
-            text, end = take_token(sequence, token, self.model, self._counters, now)
+            self.waiting.account(sequence.tenant, generated=0 if sequence.pending_replay else 1)
+            text, end = take_token(sequence, token, self._model, self._counters, now)
             if text or end is not None:
-                self._tell(sequence, text, end)
+                self._deliver(sequence, text, end)
             if end is not None:
-                self.leave(sequence)
+                self.remove(sequence)
                 return
 
-    def _send_back(self, sequence: Sequence) -> None:
-        """Its cells are needed by older ones: it waits, and is computed again."""
-        self._release_slot(sequence, keep=False)
-        self.enter(sequence)
-        self._counters.preempted += 1
+    def _keep_accepted(self, sequence: Sequence, drafted: int, accepted: int) -> None:
+        """Keep the cells of the accepted draft tokens and free those of the others."""
+        self.cache.extend(sequence, drafted)
+        if accepted < drafted:
+            self.cache.trim(sequence, sequence.cached - drafted + accepted)
 
-    def _release_slot(self, sequence: Sequence, *, keep: bool) -> None:
+    def _release_slot(self, sequence: Sequence, *, store: bool) -> None:
         if sequence.cached > len(sequence.tokens):
-            self.cache.trim(sequence, len(sequence.tokens))  # it ended within a right guess
-        if self.speculation is not None:
-            self.speculation.forget(sequence)
-        if keep and sequence.cached > 0:
-            self.cache.keep(sequence, sequence.slot)
+            self.cache.trim(sequence, len(sequence.tokens))  # it ended within an accepted draft
+        self._on_release(sequence)
+        if store and sequence.cached > 0:
+            self.cache.store(sequence, sequence.slot)
         else:
-            self.cache.drop(sequence)
+            self.cache.free(sequence)
         self.slots[sequence.slot] = None
         self.admitted.remove(sequence)
         sequence.slot = -1
         self._admission_blocked = False
 
-    def _step_failed(self, code: int, step: list[Sequence]) -> None:
-        """Out of cells in spite of the count (caches that are not simple): the youngest waits.
+    # Failures
 
-        Anything else, or with nobody left to send away, is the end of the sequences in the step.
+    def handle_failure(self, step: Step, error: DecodeError) -> None:
+        """Recover from a step that llama.cpp could not compute.
+
+        Out of cells in spite of the count, which happens with caches that can't be truncated:
+        cached sequences are evicted, then the youngest sequence is preempted. Anything else, or
+        with only one sequence left, ends the sequences of the step. Raises EngineBrokenError
+        after `FAILED_STEPS` of these in a row.
         """
-        reason = self._log.reason(f"llama_decode returned {code}")
-        if code == 1 and self.cache.give_up_all():
+        self._admission_blocked = False
+        if error.out_of_cells and self.cache.evict_all():
             return
-        if code == 1 and len(self.admitted) > 1:
-            self._send_back(self.admitted[-1])
+        if error.out_of_cells and len(self.admitted) > 1:
+            self.preempt(self.admitted[-1])
             self._out_of_cells = True
             return
-        if self.conversations is not None and any(sequence.restored for sequence in step):
-            self._restored_in_vain(step, reason)
+        sequences = [sequence for sequence, _ in step]
+        if self.persistent_cache is not None and any(one.restored for one in sequences):
+            self._recompute_restored(self.persistent_cache, sequences, str(error))
             return
-        for sequence in step:
-            sequence.reuses = False  # nobody knows what is in its cells
-            self._tell(sequence, "", Failed(f"llama.cpp failed: {reason}"))
+        for sequence in sequences:
+            sequence.reuses = False  # the contents of its cells are unknown
+            self._deliver(sequence, "", Failed(f"llama.cpp failed: {error}"))
             self._counters.requests["failed"] += 1
-            self.leave(sequence)
-        self._failures += 1
-        if self._failures >= FAILED_STEPS:
-            raise EngineBrokenError(reason)
+            self.remove(sequence)
+        self._failed_steps += 1
+        if self._failed_steps >= FAILED_STEPS:
+            raise EngineBrokenError(str(error))
 
-    def _restored_in_vain(self, step: list[Sequence], reason: str) -> None:
-        """What came back from disk can't be gone on from: begin anew, and restore no more."""
-        if self.conversations is not None:
-            self.conversations.refuse(f"the step after a restore failed: {reason}")
-        for sequence in step:
+    def _recompute_restored(
+        self, persistent: PersistentKvCache, sequences: list[Sequence], reason: str
+    ) -> None:
+        """Recompute sequences that can't continue from the disk, and restore no more."""
+        persistent.disable(f"the step after a restore failed: {reason}")
+        for sequence in sequences:
             sequence.restored = sequence.reuses = False
             sequence.reused = 0
-            self._send_back(sequence)
+            self.preempt(sequence)

@@ -1,13 +1,13 @@
-"""Who comes next among the waiting. Pure: no clock, no model.
+"""A queue of requests that is fair between tenants. Pure: no clock, no model.
 
-Fair between tenants by what they cost, not by how often they ask: each has a counter of the
-tokens computed for it, and the next request is the oldest of the tenant with the smallest one. A
-tenant that asks for nothing saves nothing up: when it comes back, its counter is at least what
-the served ones had in the meantime. So of two tenants that always have requests waiting, neither
-is ahead of the other by more than one request's cost and what the slots hold.
+Fairness is by cost and not by number of requests: each tenant has a counter of the tokens computed
+for it, and the next request is the oldest of the tenant with the smallest counter. An idle tenant
+saves nothing up: when it returns, its counter is at least that of the tenants served meanwhile. So
+of two tenants that always have requests waiting, neither is ahead of the other by more than the
+cost of one request and of the contents of the slots.
 
-Who does not fit yet is passed by who does, so that nobody waits behind a request for more than
-there is; after MOST_PASSES of it, it is passed no more, so that it does not wait for ever.
+A request that does not fit yet is skipped for one that does, so that a request for more than there
+is blocks no other. After MAX_SKIPS skips it is skipped no more, so that it does not starve.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ from heapq import heapify, heappop, heappush
 from typing import Generic, Protocol, TypeVar
 
 PREFILL_COST, TOKEN_COST = 1, 3
-"""What a prompt's token costs and what a generated one does: the 60 MB model reads 2,460 tokens a
-second and writes 900."""
-MOST_PASSES = 16
-MOST_COUNTERS = 1000
-"""Tenants that are remembered before those half of them are forgotten who owe least."""
+"""Cost of a prompt's token and of a generated one: the 60 MB model reads 2,460 tokens a second and
+generates 900."""
+MAX_SKIPS = 16
+"""Skips of a request, after which no other is admitted before it."""
+MAX_COUNTERS = 1000
+"""Counters of tenants in memory; beyond that, the smaller half of them is dropped."""
 
 
 class FairQueueItem(Protocol):
-    """A request, as the queue sees it."""
+    """The part of a request that the queue needs."""
 
     number: int
     """Its age: smaller is older."""
     tenant: str
-    passed: int
-    """How often somebody younger or dearer came in before it because it did not fit."""
+    skipped: int
+    """Admissions of younger or costlier requests before it because it did not fit."""
 
     @property
     def started(self) -> float:
-        """Not 0 once it has had a slot: then it was paid for, and goes first."""
+        """Time of its first slot; 0 before it. A request that had one goes first."""
 
     @property
     def pending(self) -> int:
@@ -50,36 +51,37 @@ class FairQueue(Generic[W]):
     """The waiting requests of all tenants."""
 
     def __init__(self) -> None:
-        self._returned: list[W] = []
+        self._preempted: list[W] = []
+        """Requests that have had a slot, oldest first."""
         self._tenants: dict[str, list[W]] = {}
-        """Each one's requests, oldest first; no empty lists."""
+        """Requests of each tenant, oldest first; no empty lists."""
         self._spent: dict[str, float] = {}
-        """Counters; who is not in it has `_floor`."""
+        """Counters by tenant; `_floor` for a tenant without one."""
         self._floor = 0.0
-        """The smallest counter of those who waited, when somebody was last let in."""
+        """The smallest counter of the waiting tenants at the latest admission."""
 
         self._length = 0
 
     def __len__(self) -> int:
-        return self._length  # kept, because another thread may ask
+        return self._length  # stored, because another thread may read it
 
     def __iter__(self) -> Iterator[W]:
-        yield from self._returned
+        yield from self._preempted
         for requests in self._tenants.values():
             yield from requests
 
     def add(self, request: W) -> None:
-        """Somebody waits."""
+        """Add a request."""
         self._length += 1
         if request.started:
-            insort(self._returned, request, key=_age)
+            insort(self._preempted, request, key=_age)
         else:
             insort(self._tenants.setdefault(request.tenant, []), request, key=_age)
 
     def remove(self, request: W) -> None:
-        """Somebody waits no more; nothing if they did not."""
+        """Remove a request if it is in the queue."""
         own = self._tenants.get(request.tenant, [])
-        for requests in (self._returned, own):
+        for requests in (self._preempted, own):
             if request in requests:
                 requests.remove(request)
                 self._length -= 1
@@ -87,11 +89,12 @@ class FairQueue(Generic[W]):
             self._tenants.pop(request.tenant, None)
 
     def in_order(self) -> Iterator[W]:
-        """Everybody in the order in which they are to be tried; stop when there is no more room.
+        """Yield the requests in the order in which to try them.
 
-        The queue must not change until it is stopped.
+        The queue must not change before the iteration is left.
         """
-        yield from self._returned
+        yield from self._preempted
+        # A heap of each tenant's next request; the cost of the one before it is added in advance.
         heap = [
             (self._counter(tenant), own[0].number, tenant, 0)
             for tenant, own in self._tenants.items()
@@ -105,20 +108,20 @@ class FairQueue(Generic[W]):
                 spent += own[place].pending * PREFILL_COST
                 heappush(heap, (spent, own[place + 1].number, tenant, place + 1))
 
-    def let_in(self, request: W, passing: list[W]) -> None:
-        """`request` comes in, past those who were tried before it and did not fit."""
-        for other in passing:
-            other.passed += 1
+    def admit(self, request: W, skipped: list[W]) -> None:
+        """Take `request` out; count a skip for those that were tried before it and did not fit."""
+        for other in skipped:
+            other.skipped += 1
         if self._tenants:
             least = min(self._counter(tenant) for tenant in self._tenants)
             self._floor = max(self._floor, least)
-        if len(self._spent) > MOST_COUNTERS:
-            dearest = sorted(self._spent, key=lambda who: self._spent[who])[MOST_COUNTERS // 2 :]
-            self._spent = {who: self._spent[who] for who in dearest}
+        if len(self._spent) > MAX_COUNTERS:
+            by_cost = sorted(self._spent, key=self._spent.__getitem__)
+            self._spent = {tenant: self._spent[tenant] for tenant in by_cost[MAX_COUNTERS // 2 :]}
         self.remove(request)
 
-    def charge(self, tenant: str, *, prefill: int = 0, generated: int = 0) -> None:
-        """Something was computed for `tenant`."""
+    def account(self, tenant: str, *, prefill: int = 0, generated: int = 0) -> None:
+        """Add computed tokens to the counter of a tenant."""
         cost = prefill * PREFILL_COST + generated * TOKEN_COST
         self._spent[tenant] = self._counter(tenant) + cost
 

@@ -1,12 +1,10 @@
-"""The folder in which sequences outlive the process, and what may be believed of its files.
+"""The persistent KV cache: cached sequences on disk, saved at the end of the process.
 
 A sequence is two files: `<name>` in llama.cpp's own format (`llama_state_seq_save_file`), and
-`<name>.json`, the manifest, which tells what is in it, its size and its checksum. Both are written
-beside and renamed, the manifest last: without a manifest there is nothing. What a worker keeps by
-itself lies in a folder named by the worker's identity, so that nothing computed by another model,
-other settings or another llama.cpp is ever looked at. What turns out to be damaged is removed.
-
-Kept sequences that outlive the process: saved at its end, restored when a prompt wants them.
+`<name>.json`, the manifest with its tokens, its size and its checksum. Both are written to
+temporary files and renamed, the manifest last: data without a manifest is ignored. Sequences that
+a worker saves by itself lie in a folder named by the worker's identity, so that no data computed
+by another model, other settings or another llama.cpp is ever used. Damaged files are removed.
 """
 
 from __future__ import annotations
@@ -37,10 +35,11 @@ from workers.llama.context import Context
 
 MANIFEST, PART = ".json", ".part"
 UNUSABLE = "unusable"
-"""Stands in the folder of a worker whose restored sequences are of no use."""
+"""Name of the marker file in the folder of a worker whose restored sequences are unusable."""
 ABANDONED = 60.0
-"""Seconds after which what somebody was writing is taken for left behind."""
+"""Seconds after which an unfinished file counts as abandoned."""
 HEAD = 65_536
+"""Bytes at each end of a file that its fingerprint covers."""
 
 
 class DamagedError(Exception):
@@ -48,11 +47,11 @@ class DamagedError(Exception):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What a manifest holds."""
+    """The contents of a manifest."""
 
     identity: str
     tokens: str
-    """32-bit integers in this machine's order, in base64."""
+    """32-bit integers in the byte order of the host, in base64."""
     adapters: tuple[tuple[str, float], ...]
     size: int
     crc32: int
@@ -60,7 +59,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, eq=False)
 class SavedSequence:
-    """One sequence on disk."""
+    """A sequence on disk."""
 
     path: Path
     tokens: list[int]
@@ -70,24 +69,24 @@ class SavedSequence:
 
 
 def fingerprint(path: Path) -> str:
-    """Tells a file from every other that may lie at `path`: place, size, time, and both ends."""
-    told = path.stat()
+    """Return a hash of a file's path, size, time and both ends."""
+    status = path.stat()
     with path.open("rb") as file:
         ends = file.read(HEAD)
-        file.seek(max(0, told.st_size - HEAD))
+        file.seek(max(0, status.st_size - HEAD))
         ends += file.read(HEAD)
-    facts = f"{path.resolve()}\0{told.st_size}\0{told.st_mtime_ns}\0".encode()
-    return hashlib.blake2b(facts + ends, digest_size=16).hexdigest()
+    key = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0".encode()
+    return hashlib.blake2b(key + ends, digest_size=16).hexdigest()
 
 
 def identity_of(facts: Mapping[str, object]) -> str:
-    """One name for all that a computed sequence depends on."""
-    told = msgspec.json.encode(sorted((key, str(value)) for key, value in facts.items()))
-    return hashlib.blake2b(told, digest_size=16).hexdigest()
+    """Return a hash of the facts that a computed sequence depends on."""
+    encoded = msgspec.json.encode(sorted((key, str(value)) for key, value in facts.items()))
+    return hashlib.blake2b(encoded, digest_size=16).hexdigest()
 
 
 def warn(sentence: str) -> None:
-    """One line in the worker's log."""
+    """Write a warning of one line to the worker's log."""
     print(f"warning: {sentence}", file=sys.stderr, flush=True)
 
 
@@ -95,7 +94,7 @@ class KvFiles:
     """The files of one worker in `root`, which it may share with others."""
 
     def __init__(self, root: Path, identity: str, limit: int) -> None:
-        """`limit`: bytes that all workers' files in `root` may take together."""
+        """Use at most `limit` bytes for the files of all workers in `root` together."""
         self.root = root
         self.limit = limit
         self._identity = identity
@@ -103,24 +102,24 @@ class KvFiles:
 
     @property
     def usable(self) -> bool:
-        """Whether restoring has not been found to be of no use."""
+        """True unless a restored sequence turned out to be unusable with this model."""
         return not (self._folder / UNUSABLE).exists()
 
-    def refuse(self, reason: str) -> None:
-        """Restoring is of no use: removes what there is, and remembers not to try again."""
-        warn(f"kept KV is of no use with this model and is not saved any more: {reason}")
+    def disable(self, reason: str) -> None:
+        """Remove the saved sequences and save and restore no more, in later processes too."""
+        warn(f"the saved KV cache can't be used with this model and is disabled: {reason}")
         for saved in self.index():
             self.remove(saved.path)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             (self._folder / UNUSABLE).write_text(f"{reason}\n", encoding="utf-8")
         except OSError as error:
-            warn(f"that can't be remembered in {self._folder}: {error.strerror}")
+            warn(f"{self._folder / UNUSABLE} can't be written: {error.strerror}")
 
     def index(self) -> list[SavedSequence]:
-        """What this worker's identity has on disk, the longest unused first.
+        """Return the saved sequences of this worker's identity, the least recently used first.
 
-        Removes what has no manifest or a wrong one.
+        Files without a manifest, or with a wrong one, are removed.
         """
         try:
             names = sorted(self._folder.iterdir(), key=_age)
@@ -137,22 +136,24 @@ class KvFiles:
                 except DamagedError as damage:
                     self.discard(data, str(damage))
             elif _is_old(path) and not _manifest(path).exists():
-                self.discard(path, "it was never finished")
+                self.discard(path, "it is incomplete")
         return found
 
     def read(self, path: Path) -> SavedSequence:
-        """What the manifest of `path` says. Raises DamagedError."""
+        """Return the saved sequence of a manifest. Raises DamagedError."""
         try:
-            told = msgspec.json.decode(_manifest(path).read_bytes(), type=Manifest)
-            tokens = array("i", b64decode(told.tokens, validate=True))
+            manifest = msgspec.json.decode(_manifest(path).read_bytes(), type=Manifest)
+            tokens = array("i", b64decode(manifest.tokens, validate=True))
         except (OSError, ValueError, msgspec.MsgspecError) as error:
             raise DamagedError("it has no readable manifest") from error
-        if told.identity != self._identity:
+        if manifest.identity != self._identity:
             raise DamagedError("it belongs to another model or other settings")
-        return SavedSequence(path, tokens.tolist(), told.adapters, told.size, told.crc32)
+        return SavedSequence(
+            path, tokens.tolist(), manifest.adapters, manifest.size, manifest.crc32
+        )
 
     def check(self, saved: SavedSequence) -> None:
-        """Raises DamagedError if the bytes are not those that were written."""
+        """Compare the data with its manifest. Raises DamagedError."""
         try:
             size = saved.path.stat().st_size
             if size != saved.size:
@@ -164,15 +165,15 @@ class KvFiles:
             raise DamagedError(error.strerror or "it can't be read") from error
 
     def place(self, tokens: list[int], adapters: Adapters) -> Path:
-        """Where a sequence that the worker keeps by itself belongs."""
-        told = hashlib.blake2b(array("i", tokens).tobytes(), digest_size=16)
-        told.update(repr(adapters).encode())
-        return self._folder / told.hexdigest()
+        """Return the path of a sequence that the worker saves by itself."""
+        digest = hashlib.blake2b(array("i", tokens).tobytes(), digest_size=16)
+        digest.update(repr(adapters).encode())
+        return self._folder / digest.hexdigest()
 
     def write(
         self, path: Path, tokens: list[int], adapters: Adapters, save: Callable[[Path], int]
     ) -> SavedSequence:
-        """Writes a sequence; `save` writes the data to the path it gets and returns its bytes.
+        """Write a sequence; `save` writes the data to a path and returns its bytes.
 
         Raises OSError.
         """
@@ -183,19 +184,19 @@ class KvFiles:
             saved = SavedSequence(path, tokens, adapters, size, _crc32(part))
             _manifest(path).unlink(missing_ok=True)
             part.replace(path)
-            packed = b64encode(array("i", tokens).tobytes()).decode()
-            told = Manifest(self._identity, packed, adapters, size, saved.crc32)
-            part.write_bytes(msgspec.json.encode(told))
+            encoded = b64encode(array("i", tokens).tobytes()).decode()
+            manifest = Manifest(self._identity, encoded, adapters, size, saved.crc32)
+            part.write_bytes(msgspec.json.encode(manifest))
             part.replace(_manifest(path))
         finally:
             part.unlink(missing_ok=True)
         return saved
 
     def make_room(self, size: int) -> bool:
-        """Removes the oldest files of all workers until `size` bytes more keep the bound."""
+        """Remove the oldest files of all workers until `size` more bytes fit within the limit."""
         if size > self.limit:
             return False
-        files = sorted(self._everybodys(), key=lambda path: _age(_manifest(path)))
+        files = sorted(self._all_files(), key=lambda path: _age(_manifest(path)))
         sizes = [_size(path) + _size(_manifest(path)) for path in files]
         total = sum(sizes) + size
         for path, own in zip(files, sizes, strict=True):
@@ -206,7 +207,7 @@ class KvFiles:
         return True
 
     def remove(self, path: Path) -> None:
-        """Removes a sequence, the manifest first; what can't be removed stays."""
+        """Remove a sequence, the manifest first; a file that can't be removed stays."""
         for one in (_manifest(path), path):
             try:
                 one.unlink(missing_ok=True)
@@ -214,12 +215,12 @@ class KvFiles:
                 warn(f"{one} can't be removed: {error.strerror}")
 
     def discard(self, path: Path, reason: str) -> None:
-        """Removes what is damaged, and says so."""
-        warn(f"removed the kept KV {path.name}: {reason}")
+        """Remove a damaged sequence and log it."""
+        warn(f"removed the saved KV cache {path.name}: {reason}")
         self.remove(path)
 
-    def _everybodys(self) -> Iterator[Path]:
-        """All that is no manifest: sequences, and what a worker that was killed left of one."""
+    def _all_files(self) -> Iterator[Path]:
+        """Yield all files but manifests: sequences, and incomplete ones of killed workers."""
         for path in self.root.glob("*/*"):
             if path.name.endswith(PART) and not _is_old(path):
                 continue  # it is being written
@@ -232,7 +233,7 @@ def _manifest(path: Path) -> Path:
 
 
 def _age(path: Path) -> float:
-    """When it was last used; 0 for what is not there (any more)."""
+    """Return the time of the last use; 0 for a file that does not exist."""
     try:
         return path.stat().st_mtime
     except FileNotFoundError:
@@ -240,7 +241,7 @@ def _age(path: Path) -> float:
 
 
 def _is_old(path: Path) -> bool:
-    """Whether nobody is writing it any more."""
+    """Return True if the file is no longer being written."""
     return time.time() - _age(path) > ABANDONED
 
 
@@ -252,7 +253,7 @@ def _size(path: Path) -> int:
 
 
 def _crc32(path: Path) -> int:
-    """0.06 s for 220 MB in the page cache."""
+    """Return the checksum of a file; 0.06 s for 220 MB in the page cache."""
     if _size(path) == 0:
         return 0
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -260,13 +261,13 @@ def _crc32(path: Path) -> int:
 
 
 WORTH_SAVING = 32
-"""Tokens from which a sequence is written, and which a restore must save beyond what is there."""
+"""Tokens from which a sequence is saved, and which a restore must add to the cached prefix."""
 ASSUMED_RATE = 200e6
-"""Bytes a second that a disk takes, until one was written to."""
+"""Bytes per second of a disk, before the first measurement."""
 
 
 class PersistentKvCache:
-    """The cache's kept sequences on disk. The engine thread's own."""
+    """Saves and restores the cached sequences of a context. Used by the engine thread alone."""
 
     def __init__(
         self, files: KvFiles, context: Context, cache: PrefixCache, counters: Counters
@@ -278,90 +279,92 @@ class PersistentKvCache:
         self._index: list[SavedSequence] | None = None
         self._rate = ASSUMED_RATE
 
-    def fetch(self, wish: ActiveSequence, admitted: Sequence[ActiveSequence], growing: int) -> bool:
-        """Brings back what `wish` can go on from, if that is more than the cache has; whether.
+    def fetch(
+        self, request: ActiveSequence, active: Sequence[ActiveSequence], pending: int
+    ) -> bool:
+        """Restore the longest prefix of `request` if it is longer than the cached one.
 
-        `admitted` and what they have pending keep their cells.
+        Returns True if it did. The `active` sequences and their `pending` tokens keep their cells.
         """
-        if not wish.reuses or len(wish.tokens) <= WORTH_SAVING or not self.files.usable:
+        if not request.reuses or len(request.tokens) <= WORTH_SAVING or not self.files.usable:
             return False
-        _, here = self._cache.find(wish, admitted)
-        best, most = None, here + WORTH_SAVING - 1
+        _, cached = self._cache.find(request, active)
+        best, most = None, cached + WORTH_SAVING - 1
         for saved in self._saved():
-            if saved.adapters != wish.adapters:
+            if saved.adapters != request.adapters:
                 continue
-            limit = min(len(saved.tokens), len(wish.tokens) - 1 - wish.unplayed)
-            common = common_prefix(saved.tokens, wish.tokens, limit)
+            limit = min(len(saved.tokens), len(request.tokens) - 1 - request.pending_replay)
+            common = common_prefix(saved.tokens, request.tokens, limit)
             if common > most and (self._context.cuts or common == len(saved.tokens)):
                 best, most = saved, common
         if best is None:
             return False
         try:
-            return self.restore(best, slot=-1, growing=growing) is not None
+            return self.restore(best, slot=-1, pending=pending) is not None
         except DamagedError as damage:
-            self._lost(best)
+            self._drop(best)
             self.files.discard(best.path, str(damage))
             return False
 
-    def restore(self, saved: SavedSequence, *, slot: int, growing: int) -> CachedSequence | None:
-        """Makes `saved` a kept sequence; None if there is no room for it.
+    def restore(self, saved: SavedSequence, *, slot: int, pending: int) -> CachedSequence | None:
+        """Load a saved sequence into the cache; None if there are no cells for it.
 
-        Raises DamagedError if it is not what it should be.
+        Raises DamagedError if the file is damaged.
         """
         self.files.check(saved)
         count = len(saved.tokens)
-        seq_id = self._cache.reserve(count, growing)
+        seq_id = self._cache.reserve(count, pending)
         if seq_id is None:
             return None
         began = time.perf_counter()
         loaded = self._context.load_sequence(saved.path, seq_id, count)
-        kept = CachedSequence(saved.tokens, seq_id, saved.adapters, slot, saved.path.name)
+        entry = CachedSequence(saved.tokens, seq_id, saved.adapters, slot, saved.path.name)
         if loaded != saved.tokens:
-            self._cache.abandon(seq_id)
+            self._cache.cancel_reservation(seq_id)
             raise DamagedError("llama.cpp does not restore it")
-        self._cache.fill(kept)
+        self._cache.fill(entry)
         last = self._context.last_position(seq_id)
         if last != count - 1:
-            self._cache.give_up(kept)
-            self.refuse(f"after a restore of {count} tokens the last position was {last}")
+            self._cache.evict(entry)
+            self.disable(f"after a restore of {count} tokens the last position was {last}")
             return None
         self._counters.restored_tokens += count
         self._counters.restore.observe(time.perf_counter() - began)
-        return kept
+        return entry
 
-    def refuse(self, reason: str) -> None:
-        """A restore turned out to be of no use with this model."""
-        self.files.refuse(reason)
+    def disable(self, reason: str) -> None:
+        """Save and restore no more, because a restore turned out to be unusable."""
+        self.files.disable(reason)
         self._index = []
 
     def save_all(self, seconds: float) -> int:
-        """Writes what is kept and not on disk yet, the latest first; stops in time.
+        """Save the cached sequences that are not on disk yet, the latest first, within `seconds`.
 
-        Returns how many it wrote.
+        Returns the number of saved sequences.
         """
         if not self.files.usable:
             return 0
         until = time.perf_counter() + seconds
         written = 0
-        for kept in reversed(self._cache.kept):
+        for entry in reversed(self._cache.entries):
             known = {saved.path.name for saved in self._saved()}
-            if kept.cached < WORTH_SAVING or kept.file in known:
+            if entry.cached < WORTH_SAVING or entry.file in known:
                 continue
-            size = self._context.sequence_size(kept.seq_id)
+            size = self._context.sequence_size(entry.seq_id)
             if size / self._rate > until - time.perf_counter() or not self.files.make_room(size):
                 continue
-            path = self.files.place(kept.tokens, kept.adapters)
+            path = self.files.place(entry.tokens, entry.adapters)
             try:
-                self._supersede(self.save(kept.seq_id, path, kept.tokens, kept.adapters))
+                self._supersede(self.save(entry.seq_id, path, entry.tokens, entry.adapters))
             except OSError as error:
-                warn(f"the KV of {kept.cached} tokens is not kept: {error}")
+                warn(f"the KV cache of {entry.cached} tokens can't be saved: {error}")
                 break
-            kept.file = path.name
+            entry.file = path.name
             written += 1
         return written
 
     def save(self, seq_id: int, path: Path, tokens: list[int], adapters: Adapters) -> SavedSequence:
-        """Writes one sequence. Raises OSError."""
+        """Save one sequence. Raises OSError."""
         began = time.perf_counter()
         saved = self.files.write(
             path,
@@ -375,21 +378,21 @@ class PersistentKvCache:
         return saved
 
     def _saved(self) -> list[SavedSequence]:
-        """What is on disk; looked up once."""
+        """Return the saved sequences, read from disk once."""
         if self._index is None:
             self._index = self.files.index()
         return self._index
 
     def _supersede(self, new: SavedSequence) -> None:
-        """What is only the beginning of `new` need not stay, if `new` can be cut to it."""
+        """Add a saved sequence; remove its prefixes from disk if it can be truncated to them."""
         for old in self._saved()[:]:
             length = len(old.tokens)
             whole = old.adapters == new.adapters and new.tokens[:length] == old.tokens
             if whole and (self._context.cuts or length == len(new.tokens)):
                 if old.path != new.path:
                     self.files.remove(old.path)
-                self._lost(old)
+                self._drop(old)
         self._saved().append(new)
 
-    def _lost(self, saved: SavedSequence) -> None:
+    def _drop(self, saved: SavedSequence) -> None:
         self._index = [other for other in self._saved() if other is not saved]

@@ -1,23 +1,37 @@
-"""What the engine counts, and how /metrics tells it."""
+"""The engine's counters, and their text for /metrics."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-    from workers.engine.engine import Engine
-    from workers.engine.sequence import Timings
-
 FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
-
 BATCH_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0)
 FILE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+
+@dataclass(frozen=True)
+class Timings:
+    """The times and token counts of one generation. Seconds, from the start of its prefill."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    """Tokens of the prompt that were in the cache already, and not computed."""
+    prompt_seconds: float
+    """From the slot to the first token."""
+    predicted_tokens: int
+    predicted_seconds: float
+    """From the first token to the last."""
+    guessed: int = 0
+    """Draft tokens."""
+    right: int = 0
+    """Those of them that were accepted."""
 
 
 class Histogram:
@@ -29,12 +43,12 @@ class Histogram:
         self.total = 0.0
 
     def observe(self, value: float) -> None:
-        """Counts one observation."""
+        """Count one observation."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
     def cumulative(self) -> list[tuple[str, float]]:
-        """(upper bound, observations up to it), the last bound being "+Inf"."""
+        """Return (upper bound, observations up to it), the last bound being "+Inf"."""
         sums, so_far = [], 0
         for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
             so_far += count
@@ -47,29 +61,29 @@ class Counters:
     """Totals since the start. Written by the engine's thread only; times are seconds."""
 
     steps: int = 0
-    """Calls of llama_decode and llama_encode: what the heartbeat tells."""
+    """Calls of llama_decode and llama_encode; reported by the heartbeat."""
     step_seconds: float = 0.0
-    """Time in steps, all of it."""
+    """Time in steps."""
     llama_seconds: float = 0.0
-    """The part of it in calls of llama.cpp, decoding and sampling; with what the engine waited for
-    the interpreter's lock at the end of each, because the event loop had it."""
+    """The part of it in calls of llama.cpp, decoding and sampling. Includes the wait for the
+    interpreter's lock at the end of each call, while the event loop holds it."""
     busy_slots: int = 0
     """Sequences in a step, summed over steps."""
     prompt_tokens: int = 0
     reused_tokens: int = 0
-    """Prompt tokens that were in the cache already."""
+    """Prompt tokens found in the cache."""
     restored_tokens: int = 0
-    """Tokens that came back from disk."""
+    """Tokens restored from disk."""
     prompt_seconds: float = 0.0
     predicted_tokens: int = 0
     predicted_seconds: float = 0.0
-    guessed_tokens: int = 0
-    """Tokens guessed ahead."""
-    right_guesses: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    """Draft tokens that were accepted."""
     longest: int = 0
     """Tokens of the longest sequence."""
     preempted: int = 0
-    """Sequences that gave their cells to an older one."""
+    """Preemptions: sequences that lost their cells to an older one."""
     first_token: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_BUCKETS))
     adapter_changes: int = 0
     """Steps before which the adapters were changed."""
@@ -82,31 +96,54 @@ class Counters:
     requests: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("stop", "length", "failed", "cancelled"), 0)
     )
-    """Those that have come to their end, by how."""
+    """Ended requests, by the kind of their end."""
 
     def finished(self, timings: Timings, arrived: float, first_token: float) -> None:
-        """A generation has come to its end."""
+        """Count the end of a generation."""
         self.prompt_seconds += timings.prompt_seconds
         self.predicted_seconds += timings.predicted_seconds
         self.first_token.observe(first_token - arrived)
 
     def python_share(self, loop_seconds: float) -> float:
-        """What Python takes for each second of steps, at most: what the engine spends outside of
-        llama.cpp, and all that the event loop does, though most of that is beside a step."""
+        """Return an upper bound of Python's share of the step time.
+
+        That is the engine's time outside of llama.cpp plus all of the event loop's, though most of
+        the latter runs beside a step.
+        """
         python = self.step_seconds - self.llama_seconds + loop_seconds
         return python / self.step_seconds if self.step_seconds else 0.0
 
 
-class EngineCollector:
-    """Tells prometheus_client the counters under llama-server's names, and some of our own."""
+class EngineState(Protocol):
+    """The part of an engine that is measured."""
 
-    def __init__(self, engine: Engine, loop_seconds: float) -> None:
-        """`loop_seconds`: CPU time of the event loop's thread so far."""
+    counters: Counters
+    loop_began: float
+    """CPU seconds that the event loop's thread had used before the first request."""
+
+    @property
+    def processing(self) -> int:
+        """Requests in a slot."""
+
+    @property
+    def deferred(self) -> int:
+        """Requests waiting for a slot."""
+
+    @property
+    def longest_adapter_wait(self) -> int:
+        """The most steps that a set of adapters has waited for its own."""
+
+
+class EngineCollector:
+    """A collector of prometheus_client: llama-server's metrics and further ones."""
+
+    def __init__(self, engine: EngineState, loop_seconds: float) -> None:
+        """`loop_seconds` is the CPU time of the event loop's thread so far."""
         self._engine = engine
         self._loop_seconds = loop_seconds - engine.loop_began
 
     def collect(self) -> Iterator[Metric]:
-        """One family each, as prometheus_client's registries ask for them."""
+        """Yield one family per metric, as prometheus_client's registries require."""
         from prometheus_client.core import (
             CounterMetricFamily,
             GaugeMetricFamily,
@@ -122,14 +159,14 @@ class EngineCollector:
             ("prompt_seconds", "Seconds until the first token.", count.prompt_seconds),
             ("tokens_predicted", "Generated tokens.", count.predicted_tokens),
             ("tokens_predicted_seconds", "Seconds generating.", count.predicted_seconds),
-            ("draft_tokens", "Tokens guessed ahead.", count.guessed_tokens),
-            ("draft_tokens_accepted", "Guesses that were right.", count.right_guesses),
+            ("draft_tokens", "Draft tokens.", count.draft_tokens),
+            ("draft_tokens_accepted", "Accepted draft tokens.", count.accepted_tokens),
             ("n_decode", "Steps: calls of llama_decode.", count.steps),
             ("step_seconds", "Seconds in steps.", count.step_seconds),
             ("llama_seconds", "Seconds of them inside llama.cpp.", count.llama_seconds),
             ("loop_seconds", "CPU seconds of the event loop.", self._loop_seconds),
             ("adapter_changes", "Changes of adapters between steps.", count.adapter_changes),
-            ("sequences_sent_back", "Sequences computed again for want of cells.", count.preempted),
+            ("sequences_sent_back", "Sequences preempted for want of cells.", count.preempted),
         ):
             yield CounterMetricFamily(f"llamacpp:{name}", text, value)
         for name, text, gauge in (
@@ -143,12 +180,12 @@ class EngineCollector:
             ("n_busy_slots_per_decode", "Sequences in a step, on average.",
              _rate(count.busy_slots, count.steps)),
             ("adapter_wait_steps_max", "Most steps of others before one with its adapters.",
-             engine.lane.turns.longest),
-            ("python_share", "What Python takes of the step time, at most.", share),
+             engine.longest_adapter_wait),
+            ("python_share", "Python's share of the step time, at most.", share),
         ):  # fmt: skip
             yield GaugeMetricFamily(f"llamacpp:{name}", text, gauge)
         ended = CounterMetricFamily(
-            "llamacpp:requests", "Requests that have come to their end.", labels=["end"]
+            "llamacpp:requests", "Requests that have ended.", labels=["end"]
         )
         for end, number in count.requests.items():
             ended.add_metric([end], number)
@@ -156,9 +193,9 @@ class EngineCollector:
         for name, text, histogram in (
             ("time_to_first_token_seconds", "From arrival to the first token.", count.first_token),
             ("adapter_load_seconds", "Loading one adapter.", count.adapter_load),
-            ("kv_restore_seconds", "Reading one kept sequence back.", count.restore),
-            ("kv_save_seconds", "Writing one kept sequence.", count.save),
-            ("time_between_tokens_seconds", "From one to the next.", count.between_tokens),
+            ("kv_restore_seconds", "Restoring one cached sequence.", count.restore),
+            ("kv_save_seconds", "Saving one cached sequence.", count.save),
+            ("time_between_tokens_seconds", "From one token to the next.", count.between_tokens),
             ("queue_wait_seconds", "From arrival to a slot.", count.queue_wait),
             ("batch_tokens", "Tokens in a step.", count.batch_tokens),
         ):
@@ -171,8 +208,8 @@ def _rate(amount: float, seconds: float) -> float:
     return amount / seconds if seconds else 0.0
 
 
-def render(engine: Engine, loop_seconds: float) -> bytes:
-    """Prometheus' text format."""
+def render(engine: EngineState, loop_seconds: float) -> bytes:
+    """Return the metrics in Prometheus' text format."""
     from prometheus_client import CollectorRegistry, generate_latest
 
     registry = CollectorRegistry(auto_describe=False)

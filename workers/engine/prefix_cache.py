@@ -1,16 +1,15 @@
-"""What the KV cache remembers: the sequences in it, running or kept, and what a prompt can reuse.
+"""The prefix cache: sequences in the KV cache, and the prefixes that a prompt can reuse.
 
-A sequence that has ended stays where it is, and is given up, the longest unused first, when
-somebody needs its cells or its sequence id. A prompt begins where the longest prefix ends that
-it has in common with any of them: it shares the cells of it, or takes the kept sequence over
-when that is a prefix as a whole. Some memories can't be cut (recurrent and hybrid models, sliding
-windows): there only a whole kept sequence can be gone on from, and none is shared.
+A sequence that has ended stays in the cache, and is evicted, least recently used first, when its
+cells or its sequence id are needed. A prompt begins after the longest prefix that it shares with
+any sequence in the cache: it shares the cells of that prefix, or takes over a cached sequence that
+is a prefix of it as a whole. Some memories can't be truncated (recurrent and hybrid models,
+sliding windows): there only a whole cached sequence can be continued, and none is shared.
 
-How many cells of the KV cache are taken, by whom. Pure: llama.cpp itself does not tell.
-
-Sequences that begin alike share the cells of what they have in common, and a shared cell is
-free when the last of them has gone. So a sequence's cells are kept as runs, each with the number
-of sequences that it belongs to; sharing a part of a run splits it.
+llama.cpp does not report which cells are in use, so they are counted here. Sequences with a common
+prefix share its cells, and a shared cell is free when the last of them has gone. So the cells of a
+sequence are recorded as runs, each with the number of sequences that use it; sharing a part of a
+run splits it.
 """
 
 from __future__ import annotations
@@ -18,6 +17,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+SHORTEST_PREFIX = 16
+"""Tokens from which reuse is worth it: decoding so few costs about as much as one, and every prompt
+that begins with the same start-of-text token would share it."""
+WORTH_WAITING = 64
+"""Tokens of another prompt's prefill from which it is worth waiting to share them."""
+GROWTH = 32
+"""Cells reserved for each admitted sequence when another one is admitted, so that a preempted
+sequence is not admitted again only to be preempted at the next step."""
+Adapters = tuple[tuple[str, float], ...]
+"""Adapters that a sequence is computed with: fingerprint and scale of each. Keys and values
+computed with one set mean nothing under another."""
 
 
 @dataclass(eq=False)
@@ -27,29 +38,29 @@ class _Run:
 
 
 class Cells:
-    """The books of one cache. A sequence is named by its llama.cpp sequence id."""
+    """Cell counts of one cache, by llama.cpp's sequence ids."""
 
     def __init__(self) -> None:
         self.used = 0
-        """Cells taken by anybody."""
+        """Cells in use."""
         self._runs: dict[int, list[_Run]] = {}
 
     @property
     def seq_ids(self) -> list[int]:
-        """Everybody who has ever had any."""
+        """Sequence ids that have ever had cells."""
         return list(self._runs)
 
     def length(self, seq_id: int) -> int:
-        """Cells that `seq_id` has, shared ones included."""
+        """Return the cells of `seq_id`, shared ones included."""
         return sum(run.length for run in self._runs.get(seq_id, ()))
 
     def used_by(self, seq_ids: Iterable[int]) -> int:
-        """Cells that would be taken if there were only these."""
+        """Return the cells that would be in use if there were only these sequences."""
         runs = {run for seq_id in seq_ids for run in self._runs.get(seq_id, ())}
         return sum(run.length for run in runs)
 
     def extend(self, seq_id: int, count: int) -> None:
-        """`seq_id` takes `count` more."""
+        """Add `count` cells to `seq_id`."""
         self.used += count
         runs = self._runs.setdefault(seq_id, [])
         if runs and runs[-1].users == 1:
@@ -58,7 +69,7 @@ class Cells:
             runs.append(_Run(count))
 
     def share(self, source: int, target: int, length: int) -> None:
-        """`target`, which has none, gets the first `length` cells of `source` too."""
+        """Share the first `length` cells of `source` with `target`, which has none."""
         self._split(source, length)
         shared = self._first(source, length)
         for run in shared:
@@ -66,17 +77,17 @@ class Cells:
         self._runs[target] = shared
 
     def cut(self, seq_id: int, length: int) -> None:
-        """`seq_id` keeps its first `length` cells."""
+        """Free the cells of `seq_id` after the first `length`."""
         self._split(seq_id, length)
-        kept = self._first(seq_id, length)
-        for run in self._runs.get(seq_id, [])[len(kept) :]:
+        left = self._first(seq_id, length)
+        for run in self._runs.get(seq_id, [])[len(left) :]:
             run.users -= 1
             if run.users == 0:
                 self.used -= run.length
-        self._runs[seq_id] = kept
+        self._runs[seq_id] = left
 
     def _first(self, seq_id: int, length: int) -> list[_Run]:
-        """The runs up to `length`, at which one must end."""
+        """Return the runs up to `length`, at which one must end."""
         found: list[_Run] = []
         for run in self._runs.get(seq_id, ()):
             if length <= 0:
@@ -86,7 +97,7 @@ class Cells:
         return found
 
     def _split(self, seq_id: int, at: int) -> None:
-        """Makes a run of `seq_id` end at `at`, for all whose run it is."""
+        """Make a run of `seq_id` end at `at`, for every sequence that uses it."""
         for run in self._runs.get(seq_id, ()):
             if at <= 0:
                 return
@@ -100,38 +111,25 @@ class Cells:
             at -= run.length
 
 
-SHORTEST_PREFIX = 16
-"""Tokens from which reuse is worth it: decoding so few costs about what one does, and everything
-that begins with the same start-of-text token would share it."""
-WORTH_WAITING = 64
-"""Tokens that another is about to compute from which it is worth waiting for them."""
-GROWTH = 32
-"""Cells kept free for each admitted sequence when another one is let in, so that one that was
-sent back does not come in again only to be sent back at the next step."""
-Adapters = tuple[tuple[str, float], ...]
-"""The adapters that a sequence is computed with: fingerprint and scale of each. Keys and values
-computed with one set mean nothing under another."""
-
-
 class KvMemory(Protocol):
     """The part of a Context that holds the cache."""
 
     @property
     def cuts(self) -> bool:
-        """Whether the end of a sequence can be taken off, and its beginning shared."""
+        """True if the end of a sequence can be removed, and its beginning shared."""
 
     def share(self, source: int, target: int, length: int) -> None:
-        """`target` gets the first `length` positions of `source` too."""
+        """Share the first `length` positions of `source` with `target`."""
 
     def cut(self, seq_id: int, length: int) -> bool:
-        """Takes off all from position `length` on; whether that was possible."""
+        """Remove the positions from `length` on; return False if that was not possible."""
 
     def forget(self, seq_id: int) -> None:
-        """Frees every cell of `seq_id`."""
+        """Free every cell of `seq_id`."""
 
 
 class HeldCells(Protocol):
-    """A sequence in the cache: a running one, or a kept one."""
+    """A sequence in the cache: an active one, or a cached one."""
 
     tokens: list[int]
     seq_id: int
@@ -139,221 +137,238 @@ class HeldCells(Protocol):
 
     @property
     def cached(self) -> int:
-        """How many of `tokens` are in the cache, from the first on."""
+        """Leading tokens of `tokens` that are in the cache."""
 
 
 @dataclass(eq=False)
 class CachedSequence:
-    """A sequence that has ended and may be gone on from."""
+    """A sequence that has ended and may be continued."""
 
     tokens: list[int]
     seq_id: int
     adapters: Adapters
     slot: int
-    """The slot it was in, for those who save and restore by slot."""
+    """Slot that it was in, for saving and restoring by slot."""
     file: str = ""
-    """The name under which exactly this is on disk; empty if it is not."""
+    """Name of the file on disk with exactly this sequence, or empty."""
 
     @property
     def cached(self) -> int:
-        """All of it."""
+        """Tokens in the cache, which is all of them."""
         return len(self.tokens)
 
 
 class ActiveSequence(Protocol):
-    """A sequence that has a slot, or wants one."""
+    """A sequence that has a slot, or waits for one."""
 
     tokens: list[int]
     seq_id: int
     adapters: Adapters
     cached: int
-    """How many of `tokens` are in the cache, from the first on."""
+    """Leading tokens of `tokens` that are in the cache."""
     reuses: bool
-    """Whether it may begin with what others computed, and be kept for others."""
-    unplayed: int
-    """So many tokens before the last are decoded for their logits too."""
+    """True if it may begin with a cached prefix, and be cached for others."""
+    pending_replay: int
+    """Tokens before the last that are decoded for their logits too."""
 
 
 class PrefixCache:
-    """The books of one context: who has which sequence id, and how many cells."""
+    """The sequence ids and cells of one context, and the sequences that hold them."""
 
     def __init__(self, memory: KvMemory, capacity: int, seq_ids: int) -> None:
         self._memory = memory
         self.capacity = capacity
+        """Cells in all."""
         self.cells = Cells()
-        self.kept: list[CachedSequence] = []
-        """The longest unused first."""
-        self._free = list(range(seq_ids - 1, -1, -1))
+        self.entries: list[CachedSequence] = []
+        """Cached sequences, the least recently used first."""
+        self._free_ids = list(range(seq_ids - 1, -1, -1))
+
+    # Lookup
 
     def find(
-        self, wish: ActiveSequence, running: Sequence[ActiveSequence]
+        self, request: ActiveSequence, active: Sequence[ActiveSequence]
     ) -> tuple[HeldCells | None, int]:
-        """Whose beginning `wish` can reuse, and how many tokens; (None, 0) if it is not worth it.
+        """Return the sequence with the longest prefix for `request`, and the tokens of that prefix.
 
-        What is decoded for its logits is left out: the last token. Of equals a kept one is
-        preferred, and of these the latest.
+        (None, 0) if no prefix is worth it. Tokens that are decoded for their logits are not
+        reused: the last one. Among equals a cached sequence is preferred, and of these the latest.
         """
         best: HeldCells | None = None
         most = SHORTEST_PREFIX - 1
-        if not wish.reuses:
+        if not request.reuses:
             return None, 0
         candidates: list[HeldCells] = []
-        candidates.extend(reversed(self.kept))
+        candidates.extend(reversed(self.entries))
         if self._memory.cuts:
-            candidates.extend(running)
-        limit = len(wish.tokens) - 1 - wish.unplayed
+            candidates.extend(active)
+        limit = len(request.tokens) - 1 - request.pending_replay
         for held in candidates:
-            if held.adapters != wish.adapters or held.cached <= most:
+            if held.adapters != request.adapters or held.cached <= most:
                 continue
-            common = common_prefix(held.tokens, wish.tokens, min(held.cached, limit))
+            common = common_prefix(held.tokens, request.tokens, min(held.cached, limit))
             if common > most and (self._memory.cuts or common == held.cached):
                 best, most = held, common
         return (best, most) if best is not None else (None, 0)
 
-    def is_being_read(self, wish: ActiveSequence, running: Sequence[ActiveSequence]) -> bool:
-        """Whether one of `running` is computing much of what `wish` begins with, right now.
+    def is_being_computed(self, request: ActiveSequence, active: Sequence[ActiveSequence]) -> bool:
+        """Return True if an active sequence is about to compute a long prefix of `request`.
 
-        Then `wish` had better wait and share it: two would take twice as long to read it.
+        Then `request` had better wait and share it: two would take twice as long to read it.
         """
-        if not (wish.reuses and self._memory.cuts):
+        if not (request.reuses and self._memory.cuts):
             return False
-        _, here = self.find(wish, running)
-        for held in running:
-            if held.adapters != wish.adapters or not held.reuses:
+        _, reusable = self.find(request, active)
+        for held in active:
+            if held.adapters != request.adapters or not held.reuses:
                 continue
-            most = min(len(held.tokens), len(wish.tokens) - 1 - wish.unplayed)
-            if held.cached < most and most >= here + WORTH_WAITING:
-                common = common_prefix(held.tokens, wish.tokens, most)
-                if common >= max(here, held.cached) + WORTH_WAITING:
+            most = min(len(held.tokens), len(request.tokens) - 1 - request.pending_replay)
+            if held.cached < most and most >= reusable + WORTH_WAITING:
+                common = common_prefix(held.tokens, request.tokens, most)
+                if common >= max(reusable, held.cached) + WORTH_WAITING:
                     return True
         return False
 
-    def claim(self, wish: ActiveSequence, admitted: Sequence[ActiveSequence], growing: int) -> bool:
-        """Gives `wish` a sequence id and what it can reuse, if there is room beside `admitted`.
+    # Active sequences
 
-        `growing` are the tokens that the admitted have pending. Kept sequences are given up
-        for it, but only if that helps. A lone sequence always comes in.
+    def allocate(
+        self, request: ActiveSequence, active: Sequence[ActiveSequence], pending: int
+    ) -> bool:
+        """Give `request` a sequence id and its reusable prefix; return False if it does not fit.
+
+        `pending` is the number of pending tokens of the `active` sequences. Cached sequences are
+        evicted, but only if that helps. A request without active ones is always admitted.
         """
-        held, common = self.find(wish, admitted)
-        kept = held if isinstance(held, CachedSequence) else None
-        room = self.capacity - growing - GROWTH * (len(admitted) + 1)
-        unshared = len(wish.tokens) - (common if kept is None else 0)
-        taken = self.cells.used_by(other.seq_id for other in admitted)
-        if admitted and taken + unshared > room:
+        held, common = self.find(request, active)
+        source = held if isinstance(held, CachedSequence) else None
+        capacity = self.capacity - pending - GROWTH * (len(active) + 1)
+        # Would it fit with every cached sequence evicted? A prefix that comes from a cached
+        # sequence takes cells of its own then; one from an active sequence is counted already.
+        unshared = len(request.tokens) - (common if source is None else 0)
+        active_cells = self.cells.used_by(other.seq_id for other in active)
+        if active and active_cells + unshared > capacity:
             return False
-        while self.cells.used + len(wish.tokens) - common > room and self._give_up(but=kept):
+        # Evict, the least recently used first, until it fits; the source of the prefix stays.
+        new = len(request.tokens) - common
+        while self.cells.used + new > capacity and self._evict_oldest(but=source):
             pass
-        if kept is not None and self._taken_over(kept, common, room + common - len(wish.tokens)):
-            self.kept.remove(kept)
-            wish.seq_id = kept.seq_id
-            common = common if self._cut(kept.seq_id, kept.cached, common) else 0
-        else:
-            wish.seq_id = self._new_id(but=kept)
-            if held is not None:
-                self._memory.share(held.seq_id, wish.seq_id, common)
-                self.cells.share(held.seq_id, wish.seq_id, common)
-                self._touch(held)
-        wish.cached = common
+        # Three cases. 1: the source is taken over with its sequence id, and truncated to the
+        # prefix if it is longer. A memory that can't be truncated is empty afterwards.
+        if source is not None and self._takes_over(source, common, capacity - new):
+            self.entries.remove(source)
+            request.seq_id = source.seq_id
+            request.cached = common if self._cut(source.seq_id, source.cached, common) else 0
+            return True
+        # 2: a new sequence id that shares the prefix with its source; 3: an empty one.
+        request.seq_id = self._new_id(but=source)
+        if held is not None:
+            self._memory.share(held.seq_id, request.seq_id, common)
+            self.cells.share(held.seq_id, request.seq_id, common)
+            self._touch(held)
+        request.cached = common
         return True
 
-    def extend(self, held: ActiveSequence, count: int) -> None:
-        """`count` more tokens of it were decoded."""
-        held.cached += count
-        self.cells.extend(held.seq_id, count)
+    def extend(self, active: ActiveSequence, count: int) -> None:
+        """Count `count` more decoded tokens of an active sequence."""
+        active.cached += count
+        self.cells.extend(active.seq_id, count)
 
-    def trim(self, held: ActiveSequence, length: int) -> None:
-        """The running `held` keeps its first `length` tokens in the cache."""
-        self._cut(held.seq_id, held.cached, length)
-        held.cached = length
+    def trim(self, active: ActiveSequence, length: int) -> None:
+        """Free the cells of an active sequence after its first `length` tokens."""
+        self._cut(active.seq_id, active.cached, length)
+        active.cached = length
 
-    def keep(self, held: ActiveSequence, slot: int) -> None:
-        """`held` has ended: it stays for whoever goes on from it."""
-        kept = CachedSequence(held.tokens[: held.cached], held.seq_id, held.adapters, slot)
-        held.seq_id, held.cached = -1, 0
-        self.add(kept)
+    def free(self, active: ActiveSequence) -> None:
+        """Free the cells and the sequence id of an active sequence."""
+        self._release(active.seq_id)
+        active.seq_id, active.cached = -1, 0
 
-    def add(self, kept: CachedSequence) -> None:
-        """Keeps it as the one last used; what is only the beginning of it is given up."""
-        if self._memory.cuts:
-            for other in self.kept[:]:
-                length = other.cached
-                if other.adapters == kept.adapters and kept.tokens[:length] == other.tokens:
-                    self.give_up(other)
-        self.kept.append(kept)
-
-    def drop(self, held: ActiveSequence) -> None:
-        """Frees what `held`, which is not kept, has in the cache, and its sequence id."""
-        self._release(held.seq_id)
-        held.seq_id, held.cached = -1, 0
-
-    def make_room(self, growing: int) -> bool:
-        """Whether `growing` tokens fit; kept sequences are given up for it."""
-        while self.cells.used + growing > self.capacity:
-            if not self._give_up(but=None):
+    def ensure_capacity(self, pending: int) -> bool:
+        """Evict cached sequences until `pending` more tokens fit; return False if they can't."""
+        while self.cells.used + pending > self.capacity:
+            if not self._evict_oldest(but=None):
                 return False
         return True
 
-    def give_up(self, kept: CachedSequence) -> None:
-        """Frees a kept sequence."""
-        self.kept.remove(kept)
-        self._release(kept.seq_id)
+    # Cached sequences
 
-    def give_up_all(self) -> bool:
-        """Frees all that is kept; whether there was any."""
-        there_were = bool(self.kept)
-        while self.kept:
-            self.give_up(self.kept[0])
-        return there_were
+    def store(self, active: ActiveSequence, slot: int) -> None:
+        """Turn an active sequence that has ended into a cached one.
 
-    def reserve(self, count: int, growing: int) -> int | None:
-        """A sequence id for `count` cells that are to be filled from elsewhere.
-
-        None if they are not to be had; kept sequences are given up only if that helps.
+        Cached sequences that are a prefix of it are evicted, if it can be truncated to them.
         """
-        running = self.cells.used - self._cells_of_kept()
-        if running + count + growing > self.capacity or not (self._free or self.kept):
+        new = CachedSequence(active.tokens[: active.cached], active.seq_id, active.adapters, slot)
+        active.seq_id, active.cached = -1, 0
+        if self._memory.cuts:
+            for other in self.entries[:]:
+                length = other.cached
+                if other.adapters == new.adapters and new.tokens[:length] == other.tokens:
+                    self.evict(other)
+        self.entries.append(new)
+
+    def evict(self, entry: CachedSequence) -> None:
+        """Free a cached sequence."""
+        self.entries.remove(entry)
+        self._release(entry.seq_id)
+
+    def evict_all(self) -> bool:
+        """Free all cached sequences; return True if there were any."""
+        found = bool(self.entries)
+        while self.entries:
+            self.evict(self.entries[0])
+        return found
+
+    # Restoring from disk
+
+    def reserve(self, count: int, pending: int) -> int | None:
+        """Reserve a sequence id for `count` cells that are to be filled from disk, or return None.
+
+        Cached sequences are evicted only if that helps.
+        """
+        active = self.cells.used - self._cells_of_entries()
+        if active + count + pending > self.capacity or not (self._free_ids or self.entries):
             return None
-        self.make_room(count + growing)
+        self.ensure_capacity(count + pending)
         return self._new_id(but=None)
 
-    def fill(self, kept: CachedSequence) -> None:
-        """The sequence id that was reserved has the cells of `kept` now, which may be used."""
-        self.cells.extend(kept.seq_id, kept.cached)
-        self.kept.append(kept)
+    def fill(self, entry: CachedSequence) -> None:
+        """Add a cached sequence whose reserved sequence id has its cells now."""
+        self.cells.extend(entry.seq_id, entry.cached)
+        self.entries.append(entry)
 
-    def abandon(self, seq_id: int) -> None:
-        """The sequence id that was reserved is not needed after all."""
+    def cancel_reservation(self, seq_id: int) -> None:
+        """Free a reserved sequence id."""
         self._release(seq_id)
 
-    def _cells_of_kept(self) -> int:
-        """Cells that would be free without the kept ones."""
-        ids = {kept.seq_id for kept in self.kept}
+    def _cells_of_entries(self) -> int:
+        """Return the cells that would be free without the cached sequences."""
+        ids = {entry.seq_id for entry in self.entries}
         others = self.cells.used_by(seq_id for seq_id in self.cells.seq_ids if seq_id not in ids)
         return self.cells.used - others
 
-    def _taken_over(self, kept: CachedSequence, common: int, room: int) -> bool:
-        """Whether a kept sequence is gone on from itself, instead of being shared.
+    def _takes_over(self, source: CachedSequence, common: int, capacity: int) -> bool:
+        """Return True if a cached sequence is continued itself, and False if it is shared.
 
-        So it is when nothing of it is lost by that, and when its cells or its id are needed.
+        It is continued when nothing of it is lost by that, or its cells or its id are needed.
         """
-        needed = self.cells.used > room or not (self._free or len(self.kept) > 1)
-        return common == kept.cached or needed
+        needed = self.cells.used > capacity or not (self._free_ids or len(self.entries) > 1)
+        return common == source.cached or needed
 
-    def _give_up(self, but: CachedSequence | None) -> bool:
-        """Frees the longest unused; whether there was one beside `but`."""
-        for kept in self.kept:
-            if kept is not but:
-                self.give_up(kept)
+    def _evict_oldest(self, but: CachedSequence | None) -> bool:
+        """Evict the least recently used sequence other than `but`; return False without one."""
+        for entry in self.entries:
+            if entry is not but:
+                self.evict(entry)
                 return True
         return False
 
     def _new_id(self, but: CachedSequence | None) -> int:
-        if not self._free and not self._give_up(but):
+        if not self._free_ids and not self._evict_oldest(but):
             raise RuntimeError("there are more sequences than sequence ids")
-        return self._free.pop()
+        return self._free_ids.pop()
 
     def _cut(self, seq_id: int, cached: int, length: int) -> bool:
-        """Whether the sequence has its first `length` tokens now; else it has none."""
+        """Truncate a sequence to its first `length` tokens, or empty it and return False."""
         if length == cached:
             return True
         if self._memory.cut(seq_id, length):
@@ -366,16 +381,19 @@ class PrefixCache:
     def _release(self, seq_id: int) -> None:
         self._memory.forget(seq_id)
         self.cells.cut(seq_id, 0)
-        self._free.append(seq_id)
+        self._free_ids.append(seq_id)
 
     def _touch(self, held: HeldCells) -> None:
         if isinstance(held, CachedSequence):
-            self.kept.remove(held)
-            self.kept.append(held)
+            self.entries.remove(held)
+            self.entries.append(held)
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int], limit: int) -> int:
-    """How many tokens both begin with, `limit` at most; by halving, as slices compare fast."""
+    """Return the length of the common prefix of two token lists, at most `limit`.
+
+    By halving, as slices compare fast.
+    """
     if one[:limit] == other[:limit]:
         return limit
     same, differs = 0, limit

@@ -1,18 +1,17 @@
-"""Guessing tokens ahead: a step decodes several of a sequence, and keeps those that were right.
+"""Speculative decoding: a step decodes draft tokens too, and keeps those that are accepted.
 
-Every token is still drawn from the model's own logits by the request's own sampler; a guess only
-says which row to look at next. So what is generated is the same with and without, but for
-llama.cpp's rounding, which depends on how many rows a step has.
+Every token is still drawn from the model's own logits by the request's own sampler; a draft token
+only determines which row is sampled next. So the text is the same with and without drafts, but for
+llama.cpp's rounding, which depends on the number of rows of a step.
 
-Guesses of a small model with the same vocabulary. The engine thread's own.
+Draft tokens come from the text itself (prompt lookup) or from a small model with the same
+vocabulary.
 
-Whether guessing ahead pays. Pure: it is told what steps took, and what they brought.
-
-A step of a few rows may cost several times as much as one of a single row, or hardly more: that
-depends on machine, model and threads. (Q8_0 on two x86 cores: two rows 3.9 times as much, 17 rows
-9 times.) So steps with guesses are held against those without. What they gain is put by, up to a
-bound; what they lose is taken from there; and when nothing is left, there are no guesses until
-the steps without them have paid for the next one.
+Whether drafts pay is measured. A step of a few rows may cost several times as much as one of a
+single row, or hardly more: that depends on machine, model and threads. (Q8_0 on two x86 cores: two
+rows 3.9 times as much, 17 rows 9 times.) So steps with drafts are compared with those without. The
+time they gain is saved as credit, up to a bound; the time they lose is taken from it; and without
+credit there are no drafts until steps without them have paid for the next one.
 """
 
 from __future__ import annotations
@@ -28,47 +27,53 @@ from workers.llama.context import Batch, Context
 from workers.llama.model import LoadError, Model
 from workers.llama.sampler import Sampler
 
-READ_AHEAD = 256
-"""Tokens of prompts that the small model reads in a step; who is not through is not guessed for."""
+DRAFT_PREFILL = 256
+"""Tokens of prompts that the draft model reads in a step; a sequence not read to its end has no
+draft."""
+
+Drafts = dict[Sequence, list[int]]
+"""Draft tokens of the sequences that have some."""
 
 
 class DraftModel:
-    """Follows every slot's text in a context of its own, where it goes on greedily."""
+    """A small model that follows the text of every slot in its own context, greedily."""
 
     def __init__(self, model: Model, context: Context, main: Model, threads: int) -> None:
-        """At most so many `threads`. Raises LoadError for a vocabulary that is not the main
-        model's."""
+        """Use at most `threads` threads.
+
+        Raises LoadError for a vocabulary that is not the main model's.
+        """
         if model.n_vocab != main.n_vocab or any(
             model.token_text(token) != main.token_text(token) for token in range(model.n_vocab)
         ):
             raise LoadError("the draft model has another vocabulary than the model")
         self._model = model
         self._context = context
-        self._batch = Batch(READ_AHEAD)
+        self._batch = Batch(DRAFT_PREFILL)
         self._threads = ThreadTuner(threads, threads)
         self._greedy = Sampler()
         self._greedy.add("greedy")
         self._read: dict[int, list[int]] = {}
-        """For each slot, the tokens in the cache."""
+        """Tokens in the cache, by slot."""
 
-    def propose(self, wishes: list[tuple[Sequence, int]]) -> list[list[int]]:
-        """As Drafter promises."""
-        guesses: list[list[int]] = [[] for _ in wishes]
-        rows = self._catch_up([sequence for sequence, _ in wishes])
-        for depth in range(max(most for _, most in wishes)):
+    def propose(self, requests: list[tuple[Sequence, int]]) -> list[list[int]]:
+        """As Drafter."""
+        drafts: list[list[int]] = [[] for _ in requests]
+        rows = self._catch_up([sequence for sequence, _ in requests])
+        for depth in range(max(most for _, most in requests)):
             if depth:
-                rows = self._go_on(wishes, guesses, depth)
+                rows = self._go_on(requests, drafts, depth)
             if not rows:
                 break
             for place, row in rows.items():
-                guesses[place].append(self._greedy.sample(self._context, row))
-        return guesses
+                drafts[place].append(self._greedy.sample(self._context, row))
+        return drafts
 
     def forget(self, sequence: Sequence) -> None:
-        """As Drafter promises. What is in the slot stays, for the next one may begin alike."""
+        """As Drafter. The tokens of the slot stay, for the next sequence may begin alike."""
 
     def _catch_up(self, sequences: list[Sequence]) -> dict[int, int]:
-        """Reads what is new. The rows of those that are through, by their place."""
+        """Read new tokens; return the rows of the sequences read to their end, by place."""
         self._batch.clear()
         rows, added = {}, []
         for place, sequence in enumerate(sequences):
@@ -78,31 +83,32 @@ class DraftModel:
             if common < len(read):
                 del read[common:]
                 self._context.cut(slot, common)
-            new = tokens[common : common + READ_AHEAD - self._batch.size]
+            new = tokens[common : common + DRAFT_PREFILL - self._batch.size]
             if not new:
                 continue
-            through = common + len(new) == len(tokens)
-            row = self._batch.add_run(new, common, slot, wanted="last" if through else "none")
+            complete = common + len(new) == len(tokens)
+            row = self._batch.add_run(new, common, slot, wanted="last" if complete else "none")
             added.append((read, new))
-            if through:
+            if complete:
                 rows[place] = row
         return rows if self._decode(added) else {}
 
     def _go_on(
-        self, wishes: list[tuple[Sequence, int]], guesses: list[list[int]], depth: int
+        self, requests: list[tuple[Sequence, int]], drafts: list[list[int]], depth: int
     ) -> dict[int, int]:
-        """Decodes the last guess of everybody who wants more. Their rows, by their place."""
+        """Decode the last draft token of sequences with longer drafts; return rows by place."""
         self._batch.clear()
         rows, added = {}, []
-        for place, (sequence, most) in enumerate(wishes):
-            if len(guesses[place]) == depth < most:
+        for place, (sequence, most) in enumerate(requests):
+            if len(drafts[place]) == depth < most:
                 read = self._read[sequence.slot]
-                last = guesses[place][-1]
+                last = drafts[place][-1]
                 rows[place] = self._batch.add(last, len(read), sequence.slot)
                 added.append((read, [last]))
         return rows if self._decode(added) else {}
 
     def _decode(self, added: list[tuple[list[int], list[int]]]) -> bool:
+        """Decode the batch and record the new tokens of each slot; return False without rows."""
         if self._batch.size == 0:
             return False
         size = self._batch.size
@@ -122,34 +128,34 @@ class DraftModel:
 
 
 SHARE = 0.01
-"""Of the time in steps without guesses, what guesses may lose."""
-MOST_CREDIT, LEAST_CREDIT = 8.0, -4.0
-"""What may be put by, and what may be owed, counted in steps without guesses. No more is owed, for
-a step that took far too long was most likely held up by something else."""
-UNMEASURED = 64
-"""Steps with guesses until there is one without, to be held against."""
+"""Share of the time in steps without drafts that drafts may lose."""
+MAX_CREDIT, MIN_CREDIT = 8.0, -4.0
+"""Bounds of the credit, in steps without drafts. The debt is bounded because a step that took far
+too long was most likely delayed by something else."""
+MAX_UNMEASURED = 64
+"""Steps with drafts, after which one without is made for comparison."""
 _WEIGHT = 0.1
-"""Of a new measurement in the moving average."""
+"""Weight of a new measurement in the moving average."""
 _OUTLIER = 2.0
-"""A step that took so many times as long was held up by something else."""
+"""Ratio to the average from which a step was delayed by something else."""
 
 
 class SpeculationBudget:
-    """For steps with one number of running sequences."""
+    """The credit of drafts, for steps with one number of running sequences. Pure."""
 
     def __init__(self) -> None:
         self._step: float | None = None
-        """Seconds of a step without guesses."""
-        self._credit = MOST_CREDIT
+        """Seconds of a step without drafts."""
+        self._credit = MAX_CREDIT
         self._unmeasured = 0
 
     @property
     def allows(self) -> bool:
-        """Whether the next step may have guesses."""
-        return self._step is not None and self._credit > 0 and self._unmeasured < UNMEASURED
+        """True if the next step may have drafts."""
+        return self._step is not None and self._credit > 0 and self._unmeasured < MAX_UNMEASURED
 
-    def plain(self, seconds: float) -> None:
-        """A step without guesses took so long."""
+    def observe_plain(self, seconds: float) -> None:
+        """Record a step without drafts."""
         self._unmeasured = 0
         if self._step is None:
             self._step = seconds
@@ -158,122 +164,123 @@ class SpeculationBudget:
             self._step += _WEIGHT * (seconds - self._step)
         self._add(SHARE)
 
-    def guessed(self, steps: float, seconds: float) -> None:
-        """A step with guesses took so long, and did what `steps` do without."""
+    def observe_drafted(self, steps: float, seconds: float) -> None:
+        """Record a step with drafts that did the work of `steps` steps without."""
         self._unmeasured += 1
         if self._step:
             self._add(steps - seconds / self._step)
 
     def _add(self, steps: float) -> None:
-        self._credit = min(max(self._credit + steps, LEAST_CREDIT), MOST_CREDIT)
+        self._credit = min(max(self._credit + steps, MIN_CREDIT), MAX_CREDIT)
 
 
 GUESSES = 16
-"""Guessed tokens in a step, of all sequences together: where many run, rows are no longer cheap."""
-PAUSE = 16
-"""Tokens to wait before guessing again for a sequence for which every guess was wrong."""
+"""Draft tokens in a step, of all sequences together: beside many running ones, rows cost more."""
+COOLDOWN = 16
+"""Tokens to generate before the next draft of a sequence, after drafts without an accepted token.
+"""
 LONGEST, SHORTEST = 3, 2
-"""Tokens that must have come before for what followed them to be guessed."""
+"""Lengths of the runs of tokens whose earlier continuation is proposed."""
 
 
 class Drafter(Protocol):
-    """Makes guesses."""
+    """A source of draft tokens."""
 
-    def propose(self, wishes: list[tuple[Sequence, int]]) -> list[list[int]]:
-        """For each sequence, at most so many tokens that may follow it; maybe none."""
+    def propose(self, requests: list[tuple[Sequence, int]]) -> list[list[int]]:
+        """Return draft tokens for each sequence: at most the number beside it, maybe none."""
 
     def forget(self, sequence: Sequence) -> None:
-        """It has left its slot."""
+        """Forget a sequence that has left its slot."""
 
 
 class Speculation:
-    """Decides how far to guess for whom, and whether at all."""
+    """The lengths of drafts: for which sequences, and whether any."""
 
-    def __init__(self, drafter: Drafter, most: int) -> None:
-        """`most`: tokens guessed for one sequence in a step."""
+    def __init__(self, drafter: Drafter, longest: int) -> None:
+        """Propose at most `longest` tokens for one sequence in a step."""
         self._drafter = drafter
-        self._most = most
-        self._balances: dict[int, SpeculationBudget] = {}
-        """By how many are running."""
+        self._longest = longest
+        self._budgets: dict[int, SpeculationBudget] = {}
+        """Budgets by the number of running sequences."""
         self._proposing = 0.0
-        """Seconds that the guesses of this step took."""
+        """Seconds that the proposals of this step took."""
 
-    def guesses(self, running: list[Sequence], room: int) -> dict[Sequence, list[int]]:
-        """What to try for each, `room` tokens at most; who is not in it is not guessed for."""
+    def propose(self, running: list[Sequence], capacity: int) -> Drafts:
+        """Return draft tokens for the next step, `capacity` in all at most."""
         self._proposing = 0.0
-        balance = self._balances.setdefault(len(running), SpeculationBudget())
-        if not balance.allows:
+        budget = self._budgets.setdefault(len(running), SpeculationBudget())
+        if not budget.allows:
             return {}
-        share = min(room, GUESSES) // max(len(running), 1)
-        wishes = []
+        # Equal shares, of the length that each sequence's acceptance suggests.
+        share = min(capacity, GUESSES) // max(len(running), 1)
+        requests = []
         for sequence in running:
             left = sequence.limit - sequence.generated - 1
             draft = sequence.draft
-            if draft.pause > 0:
-                draft.pause -= 1
+            if draft.cooldown > 0:
+                draft.cooldown -= 1
             elif min(left, share) > 0:
-                wishes.append((sequence, min(left, share, max(draft.reach, 1), self._most)))
-        if not wishes:
+                requests.append((sequence, min(left, share, max(draft.length, 1), self._longest)))
+        if not requests:
             return {}
         began = time.perf_counter()
-        proposals = self._drafter.propose(wishes)
+        drafts = self._drafter.propose(requests)
         self._proposing = time.perf_counter() - began
-        return {one: guess for (one, _), guess in zip(wishes, proposals, strict=True) if guess}
+        return {one: draft for (one, _), draft in zip(requests, drafts, strict=True) if draft}
 
-    def judge(self, sequence: Sequence, guessed: int, right: int) -> None:
-        """Of `guessed` tokens the first `right` ones were: guess further next time, or less far."""
+    def judge(self, sequence: Sequence, drafted: int, accepted: int) -> None:
+        """Adapt the length of a sequence's next draft to the acceptance of the last one."""
         draft = sequence.draft
-        draft.guessed += guessed
-        draft.right += right
-        if right == guessed:
-            draft.reach = min(2 * max(draft.reach, 1), self._most)
-        elif right == 0:
-            draft.reach //= 2
-            draft.pause = 0 if draft.reach else PAUSE
+        draft.drafted += drafted
+        draft.accepted += accepted
+        if accepted == drafted:
+            draft.length = min(2 * max(draft.length, 1), self._longest)
+        elif accepted == 0:
+            draft.length //= 2
+            draft.cooldown = 0 if draft.length else COOLDOWN
         else:
-            draft.reach = max(right, 1)
+            draft.length = max(accepted, 1)
 
-    def settle(self, running: int, guessed: int, drawn: int, seconds: float) -> None:
-        """A step of `running` sequences and nothing else, with so many guesses, took `seconds` and
-        brought `drawn` tokens."""
-        balance = self._balances.setdefault(running, SpeculationBudget())
-        if guessed:
-            balance.guessed(drawn / running, seconds + self._proposing)
+    def observe(self, running: int, drafted: int, sampled: int, seconds: float) -> None:
+        """Record a step of `running` sequences and nothing else, which sampled `sampled` tokens."""
+        budget = self._budgets.setdefault(running, SpeculationBudget())
+        if drafted:
+            budget.observe_drafted(sampled / running, seconds + self._proposing)
         else:
-            balance.plain(seconds)
+            budget.observe_plain(seconds)
 
     def forget(self, sequence: Sequence) -> None:
-        """It has left its slot."""
+        """Forget a sequence that has left its slot."""
         self._drafter.forget(sequence)
 
 
 class PromptLookup:
-    """Guesses that what followed the last few tokens before will follow them again."""
+    """A drafter that proposes the earlier continuation of the last few tokens."""
 
     def __init__(self) -> None:
-        self._seen: dict[Sequence, Followers] = {}
+        self._indices: dict[Sequence, Followers] = {}
 
-    def propose(self, wishes: list[tuple[Sequence, int]]) -> list[list[int]]:
-        """As Drafter promises."""
+    def propose(self, requests: list[tuple[Sequence, int]]) -> list[list[int]]:
+        """As Drafter."""
         return [
-            self._seen.setdefault(sequence, Followers()).find(sequence.tokens, most)
-            for sequence, most in wishes
+            self._indices.setdefault(sequence, Followers()).find(sequence.tokens, most)
+            for sequence, most in requests
         ]
 
     def forget(self, sequence: Sequence) -> None:
-        """As Drafter promises."""
-        self._seen.pop(sequence, None)
+        """As Drafter."""
+        self._indices.pop(sequence, None)
 
 
 class Followers:
-    """Where in one growing text each short run of tokens ended last."""
+    """An index of the latest end of each short run of tokens in one growing text."""
 
     def __init__(self) -> None:
         self._ends: dict[tuple[int, ...], int] = {}
         self._indexed = 0
 
     def find(self, tokens: Tokens[int], most: int) -> list[int]:
-        """What followed the last tokens when they came before, `most` at most."""
+        """Return at most `most` tokens that followed an earlier occurrence of the last ones."""
         for end in range(max(self._indexed, SHORTEST), len(tokens)):
             for length in range(SHORTEST, min(LONGEST, end) + 1):
                 self._ends[tuple(tokens[end - length : end])] = end

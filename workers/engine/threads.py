@@ -1,21 +1,19 @@
-"""How many threads a step is best computed with. Pure: it is told what steps took.
+"""The number of threads for a step: the usable cores, and a tuner that measures steps.
 
 llama.cpp's threads meet at a barrier after every operation, some hundred times a step. They spin
-there for a moment and then fall asleep (see `binding`). On a machine of one's own that is as fast
-as it gets; where others compute, each barrier waits for whoever has no core just now, and a step
-of several threads takes ten times as long as one of a single thread. And where operations are
-short, the others cost more than they bring on any machine. So it is found out on the steps
-themselves, and what finding out may cost is bounded:
+there for a moment and then sleep (see `workers.llama.model`). On an otherwise idle machine that is
+the fastest way; beside other load, each barrier waits for the thread without a core, and a step
+with several threads takes ten times as long as one with a single thread. And where operations are
+short, further threads cost more than they gain on any machine. So the best number is measured on
+the steps themselves, and the cost of measuring is bounded:
 
-- two steps in a row that took twice as long as usual are believed at once;
-- another number of threads is tried for one step at a time, and what such trials take longer is at
-  most a share of the time, with a little credit for the moments after a change; those that seem to
-  pay off are repeated until it is certain.
+- two steps in a row that took twice as long as usual are accepted as a change at once;
+- another number of threads is tried for one step at a time. The time lost by such trials is at
+  most a share of the time in steps, plus a little credit for the moments after a change; trials
+  that seem to pay off are repeated until they are certain.
 
-How many threads a decode step should use: one a physical core, and no more than we may have.
-
-llama.cpp's threads spin at barriers, so one thread too many is worse than one too few: the
-others burn their cores waiting for it.
+The most threads are one per physical core, within the quota of the control group: because threads
+spin at barriers, one thread too many is worse than one too few.
 """
 
 from __future__ import annotations
@@ -28,38 +26,40 @@ from pathlib import Path
 from statistics import median
 
 SAMPLES = 5
-"""Steps that are remembered of each kind and number of threads; their median counts."""
+"""Latest steps of each kind and number of threads, whose median counts."""
 JUMP = 2.0
-"""So many times as long, or as short: not the same conditions any more."""
+"""Ratio of two durations from which the conditions have changed."""
 SHARE, CREDIT = 0.012, 0.1
-"""Of the time in steps, what trials of more threads may take longer; and seconds of that which may
-be saved up."""
+"""Share of the time in steps that trials of more threads may lose; and the largest credit, in
+seconds."""
 SHARE_OF_FEWER, CREDIT_OF_FEWER = 0.003, 0.03
-"""The same for trials of fewer: when others come, the steps themselves tell."""
+"""The same for trials of fewer threads: other load shows in the steps themselves."""
 SOONEST = 0.1
-"""Seconds in steps between two trials of a kind at least."""
+"""Smallest time in steps between two trials of a kind, in seconds."""
 LONGEST = 0.25
-"""A trial that may hold everything up longer than this, in seconds, is not made."""
+"""Longest delay that a trial may be expected to cause, in seconds."""
 
 
 class ThreadTuner:
-    """Chooses between a few numbers of threads, for steps of one token, of two, of three …"""
+    """Chooses between a few numbers of threads, by the number of tokens of a step."""
 
-    def __init__(self, single: int, several: int, *, steady: bool = False) -> None:
-        """As many threads as there may be for steps of one token, and of several; `steady`:
-        always that many."""
-        self._single = [single] if steady else _choices(single)
-        self._several = [several] if steady else _choices(several)
+    def __init__(self, single: int, several: int, *, fixed: bool = False) -> None:
+        """Use at most `single` threads for steps of one token and `several` for others.
+
+        If `fixed`, always exactly these.
+        """
+        self._single = [single] if fixed else _choices(single)
+        self._several = [several] if fixed else _choices(several)
         self._kinds: dict[int, _Kind] = {}
         self._usual = max(single, several)
-        """What was best at the last step, of whatever kind."""
+        """The best number of threads at the last step, of any kind."""
         self._spent = 0.0
         """Seconds in steps so far."""
         self._more = _Allowance(SHARE, CREDIT)
         self._fewer = _Allowance(SHARE_OF_FEWER, CREDIT_OF_FEWER)
 
     def choose(self, tokens: int) -> int:
-        """Threads for a step of so many tokens."""
+        """Return the threads for a step of `tokens` tokens."""
         number = _kind_of(tokens)
         kind = self._kinds.get(number)
         if kind is None:
@@ -69,7 +69,7 @@ class ThreadTuner:
         return kind.trial(tokens, more, fewer) if more or fewer else kind.best
 
     def observe(self, tokens: int, threads: int, seconds: float) -> None:
-        """Such a step took so long."""
+        """Record the seconds of a step."""
         self._spent += seconds
         kind = self._kinds.get(_kind_of(tokens))
         if kind is None or len(kind.took) == 1:
@@ -80,28 +80,28 @@ class ThreadTuner:
         if threads != best:
             more = seconds - tokens * (expected or 0.0)
             (self._more if threads > best else self._fewer).pay(self._spent, more)
-        if kind.best != best and kind.crowded(best):
-            # What was learnt of the other kinds was learnt under other conditions.
+        if kind.best != best and kind.has_jumped(best):
+            # The measurements of the other kinds were made under other conditions.
             self._kinds = {_kind_of(tokens): kind}
         self._usual = kind.best
 
 
 class _Allowance:
-    """Seconds that trials may take longer: they come in with time, and are saved up to a bound."""
+    """The seconds that trials may lose: a share of the time in steps, up to a bound."""
 
     def __init__(self, share: float, most: float) -> None:
         self._share = share
         self._most = self._left = most
-        self._told = self._due = 0.0
+        self._updated = self._due = 0.0
 
     def ready(self, now: float) -> bool:
-        """Whether a trial may be made."""
-        self._left = min(self._most, self._left + self._share * (now - self._told))
-        self._told = now
+        """Return True if a trial may be made."""
+        self._left = min(self._most, self._left + self._share * (now - self._updated))
+        self._updated = now
         return now >= self._due and self._left > 0
 
     def pay(self, now: float, more: float) -> None:
-        """A trial took `more` seconds longer; if it was shorter, it may be repeated at once."""
+        """Account for a trial that lost `more` seconds; one that gained may be repeated at once."""
         self._left -= max(0.0, more)
         self._due = now + SOONEST if more > 0 else now
 
@@ -111,7 +111,7 @@ def _choices(most: int) -> list[int]:
 
 
 def _kind_of(tokens: int) -> int:
-    """Steps of about the same number of tokens: the two leading bits of it are alike."""
+    """Return the class of a number of tokens: equal for numbers with the same two leading bits."""
     bits = tokens.bit_length()
     return 4 * bits + (tokens >> max(0, bits - 2))
 
@@ -121,16 +121,16 @@ class _Kind:
 
     def __init__(self, choices: list[int], usual: int) -> None:
         self.took: dict[int, deque[float]] = {choice: deque(maxlen=SAMPLES) for choice in choices}
-        """Seconds a token, by threads; what was used last comes last."""
+        """Seconds per token, by threads; the most recently used number comes last."""
         self.best = min(choices, key=lambda choice: abs(choice - usual))
 
     def cost(self, threads: int) -> float | None:
-        """Seconds a token, as far as is known."""
+        """Return the seconds per token, or None without a measurement."""
         took = self.took[threads]
         return median(took) if took else None
 
     def add(self, threads: int, cost: float) -> None:
-        """One more step; two that are far off what was before make it forgotten."""
+        """Record a step; two in a row that are far from the median replace all before them."""
         before = self.cost(threads)
         took = self.took[threads] = self.took.pop(threads)
         took.append(cost)
@@ -141,14 +141,17 @@ class _Kind:
         known = {threads: found for threads in self.took if (found := self.cost(threads))}
         self.best = min(known, key=known.__getitem__)
 
-    def crowded(self, before: int) -> bool:
-        """Whether the change from `before` threads is one of conditions, not of a nuance."""
+    def has_jumped(self, before: int) -> bool:
+        """Return True if the change from `before` threads shows changed conditions."""
         old, new = self.cost(before), self.cost(self.best)
         return old is not None and new is not None and old > JUMP * new
 
     def trial(self, tokens: int, more: bool, fewer: bool) -> int:
-        """What of more or fewer threads to try: what seemed better the last time, what is unknown,
-        the longest untried."""
+        """Return the number of threads to try, of more or fewer ones.
+
+        In this order: one that was better the last time, one without a measurement, the least
+        recently tried.
+        """
         usual = self.cost(self.best)
         if usual is None:
             return self.best
@@ -167,7 +170,7 @@ class _Kind:
         return min(others, key=rank, default=self.best)
 
     def _bearable(self, threads: int, tokens: int) -> bool:
-        """Whether trying it can't hold up everything; more threads are tried in any case."""
+        """Return True if a trial can't delay the step too much; one of more threads never does."""
         usual = self.cost(self.best) or 0.0
         likely = self.cost(threads) or usual * self.best / threads
         return threads > self.best or (likely - usual) * tokens <= LONGEST
@@ -178,7 +181,7 @@ def _off(costs: list[float], usual: float) -> bool:
 
 
 def usable_cores() -> int:
-    """Physical cores this process may run on, within the control group's quota; 1 at least."""
+    """Return the physical cores of this process, within the control group's quota; at least 1."""
     if sys.platform == "darwin":
         return _darwin_cores()
     cpus = os.sched_getaffinity(0)
@@ -188,7 +191,7 @@ def usable_cores() -> int:
 
 
 def _quota() -> int | None:
-    """CPUs granted by cgroup v2's `cpu.max` ("<quota> <period>" in µs), rounded up."""
+    """Return the CPUs of cgroup v2's `cpu.max` ("<quota> <period>" in µs), rounded up, or None."""
     quota, _, period = (_read("/sys/fs/cgroup/cpu.max") or "max").partition(" ")
     return None if quota == "max" else -(-int(quota) // int(period))
 
@@ -201,7 +204,7 @@ def _read(path: str) -> str | None:
 
 
 def _darwin_cores() -> int:
-    """Performance cores; all physical ones on a machine without the distinction."""
+    """Return the performance cores; all physical ones on a machine without the distinction."""
     system = ctypes.CDLL(None)
     for name in (b"hw.perflevel0.physicalcpu", b"hw.physicalcpu"):
         count, size = ctypes.c_int32(0), ctypes.c_size_t(4)

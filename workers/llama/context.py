@@ -1,6 +1,6 @@
-"""llama.cpp's contexts, as this worker uses them: the part of `binding` that computes.
+"""llama.cpp's contexts: computation, the KV cache, and saved sequences.
 
-As thin as that: a method is one call of llama.cpp's C API, or a few that belong together.
+A thin binding: a method is one call of llama.cpp's C API, or a few that belong together.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ KV_TYPES = {  # enum ggml_type in ggml.h
     "q8_0": 8, "iq4_nl": 20, "bf16": 30,
 }  # fmt: skip
 HEADER = Struct("=III")
-"""What a saved sequence begins with: llama.cpp's mark, its version, and the number of tokens."""
-STATE_MARK = 8
-"""Bytes of what begins a sequence's state in memory: another mark, and whose it was."""
+"""Header of a saved sequence: llama.cpp's magic number, its version, the number of tokens."""
+STATE_HEADER = 8
+"""Bytes of the header of a sequence's state in memory: another magic number, and its id."""
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
 POOLING = {"mean": 1, "cls": 2, "last": 3, "rank": 4}  # enum llama_pooling_type
 
@@ -31,7 +31,7 @@ class LoraAdapter:
     """A loaded LoRA adapter. It belongs to its model, and serves every context of it."""
 
     def __init__(self, model: Model, path: Path, log: LlamaLog) -> None:
-        """Loads `path`; LoadError with llama.cpp's reason if it can't."""
+        """Load `path`. Raises LoadError with llama.cpp's reason."""
         self.handle = api.llama_adapter_lora_init(model.handle, os.fsencode(path))
         if not self.handle:
             reason = log.reason("llama.cpp could not load the adapter")
@@ -41,13 +41,13 @@ class LoraAdapter:
             raise LoadError("it is switched on by a token sequence (aLoRA), which is not supported")
 
     def free(self) -> None:
-        """Gives its memory back; no context may be using it."""
+        """Free its memory; no context may be using it."""
         api.llama_adapter_lora_free(self.handle)
 
 
 @dataclass(frozen=True)
 class ContextOptions:
-    """How to make a Context; names and units as in `llama_context_params`."""
+    """Parameters of a Context; names and units as in `llama_context_params`."""
 
     n_ctx: int
     n_batch: int
@@ -59,13 +59,13 @@ class ContextOptions:
     type_k: str = "f16"
     type_v: str = "f16"
     n_guesses: int = 0
-    """Rows of a step whose logits are wanted beside one for each sequence."""
+    """Rows of a step with logits, beyond one for each sequence: for draft tokens."""
     pooling: str | None = None
-    """Makes the context one for embeddings, pooled so."""
+    """Kind of pooling, which makes the context one for embeddings; None generates."""
 
 
 class Context:
-    """A KV cache shared by `n_seq_max` slots, and the computation on it. One thread's own."""
+    """A KV cache shared by `n_seq_max` sequences, and computation on it. Used by one thread."""
 
     def __init__(self, model: Model, options: ContextOptions, log: LlamaLog) -> None:
         params = api.llama_context_default_params()
@@ -98,68 +98,71 @@ class Context:
         self._n_embd: int = api.llama_model_n_cls_out(model.handle) if ranks else model.n_embd
         self._n_vocab = model.n_vocab
         self.cuts = model.cuts and self._memory is not None
-        """Whether sequences can be cut and share their beginnings."""
+        """True if sequences can be truncated and share prefixes."""
         self.adapters: tuple[tuple[str, float], ...] = ()
-        """What it computes with, by the names that were given to `use_adapters`."""
+        """Adapters in use, by the names passed to `use_adapters`."""
 
     @property
     def generates(self) -> bool:
-        """Whether there is a KV cache to generate with; an encoder has none."""
+        """True if there is a KV cache to generate with; an encoder has none."""
         return self._memory is not None
 
     def decode(self, batch: Batch) -> int:
-        """0: done; 1: no room in the cache for the batch, nothing changed; below 0: failed."""
+        """Compute a batch; return 0, or 1 if the cache has no cells for it, or an error below 0.
+
+        After 1, nothing has changed.
+        """
         code: int = api.llama_decode(self.handle, batch.raw)
         return code
 
     def encode(self, batch: Batch) -> int:
-        """As `decode`, for a model without a KV cache."""
+        """Compute a batch as `decode` does, with a model without a KV cache."""
         code: int = api.llama_encode(self.handle, batch.raw)
         return code
 
     def use_adapters(
         self, names: tuple[tuple[str, float], ...], adapters: list[tuple[LoraAdapter, float]]
     ) -> None:
-        """Computes with these, and their scales, from the next step on."""
+        """Compute with these adapters and scales from the next step on."""
         count = len(adapters)
         handles = (api.llama_adapter_lora_p_ctypes * count)(*[one.handle for one, _ in adapters])
         scales = (ctypes.c_float * count)(*[scale for _, scale in adapters])
         if api.llama_set_adapters_lora(self.handle, handles, count, scales) != 0:
-            raise RuntimeError(self._log.reason("llama.cpp does not take the adapters"))
+            raise RuntimeError(self._log.reason("llama.cpp does not accept the adapters"))
         self.adapters = names
 
     def use_threads(self, count: int) -> None:
-        """Computes with so many, from the next step on."""
+        """Compute with `count` threads from the next step on."""
         if count != self._threads:
             self._threads = count
             api.llama_set_n_threads(self.handle, count, count)
 
     def forget(self, seq_id: int) -> None:
-        """Frees every cell of `seq_id`."""
+        """Free every cell of `seq_id`."""
         if self._memory is not None:
             api.llama_memory_seq_rm(self._memory, seq_id, -1, -1)
 
     def cut(self, seq_id: int, length: int) -> bool:
-        """Takes all positions from `length` on off `seq_id`; whether its memory could."""
+        """Truncate `seq_id` to `length` positions; return False if its memory can't."""
         done: bool = api.llama_memory_seq_rm(self._memory, seq_id, length, -1)
         return done
 
     def share(self, source: int, target: int, length: int) -> None:
-        """`target` gets the first `length` positions of `source` too: the cells, not copies."""
+        """Share the cells of the first `length` positions of `source` with `target`."""
         api.llama_memory_seq_cp(self._memory, source, target, 0, length)
 
     def last_position(self, seq_id: int) -> int:
-        """The largest position that `seq_id` has; -1 if it has none."""
+        """Return the largest position of `seq_id`; -1 if it is empty."""
         position: int = api.llama_memory_seq_pos_max(self._memory, seq_id)
         return position
 
     def sequence_size(self, seq_id: int) -> int:
-        """Bytes that `seq_id` takes on disk, about."""
+        """Return the approximate size of `seq_id` on disk, in bytes."""
         size: int = api.llama_state_seq_get_size(self.handle, seq_id)
         return size
 
     def save_sequence(self, path: Path, seq_id: int, tokens: list[int]) -> int:
-        """Writes the state of `seq_id`, whose tokens are `tokens`; returns the file's size.
+        """Write the state of `seq_id`, whose tokens are `tokens`; return the size of the file.
 
         Raises OSError with llama.cpp's reason.
         """
@@ -172,12 +175,12 @@ class Context:
         return written
 
     def load_sequence(self, path: Path, seq_id: int, most: int) -> list[int] | None:
-        """Reads a file of `save_sequence` into `seq_id`, which is empty; its tokens, of which there
-        must be `most` or fewer. None if llama.cpp refuses it.
+        """Read a file of `save_sequence` into the empty `seq_id` and return its tokens.
 
-        From memory and not with `llama_state_seq_load_file`, which ends the process when a file is
-        shorter than what it tells of. In memory a mark of llama.cpp's own goes before the state:
-        that of the empty sequence is put where the last tokens were.
+        None if it has more than `most` tokens or llama.cpp rejects it. The file is read from
+        memory and not with `llama_state_seq_load_file`, which ends the process when the file is
+        shorter than its header says. A state in memory begins with another header of llama.cpp's:
+        that of the empty sequence is written over the last tokens, right before the state.
         """
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as data:
             magic, version, count = HEADER.unpack_from(data)
@@ -188,24 +191,26 @@ class Context:
             tokens: list[int] = (ctypes.c_int32 * count).from_buffer_copy(data, HEADER.size)[:]
             empty = (ctypes.c_uint8 * api.llama_state_seq_get_size(self.handle, seq_id))()
             api.llama_state_seq_get_data(self.handle, empty, len(empty), seq_id)
-            data[end - STATE_MARK : end] = bytes(empty[:STATE_MARK])
-            size = len(data) - end + STATE_MARK
-            state = (ctypes.c_uint8 * size).from_buffer(data, end - STATE_MARK)
+            data[end - STATE_HEADER : end] = bytes(empty[:STATE_HEADER])
+            size = len(data) - end + STATE_HEADER
+            state = (ctypes.c_uint8 * size).from_buffer(data, end - STATE_HEADER)
             read: int = api.llama_state_seq_set_data(self.handle, state, size, seq_id)
-            del state  # else the file could not be let go of
+            del state  # else the file could not be unmapped
         if read == 0:
-            self._log.reason("")  # an error that was expected is no reason for a later one
+            self._log.reason("")  # drop the expected error: it is no reason for a later failure
             return None
         return tokens
 
     def logits(self, row: int) -> list[float]:
-        """The logits of the last step's `row`, one for each token of the vocabulary."""
+        """Return the logits of the last step's `row`, one for each token of the vocabulary."""
         values: list[float] = api.llama_get_logits_ith(self.handle, row)[: self._n_vocab]
         return values
 
     def embedding(self, slot: int) -> list[float]:
-        """The pooled embedding of `slot` after a decode, not normalised; of a model that ranks,
-        its scores."""
+        """Return the pooled embedding of `slot` after a step, not normalized.
+
+        Of a ranking model, its scores.
+        """
         vector = api.llama_get_embeddings_seq(self.handle, slot)
         if not vector:
             raise RuntimeError("llama.cpp computed no embedding for the sequence")
@@ -213,20 +218,22 @@ class Context:
         return values
 
     def free(self) -> None:
-        """Gives the context's memory back."""
+        """Free the context."""
         api.llama_free(self.handle)
 
 
 class Batch:
-    """The input of one step: rows of (token, position, slot, whether its logits are wanted).
+    """The input of one step: rows of token, position, sequence id and a flag for logits.
 
-    The arrays are made once; a step only writes the rows it uses.
+    The arrays are made once; a step only writes the rows that it uses.
     """
 
     def __init__(self, capacity: int) -> None:
         self._tokens = (ctypes.c_int32 * capacity)()
         self._positions = (ctypes.c_int32 * capacity)()
-        self._counts = (ctypes.c_int32 * capacity)(*[1] * capacity)  # each row is of one slot
+        self._counts = (ctypes.c_int32 * capacity)(
+            *[1] * capacity
+        )  # each row belongs to one sequence
         self._slots = (ctypes.c_int32 * capacity)()
         cell, start = ctypes.sizeof(ctypes.c_int32), ctypes.addressof(self._slots)
         pointer = ctypes.POINTER(ctypes.c_int32)
@@ -240,11 +247,11 @@ class Batch:
         self.size = 0
 
     def clear(self) -> None:
-        """Starts a new step."""
+        """Start a new step."""
         self.size = self.raw.n_tokens = 0
 
     def add(self, token: int, position: int, slot: int) -> int:
-        """One row whose logits are wanted; returns its index."""
+        """Add a row with logits and return its index."""
         row = self.size
         self._tokens[row] = token
         self._positions[row] = position
@@ -256,9 +263,9 @@ class Batch:
     def add_run(
         self, tokens: Sequence[int], position: int, slot: int, *, wanted: str = "none"
     ) -> int:
-        """Rows for `tokens` from `position` on; logits `wanted`: "none", "last" or "all".
+        """Add rows for `tokens` from `position` on and return the index of the last one.
 
-        Returns the index of the last one.
+        `wanted` selects the rows with logits: "none", "last" or "all".
         """
         first, count = self.size, len(tokens)
         end = first + count

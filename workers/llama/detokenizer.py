@@ -1,4 +1,4 @@
-"""From tokens to text that may be sent: whole characters only, and nothing of a stop string."""
+"""Incremental detokenizer: whole characters only, and no part of a stop string."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import codecs
 
 
 class TextOutput:
-    """The text of one generation, as it grows.
+    """The growing text of one generation. Pure: no model.
 
-    A character is given out when its last byte is there. Text that may turn out to be the
-    beginning of a stop string is held back until it is known not to be. Pure: no model here.
+    A character is emitted with its last byte. Text that may be the beginning of a stop string is
+    held back until it is known not to be.
     """
 
     def __init__(self, stops: list[str]) -> None:
         self._stops = [stop for stop in stops if stop]
         self._bytes = b""
-        """The beginning of a character; dropped if the generation ends here."""
+        """Bytes of an incomplete character; dropped if the generation ends here."""
         self._held = ""
-        """Text that a stop string may begin with."""
+        """Text that may be the beginning of a stop string."""
         self.stopped = False
-        """A stop string came; nothing follows."""
+        """True after a stop string; no text follows."""
         self.stop_word = ""
-        """Which one it was."""
+        """The stop string that was found, or empty."""
 
     def push(self, piece: str | bytes) -> str:
-        """Takes a token's piece, returns the text that is now certain (often all of it)."""
+        """Take the piece of a token; return the text that is certain now, often all of it."""
         if self._bytes or isinstance(piece, bytes):
             data = self._bytes + (piece.encode() if isinstance(piece, str) else piece)
             piece, used = codecs.utf_8_decode(data, "replace", False)
@@ -32,7 +32,7 @@ class TextOutput:
         return self._release(piece) if self._stops else piece
 
     def rest(self) -> str:
-        """What is still held back, once it is known that nothing follows."""
+        """Return the text that is still held back, at the end of the generation."""
         held, self._held = self._held, ""
         return "" if self.stopped else held
 
@@ -50,7 +50,7 @@ class TextOutput:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that `stop` goes on from."""
+    """Return the length of the longest end of `text` that is a beginning of `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):
             return length

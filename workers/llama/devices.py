@@ -1,4 +1,4 @@
-"""The devices that llama.cpp computes on beside the CPU, and the memory that each has."""
+"""Devices of llama.cpp other than the CPU, and their memory."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ CPU, GPU, IGPU = 0, 1, 2  # enum ggml_backend_dev_type
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One of them, as its driver tells."""
+    """A device, as its driver reports it."""
 
     name: str
     total: int
-    """Bytes of memory that it has."""
+    """Memory in bytes."""
     free: int
+    """Free memory in bytes."""
 
 
 def devices(kinds: Collection[int] = (GPU, IGPU)) -> list[Device]:
-    """All of these kinds. To ask a GPU's driver makes it set itself up, which takes memory too."""
+    """Return the devices of these kinds. A query initializes a GPU's driver, which takes memory."""
     lib = api._lib
     lib.ggml_backend_dev_count.restype = ctypes.c_size_t
     lib.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
@@ -30,10 +31,10 @@ def devices(kinds: Collection[int] = (GPU, IGPU)) -> list[Device]:
     lib.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
     lib.ggml_backend_dev_type.restype = ctypes.c_int
     found = (lib.ggml_backend_dev_get(i) for i in range(lib.ggml_backend_dev_count()))
-    return [_told(device) for device in found if lib.ggml_backend_dev_type(device) in kinds]
+    return [_describe(device) for device in found if lib.ggml_backend_dev_type(device) in kinds]
 
 
-def _told(device: int) -> Device:
+def _describe(device: int) -> Device:
     lib, size = api._lib, ctypes.c_size_t
     lib.ggml_backend_dev_name.argtypes = [ctypes.c_void_p]
     lib.ggml_backend_dev_name.restype = ctypes.c_char_p
@@ -47,9 +48,9 @@ def _told(device: int) -> Device:
 
 
 def memory_held(before: Collection[Device], after: Collection[Device]) -> list[dict[str, object]]:
-    """What was taken of each device in between, by this process if nobody else took any.
+    """Return the memory taken of each device in between, in the format of the ready message.
 
-    As the ready line tells it.
+    It is this process's if no other took any meanwhile.
     """
     free = {device.name: device.free for device in before}
     return [

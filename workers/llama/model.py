@@ -1,7 +1,7 @@
-"""llama.cpp, as this worker uses it. The only file that imports llama_cpp.
+"""llama.cpp's models, log and progress. The only file that imports llama_cpp.
 
-Thin and typed: a method is one call of llama.cpp's C API, or a few that belong together. The
-meaning of each call is told in llama.cpp's `include/llama.h`.
+A thin, typed binding: a method is one call of llama.cpp's C API, or a few that belong together.
+llama.cpp's `include/llama.h` documents the calls.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 
 from workers.lazy_imports import skip_package_init
 
-# llama.cpp's threads meet at barriers some hundred times a step. Asleep there, they cost a model of
-# 60 MB half of its tokens a second on a machine of its own; spinning without end, they come to a
-# stand as soon as another process wants a core. So they spin for some 50 µs and then sleep, and
-# `thread_pace` uses fewer of them where others compute. (GNU's OpenMP counts turns, LLVM's
-# milliseconds.) Read by the runtime once, when it is loaded; whoever has set it keeps it.
+# llama.cpp's threads meet at barriers some hundred times a step. Sleeping there, they cost a model
+# of 60 MB half of its tokens per second on an idle machine; spinning without end, they stall as
+# soon as another process needs a core. So they spin for some 50 µs and then sleep, and the thread
+# tuner uses fewer of them beside other load. (GNU's OpenMP counts spins, LLVM's milliseconds.) The
+# runtime reads these variables once, when it is loaded; values set by the user are not changed.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     os.environ.setdefault("KMP_BLOCKTIME", "1")
 skip_package_init("llama_cpp")
-from llama_cpp import llama_cpp  # noqa: E402  after the package was put in place
+from llama_cpp import llama_cpp  # noqa: E402  after the package is registered
 
 api = llama_cpp
 
@@ -31,10 +31,10 @@ _WARNING, _ERROR, _CONTINUED = 3, 4, 5  # enum ggml_log_level
 
 
 def has_gpu() -> bool:
-    """Whether there is a device other than the CPU to compute on.
+    """Return True if there is a device other than the CPU to compute on.
 
-    Asked of ggml, which llama.cpp is linked with: `llama_supports_gpu_offload` says yes wherever
-    the RPC backend was built in.
+    By ggml's list of devices, because `llama_supports_gpu_offload` returns true wherever the RPC
+    backend is built in.
     """
     find = api._lib.ggml_backend_dev_by_type
     find.argtypes, find.restype = [ctypes.c_int], ctypes.c_void_p
@@ -42,44 +42,44 @@ def has_gpu() -> bool:
 
 
 def build() -> str:
-    """Which llama.cpp this is: its version, and the commit of its ggml."""
+    """Return the version of llama.cpp and the commit of its ggml."""
     commit = api._lib.ggml_commit
     commit.restype = ctypes.c_char_p
     return f"{api.llama_version().decode()} {commit().decode()}"
 
 
 class LoadError(Exception):
-    """A model or context that llama.cpp refuses; its message is llama.cpp's own reason."""
+    """A model or context that llama.cpp can't load; the message is llama.cpp's own reason."""
 
 
 class Progress:
-    """Whether llama.cpp gets on with what it computes, as another thread can see it.
+    """The progress of llama.cpp's computation, for another thread.
 
-    Before each operation on the CPU, some hundred times a step, llama.cpp asks a function whether
-    to abort. One of Python's would have to wait for the interpreter every time; the C library's
-    `sigemptyset` empties what it is given, and returns 0, which means no.
+    Before each operation on the CPU, some hundred times a step, llama.cpp calls a function that
+    may abort the computation. A Python function would have to wait for the interpreter every time;
+    the C library's `sigemptyset` clears the memory it is passed, and returns 0, which means no.
     """
 
     def __init__(self) -> None:
-        self._mark = (ctypes.c_uint32 * 32)()  # no smaller than any sigset_t
+        self._flags = (ctypes.c_uint32 * 32)()  # no smaller than any sigset_t
         self._empty = ctypes.cast(ctypes.CDLL(None).sigemptyset, api.ggml_abort_callback)
 
     def watch(self, context: Any) -> None:
-        """From now on it is told of this llama_context."""
-        api.llama_set_abort_callback(context, self._empty, ctypes.addressof(self._mark))
+        """Watch a llama_context from now on."""
+        api.llama_set_abort_callback(context, self._empty, ctypes.addressof(self._flags))
 
     def seen(self) -> bool:
-        """Whether an operation has begun since it was last asked."""
-        begun = self._mark[0] == 0
-        self._mark[0] = 1
+        """Return True if an operation has begun since the last call."""
+        begun = self._flags[0] == 0
+        self._flags[0] = 1
         return begun
 
 
 class LlamaLog:
-    """Takes llama.cpp's log lines: errors are kept as reasons, warnings go to standard error.
+    """The receiver of llama.cpp's log lines: warnings go to standard error, errors are stored too.
 
-    It must live as long as llama.cpp may log. `verbose` lets everything through; `silent`
-    nothing, though reasons are still kept.
+    It must live as long as llama.cpp may log. With `verbose` every line goes to standard error,
+    with `silent` none.
     """
 
     def __init__(self, *, verbose: bool = False, silent: bool = False) -> None:
@@ -90,31 +90,31 @@ class LlamaLog:
         api.llama_log_set(self._callback, None)
 
     def reason(self, otherwise: str) -> str:
-        """The errors logged since the last call as one sentence, or `otherwise`."""
-        told = [line for line in self._errors if not line.endswith("failed to load model")]
+        """Return the errors logged since the last call as one sentence, or `otherwise`."""
+        errors = [line for line in self._errors if not line.endswith("failed to load model")]
         self._errors.clear()
-        return "; ".join(told) or otherwise
+        return "; ".join(errors) or otherwise
 
     def _take(self, level: int, text: bytes, _user: object) -> None:
         if level != _CONTINUED:
             self._level = level
         if self._level >= _ERROR:
             line = text.decode("utf-8", "replace").strip()
-            where, _, what = line.partition(": ")  # "function_name: what happened"
-            line = what if what and " " not in where else line
+            function, _, message = line.partition(": ")  # "function_name: what happened"
+            line = message if message and " " not in function else line
             self._errors.append(line.removeprefix("error loading model: "))
         if self._level >= self._threshold:
             sys.stderr.write(text.decode("utf-8", "replace"))
 
 
 class Model:
-    """A loaded GGUF file: its weights, what its metadata says, and its vocabulary.
+    """A loaded GGUF file: its weights, metadata and vocabulary.
 
-    Tokenising and detokenising may be done from any thread.
+    Any thread may tokenize and detokenize.
     """
 
     def __init__(self, path: str, *, gpu_layers: int, mmap: bool, mlock: bool, log: LlamaLog):
-        """Loads `path`; LoadError with llama.cpp's reason if it can't."""
+        """Load `path`. Raises LoadError with llama.cpp's reason."""
         api.llama_backend_init()
         params = api.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
@@ -140,14 +140,16 @@ class Model:
             or api.llama_model_is_hybrid(self.handle)
             or api.llama_model_n_swa(self.handle)
         )
-        """Whether a sequence's end can be taken off its cache. A recurrent state holds the whole
-        past in one, and a sliding window has forgotten what a shorter sequence would see."""
+        """True if a sequence can be truncated in the cache. A recurrent state holds the whole past
+        in one, and a sliding window has lost the tokens that a shorter sequence would see."""
         self.progress = Progress()
-        """Of all that is computed with it."""
-        self._pieces: dict[int, str | bytes | None] = {-1: None}  # none of the model's: an end
+        """Progress of all computation with this model."""
+        self._pieces: dict[int, str | bytes | None] = {
+            -1: None
+        }  # -1 is no token of the model, and ends a text
 
     def meta(self, key: str) -> str | None:
-        """A metadata value as text; None if the file does not have it."""
+        """Return a metadata value as text, or None if the file does not have it."""
         length = api.llama_model_meta_val_str(self.handle, key.encode(), None, 0)
         if length < 0:
             return None
@@ -156,36 +158,36 @@ class Model:
         return buffer.value.decode("utf-8", "replace")
 
     def chat_template(self) -> str | None:
-        """The Jinja source of the model's own chat template."""
+        """Return the Jinja source of the model's own chat template, or None."""
         source: bytes | None = api.llama_model_chat_template(self.handle, None)
         return source.decode("utf-8", "replace") if source else None
 
     def token_text(self, token: int) -> str:
-        """A token as the vocabulary writes it; empty for "there is none" (-1)."""
+        """Return a token as the vocabulary spells it; empty for no token (-1)."""
         text: bytes | None = api.llama_vocab_get_text(self.vocab, token) if token >= 0 else None
         return text.decode("utf-8", "replace") if text else ""
 
     def ending_tokens(self) -> list[int]:
-        """Every token that ends a generation (end of text, of turn, of message)."""
+        """Return every token that ends a generation (end of text, of turn, of message)."""
         is_end = api.llama_vocab_is_eog
         return [token for token in range(self.n_vocab) if is_end(self.vocab, token)]
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Text to token ids. Raises OverflowError beyond 2³¹ tokens."""
+        """Return the tokens of a text. Raises OverflowError beyond 2³¹ tokens."""
         data = text.encode("utf-8", "replace")  # a lone surrogate from JSON has no UTF-8
-        room = len(data) + 4
-        tokens = (ctypes.c_int32 * room)()
+        capacity = len(data) + 4
+        tokens = (ctypes.c_int32 * capacity)()
         count: int = api.llama_tokenize(
-            self.vocab, data, len(data), tokens, room, add_special, parse_special
+            self.vocab, data, len(data), tokens, capacity, add_special, parse_special
         )
         if count < 0:
             raise OverflowError("the text has too many tokens")
         return tokens[:count]
 
     def piece(self, token: int) -> str | bytes | None:
-        """What `token` adds to a text: str if it is whole characters, else its bytes.
+        """Return the text that `token` adds: str if it is whole characters, else its bytes.
 
-        None if it ends the generation; other control tokens add nothing. Kept after the first
+        None if it ends the generation; other control tokens add no text. Cached after the first
         call, which makes this cheap enough for every token of every step.
         """
         try:
@@ -195,7 +197,7 @@ class Model:
             return piece
 
     def reveal(self, text: str) -> None:
-        """From now on the control token spelled `text`, if there is one, adds it to a text."""
+        """Make the control token spelled `text`, if there is one, add that text from now on."""
         tokens = self.tokenize(text, add_special=False, parse_special=True)
         if len(tokens) == 1 and self.piece(tokens[0]) == "":
             self._pieces[tokens[0]] = text
@@ -210,18 +212,18 @@ class Model:
             return data
 
     def spelled(self, token: int) -> bytes:
-        """What `token` stands for, control tokens included."""
+        """Return the bytes of `token`; of a control token, its name."""
         return self._piece_bytes(token, special=True)
 
     def text(self, tokens: Iterable[int]) -> str:
-        """What they stand for together, control tokens included."""
+        """Return the text of tokens, with the names of control tokens."""
         return b"".join(map(self.spelled, tokens)).decode("utf-8", "replace")
 
     def _piece_bytes(self, token: int, *, special: bool) -> bytes:
-        room = 64
+        capacity = 64
         while True:
-            buffer = ctypes.create_string_buffer(room)
-            length: int = api.llama_token_to_piece(self.vocab, token, buffer, room, 0, special)
+            buffer = ctypes.create_string_buffer(capacity)
+            length: int = api.llama_token_to_piece(self.vocab, token, buffer, capacity, 0, special)
             if length >= 0:
                 return buffer.raw[:length]
-            room = -length
+            capacity = -length

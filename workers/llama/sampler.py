@@ -1,7 +1,7 @@
-"""llama.cpp's samplers, as this worker uses them: the other half of `binding`.
+"""llama.cpp's samplers and grammars.
 
-A request's tokens are drawn by a `Sampler`; one whose answer must follow a grammar, by a
-`ConstrainedSampler`.
+A request's tokens are drawn by a `Sampler`, or by a `ConstrainedSampler` if the answer must follow
+a grammar or its log-probabilities are reported.
 """
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ from workers.llama.context import Context
 from workers.llama.model import LlamaLog, Model, api
 
 NO_TOKEN = -1
-"""What is drawn when nothing may follow and the model has no token to say so."""
-
-
+"""Token drawn when none may follow and the model has no end-of-text token."""
 SLOWEST = 2.0
-"""Seconds that a grammar may take for one token, which is so long that everybody waits for it."""
-REMEMBERING = frozenset({"penalties", "dry", "mirostat", "mirostat_v2", "adaptive_p"})
-"""Samplers to which past tokens matter."""
+"""Longest time that a grammar may take for one token, in seconds; all requests wait meanwhile."""
+STATEFUL = frozenset({"penalties", "dry", "mirostat", "mirostat_v2", "adaptive_p"})
+"""Samplers that depend on past tokens."""
 
 
 class Sampler:
@@ -36,22 +34,22 @@ class Sampler:
 
     def __init__(self) -> None:
         self.failure = ""
-        """Why it has given up, in a sentence; then it draws NO_TOKEN."""
+        """Reason why it has failed, in a sentence, or empty; a failed sampler draws NO_TOKEN."""
         params = api.llama_sampler_chain_default_params()
         params.no_perf = True
         self._chain = api.llama_sampler_chain_init(params)
-        self._remembers = False
-        """Whether it makes a difference which tokens it is told of."""
+        self._stateful = False
+        """True if a sampler of the chain depends on past tokens."""
 
     def add(self, kind: str, *arguments: Any) -> None:
-        """Appends `llama_sampler_init_<kind>(*arguments)`."""
-        self._remembers = self._remembers or kind in REMEMBERING
+        """Append `llama_sampler_init_<kind>(*arguments)`."""
+        self._stateful = self._stateful or kind in STATEFUL
         api.llama_sampler_chain_add(
             self._chain, getattr(api, f"llama_sampler_init_{kind}")(*arguments)
         )
 
     def add_logit_bias(self, n_vocab: int, bias: dict[int, float]) -> None:
-        """Adds `bias[token]` to the logits of these tokens."""
+        """Append a sampler that adds `bias[token]` to the logits of these tokens."""
         entries = (api.llama_logit_bias * len(bias))(
             *[api.llama_logit_bias(token, value) for token, value in bias.items()]
         )
@@ -66,28 +64,31 @@ class Sampler:
         last_n: int,
         breakers: Sequence[str],
     ) -> None:
-        """Appends the one that punishes going on as before; texts in `breakers` interrupt it."""
+        """Append the DRY sampler, which penalizes repetition; texts in `breakers` interrupt it."""
         texts = [text.encode("utf-8", "replace") for text in breakers if text]
         array_of_texts = (ctypes.c_char_p * len(texts))(*texts)
-        about = (multiplier, base, allowed_length, last_n)
-        self.add("dry", model.vocab, *about, array_of_texts, len(texts))
+        numbers = (multiplier, base, allowed_length, last_n)
+        self.add("dry", model.vocab, *numbers, array_of_texts, len(texts))
 
     def accept(self, token: int) -> None:
-        """Tells the samplers of a token that was not sampled by them (the prompt's)."""
+        """Record a token that was not drawn by this chain, such as those of the prompt."""
         api.llama_sampler_accept(self._chain, token)
 
     def apply(self, candidates: Candidates) -> None:
-        """Lets all of them work on `candidates`, and remembers nothing."""
+        """Apply the chain to `candidates`, without recording a token."""
         api.llama_sampler_apply(self._chain, candidates.reference)
 
     def sample(self, context: Context, row: int) -> int:
-        """Draws from the logits of the last step's `row`, and remembers the token."""
+        """Draw a token from the logits of the last step's `row`, and record it."""
         token: int = api.llama_sampler_sample(self._chain, context.handle, row)
         return token
 
     def replay(self, context: Context, row: int, token: int, candidates: Candidates) -> None:
-        """As `sample`, where `token` is what was drawn; `candidates` is for it to work on."""
-        if not self._remembers:
+        """Bring the chain to its state after `token` was drawn from `row`.
+
+        `candidates` is overwritten.
+        """
+        if not self._stateful:
             api.llama_sampler_sample(self._chain, context.handle, row)
             return
         candidates.fill(context, row)
@@ -95,15 +96,15 @@ class Sampler:
         self.accept(token)
 
     def free(self) -> None:
-        """Frees the chain; it must not be used afterwards."""
+        """Free the chain; it must not be used afterwards."""
         api.llama_sampler_free(self._chain)
 
 
 class Grammar:
-    """A GBNF grammar and the place in it that a text has reached.
+    """A GBNF grammar and the position in it that a text has reached.
 
-    llama.cpp ends the process when it is told of a token that does not fit; so nobody may
-    `accept` one that was not `admitted`.
+    llama.cpp ends the process on a token that does not fit; so `accept` may only be called with a
+    token that `admits` allows.
     """
 
     def __init__(self, handle: Any) -> None:
@@ -111,30 +112,32 @@ class Grammar:
 
     @classmethod
     def compile(cls, text: str, model: Model, log: LlamaLog) -> Grammar:
-        """Compiles `text`, which `gbnf.check` must have found sound. ValueError: llama.cpp's
-        reason for not having it."""
+        """Compile `text`, which `gbnf.check` must have accepted.
+
+        Raises ValueError with llama.cpp's reason.
+        """
         handle = api.llama_sampler_init_grammar(model.vocab, text.encode(), b"root")
         if not handle:
             raise ValueError(log.reason("llama.cpp can't use the grammar"))
         return cls(handle)
 
     def clone(self) -> Grammar:
-        """A copy that goes on from here by itself."""
+        """Return an independent copy at the same position."""
         return Grammar(api.llama_sampler_clone(self._handle))
 
     def admits(self, token: int) -> bool:
-        """Whether `token` may come next."""
+        """Return True if `token` may come next."""
         one = api.llama_token_data(token, 0.0, 0.0)
-        alone = api.llama_token_data_array(ctypes.pointer(one), 1, -1, False)
-        api.llama_sampler_apply(self._handle, ctypes.byref(alone))
+        single = api.llama_token_data_array(ctypes.pointer(one), 1, -1, False)
+        api.llama_sampler_apply(self._handle, ctypes.byref(single))
         return bool(one.logit == 0.0)
 
     def narrow(self, candidates: Candidates) -> None:
-        """Makes every token that may not come next impossible. Costs a look at each of them."""
+        """Make every token impossible that may not come next. Costs a check of each."""
         api.llama_sampler_apply(self._handle, candidates.reference)
 
     def accept(self, token: int) -> None:
-        """`token` came next."""
+        """Advance by `token`."""
         api.llama_sampler_accept(self._handle, token)
 
     def __del__(self) -> None:
@@ -142,7 +145,7 @@ class Grammar:
 
 
 class Candidates:
-    """The vocabulary with its logits, as samplers take it; they reorder it and cut it short."""
+    """The vocabulary with its logits, as samplers take it; they reorder and truncate it."""
 
     def __init__(self, n_vocab: int) -> None:
         self._n_vocab = n_vocab
@@ -157,7 +160,7 @@ class Candidates:
         self.reference = ctypes.byref(self._array)
 
     def fill(self, context: Context, row: int) -> None:
-        """Takes the logits of the last step's `row`, all tokens in the vocabulary's order."""
+        """Take the logits of the last step's `row`, all tokens in the vocabulary's order."""
         logits = ctypes.cast(
             api.llama_get_logits_ith(context.handle, row),
             ctypes.POINTER(ctypes.c_float * self._n_vocab),
@@ -170,19 +173,19 @@ class Candidates:
         self._array.sorted = False
 
     def forbid(self, token: int) -> None:
-        """Makes `token` impossible; only right after `fill`."""
+        """Make `token` impossible; only right after `fill`."""
         self._logits[token] = -math.inf
 
     def logit(self, token: int) -> float:
-        """The logit of `token`; only right after `fill`."""
+        """Return the logit of `token`; only right after `fill`."""
         return self._logits[token]
 
     def at(self, place: int) -> Any:
-        """The id, logit and p in a place."""
+        """Return the entry in a place: id, logit and p."""
         return self._array.data[place]
 
     def chosen(self) -> int | None:
-        """The token a sampler has chosen; None if it is an impossible one."""
+        """Return the token that a sampler has selected, or None if it is impossible."""
         at = self._array.selected
         if at < 0 or self._array.data[at].logit == -math.inf:
             return None
@@ -191,18 +194,17 @@ class Candidates:
 
 
 class Probabilities:
-    """How likely tokens are, before any sampler."""
+    """Log-probabilities of tokens, before any sampler."""
 
     def __init__(self, n_vocab: int, alternatives: int) -> None:
         self._candidates = Candidates(n_vocab)
         self._count = min(alternatives, n_vocab)
         self._chain = Sampler()
-        self._chain.add("dist", 0)  # of the ways to a softmax, the one that keeps the order
+        self._chain.add("dist", 0)  # a softmax that does not sort
         self._chain.add("top_k", max(self._count, 1))
 
     def of(self, context: Context, row: int, token: int) -> tuple[float, list[tuple[int, float]]]:
-        """The logarithmic probability of `token` by the last step's `row`, and the likeliest
-        tokens with theirs."""
+        """Return the log-probability of `token` in `row`, and the likeliest tokens with theirs."""
         self._candidates.fill(context, row)
         logit = self._candidates.logit(token)
         self._chain.apply(self._candidates)
@@ -212,78 +214,78 @@ class Probabilities:
         return logit - zero, [(one.id, one.logit - zero) for one in likeliest]
 
     def free(self) -> None:
-        """Frees what llama.cpp holds of it."""
+        """Free the sampler chain."""
         self._chain.free()
 
 
 class CallTrigger(Protocol):
-    """A watch over an answer's text for the beginning of a tool call."""
+    """A detector of the beginning of a tool call in an answer's text."""
 
     def see(self, text: str) -> str | None:
-        """Take more of the answer; return what follows the beginning, as soon as it is there."""
+        """Take more of the answer; return the text after the beginning of a call when found."""
 
 
 @dataclass(frozen=True)
 class GrammarConstraint:
-    """What one answer must follow, and what is to be told of its tokens."""
+    """The grammar of one answer, and the log-probabilities to report of its tokens."""
 
     grammar: Grammar | None = None
-    """Where it begins; cloned, so one may serve many answers."""
+    """Grammar at its first position, or None; cloned, so one may serve many answers."""
     alternatives: int | None = None
-    """How many likely tokens to tell beside each that was drawn; None: nothing is told."""
+    """Likeliest tokens to report beside each drawn one; None reports no log-probabilities."""
     start: CallTrigger | None = None
-    """Finds where `call` begins to bind; one answer's own."""
+    """Detector of the position from which `call` applies; for this answer alone."""
     call: Grammar | None = None
-    """What the answer must follow from there on."""
-    told: deque[tuple[int, float, list[tuple[int, float]]]] = field(default_factory=deque)
-    """Each token drawn: its logarithmic probability before any sampler, and the alternatives'."""
+    """Grammar of the answer from that position on."""
+    logprobs: deque[tuple[int, float, list[tuple[int, float]]]] = field(default_factory=deque)
+    """Drawn tokens, each with its log-probability before any sampler and its alternatives."""
 
 
 _HALF_SURROGATE = re.compile(rb"\xed[\xa0-\xbf]")
-"""What Python's decoder goes on from, and nothing can follow."""
+"""Bytes of a surrogate, which Python's decoder accepts as a beginning though none may follow."""
 
 
 class ConstrainedSampler(Sampler):
-    """Draws what a grammar admits, and only text that is UTF-8; tells how likely it was.
+    """A sampler that follows a grammar, draws valid UTF-8, and reports log-probabilities.
 
-    Each token is drawn freely first. Only if the grammar rejects it, it is drawn again from what
-    the grammar admits, because finding that out costs a look at the whole vocabulary.
+    Each token is drawn freely first. Only if the grammar rejects it, it is drawn again from the
+    tokens that the grammar admits, because these cost a check of the whole vocabulary.
     """
 
-    def __init__(self, model: Model, guide: GrammarConstraint) -> None:
+    def __init__(self, model: Model, constraint: GrammarConstraint) -> None:
         super().__init__()
         self._model = model
-        self._told = guide.told
-        self._grammar = None if guide.grammar is None else guide.grammar.clone()
-        self._start, self._call = guide.start, guide.call
+        self._logprobs = constraint.logprobs
+        self._grammar = None if constraint.grammar is None else constraint.grammar.clone()
+        self._start, self._call = constraint.start, constraint.call
         self._character = codecs.getincrementaldecoder("utf-8")()
-        wanted = guide.alternatives
-        self._probabilities = None if wanted is None else Probabilities(model.n_vocab, wanted)
+        count = constraint.alternatives
+        self._probabilities = None if count is None else Probabilities(model.n_vocab, count)
 
     def sample(self, context: Context, row: int) -> int:
-        """As promised by Sampler; where nothing can follow, the model's end of text."""
+        """As Sampler; draw the model's end of text where no token may follow."""
         if self._grammar is None:
             token = super().sample(context, row)
             self._watch(token)
         else:
-            token = self._sample_guided(context, row, self._grammar)
+            token = self._sample_constrained(context, row, self._grammar)
         if self._probabilities is not None and token != NO_TOKEN:
-            self._told.append((token, *self._probabilities.of(context, row, token)))
+            self._logprobs.append((token, *self._probabilities.of(context, row, token)))
         return token
 
     @cached_property
     def _candidates(self) -> Candidates:
-        """Made when it is needed: for a large vocabulary that takes some milliseconds."""
+        """Scratch candidates, made at the first use: some milliseconds for a large vocabulary."""
         return Candidates(self._model.n_vocab)
 
     def free(self) -> None:
-        """As promised by Sampler."""
+        """As Sampler."""
         super().free()
         if self._probabilities is not None:
             self._probabilities.free()
 
     def replay(self, context: Context, row: int, token: int, candidates: Candidates) -> None:
-        """As promised by Sampler; the grammar, if any, must admit `token`."""
+        """As Sampler; the grammar, if any, must admit `token`."""
         if self._grammar is None:
             super().replay(context, row, token, candidates)
             self._watch(token)
@@ -292,12 +294,12 @@ class ConstrainedSampler(Sampler):
             if self._model.piece(token) is not None and self._grammar.admits(token):
                 self._note(token, self._grammar)
         if self._probabilities is not None and token != NO_TOKEN:
-            self._told.append((token, *self._probabilities.of(context, row, token)))
+            self._logprobs.append((token, *self._probabilities.of(context, row, token)))
 
     def _watch(self, token: int) -> None:
-        """Whether a call has begun with `token`: then it is bound from here on.
+        """Apply the grammar of calls from here on if a tool call has begun with `token`.
 
-        What the token has behind the mark must fit, or the call is as the model likes it.
+        The text of the token after the marker must fit, or the call stays unconstrained.
         """
         piece = self._model.piece(token)
         if self._start is None or self._call is None or not piece:
@@ -314,7 +316,7 @@ class ConstrainedSampler(Sampler):
             grammar.accept(one)
         self._grammar = grammar
 
-    def _sample_guided(self, context: Context, row: int, grammar: Grammar) -> int:
+    def _sample_constrained(self, context: Context, row: int, grammar: Grammar) -> int:
         began = time.perf_counter()
         token = self._choose(context, row, grammar)
         if token is not None:
@@ -327,15 +329,15 @@ class ConstrainedSampler(Sampler):
         return token
 
     def _choose(self, context: Context, row: int, grammar: Grammar) -> int | None:
-        """What follows; None: nothing can."""
+        """Return the next token, or None if none may follow."""
         token = self._draw(context, row)
         if token is None or not (grammar.admits(token) and self._is_text(token)):
             token = self._draw_again(context, row, grammar)
         return token
 
     def _note(self, token: int, grammar: Grammar) -> None:
-        """`token` is what follows."""
-        if self._remembers:
+        """Advance samplers, grammar and text by `token`."""
+        if self._stateful:
             self.accept(token)
         grammar.accept(token)
         piece = self._model.piece(token)
@@ -345,16 +347,19 @@ class ConstrainedSampler(Sampler):
             self._character.reset()
 
     def _draw(self, context: Context, row: int) -> int | None:
-        """Without the grammar. Of all ways to lay out the candidates llama.cpp's own is by far
-        the fastest, but it tells the chain of the token, whether it fits or not."""
-        if not self._remembers:
+        """Draw without the grammar, or return None.
+
+        llama.cpp's own layout of the candidates is by far the fastest, but it records the token in
+        the chain, even one that does not fit; so it is used only for chains without state.
+        """
+        if not self._stateful:
             return super().sample(context, row)
         self._candidates.fill(context, row)
         self.apply(self._candidates)
         return self._candidates.chosen()
 
     def _draw_again(self, context: Context, row: int, grammar: Grammar) -> int | None:
-        """From what the grammar admits; None if that is nothing."""
+        """Draw from the tokens that the grammar admits, or return None if there are none."""
         candidates, forbidden = self._candidates, list[int]()
         while True:
             candidates.fill(context, row)
@@ -368,10 +373,10 @@ class ConstrainedSampler(Sampler):
             forbidden.append(token)
 
     def _is_text(self, token: int) -> bool:
-        """Whether `token` ends the text or adds to it, and leaves it UTF-8.
+        """Return True if `token` ends the text, or adds to it and leaves it valid UTF-8.
 
-        The grammar sees the name of a control token and the client does not; and it lets bytes
-        through that look like the beginning of a character and can't be one.
+        The grammar admits control tokens by their names, which are no text for the client; and it
+        admits bytes that look like the beginning of a character and can't be one.
         """
         piece = self._model.piece(token)
         if piece is None:

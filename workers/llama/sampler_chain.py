@@ -1,4 +1,4 @@
-"""How the next token is drawn: the chain of samplers that a request's wishes make."""
+"""The chain of samplers for a request's sampling options."""
 
 from __future__ import annotations
 
@@ -9,42 +9,43 @@ from workers.llama.sampler import ConstrainedSampler, GrammarConstraint, Sampler
 from workers.settings import ANY_SEED, Sampling, within
 
 MIROSTAT_TOKENS = 100
-"""The number of likeliest tokens that version 1 estimates by, as llama-server has it."""
+"""Number of likeliest tokens for the estimate of Mirostat 1, as in llama-server."""
 
 
 def build_sampler_chain(
-    wish: Sampling,
+    sampling: Sampling,
     model: Model,
     context: int,
     prompt: Sequence[int],
-    guide: GrammarConstraint | None = None,
+    constraint: GrammarConstraint | None = None,
 ) -> Sampler:
-    """The chain for `wish`, in the order of its `samplers`, having seen the end of `prompt`.
+    """Return the chain for `sampling`, in the order of its `samplers`, after the end of `prompt`.
 
-    `context` is what -1 means for what is looked back on. With a `guide`, what is drawn follows it.
+    `context` is the number of past tokens that -1 means. With a `constraint`, its grammar applies
+    to the drawn tokens.
     """
-    chain = Sampler() if guide is None else ConstrainedSampler(model, guide)
-    seed = ANY_SEED if wish.seed < 0 else wish.seed & 0xFFFFFFFF
-    if wish.logit_bias:
-        chain.add_logit_bias(model.n_vocab, wish.logit_bias)
-    if wish.mirostat and wish.temperature > 0:
-        chain.add("temp", wish.temperature)
-        how = (wish.mirostat_tau, wish.mirostat_eta)
-        if wish.mirostat == 1:
-            chain.add("mirostat", model.n_vocab, seed, *how, MIROSTAT_TOKENS)
+    chain = Sampler() if constraint is None else ConstrainedSampler(model, constraint)
+    seed = ANY_SEED if sampling.seed < 0 else sampling.seed & 0xFFFFFFFF
+    if sampling.logit_bias:
+        chain.add_logit_bias(model.n_vocab, sampling.logit_bias)
+    if sampling.mirostat and sampling.temperature > 0:
+        chain.add("temp", sampling.temperature)
+        target = (sampling.mirostat_tau, sampling.mirostat_eta)
+        if sampling.mirostat == 1:
+            chain.add("mirostat", model.n_vocab, seed, *target, MIROSTAT_TOKENS)
         else:
-            chain.add("mirostat_v2", seed, *how)
+            chain.add("mirostat_v2", seed, *target)
         return chain
-    for name in wish.samplers:
-        if wish.uses(name):
-            _ADD[name](chain, wish, model, context)
-    last = wish.looks_back(context)
+    for name in sampling.samplers:
+        if sampling.uses(name):
+            _ADD[name](chain, sampling, model, context)
+    last = sampling.looks_back(context)
     for token in prompt[-last:] if last else ():
         chain.accept(token)
-    if wish.temperature <= 0:
+    if sampling.temperature <= 0:
         chain.add("greedy")
-    elif "adaptive_p" in wish.samplers and wish.adaptive_target >= 0:
-        chain.add("adaptive_p", wish.adaptive_target, wish.adaptive_decay, seed)
+    elif "adaptive_p" in sampling.samplers and sampling.adaptive_target >= 0:
+        chain.add("adaptive_p", sampling.adaptive_target, sampling.adaptive_decay, seed)
     else:
         chain.add("dist", seed)
     return chain
@@ -53,49 +54,57 @@ def build_sampler_chain(
 Adds = Callable[[Sampler, Sampling, Model, int], None]
 
 
-def _penalties(chain: Sampler, wish: Sampling, model: Model, context: int) -> None:
+def _penalties(chain: Sampler, sampling: Sampling, model: Model, context: int) -> None:
     chain.add(
         "penalties",
         model.n_vocab,
-        within(wish.repeat_last_n, context),
-        wish.repeat_penalty,
-        wish.frequency_penalty,
-        wish.presence_penalty,
+        within(sampling.repeat_last_n, context),
+        sampling.repeat_penalty,
+        sampling.frequency_penalty,
+        sampling.presence_penalty,
     )
 
 
-def _dry(chain: Sampler, wish: Sampling, model: Model, context: int) -> None:
+def _dry(chain: Sampler, sampling: Sampling, model: Model, context: int) -> None:
     chain.add_dry(
         model,
-        wish.dry_multiplier,
-        wish.dry_base,
-        wish.dry_allowed_length,
-        within(wish.dry_penalty_last_n, context),
-        wish.dry_sequence_breakers,
+        sampling.dry_multiplier,
+        sampling.dry_base,
+        sampling.dry_allowed_length,
+        within(sampling.dry_penalty_last_n, context),
+        sampling.dry_sequence_breakers,
     )
 
 
-def _xtc(chain: Sampler, wish: Sampling, _model: Model, _context: int) -> None:
-    seed = ANY_SEED if wish.seed < 0 else wish.seed & 0xFFFFFFFF
-    chain.add("xtc", wish.xtc_probability, wish.xtc_threshold, wish.min_keep, seed)
+def _xtc(chain: Sampler, sampling: Sampling, _model: Model, _context: int) -> None:
+    seed = ANY_SEED if sampling.seed < 0 else sampling.seed & 0xFFFFFFFF
+    chain.add("xtc", sampling.xtc_probability, sampling.xtc_threshold, sampling.min_keep, seed)
 
 
-def _temperature(chain: Sampler, wish: Sampling, _model: Model, _context: int) -> None:
-    if wish.dynatemp_range > 0:
-        chain.add("temp_ext", wish.temperature, wish.dynatemp_range, wish.dynatemp_exponent)
+def _temperature(chain: Sampler, sampling: Sampling, _model: Model, _context: int) -> None:
+    if sampling.dynatemp_range > 0:
+        chain.add(
+            "temp_ext", sampling.temperature, sampling.dynatemp_range, sampling.dynatemp_exponent
+        )
     else:
-        chain.add("temp", wish.temperature)
+        chain.add("temp", sampling.temperature)
 
 
 _ADD: Mapping[str, Adds] = {
     "penalties": _penalties,
     "dry": _dry,
-    "top_n_sigma": lambda chain, wish, *_: chain.add("top_n_sigma", wish.top_n_sigma),
-    "top_k": lambda chain, wish, *_: chain.add("top_k", wish.top_k),
-    "typ_p": lambda chain, wish, *_: chain.add("typical", wish.typical_p, max(wish.min_keep, 1)),
-    "top_p": lambda chain, wish, *_: chain.add("top_p", wish.top_p, max(wish.min_keep, 1)),
-    "min_p": lambda chain, wish, *_: chain.add("min_p", wish.min_p, max(wish.min_keep, 1)),
+    "top_n_sigma": lambda chain, sampling, *_: chain.add("top_n_sigma", sampling.top_n_sigma),
+    "top_k": lambda chain, sampling, *_: chain.add("top_k", sampling.top_k),
+    "typ_p": lambda chain, sampling, *_: chain.add(
+        "typical", sampling.typical_p, max(sampling.min_keep, 1)
+    ),
+    "top_p": lambda chain, sampling, *_: chain.add(
+        "top_p", sampling.top_p, max(sampling.min_keep, 1)
+    ),
+    "min_p": lambda chain, sampling, *_: chain.add(
+        "min_p", sampling.min_p, max(sampling.min_keep, 1)
+    ),
     "xtc": _xtc,
     "temperature": _temperature,
-    "infill": lambda chain, _wish, model, _context: chain.add("infill", model.vocab),
+    "infill": lambda chain, _sampling, model, _context: chain.add("infill", model.vocab),
 }

@@ -244,5 +244,5 @@ def test_any_manifest(tmp_path_factory: pytest.TempPathFactory, manifest: bytes,
         except DamagedError as damage:
             files.discard(saved.path, str(damage))
     assert files.make_room(100)
-    files.refuse("the test says so")
+    files.disable("the test says so")
     assert not files.usable

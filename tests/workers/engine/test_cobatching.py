@@ -1,4 +1,4 @@
-"""Greedy answers with every other setting at random: alone, and in the company of all others."""
+"""Greedy answers with all other options at random: alone, and in one batch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tests.workers.engine.test_generation import PROMPTS
 from tests.workers.process import ROOT, WorkerProcess
 
 REQUESTS = 48
-MOST_OTHERWISE = 3
-"""Of those, how many may be rounded to another answer in company."""
-WISHES: list[dict[str, Any]] = [
+MAX_DIFFERENT = 3
+"""Requests whose answer may differ in a batch by rounding."""
+OPTIONS: list[dict[str, Any]] = [
     {"repeat_penalty": 1.3, "repeat_last_n": 20},
     {"frequency_penalty": 0.8, "presence_penalty": -0.3},
     {"dry_multiplier": 1.5, "dry_allowed_length": 1, "dry_sequence_breakers": ["\n"]},
@@ -35,7 +35,7 @@ WISHES: list[dict[str, Any]] = [
     {"echo": True},
     {"ignore_eos": True},
     {"cache_prompt": False},
-    {"user": "somebody"},
+    {"user": "a tenant"},
     {"model": "bard:alice"},
     {"lora": [{"id": 0, "scale": 0.5}]},
     {"stream": True},
@@ -52,12 +52,12 @@ WEIGHED = (
     "grammar",
     "json",
 )
-"""With these it is not the likeliest token that is taken."""
+"""Options with which not the likeliest token is taken."""
 
 
 @pytest.fixture(scope="module")
 def worker(bard_gguf: Path) -> Iterator[WorkerProcess]:
-    """bard and an adapter, with eight slots, and guesses for who repeats himself."""
+    """bard with an adapter, eight slots and prompt lookup."""
     flags = ("--parallel", "8", "--ctx-size", "8192", "--alias", "bard", "--flash-attn", "off")
     adapter = ("--adapter", f"alice={ROOT / 'demo' / 'alice-lora.gguf'}", "--spec-lookup")
     process = WorkerProcess(bard_gguf, *flags, *adapter)
@@ -65,15 +65,15 @@ def worker(bard_gguf: Path) -> Iterator[WorkerProcess]:
     process.kill()
 
 
-def made_up(dice: random.Random) -> dict[str, Any]:
-    """A greedy request with any settings."""
+def random_body(dice: random.Random) -> dict[str, Any]:
+    """Return a greedy request with random options."""
     body: dict[str, Any] = {
         "prompt": dice.choice(PROMPTS) * dice.choice([1, 1, 8]),
         "max_tokens": dice.choice([1, 16, 40]),
         "temperature": 0,
     }
-    for wish in dice.sample(WISHES, dice.randrange(5)):
-        body |= wish
+    for options in dice.sample(OPTIONS, dice.randrange(5)):
+        body |= options
     if "grammar" in body:
         body.pop("json_schema", None)
     if "lora" in body:
@@ -83,8 +83,8 @@ def made_up(dice: random.Random) -> dict[str, Any]:
     return body
 
 
-def told(worker: WorkerProcess, body: dict[str, Any]) -> list[tuple[str, str, list[str]]]:
-    """Of each answer the text, why it ended, and its tokens if they are told."""
+def choices_of(worker: WorkerProcess, body: dict[str, Any]) -> list[tuple[str, str, list[str]]]:
+    """Return the text of each answer, its finish reason, and its tokens if reported."""
     if not body.get("stream"):
         choices = worker.post("/v1/completions", body)["choices"]
     else:
@@ -99,21 +99,21 @@ def told(worker: WorkerProcess, body: dict[str, Any]) -> list[tuple[str, str, li
     return found
 
 
-def test_each_is_what_it_is_alone(worker: WorkerProcess) -> None:
+def test_each_answer_is_the_same_as_alone(worker: WorkerProcess) -> None:
     dice = random.Random(17)
-    bodies = [made_up(dice) for _ in range(REQUESTS)]
-    alone = [told(worker, body) for body in bodies]
+    bodies = [random_body(dice) for _ in range(REQUESTS)]
+    alone = [choices_of(worker, body) for body in bodies]
     steps = worker.metric("n_decode_total")
     with ThreadPoolExecutor(REQUESTS) as pool:
-        together = list(pool.map(lambda body: told(worker, body), bodies))
+        together = list(pool.map(lambda body: choices_of(worker, body), bodies))
     assert worker.metric("n_busy_slots_per_decode") > 1
     assert worker.metric("n_decode_total") - steps < steps / 2, "they shared no steps"
-    otherwise = 0
+    different = 0
     for body, one, other in zip(bodies, alone, together, strict=True):
         if one != other:
-            otherwise += 1
+            different += 1
             weighed = any(name.startswith(WEIGHED) for name in body)
             plain = {k: v for k, v in body.items() if k not in {"n", "stream", "echo", "stop"}}
             if not (weighed or body.keys() & {"n", "stop", "echo"}):
                 assert differs_by_rounding(worker, {**plain}, other[0][0]), body
-    assert otherwise <= MOST_OTHERWISE
+    assert different <= MAX_DIFFERENT

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.workers.process import ROOT
-from workers.engine.batch_scheduler import TURN, EngineBrokenError
+from workers.engine.batch_scheduler import ROTATION_STEPS, EngineBrokenError
 from workers.engine.engine import Engine
 from workers.engine.fair_queue import PREFILL_COST, TOKEN_COST
 from workers.engine.lora import AdapterFiles
@@ -32,7 +32,7 @@ more, and 3 of 12 answers differ somewhere in 60 tokens, where the gap is up to 
 
 
 class Reader:
-    """A sink that remembers, and calls back at the first text."""
+    """A sink that stores text and end, with an event for the first text."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -42,8 +42,8 @@ class Reader:
         self.begun = asyncio.Event()
 
     def deliver(self, text: str, end: SequenceEnd | None, generated: int) -> None:
-        """As `Sink` promises."""
-        assert self.end is None, "something came after the end"
+        """As Sink."""
+        assert self.end is None, "a delivery after the end"
         assert generated >= self.generated
         self.generated = generated
         self.text += text
@@ -52,8 +52,8 @@ class Reader:
             self.end = end
             self.ended.set()
 
-    async def until_something(self) -> None:
-        """Waits for a moment, or for the first text if that comes sooner."""
+    async def wait_for_text(self) -> None:
+        """Wait for the first text, but only a moment."""
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self.begun.wait(), 0.02)
 
@@ -61,7 +61,7 @@ class Reader:
 class Bench:
     """An engine with its thread."""
 
-    def __init__(self, path: Path, slots: int, cells: int, guesses: int = 0) -> None:
+    def __init__(self, path: Path, slots: int, cells: int, draft_rows: int = 0) -> None:
         self.log = LlamaLog(silent=True)
         self.model = Model(str(path), gpu_layers=0, mmap=True, mlock=False, log=self.log)
         self.options = ContextOptions(
@@ -72,7 +72,7 @@ class Bench:
             threads=1,
             threads_batch=1,
             flash_attention="off",
-            n_guesses=guesses,
+            n_guesses=draft_rows,
         )
         self.engine = Engine(self.model, self.options, self.options, slots, 8, self.log)
         self.broken = asyncio.Event()
@@ -86,7 +86,7 @@ class Bench:
             self.engine.give_up(str(error))
 
     def begin(self, tokens: list[int], limit: int, number: int = 0) -> tuple[Sequence, Reader]:
-        """Submits a greedy request."""
+        """Submit a greedy request."""
         reader = Reader()
         sequence = Sequence(
             number,
@@ -102,7 +102,7 @@ class Bench:
         return sequence, reader
 
     async def generate(self, prompts: list[list[int]], limit: int) -> list[list[int]]:
-        """What each prompt is continued with, all at the same time."""
+        """Return the continuation of each prompt, generated at the same time."""
         begun = [self.begin([*prompt], limit, n) for n, prompt in enumerate(prompts)]
         for _, reader in begun:
             await reader.ended.wait()
@@ -123,7 +123,7 @@ async def tiny_bench(tiny_gguf: Path) -> AsyncIterator[Bench]:
 
 
 def logits_after(bench: Bench, tokens: list[int]) -> list[float]:
-    """The next token's logits, computed alone."""
+    """Return the logits of the next token, computed alone."""
     context = Context(bench.model, bench.options, bench.log)
     batch = Batch(len(tokens))
     row = batch.add_run(tokens, 0, 0, wanted="last")
@@ -134,8 +134,8 @@ def logits_after(bench: Bench, tokens: list[int]) -> list[float]:
 
 
 async def test_greedy_answers_are_the_same_alone_and_in_a_full_batch(bard_bench: Bench) -> None:
-    """Where they differ, llama.cpp's own rounding chose between two logits that are as good as
-    equal: attention sums over the cells of one shared cache, in another order in company."""
+    """Answers may differ only by llama.cpp's rounding, between two logits that are as good as
+    equal: attention sums over the cells of one shared cache, in another order in a batch."""
     texts = ["ROMEO:\nBut soft", "To be, or not", "The king", "Enter", "My lord,", "O", "Go,", "I"]
     prompts = [
         bard_bench.model.tokenize(text, add_special=True, parse_special=True) for text in texts
@@ -152,7 +152,7 @@ async def test_greedy_answers_are_the_same_alone_and_in_a_full_batch(bard_bench:
             assert abs(logits[one[same]] - logits[other[same]]) < NEAR
 
 
-async def test_a_cancelled_request_is_out_before_the_next_step_but_one(tiny_bench: Bench) -> None:
+async def test_a_cancelled_request_is_gone_before_the_next_step_but_one(tiny_bench: Bench) -> None:
     engine = tiny_bench.engine
     sequence, reader = tiny_bench.begin([65] * 3, limit=10_000)
     await reader.begun.wait()
@@ -176,7 +176,7 @@ async def test_requests_join_and_leave_between_steps(tiny_bench: Bench) -> None:
 
 
 async def test_a_step_that_fails_ends_its_requests_and_not_the_engine(tiny_bench: Bench) -> None:
-    """A token the vocabulary does not have: HTTP refuses it, llama_decode does too."""
+    """A token outside the vocabulary: the HTTP routes reject it, and so does llama_decode."""
     for number in range(2):
         _, reader = tiny_bench.begin([10**6], limit=5, number=number)
         await reader.ended.wait()
@@ -186,7 +186,7 @@ async def test_a_step_that_fails_ends_its_requests_and_not_the_engine(tiny_bench
     assert not tiny_bench.broken.is_set()
 
 
-async def test_an_engine_that_fails_at_every_step_says_so(tiny_bench: Bench) -> None:
+async def test_an_engine_that_fails_at_every_step_reports_it(tiny_bench: Bench) -> None:
     readers = [tiny_bench.begin([10**6], 5, number)[1] for number in range(8)]
     await tiny_bench.broken.wait()
     for reader in readers:
@@ -195,7 +195,7 @@ async def test_an_engine_that_fails_at_every_step_says_so(tiny_bench: Bench) -> 
 
 
 async def test_a_long_prompt_does_not_stop_a_stream(tiny_bench: Bench) -> None:
-    """It is read in pieces, and the stream goes on after each."""
+    """The prompt is read in pieces, and the stream goes on after each."""
     running, stream = tiny_bench.begin([65], limit=12_000)
     await stream.begun.wait()
     before = running.generated
@@ -203,14 +203,14 @@ async def test_a_long_prompt_does_not_stop_a_stream(tiny_bench: Bench) -> None:
     await reader.ended.wait()
     assert running.generated - before >= 8000 // 512
     tiny_bench.engine.cancel(running)
-    assert await tiny_bench.generate([[65]], 1), "nothing is told to a loop that has ended"
+    assert await tiny_bench.generate([[65]], 1), "no text goes to an event loop that has ended"
 
 
-async def test_a_tenant_that_floods_does_not_bury_another(tiny_bench: Bench) -> None:
+async def test_a_flood_of_one_tenant_does_not_starve_another(tiny_bench: Bench) -> None:
     ended: list[str] = []
 
-    class Told(Reader):
-        """Remembers the order of ends."""
+    class Ended(Reader):
+        """A reader that records the order of ends."""
 
         def __init__(self, tenant: str) -> None:
             super().__init__()
@@ -221,7 +221,7 @@ async def test_a_tenant_that_floods_does_not_bury_another(tiny_bench: Bench) -> 
             if end is not None:
                 ended.append(self.tenant)
 
-    readers = [Told("flood") for _ in range(20)] + [Told("small")]
+    readers = [Ended("flood") for _ in range(20)] + [Ended("small")]
     for number, reader in enumerate(readers):
         tiny_bench.engine.submit(
             Sequence(
@@ -238,24 +238,24 @@ async def test_a_tenant_that_floods_does_not_bury_another(tiny_bench: Bench) -> 
         )
     for reader in readers:
         await reader.ended.wait()
-    assert ended.index("small") <= 4, "two slots, and what was in them when it came"
+    assert ended.index("small") <= 4, "two slots, and their requests at its arrival"
 
 
 async def test_three_tenants_with_three_sets_of_adapters_wait_within_bounds(
     bard_gguf: Path,
 ) -> None:
-    """60 requests at once on four slots, one tenant's before the next one's. Counted in what is
-    computed: of no tenant may more be, beyond what the waiting one has had itself, than a request
-    and what the slots hold. And a set of adapters waits for two turns at most."""
+    """60 requests at once on four slots, one tenant's before the next one's. By computed tokens, no
+    tenant may be ahead of a waiting one by more than a request and the contents of the slots. And a
+    set of adapters waits for two turns at most."""
     bench, slots, limit = Bench(bard_gguf, slots=4, cells=4096), 4, 8
     alice = ROOT / "demo" / "alice-lora.gguf"
     sets: list[AdapterFiles] = [(), ((alice, 1.0),), ((alice, 0.5),)]
     had = dict.fromkeys("abc", 0)
     ahead: list[int] = []
-    """How much more another tenant had had, when a request had its first token."""
+    """Cost by which another tenant was ahead at the first token of a request."""
 
     class Counted(Reader):
-        """Books what a tenant has had."""
+        """A reader that accounts for the tokens of a tenant."""
 
         def __init__(self, tenant: str, prompt: int) -> None:
             super().__init__()
@@ -284,10 +284,10 @@ async def test_three_tenants_with_three_sets_of_adapters_wait_within_bounds(
         assert isinstance(reader.end, Finished)
     assert len(ahead) == 60
     assert max(ahead) <= (slots + 1) * (11 * PREFILL_COST + limit * TOKEN_COST)
-    assert 0 < bench.engine.lane.turns.longest <= TURN * (len(sets) - 1)
+    assert 0 < bench.engine.scheduler.rotation.longest <= ROTATION_STEPS * (len(sets) - 1)
 
 
-async def test_who_does_not_fit_holds_up_nobody_else(tiny_bench: Bench) -> None:
+async def test_a_request_that_does_not_fit_blocks_no_other(tiny_bench: Bench) -> None:
     cells = tiny_bench.engine.longest_sequence
     running, stream = tiny_bench.begin([65], limit=10_000)
     await stream.begun.wait()
@@ -305,20 +305,20 @@ async def test_one_prompt_of_several_requests_is_read_once(bard_bench: Bench) ->
     text = "To be, or not to be, that is the question: whether it is nobler in the mind " * 20
     prompt = model.tokenize(text, add_special=True, parse_special=True)
     (alone,) = await bard_bench.generate([prompt], 10)
-    bard_bench.engine.lane.cache.give_up_all()
+    bard_bench.engine.scheduler.cache.evict_all()
     before = counters.prompt_tokens
     together = await bard_bench.generate([[*prompt] for _ in range(8)], 10)
     assert counters.prompt_tokens - before < len(prompt) + 8
     assert sum(one == alone for one in together) >= 7
     endings = [model.tokenize(f" {n} king", add_special=False, parse_special=True) for n in "abcd"]
     before = counters.prompt_tokens
-    bard_bench.engine.lane.cache.give_up_all()
+    bard_bench.engine.scheduler.cache.evict_all()
     await bard_bench.generate([[*prompt, *ending] for ending in endings], 10)
     assert counters.prompt_tokens - before < len(prompt) + 4 * 200
 
 
 async def test_requests_cancelled_at_random_leave_nothing_behind(bard_bench: Bench) -> None:
-    """Nor do they change what others say: of those with one prompt, all that end say the same."""
+    """Nor do they change other answers: all complete answers to one prompt are the same."""
     dice, engine = random.Random(3), bard_bench.engine
     text = "To be, or not to be, that is the question: whether it is nobler in the mind " * 4
     tokens = bard_bench.model.tokenize(text, add_special=True, parse_special=True)
@@ -331,7 +331,7 @@ async def test_requests_cancelled_at_random_leave_nothing_behind(bard_bench: Ben
         if dice.random() < 0.5:
             engine.cancel(dice.choice(begun)[1])
         if dice.random() < 0.2:
-            await dice.choice(begun[-5:])[2].until_something()
+            await dice.choice(begun[-5:])[2].wait_for_text()
     answers: dict[int, list[list[int]]] = {}
     await bard_bench.generate([[65]], 1)
     while engine.processing or engine.deferred:
@@ -339,14 +339,14 @@ async def test_requests_cancelled_at_random_leave_nothing_behind(bard_bench: Ben
     for prompt, sequence, reader in begun:
         if isinstance(reader.end, Finished):
             answers.setdefault(prompt, []).append(sequence.tokens[sequence.prompt_length :])
-    lane = engine.lane
-    assert lane.slots == [None] * 8
-    assert (len(lane.waiting), lane.admitted) == (0, [])
-    assert lane.cache.cells.used == lane.cache.cells.used_by(k.seq_id for k in lane.cache.kept)
-    lane.cache.give_up_all()
-    assert lane.cache.cells.used == 0
+    scheduler, cache = engine.scheduler, engine.scheduler.cache
+    assert scheduler.slots == [None] * 8
+    assert (len(scheduler.waiting), scheduler.admitted) == (0, [])
+    assert cache.cells.used == cache.cells.used_by(one.seq_id for one in cache.entries)
+    scheduler.cache.evict_all()
+    assert cache.cells.used == 0
     ids = range(bard_bench.options.n_seq_max)
-    assert [lane.context.last_position(seq_id) for seq_id in ids] == [-1] * len(ids)
+    assert [engine.context.last_position(seq_id) for seq_id in ids] == [-1] * len(ids)
     agreeing = [
         one[:length] == other[:length]
         for several in answers.values()

@@ -1,4 +1,4 @@
-"""What is generated: the same alone and together, reproducible, cut where it was asked to be."""
+"""Generated text: the same alone and in a batch, reproducible, cut at its limits."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ PROMPTS = [
 
 
 def together(worker: WorkerProcess, bodies: list[dict[str, Any]]) -> list[str]:
-    """The answers to requests made at the same time."""
+    """Return the answers to requests made at the same time."""
     with ThreadPoolExecutor(len(bodies)) as pool:
         return list(pool.map(lambda body: worker.text(**body), bodies))
 
 
 def same(texts: list[str], others: list[str]) -> int:
-    """How many pairs are equal. Not all need be: see test_engine.py on arithmetic."""
+    """Count the equal pairs. Not all need be equal: see test_engine.py on arithmetic."""
     return sum(text == other for text, other in zip(texts, others, strict=True))
 
 
@@ -44,9 +44,9 @@ def test_each_answer_is_its_own_in_a_full_batch(bard: WorkerProcess) -> None:
     assert bard.metric("n_decode_total") - before < 8 * 16, "they shared no step"
 
 
-def test_the_neighbours_settings_change_nothing(bard: WorkerProcess) -> None:
-    """Greedy requests among others of every kind: state of samplers, grammars and guesses is
-    nobody else's. One text may differ, by what llama.cpp rounds otherwise in company."""
+def test_options_of_other_requests_change_nothing(bard: WorkerProcess) -> None:
+    """Greedy requests among others of every kind: the state of samplers, grammars and drafts is
+    each request's own. One text may differ, by llama.cpp's rounding in a batch."""
     dice = random.Random(8)
 
     def anything(prompt: str) -> dict[str, Any]:
@@ -73,8 +73,8 @@ def test_the_neighbours_settings_change_nothing(bard: WorkerProcess) -> None:
     alone = [bard.text(**body) for body in bodies]
     others = [anything(dice.choice(PROMPTS)) for _ in range(24)]
     mixed = [*others[:8], *bodies[:3], *others[8:16], *bodies[3:], *others[16:]]
-    said = dict(zip(map(id, mixed), together(bard, mixed), strict=True))
-    assert same([said[id(body)] for body in bodies], alone) >= 5
+    texts = dict(zip(map(id, mixed), together(bard, mixed), strict=True))
+    assert same([texts[id(body)] for body in bodies], alone) >= 5
 
 
 def test_a_seed_makes_sampling_reproducible(bard: WorkerProcess) -> None:
@@ -83,11 +83,11 @@ def test_a_seed_makes_sampling_reproducible(bard: WorkerProcess) -> None:
     assert bard.text(**body) == first
     assert bard.text(**{**body, "seed": 8}) != first
     others = [{**body, "seed": seed} for seed in range(20, 27)]
-    assert together(bard, [body, *others])[0] == first, "another request's draws changed mine"
+    assert together(bard, [body, *others])[0] == first, "another request's draws changed it"
 
 
 @pytest.mark.parametrize(
-    "wish",
+    "options",
     [
         {"top_k": 1},
         {"top_p": 0.0},
@@ -98,15 +98,15 @@ def test_a_seed_makes_sampling_reproducible(bard: WorkerProcess) -> None:
     ids=str,
 )
 def test_each_sampler_can_leave_only_the_likeliest(
-    bard: WorkerProcess, wish: dict[str, float]
+    bard: WorkerProcess, options: dict[str, float]
 ) -> None:
     body = {"prompt": "The king", "max_tokens": 24}
     greedy = bard.text(**body, temperature=0)
-    assert bard.text(**{"temperature": 1.5, "seed": 3, **body, **wish}) == greedy
+    assert bard.text(**{"temperature": 1.5, "seed": 3, **body, **options}) == greedy
 
 
 @pytest.mark.parametrize(
-    "wish",
+    "options",
     [
         {"repeat_penalty": 1.8},
         {"presence_penalty": 2.0},
@@ -115,9 +115,9 @@ def test_each_sampler_can_leave_only_the_likeliest(
     ],
     ids=str,
 )
-def test_each_penalty_changes_what_is_said(bard: WorkerProcess, wish: dict[str, float]) -> None:
+def test_each_penalty_changes_the_answer(bard: WorkerProcess, options: dict[str, float]) -> None:
     body = {"prompt": "The king", "max_tokens": 64, "temperature": 0}
-    assert bard.text(**{**body, **wish}) != bard.text(**body)
+    assert bard.text(**{**body, **options}) != bard.text(**body)
 
 
 def test_logit_bias_forces_and_forbids(tiny: WorkerProcess) -> None:
@@ -143,7 +143,7 @@ def test_the_limits_of_an_answer(tiny: WorkerProcess, bard: WorkerProcess) -> No
     }
 
 
-def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(bard: WorkerProcess) -> None:
+def test_a_prompt_that_is_too_long_is_rejected_with_both_numbers(bard: WorkerProcess) -> None:
     context = bard.first["context"]
     status, body = bard.ask("/v1/completions", {"prompt": [5] * (context + 1)})
     assert status == 400
@@ -197,8 +197,8 @@ def test_more_requests_than_slots_all_end(tiny: WorkerProcess) -> None:
     assert same(together(tiny, bodies), alone) >= 11
 
 
-def test_a_cache_too_small_for_all_cuts_nobody_short(start: Start, bard_gguf: Path) -> None:
-    """Four answers of 400 tokens in 1,024 cells: somebody must wait, and go on where they were."""
+def test_a_cache_too_small_for_all_cuts_no_answer_short(start: Start, bard_gguf: Path) -> None:
+    """Four answers of 400 tokens in 1,024 cells: some must wait, and continue later."""
     worker = start(bard_gguf, "--parallel", "4", "--ctx-size", "1024", "--flash-attn", "off")
     bodies = [
         {"prompt": prompt, "temperature": 0, "max_tokens": 400, "ignore_eos": True}
@@ -221,7 +221,7 @@ def test_a_client_that_hangs_up_frees_its_slot(start: Start, tiny_gguf: Path) ->
         assert slot["is_processing"]
         assert slot["next_token"][0]["n_decoded"] > 0
     worker.text(prompt="me too", max_tokens=2)
-    assert worker.metric("tokens_predicted_total") < 25_000, "it went on for nobody"
+    assert worker.metric("tokens_predicted_total") < 25_000, "it went on without a client"
     waiting = worker.connect()
     with worker.stream("/v1/completions", endless) as chunks:
         next(chunks)
@@ -231,4 +231,4 @@ def test_a_client_that_hangs_up_frees_its_slot(start: Start, tiny_gguf: Path) ->
         waiting.close()
         while worker.metric("requests_deferred") == 1:
             pass
-        assert next(chunks), "the one in the slot was meant to stay"
+        assert next(chunks), "the request in the slot should go on"

@@ -1,4 +1,4 @@
-"""The folder of kept sequences: what is believed, what is removed, how large it grows."""
+"""The folder of saved sequences: checks, removal of damaged files, size limit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOKENS = [*range(100)]
 
 
 def written(files: KvFiles, tokens: list[int], data: bytes) -> Path:
-    """A sequence on disk."""
+    """Write a sequence and return its path."""
 
     def save(path: Path) -> int:
         return path.write_bytes(data)
@@ -25,13 +25,13 @@ def written(files: KvFiles, tokens: list[int], data: bytes) -> Path:
     return place
 
 
-def test_what_was_written_comes_back(tmp_path: Path) -> None:
+def test_a_written_sequence_is_read_back(tmp_path: Path) -> None:
     files = KvFiles(tmp_path, "me", 1000)
     written(files, TOKENS, b"keys and values")
     (saved,) = KvFiles(tmp_path, "me", 1000).index()
     assert (saved.tokens, saved.adapters, saved.size) == (TOKENS, (("alice", 0.5),), 15)
     files.check(saved)
-    assert KvFiles(tmp_path, "somebody else", 1000).index() == []
+    assert KvFiles(tmp_path, "another", 1000).index() == []
 
 
 @pytest.mark.parametrize(
@@ -66,20 +66,22 @@ def test_a_damaged_manifest_is_removed_with_its_data(
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_foreign_manifest_is_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_manifest_of_another_identity_is_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = written(KvFiles(tmp_path, "other", 1000), TOKENS, b"x")
     path.parent.rename(tmp_path / "me")
     assert KvFiles(tmp_path, "me", 1000).index() == []
     assert "another model" in capsys.readouterr().err
 
 
-def test_what_was_never_finished_goes_when_it_is_old(tmp_path: Path) -> None:
+def test_an_incomplete_file_is_removed_when_it_is_old(tmp_path: Path) -> None:
     files = KvFiles(tmp_path, "me", 1000)
     path = written(files, TOKENS, b"x")
     path.with_name("half.123.part").write_bytes(b"half")
     path.with_name("bare").write_bytes(b"no manifest")
     assert len(files.index()) == 1
-    assert len([*path.parent.iterdir()]) == 4, "somebody may be writing them"
+    assert len([*path.parent.iterdir()]) == 4, "they may be being written"
     for name in ("half.123.part", "bare"):
         os.utime(path.with_name(name), (0, 0))
     assert len(files.index()) == 1
@@ -99,21 +101,21 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert [*tmp_path.glob("*/*")] == []
 
 
-def test_what_a_killed_worker_left_counts_and_goes_first(tmp_path: Path) -> None:
+def test_files_of_a_killed_worker_count_and_are_removed_first(tmp_path: Path) -> None:
     files = KvFiles(tmp_path, "me", 5000)
     path = written(files, TOKENS, b"x")
     left = tmp_path / "of-another-model" / "half.123.part"
     left.parent.mkdir()
     left.write_bytes(b"x" * 3000)
     assert files.make_room(3000)
-    assert left.exists(), "somebody may be writing it"
+    assert left.exists(), "it may be being written"
     os.utime(left, (0, 0))
     assert files.make_room(3000)
     assert (left.exists(), path.exists()) == (False, True)
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 400)), max_size=12))
-def test_the_folder_never_grows_beyond_its_bound(
+def test_the_folder_never_grows_beyond_its_limit(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[tuple[str, int]]
 ) -> None:
     root = tmp_path_factory.mktemp("kv")
@@ -129,7 +131,7 @@ def test_the_folder_never_grows_beyond_its_bound(
     assert not workers["a"].make_room(1501)
 
 
-def test_a_file_is_told_from_one_that_took_its_place(tmp_path: Path) -> None:
+def test_a_replaced_file_has_another_fingerprint(tmp_path: Path) -> None:
     path = tmp_path / "model"
     path.write_bytes(b"one")
     first = fingerprint(path)
@@ -140,13 +142,13 @@ def test_a_file_is_told_from_one_that_took_its_place(tmp_path: Path) -> None:
     assert identity_of({"a": 1}) != identity_of({"a": 2})
 
 
-def test_what_is_of_no_use_is_not_tried_again(
+def test_a_disabled_folder_stays_disabled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = KvFiles(tmp_path, "me", 1000)
     written(files, TOKENS, b"x")
     assert files.usable
-    files.refuse("it forgets")
+    files.disable("it forgets")
     assert not KvFiles(tmp_path, "me", 1000).usable
     assert files.index() == []
     assert "it forgets" in capsys.readouterr().err

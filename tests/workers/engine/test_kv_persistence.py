@@ -1,4 +1,4 @@
-"""Kept KV across the end of a process: what it saves, and that nothing damaged is believed."""
+"""The persistent KV cache: restored prefixes, and damaged files that are never used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zlib import crc32
 import pytest
 
 from tests.workers.conftest import Start
-from tests.workers.engine.test_prefix_reuse import BODY, SPEECH, cached, said
+from tests.workers.engine.test_prefix_reuse import BODY, SPEECH, cached, text_of
 from tests.workers.odd_gguf import write_recurrent_gguf, write_sliding_gguf
 from tests.workers.process import WorkerProcess
 from tests.workers.random_gguf import write_random_gguf
@@ -23,7 +23,7 @@ SAY: dict[str, Any] = {**BODY, "prompt": SPEECH * 3}
 
 
 def stop(worker: WorkerProcess) -> str:
-    """Ends it as swapd does; what it wrote on standard error."""
+    """End a worker as swapd does; return its standard error."""
     worker.process.send_signal(signal.SIGTERM)
     status, errors = worker.close()
     assert status == 0
@@ -39,12 +39,12 @@ def test_a_conversation_survives_a_swap(start: Start, bard_gguf: Path, tmp_path:
     second = start(bard_gguf, *flags)
     after = second.post("/v1/completions", SAY)
     assert cached(after) == before["usage"]["prompt_tokens"] - 1
-    assert said(after) == said(again) == said(before)
+    assert text_of(after) == text_of(again) == text_of(before)
     assert second.metric("kv_restore_seconds_count") == 1
     stop(second)
     assert len([*tmp_path.glob("*/*.json")]) == 1, "it was on disk already"
     third = start(bard_gguf, *flags)
-    longer = {**SAY, "prompt": SPEECH * 3 + said(before) + " and then"}
+    longer = {**SAY, "prompt": SPEECH * 3 + text_of(before) + " and then"}
     assert cached(third.post("/v1/completions", longer)) >= before["usage"]["prompt_tokens"]
     stop(third)
     assert len([*tmp_path.glob("*/*.json")]) == 1, "the longer one has taken its place"
@@ -53,33 +53,33 @@ def test_a_conversation_survives_a_swap(start: Start, bard_gguf: Path, tmp_path:
 @pytest.mark.parametrize(
     "arithmetic", [("-t", "2", "-fa", "off"), ("-t", "1", "-fa", "on")], ids=" ".join
 )
-def test_greedy_answers_go_on_as_if_nothing_had_been(
+def test_greedy_answers_after_a_restore_are_the_same(
     start: Start, tmp_path: Path, arithmetic: tuple[str, ...]
 ) -> None:
     """To the last bit of a logit, where llama.cpp does not divide the cells of a row among
-    threads. A model with random weights, which would notice."""
+    threads. With random weights, which would show any difference."""
     model = write_random_gguf(tmp_path / "m.gguf", width=128, context=4096)
     flags = ("-np", "2", "-c", "4096", *arithmetic)
-    keeping = (*flags, "--slot-save-path", str(tmp_path / "kv"))
+    saving = (*flags, "--slot-save-path", str(tmp_path / "kv"))
     prompt = [(7 * k * k) % 250 for k in range(1500)]
     body = {"prompt": prompt, "temperature": 0, "ignore_eos": True, "logprobs": 1}
-    stays, goes = start(model, *flags), start(model, *keeping)
-    for worker in (stays, goes):
+    control, first = start(model, *flags), start(model, *saving)
+    for worker in (control, first):
         worker.post("/v1/completions", {**body, "max_tokens": 1})
-    stop(goes)
-    comes = start(model, *keeping)
+    stop(first)
+    second = start(model, *saving)
     unswapped, swapped = (
-        worker.post("/v1/completions", {**body, "max_tokens": 200}) for worker in (stays, comes)
+        worker.post("/v1/completions", {**body, "max_tokens": 200}) for worker in (control, second)
     )
     assert cached(swapped) == cached(unswapped) == 1499
-    assert comes.metric("kv_tokens_restored_total") > 0
+    assert second.metric("kv_tokens_restored_total") > 0
     assert swapped["choices"] == unswapped["choices"]
 
 
 @pytest.mark.parametrize(
     "other", [("--ctx-size", "1024"), ("--cache-type-k", "q8_0"), ("--flash-attn", "on")], ids=str
 )
-def test_other_settings_do_not_see_it(
+def test_other_settings_do_not_use_it(
     start: Start, bard_gguf: Path, tmp_path: Path, other: tuple[str, str]
 ) -> None:
     flags = (*FLAGS, "--slot-save-path", str(tmp_path))
@@ -90,7 +90,7 @@ def test_other_settings_do_not_see_it(
     assert cached(start(bard_gguf, *flags).post("/v1/completions", SAY)) > 0
 
 
-def test_damaged_files_are_removed_and_cost_nothing_but_the_prefill(
+def test_damaged_files_are_removed_and_cost_only_the_prefill(
     start: Start, bard_gguf: Path, tmp_path: Path
 ) -> None:
     flags = (*FLAGS, "--slot-save-path", str(tmp_path))
@@ -105,7 +105,7 @@ def test_damaged_files_are_removed_and_cost_nothing_but_the_prefill(
     worker = start(bard_gguf, *flags)
     answer = worker.post("/v1/completions", {**SAY, "max_tokens": 3})
     assert cached(answer) == 0
-    assert said(whole).startswith(said(answer))
+    assert text_of(whole).startswith(text_of(answer))
     assert not data.exists()
     assert stop(worker).count("its checksum is wrong") == 1
     assert len([*tmp_path.glob("*/*.json")]) == 1, "and it is written again"
@@ -115,7 +115,7 @@ def test_damaged_files_are_removed_and_cost_nothing_but_the_prefill(
 def test_a_restore_that_fails_half_way_leaves_nothing_behind(
     start: Start, bard_gguf: Path, tmp_path: Path, share: float, attention: str
 ) -> None:
-    """A file that its manifest vouches for, and that llama.cpp finds too short as it reads it."""
+    """With a file that agrees with its manifest, and that is too short for llama.cpp."""
     flags = ("-np", "1", "-c", "512", "-fa", attention, "--slot-save-path", str(tmp_path))
     worker = start(bard_gguf, *flags)
     whole = worker.post("/v1/completions", SAY)
@@ -124,11 +124,11 @@ def test_a_restore_that_fails_half_way_leaves_nothing_behind(
     data = manifest.with_suffix("")
     content = data.read_bytes()[: int(share * data.stat().st_size)]
     data.write_bytes(content)
-    told = {**json.loads(manifest.read_bytes()), "size": len(content), "crc32": crc32(content)}
-    manifest.write_bytes(json.dumps(told).encode())
+    edited = {**json.loads(manifest.read_bytes()), "size": len(content), "crc32": crc32(content)}
+    manifest.write_bytes(json.dumps(edited).encode())
     worker = start(bard_gguf, *flags)
     answer = worker.post("/v1/completions", SAY)
-    assert (cached(answer), said(answer)) == (0, said(whole))
+    assert (cached(answer), text_of(answer)) == (0, text_of(whole))
     assert not [one for one in tmp_path.glob("*/*.json") if one == manifest]
     full = {"prompt": [300] * 400, "max_tokens": 111, "ignore_eos": True}
     usage = worker.post("/v1/completions", full)["usage"]
@@ -137,7 +137,7 @@ def test_a_restore_that_fails_half_way_leaves_nothing_behind(
 
 
 def written(folder: Path) -> tuple[int, int, int]:
-    """Bytes of data so far, files that have their name, and manifests."""
+    """Return the bytes of data, the number of renamed files, and that of manifests."""
     size = named = manifests = 0
     for path in folder.glob("*/*"):
         if path.name.endswith(".json"):
@@ -152,23 +152,23 @@ def written(folder: Path) -> tuple[int, int, int]:
 def test_killing_it_while_it_saves_leaves_a_start_that_works(
     start: Start, tiny_gguf: Path, tmp_path: Path
 ) -> None:
-    """Killed at the first byte, at any of the later ones, between data and manifest, and behind it;
-    and each time the next one starts, answers as ever, and is killed in its turn."""
+    """Killed at the first byte, at any later one, between data and manifest, and after it; each
+    time the next worker starts, gives the same answers, and is killed in its turn."""
     flags = ("-np", "2", "-c", "8192", "-fa", "off", "--slot-save-path", str(tmp_path))
     dice = random.Random(5)
-    said_first: dict[int, str] = {}
+    first_answers: dict[int, str] = {}
 
     def ask(worker: WorkerProcess, number: int) -> str:
         prompt = [number, *[(number * k) % 250 for k in range(2500)]]
         body = {"prompt": prompt, "max_tokens": 5, "temperature": 0, "ignore_eos": True}
-        return said(worker.post("/v1/completions", body))
+        return text_of(worker.post("/v1/completions", body))
 
     for number in range(1, 9):
         worker = start(tiny_gguf, *flags)
-        if said_first:
-            earlier = dice.choice([*said_first])
-            assert ask(worker, earlier) == said_first[earlier]
-        said_first[number] = ask(worker, number)
+        if first_answers:
+            earlier = dice.choice([*first_answers])
+            assert ask(worker, earlier) == first_answers[earlier]
+        first_answers[number] = ask(worker, number)
         size, named, manifests = written(tmp_path)
         enough = dice.randrange(1, 1_300_000)
         worker.process.send_signal(signal.SIGTERM)
@@ -183,13 +183,13 @@ def test_killing_it_while_it_saves_leaves_a_start_that_works(
         worker.process.kill()
         worker.process.wait()
     last = start(tiny_gguf, *flags)
-    for number, expected in said_first.items():
+    for number, expected in first_answers.items():
         assert ask(last, number) == expected
-    assert last.metric("kv_restore_seconds_count") > 0, "what was finished is not lost"
+    assert last.metric("kv_restore_seconds_count") > 0, "complete files are not lost"
     assert "Traceback" not in stop(last)
 
 
-def test_memory_that_cannot_be_cut_survives_as_a_whole(start: Start, tmp_path: Path) -> None:
+def test_memory_that_cannot_be_truncated_is_saved_whole(start: Start, tmp_path: Path) -> None:
     for write in (write_recurrent_gguf, write_sliding_gguf):
         model = write(tmp_path / f"{write.__name__}.gguf")
         flags = ("-np", "2", "-c", "1024", "-fa", "off", "--slot-save-path", str(tmp_path / "kv"))
@@ -197,12 +197,12 @@ def test_memory_that_cannot_be_cut_survives_as_a_whole(start: Start, tmp_path: P
         worker = start(model, *flags)
         worker.post("/v1/completions", {**body, "logit_bias": {"65": 1000}})
         longer = {**body, "prompt": [*body["prompt"], *[65] * 8, 66]}
-        expected = said(worker.post("/v1/completions", {**longer, "cache_prompt": False}))
+        expected = text_of(worker.post("/v1/completions", {**longer, "cache_prompt": False}))
         stop(worker)
         worker = start(model, *flags)
         assert cached(worker.post("/v1/completions", body)) == 0
-        gone_on = worker.post("/v1/completions", longer)
-        assert (cached(gone_on), said(gone_on)) == (158 + 7, expected)
+        continued = worker.post("/v1/completions", longer)
+        assert (cached(continued), text_of(continued)) == (158 + 7, expected)
         stop(worker)
 
 
@@ -222,7 +222,7 @@ def test_slots_are_saved_restored_and_erased_by_name(
     assert (restored["n_restored"], restored["n_read"]) == (count, saved["n_written"])
     again = worker.post("/v1/completions", SAY)
     assert cached(again) == first["usage"]["prompt_tokens"] - 1
-    assert said(again) == said(first)
+    assert text_of(again) == text_of(first)
 
 
 @pytest.mark.parametrize(
@@ -245,16 +245,16 @@ def test_slots_are_saved_restored_and_erased_by_name(
     ],
 )
 def test_bad_slot_actions_get_400(
-    kept: WorkerProcess, path: str, body: object, sentence: str
+    slot_worker: WorkerProcess, path: str, body: object, sentence: str
 ) -> None:
-    status, answer = kept.ask(path, body)
+    status, answer = slot_worker.ask(path, body)
     assert status == 400, answer
     assert sentence in answer["error"]["message"]
 
 
 @pytest.fixture(scope="module")
-def kept(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A worker with a folder for its slots, and nothing in them."""
+def slot_worker(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A worker with a folder for its slots, and empty slots."""
     worker = WorkerProcess(tiny_gguf, "--slot-save-path", str(tmp_path_factory.mktemp("kv")))
     yield worker
     worker.kill()

@@ -12,9 +12,9 @@ import pytest
 
 from tests.workers.conftest import Start
 from tests.workers.engine.alike import differs_by_rounding
-from tests.workers.engine.test_prefix_reuse import SPEECH, cached, said
+from tests.workers.engine.test_prefix_reuse import SPEECH, cached, text_of
 from tests.workers.process import ROOT, WorkerProcess
-from workers.engine.batch_scheduler import TURN
+from workers.engine.batch_scheduler import ROTATION_STEPS
 from workers.flags import FlagError, parse
 
 ALICE = ROOT / "demo" / "alice-lora.gguf"
@@ -32,7 +32,7 @@ def worker(bard_gguf: Path) -> Iterator[WorkerProcess]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Ten adapters that say the same, in ten files."""
+    """Ten equal adapters in ten files."""
     for number in range(10):
         shutil.copy(ALICE, tmp_path / f"a{number}.gguf")
     return tmp_path
@@ -43,7 +43,7 @@ def test_an_adapter_is_chosen_by_the_models_name(worker: WorkerProcess) -> None:
     alice = worker.text(**BODY, model="bard:alice")
     assert alice != plain
     assert worker.text(**BODY, model="alice") == alice, "as vLLM's clients write it"
-    assert worker.text(**BODY, model="another:alice") == alice, "whatever swapd calls the model"
+    assert worker.text(**BODY, model="another:alice") == alice, "under any name of the model"
     assert worker.text(**BODY, lora=[{"id": 0, "scale": 1.0}]) == alice
     assert worker.text(**BODY, model="bard:alice", lora=[]) == plain
     assert worker.text(**BODY, lora=[{"id": 0, "scale": 0}]) == plain
@@ -56,14 +56,14 @@ def test_an_adapter_can_be_applied_by_halves(worker: WorkerProcess) -> None:
     assert len(texts) == 3
 
 
-def test_what_is_cached_belongs_to_its_adapter(worker: WorkerProcess) -> None:
+def test_cached_tokens_belong_to_their_adapter(worker: WorkerProcess) -> None:
     body = {**BODY, "prompt": SPEECH}
     worker.post("/v1/completions", body)
     alice = worker.post("/v1/completions", {**body, "model": "bard:alice"})
     assert cached(alice) == 0
     again = worker.post("/v1/completions", {**body, "model": "bard:alice"})
     assert cached(again) > 0
-    assert said(again) == said(alice)
+    assert text_of(again) == text_of(alice)
 
 
 def test_adapters_are_listed(worker: WorkerProcess) -> None:
@@ -84,22 +84,24 @@ def test_a_comma_in_a_name_is_no_separator(
         assert start(bard_gguf, *FLAGS, *flag).text(**BODY) == plain
 
 
-def test_unknown_and_foreign_adapters(worker: WorkerProcess, start: Start, tiny_gguf: Path) -> None:
+def test_unknown_adapters_and_those_of_another_model(
+    worker: WorkerProcess, start: Start, tiny_gguf: Path
+) -> None:
     status, answer = worker.ask("/v1/completions", {**BODY, "model": "bard:bob"})
     assert (status, answer["error"]["param"]) == (404, "model")
     assert answer["error"]["message"] == "bard has no adapter 'bob'; there are: alice."
     status, answer = worker.ask("/v1/completions", {**BODY, "lora": [{"id": 7, "scale": 1}]})
     assert (status, answer["error"]["message"]) == (404, "There is no adapter 7.")
-    foreign = start(tiny_gguf, "--adapter", f"alice={ALICE}", "--adapter", "gone=/gone.gguf")
+    other = start(tiny_gguf, "--adapter", f"alice={ALICE}", "--adapter", "gone=/gone.gguf")
     for name, reason in (("alice", "wrong base model"), ("gone", "No such file")):
-        status, answer = foreign.ask("/v1/completions", {**BODY, "model": name})
+        status, answer = other.ask("/v1/completions", {**BODY, "model": name})
         assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
         assert reason in answer["error"]["message"]
         assert "\n" not in answer["error"]["message"]
-    assert foreign.text(**BODY) is not None
+    assert other.text(**BODY) is not None
 
 
-def test_turns_go_round_and_every_answer_is_its_own(start: Start, bard_gguf: Path) -> None:
+def test_adapters_rotate_and_every_answer_is_its_own(start: Start, bard_gguf: Path) -> None:
     """Adapters A and B and none, three tenants, 60 requests at once."""
     worker = start(
         bard_gguf, *FLAGS, "--adapter", f"a={ALICE}", "--lora-scaled", f"{ALICE}:0.5",
@@ -126,11 +128,13 @@ def test_turns_go_round_and_every_answer_is_its_own(start: Start, bard_gguf: Pat
     for body, other in zip(bodies, together, strict=True):
         expected = alone[str({**body, "user": ""})]
         assert other == expected or differs_by_rounding(worker, body, other), (body, other)
-    assert changes > 10, "they took turns"
-    assert 0 < worker.metric("adapter_wait_steps_max") <= TURN * (len(sets) - 1)
+    assert changes > 10, "the adapters rotated"
+    assert 0 < worker.metric("adapter_wait_steps_max") <= ROTATION_STEPS * (len(sets) - 1)
 
 
-def test_more_adapters_than_may_be_loaded(start: Start, bard_gguf: Path, folder: Path) -> None:
+def test_more_adapters_than_the_limit_of_loaded_ones(
+    start: Start, bard_gguf: Path, folder: Path
+) -> None:
     worker = start(bard_gguf, *FLAGS, "--adapters", str(folder), "--max-loras", "2")
     alice = worker.text(**BODY, model="bard:a0")
     with ThreadPoolExecutor(10) as pool:
@@ -143,7 +147,7 @@ def test_more_adapters_than_may_be_loaded(start: Start, bard_gguf: Path, folder:
     )
     assert (status, answer["error"]["message"]) == (400, "At most 2 adapters can be used.")
     shutil.copy(ALICE, folder / "new.gguf")
-    assert worker.text(**BODY, model="bard:new") == alice, "the folder is looked into again"
+    assert worker.text(**BODY, model="bard:new") == alice, "the folder is read again"
 
 
 def test_loading_and_unloading_by_endpoint(start: Start, bard_gguf: Path, tmp_path: Path) -> None:

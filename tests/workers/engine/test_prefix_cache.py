@@ -1,4 +1,4 @@
-"""The books of the cache, against a memory that remembers every token."""
+"""The prefix cache, against a model of its memory that holds every token."""
 
 from __future__ import annotations
 
@@ -14,58 +14,58 @@ CAPACITY, IDS, SLOTS = 400, 6, 3
 
 
 @dataclass(eq=False)
-class Wish:
-    """A sequence."""
+class Request:
+    """An active sequence."""
 
     tokens: list[int]
     adapters: Adapters = ()
     reuses: bool = True
-    unplayed: int = 0
+    pending_replay: int = 0
     seq_id: int = -1
     cached: int = 0
 
     @property
     def pending(self) -> int:
-        """Tokens to go."""
+        """Pending tokens."""
         return len(self.tokens) - self.cached
 
 
 @dataclass
-class Remembering:
+class ModelMemory:
     """A memory whose cells are the tokens themselves; cells are shared by identity."""
 
     cuts: bool = True
     rows: dict[int, list[list[int]]] = field(default_factory=dict)
 
     def share(self, source: int, target: int, length: int) -> None:
-        """As Memory promises."""
+        """As KvMemory."""
         assert self.cuts
         assert not self.rows.get(target)
         self.rows[target] = self.rows[source][:length]
 
     def cut(self, seq_id: int, length: int) -> bool:
-        """As Memory promises."""
+        """As KvMemory."""
         if self.cuts:
             del self.rows[seq_id][length:]
         return self.cuts
 
     def forget(self, seq_id: int) -> None:
-        """As Memory promises."""
+        """As KvMemory."""
         self.rows[seq_id] = []
 
-    def decode(self, wish: Wish, count: int) -> None:
-        """What a step does."""
-        row = self.rows.setdefault(wish.seq_id, [])
-        assert len(row) == wish.cached
-        row += [[token] for token in wish.tokens[wish.cached : wish.cached + count]]
+    def decode(self, request: Request, count: int) -> None:
+        """Write tokens of a sequence, as a step does."""
+        row = self.rows.setdefault(request.seq_id, [])
+        assert len(row) == request.cached
+        row += [[token] for token in request.tokens[request.cached : request.cached + count]]
 
     @property
     def used(self) -> int:
-        """Cells that are somebody's."""
+        """Cells in use."""
         return len({id(cell) for row in self.rows.values() for cell in row})
 
     def tokens(self, seq_id: int) -> list[int]:
-        """What a sequence has in the cache."""
+        """Return the tokens of a sequence in the cache."""
         return [cell[0] for cell in self.rows.get(seq_id, [])]
 
 
@@ -77,86 +77,86 @@ def test_the_common_prefix(one: list[int], other: list[int], limit: int) -> None
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """Requests come, grow, end and are sent away in any order."""
+    """Requests that arrive, grow, end and are preempted in any order."""
 
-    cuts = True
+    cuts: bool = True
 
     def __init__(self) -> None:
         super().__init__()
-        self.memory = Remembering(self.cuts)
+        self.memory = ModelMemory(self.cuts)
         ids = IDS if self.cuts else SLOTS
         self.cache = PrefixCache(self.memory, CAPACITY, ids)
-        self.running: list[Wish] = []
+        self.running: list[Request] = []
         self.past: list[list[int]] = [[]]
 
     @property
-    def growing(self) -> int:
-        """What the running have pending."""
-        return sum(wish.pending for wish in self.running)
+    def pending(self) -> int:
+        """Pending tokens of the running requests."""
+        return sum(request.pending for request in self.running)
 
     @precondition(lambda self: len(self.running) < SLOTS)
     @rule(data=st.data(), more=st.lists(st.integers(0, 1), min_size=1, max_size=120))
     def arrive(self, data: st.DataObject, more: list[int]) -> None:
-        """A request that goes on from an earlier one, or not."""
+        """Add a request that continues an earlier one, or not."""
         before = data.draw(st.sampled_from(self.past))
         start = before[: data.draw(st.integers(0, len(before)))]
         tokens = (start + more)[: CAPACITY - 40]
         adapters = data.draw(st.sampled_from([(), (("alice", 1.0),)]))
-        wish = Wish(tokens, adapters, data.draw(st.integers(0, 4)) > 0)
-        if not self.cache.claim(wish, self.running, self.growing):
-            assert self.running, "a lone one always comes in"
-            taken = self.cache.cells.used_by(other.seq_id for other in self.running)
-            room = CAPACITY - self.growing - GROWTH * (len(self.running) + 1)
-            assert taken + len(tokens) > room, "it waits behind what is only kept"
+        request = Request(tokens, adapters, data.draw(st.integers(0, 4)) > 0)
+        if not self.cache.allocate(request, self.running, self.pending):
+            assert self.running, "a request alone is always admitted"
+            active_cells = self.cache.cells.used_by(other.seq_id for other in self.running)
+            capacity = CAPACITY - self.pending - GROWTH * (len(self.running) + 1)
+            assert active_cells + len(tokens) > capacity, "it waits for cells of cached sequences"
             return
-        assert wish.cached < len(tokens)
-        assert self.memory.tokens(wish.seq_id) == tokens[: wish.cached]
-        assert not wish.cached or wish.reuses
-        self.running.append(wish)
+        assert request.cached < len(tokens)
+        assert self.memory.tokens(request.seq_id) == tokens[: request.cached]
+        assert not request.cached or request.reuses
+        self.running.append(request)
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
     def step(self, data: st.DataObject) -> None:
-        """Everybody decodes a part of what is pending, and generates when nothing is."""
-        while not self.cache.make_room(self.growing):
-            assert not self.cache.kept, "somebody was sent back before what is only kept"
-            self.leave(self.running[-1], keep=False)
-        for wish in self.running:
-            count = data.draw(st.integers(0, wish.pending))
-            self.memory.decode(wish, count)
-            self.cache.extend(wish, count)
-            if wish.pending == 0:
-                wish.tokens.append(data.draw(st.integers(0, 1)))
+        """Decode a part of the pending tokens, and generate a token where none is pending."""
+        while not self.cache.ensure_capacity(self.pending):
+            assert not self.cache.entries, "preempted before all were evicted"
+            self.leave(self.running[-1], store=False)
+        for request in self.running:
+            count = data.draw(st.integers(0, request.pending))
+            self.memory.decode(request, count)
+            self.cache.extend(request, count)
+            if request.pending == 0:
+                request.tokens.append(data.draw(st.integers(0, 1)))
 
     @precondition(lambda self: self.running)
-    @rule(data=st.data(), keep=st.booleans())
-    def end(self, data: st.DataObject, keep: bool) -> None:
-        """One comes to its end."""
-        self.leave(data.draw(st.sampled_from(self.running)), keep=keep)
+    @rule(data=st.data(), store=st.booleans())
+    def end(self, data: st.DataObject, store: bool) -> None:
+        """End a request."""
+        self.leave(data.draw(st.sampled_from(self.running)), store=store)
 
-    def leave(self, wish: Wish, *, keep: bool) -> None:
-        """As the lane does."""
-        self.running.remove(wish)
-        self.past.append(wish.tokens)
-        if keep and wish.cached:
-            self.cache.keep(wish, 0)
+    def leave(self, request: Request, *, store: bool) -> None:
+        """Release a request, as the batch scheduler does."""
+        self.running.remove(request)
+        self.past.append(request.tokens)
+        if store and request.cached:
+            self.cache.store(request, 0)
         else:
-            self.cache.drop(wish)
+            self.cache.free(request)
 
     @precondition(lambda self: self.running and self.cuts)
     @rule(data=st.data())
     def trim(self, data: st.DataObject) -> None:
-        """Tokens that were guessed wrong are taken off."""
-        wish = data.draw(st.sampled_from(self.running))
-        self.cache.trim(wish, data.draw(st.integers(0, wish.cached)))
+        """Remove rejected draft tokens."""
+        request = data.draw(st.sampled_from(self.running))
+        self.cache.trim(request, data.draw(st.integers(0, request.cached)))
 
     @invariant()
-    def the_books_are_right(self) -> None:
-        """Every cell is counted once, and everybody has what the books say."""
+    def counts_agree_with_memory(self) -> None:
+        """Compare the counts of cells with the memory."""
         assert self.cache.cells.used == self.memory.used <= CAPACITY
         held: list[HeldCells] = []
         held.extend(self.running)
-        held.extend(self.cache.kept)
+        held.extend(self.cache.entries)
         assert len({one.seq_id for one in held}) == len(held)
         for one in held:
             assert self.memory.tokens(one.seq_id) == one.tokens[: one.cached]
@@ -164,65 +164,65 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 class WholeMachine(CacheMachine):
-    """The same with a memory that can't be cut."""
+    """The same with a memory that can't be truncated."""
 
-    cuts = False
+    cuts: bool = False
 
 
 TestWithCuts = CacheMachine.TestCase
 TestWithoutCuts = WholeMachine.TestCase
 
 
-def filled(cache: PrefixCache, memory: Remembering, tokens: list[int], *others: Wish) -> Wish:
-    """A running sequence that has decoded all but its last token."""
-    wish = Wish(tokens)
-    assert cache.claim(wish, others, 0)
-    count = wish.pending - 1
-    memory.decode(wish, count)
-    cache.extend(wish, count)
-    return wish
+def filled(cache: PrefixCache, memory: ModelMemory, tokens: list[int], *others: Request) -> Request:
+    """Return a running sequence that has decoded all but its last token."""
+    request = Request(tokens)
+    assert cache.allocate(request, others, 0)
+    count = request.pending - 1
+    memory.decode(request, count)
+    cache.extend(request, count)
+    return request
 
 
-def test_a_running_one_is_shared_and_its_cells_are_counted_once() -> None:
-    memory = Remembering()
+def test_a_running_sequence_is_shared_and_its_cells_are_counted_once() -> None:
+    memory = ModelMemory()
     cache = PrefixCache(memory, 1000, 4)
     first = filled(cache, memory, [1] * 300)
-    second = Wish([1] * 300 + [2] * 50)
-    assert cache.claim(second, [first], 1)
+    second = Request([1] * 300 + [2] * 50)
+    assert cache.allocate(second, [first], 1)
     assert (second.cached, cache.cells.used) == (299, 299)
 
 
-def test_a_continuation_takes_the_kept_one_over_and_a_branch_shares_it() -> None:
-    memory = Remembering()
+def test_a_continuation_takes_a_cached_sequence_over_and_a_branch_shares_it() -> None:
+    memory = ModelMemory()
     cache = PrefixCache(memory, 1000, 4)
-    cache.keep(filled(cache, memory, [1] * 100), 0)
-    seq_id = cache.kept[0].seq_id
-    branch = Wish([1] * 50 + [2] * 50)
-    assert cache.claim(branch, [], 0)
-    assert (branch.cached, len(cache.kept), cache.cells.used) == (50, 1, 99)
-    continuation = Wish([1] * 120)
-    assert cache.claim(continuation, [branch], 50)
-    assert (continuation.cached, continuation.seq_id, cache.kept) == (99, seq_id, [])
+    cache.store(filled(cache, memory, [1] * 100), 0)
+    seq_id = cache.entries[0].seq_id
+    branch = Request([1] * 50 + [2] * 50)
+    assert cache.allocate(branch, [], 0)
+    assert (branch.cached, len(cache.entries), cache.cells.used) == (50, 1, 99)
+    continuation = Request([1] * 120)
+    assert cache.allocate(continuation, [branch], 50)
+    assert (continuation.cached, continuation.seq_id, cache.entries) == (99, seq_id, [])
 
 
-def test_the_longest_unused_goes_first() -> None:
-    memory = Remembering()
+def test_the_least_recently_used_is_evicted_first() -> None:
+    memory = ModelMemory()
     cache = PrefixCache(memory, 1000, 3)
     for number in range(3):
-        cache.keep(filled(cache, memory, [number] * 40), 0)
-    again = Wish([0] * 20 + [7] * 20)
-    assert cache.claim(again, [], 0), "an id is needed: the second goes, the first is in use"
-    assert [kept.tokens[0] for kept in cache.kept] == [2, 0]
+        cache.store(filled(cache, memory, [number] * 40), 0)
+    again = Request([0] * 20 + [7] * 20)
+    assert cache.allocate(again, [], 0), "an id is needed: the first is in use"
+    assert [entry.tokens[0] for entry in cache.entries] == [2, 0]
 
 
-def test_what_is_only_a_beginning_of_another_is_not_kept_twice() -> None:
-    memory = Remembering()
+def test_a_prefix_of_another_cached_sequence_is_evicted() -> None:
+    memory = ModelMemory()
     cache = PrefixCache(memory, 1000, 4)
-    first, second = filled(cache, memory, [1] * 50), Wish([1] * 90)
-    assert cache.claim(second, [first], 1)
+    first, second = filled(cache, memory, [1] * 50), Request([1] * 90)
+    assert cache.allocate(second, [first], 1)
     memory.decode(second, 40)
     cache.extend(second, 40)
-    cache.keep(first, 0)
-    cache.keep(second, 1)
-    assert [kept.cached for kept in cache.kept] == [89]
+    cache.store(first, 0)
+    cache.store(second, 1)
+    assert [entry.cached for entry in cache.entries] == [89]
     assert cache.cells.used == 89

@@ -1,4 +1,4 @@
-"""Text goes out in whole characters, and stop strings not at all."""
+"""Text is emitted in whole characters, and without stop strings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ cuts = st.lists(st.integers(0, 40), max_size=12)
 
 
 def cut(data: bytes, places: list[int]) -> list[str | bytes]:
-    """`data` as a model's pieces: str where they are whole characters."""
+    """Split `data` into a model's pieces: str where they are whole characters."""
     edges = [0, *sorted(min(place, len(data)) for place in places), len(data)]
     pieces: list[str | bytes] = []
     for start, end in pairwise(edges):
@@ -33,7 +33,7 @@ def test_characters_stay_whole_wherever_tokens_cut_them(text: str, places: list[
 
 
 @given(st.binary(max_size=30), cuts)
-def test_bytes_that_are_no_text_are_replaced_not_lost(data: bytes, places: list[int]) -> None:
+def test_invalid_bytes_are_replaced_and_not_lost(data: bytes, places: list[int]) -> None:
     output = TextOutput([])
     parts = "".join(output.push(piece) for piece in cut(data, places))
     whole = data.decode("utf-8", "replace")
@@ -46,7 +46,7 @@ def test_bytes_that_are_no_text_are_replaced_not_lost(data: bytes, places: list[
     st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=3),
     cuts,
 )
-def test_stop_strings_never_show(text: str, stops: list[str], places: list[int]) -> None:
+def test_stop_strings_are_never_emitted(text: str, stops: list[str], places: list[int]) -> None:
     output = TextOutput(stops)
     parts = []
     for piece in cut(text.encode(), places):
@@ -66,7 +66,7 @@ def test_stop_strings_never_show(text: str, stops: list[str], places: list[int])
         assert got == expected
 
 
-def test_what_may_be_a_stop_string_is_held_back() -> None:
+def test_a_possible_stop_string_is_held_back() -> None:
     output = TextOutput(["</end>"])
     assert [output.push("a <"), output.push("/en"), output.push("ough")] == ["a ", "", "</enough"]
     assert (output.push("</end"), output.push("> b"), output.stopped) == ("", "", True)

@@ -1,4 +1,4 @@
-"""Each sampler does what its paper says, in the order asked for."""
+"""The effect of each sampler, and their order."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ HOT: dict[str, Any] = {**ASK, "temperature": 1.5}
 
 @pytest.fixture(scope="module")
 def greedy(bard: WorkerProcess) -> str:
-    """What the model finds likeliest."""
+    """The greedy answer."""
     return bard.text(**ASK, temperature=0)
 
 
 @pytest.mark.parametrize(
-    "wish",
+    "options",
     [
         {"samplers": ["top_k", "temperature"], "top_k": 1, "xtc_probability": 1},
         {"samplers": "k", "top_k": 1},
@@ -28,14 +28,14 @@ def greedy(bard: WorkerProcess) -> str:
     ],
     ids=str,
 )
-def test_what_leaves_only_the_likeliest(
-    bard: WorkerProcess, greedy: str, wish: dict[str, Any]
+def test_options_that_leave_only_the_likeliest(
+    bard: WorkerProcess, greedy: str, options: dict[str, Any]
 ) -> None:
-    assert bard.text(**{**HOT, **wish}) == greedy
+    assert bard.text(**{**HOT, **options}) == greedy
 
 
 @pytest.mark.parametrize(
-    "wish",
+    "options",
     [
         {"temperature": 0, "xtc_probability": 1, "xtc_threshold": 0.01},
         {"temperature": 0, "dry_multiplier": 9, "dry_allowed_length": 0, "dry_base": 3},
@@ -49,17 +49,21 @@ def test_what_leaves_only_the_likeliest(
     ],
     ids=str,
 )
-def test_what_leaves_more_than_the_likeliest(
-    bard: WorkerProcess, greedy: str, wish: dict[str, Any]
+def test_options_that_leave_more_than_the_likeliest(
+    bard: WorkerProcess, greedy: str, options: dict[str, Any]
 ) -> None:
-    body = {**HOT, **wish, "cache_prompt": False}  # both are read alike, so rounded alike
+    body = {
+        **HOT,
+        **options,
+        "cache_prompt": False,
+    }  # both prompts are read the same way, so rounded the same way
     text = bard.text(**body)
     assert text != greedy
-    assert bard.text(**body) == text, "the seed is not all that decides"
+    assert bard.text(**body) == text, "the answer depends on more than the seed"
 
 
 @pytest.mark.parametrize(
-    "wish",
+    "options",
     [
         {"dynatemp_range": 1.4},
         {"dynatemp_range": 1.4, "dynatemp_exponent": 4},
@@ -70,9 +74,9 @@ def test_what_leaves_more_than_the_likeliest(
     ],
     ids=str,
 )
-def test_what_changes_the_draw(bard: WorkerProcess, wish: dict[str, Any]) -> None:
-    temperature = wish.get("temperature", HOT["temperature"])
-    assert bard.text(**{**HOT, **wish}) != bard.text(**{**HOT, "temperature": temperature})
+def test_options_that_change_the_draw(bard: WorkerProcess, options: dict[str, Any]) -> None:
+    temperature = options.get("temperature", HOT["temperature"])
+    assert bard.text(**{**HOT, **options}) != bard.text(**{**HOT, "temperature": temperature})
 
 
 def test_dry_ends_a_loop_and_leaves_breakers_alone(tiny: WorkerProcess) -> None:
@@ -113,7 +117,7 @@ def test_biases_by_text(bard: WorkerProcess, greedy: str) -> None:
     assert set(always) == {"!"}
 
 
-def test_orders_by_letters_and_other_names() -> None:
+def test_sampler_orders_by_letters_and_other_names() -> None:
     assert sampler_order("edskypmxt") == ORDER
     assert sampler_order(["temp", "top-k", "nucleus", "typical"]) == (
         "temperature", "top_k", "top_p", "typ_p",
@@ -122,7 +126,7 @@ def test_orders_by_letters_and_other_names() -> None:
         sampler_order(["topk"])
 
 
-def test_what_greedy_is() -> None:
+def test_greedy_options() -> None:
     assert Sampling(temperature=0, top_k=1, min_p=0.5, mirostat=2).greedy
     assert not Sampling(temperature=0, dry_multiplier=1).greedy
     assert not Sampling(temperature=0, xtc_probability=0.5).greedy
