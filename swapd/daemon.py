@@ -188,7 +188,7 @@ def _run(options: DaemonOptions, reporter: _StartReporter) -> int:
 
 
 class Daemon:
-    """One running server."""
+    """A running server."""
 
     def __init__(
         self,
@@ -253,7 +253,7 @@ class Daemon:
         environ = worker_environment(os.environ, settings.pass_env)
         folder = self._options.config.parent
         context = SpawnContext(folder, self._guardian, environ)
-        profiles = ProfileStore(self._options.paths.learned, folder, self._log)
+        profiles = ProfileStore(self._options.paths.profiles, folder, self._log)
         standby = None
         if uses_warm_standby(settings):
             standby = WarmStandby(WORKER_COMMAND, STANDBY_COMMAND, context)

@@ -94,7 +94,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class WorkerSnapshot:
-    """One worker at one moment: the scheduler's status and facts about the process."""
+    """Snapshot of one worker: the scheduler's status and properties of the process."""
 
     status: WorkerStatus
     pid: int

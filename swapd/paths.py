@@ -45,7 +45,7 @@ class Paths:
         return self.state / "http.sock"
 
     @property
-    def learned(self) -> Path:
+    def profiles(self) -> Path:
         return self.state / "learned.json"
 
     @property

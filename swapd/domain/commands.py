@@ -123,7 +123,7 @@ class SaveProfile:
     """Save the measurements of a worker for later runs of swapd."""
 
     worker: WorkerId
-    learned: ModelProfile
+    profile: ModelProfile
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ class Presentation:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """One model: its worker's process, the policy for serving it, and how clients see it."""
+    """A model: its worker's process, the policy for serving it, and its presentation to clients."""
 
     name: str
     launch: LaunchSpec

@@ -73,7 +73,7 @@ IDLE_TIMEOUT = 75.0
 """Seconds for which a connection may stay open between requests, or before the first one."""
 HEAD_TIMEOUT = 20.0
 """Upper limit, in seconds, of the time for a request's head."""
-LOOKS = 4
+CHECKS_PER_TIMEOUT = 4
 """Checks of a connection within its shortest timeout."""
 
 
@@ -95,4 +95,4 @@ class ClientTimeouts:
     @property
     def look_every(self) -> float:
         """Seconds between two checks of a connection."""
-        return min(self.silence, self.head) / LOOKS
+        return min(self.silence, self.head) / CHECKS_PER_TIMEOUT

@@ -9,7 +9,7 @@ from swapd.domain.events import WorkerId
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """One worker in the scheduler's state. Times are seconds of the scheduler's clock."""
+    """Status of one worker in the scheduler's state. Times are seconds of the scheduler's clock."""
 
     worker: WorkerId
     model: str

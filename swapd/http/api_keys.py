@@ -85,7 +85,7 @@ def principal_of(request: web.Request) -> Principal | None:
 
 
 class KeyStore:
-    """All configured keys, by digest. The time of a look-up does not depend on the key."""
+    """All configured keys, by digest. A lookup takes the same time for every key."""
 
     def __init__(self, keys: Iterable[ApiKey], previous: KeyStore | None = None) -> None:
         """Take over the rate limiters of unchanged keys from `previous`, across a reload."""

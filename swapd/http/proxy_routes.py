@@ -13,7 +13,7 @@ from aiohttp import web
 from swapd.domain.model_names import requested_adapter
 from swapd.domain.models import ModelSpec
 from swapd.http import errors
-from swapd.http.api_keys import AUTHENTICATED, PermissionDeniedError, principal_of
+from swapd.http.api_keys import AUTHENTICATED, PermissionDeniedError, Principal, principal_of
 from swapd.http.content_encoding import read_body
 from swapd.http.context import APP_CONTEXT, AppContext
 from swapd.http.origins import split_target
@@ -68,7 +68,12 @@ class RoutingFields(msgspec.Struct):
 decode = msgspec.json.Decoder(RoutingFields).decode
 
 
-def request_options(request: web.Request, fields: RoutingFields) -> RequestOptions:
+NO_FIELDS = RoutingFields()
+
+
+def request_options(
+    request: web.Request, principal: Principal | None, fields: RoutingFields = NO_FIELDS
+) -> RequestOptions:
     """Return the options from a request's headers and body. Raises ValueError with a message.
 
     The tenant is `X-Tenant-Id`, else the body's `user` as in OpenAI's API; `keep_alive` is as in
@@ -76,20 +81,12 @@ def request_options(request: web.Request, fields: RoutingFields) -> RequestOptio
     """
     user = fields.user if isinstance(fields.user, str) else ""
     keep_alive = None if fields.keep_alive is None else parse_keep_alive(fields.keep_alive)
-    return RequestOptions(tenant_of(request, user), keep_alive, priority_of(request))
-
-
-def tenant_of(request: web.Request, user: str = "") -> str:
-    """Return a request's tenant. Tenants of different keys are separate, even with equal names."""
     tenant = (request.headers.get("X-Tenant-Id", "") or user)[:MAX_TENANT_LENGTH]
-    principal = principal_of(request)
-    return tenant if principal is None else f"{principal.key.name}/{tenant}"
-
-
-def priority_of(request: web.Request) -> int:
-    """Return the priority of a request's key."""
-    principal = principal_of(request)
-    return principal.key.priority if principal is not None else 0
+    if principal is None:
+        return RequestOptions(tenant, keep_alive)
+    # Tenants of different keys are separate, even with equal names.
+    tenant = f"{principal.key.name}/{tenant}"
+    return RequestOptions(tenant, keep_alive, principal.key.priority)
 
 
 def parse_keep_alive(value: object) -> float:
@@ -139,14 +136,15 @@ async def by_body(request: web.Request) -> web.StreamResponse:
         return errors.error_response(400, "the body names no 'model'", param="model")
     if not isinstance(fields.model, str):
         return errors.error_response(400, "'model' must be a string", param="model")
+    principal = principal_of(request)
     try:
-        options = request_options(request, fields)
+        options = request_options(request, principal, fields)
     except ValueError as error:
         return errors.error_response(400, str(error), param="keep_alive")
     # 2. The model, and the body as its worker expects it.
-    spec = context.find(fields.model, principal_of(request))
+    spec = context.find(fields.model, principal)
     rewritten = _rewritten(spec, fields.model, body)
-    # 3. The response, with progress reports if the client wants them.
+    # 3. The response, with progress reports if the request or the model is set up for them.
     reports_progress = wants_progress(request, spec, fields.stream is True)
     path = split_target(request.raw_path)[1]
     proxy_request = ProxyRequest(spec, path, rewritten, options, asks_ids=True)
@@ -169,7 +167,7 @@ async def by_path(request: web.Request) -> web.StreamResponse:
             f"the key {principal.key.name!r} does not permit /{path} of a worker"
         )
     needs_slot = path.rstrip("/") not in WITHOUT_SLOT
-    options = RequestOptions(tenant_of(request), priority=priority_of(request))
+    options = request_options(request, principal)
     body = await read_body(request, context.settings.max_body_bytes)
     return await _forward(
         context,
