@@ -6,13 +6,13 @@ import signal
 
 
 def run() -> None:
-    """Import the command line and hand over. Ctrl-C before that just ends the process."""
-    heeded = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if heeded:
+    """Run the command line. Ctrl-C during its import ends the process without a traceback."""
+    handles_interrupt = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if handles_interrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from swapd.cli.main import main
 
-    if heeded:
+    if handles_interrupt:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     main()
 

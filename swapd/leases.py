@@ -1,4 +1,4 @@
-"""What passes between the doors and the supervisor: wishes, leases, refusals, workers as seen."""
+"""Types shared by the supervisor and its callers: options, leases, rejections, snapshots."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from swapd.process.worker_process import DeviceReport, WorkerProcess
 from swapd.system.aio import now
 
 EXIT_GRACE = 1.0
-"""Seconds in which a worker whose connections broke is found to have ended, if it has."""
+"""Seconds within which the exit of a worker is detected after its connections broke."""
 
 
 class RejectedError(Exception):
-    """A request was refused; `refusal` says why and when to come again."""
+    """A request was rejected; `rejection` has the reason and the time to wait before a retry."""
 
-    def __init__(self, refusal: od.Reject) -> None:
-        super().__init__(refusal.message)
-        self.rejection = refusal
+    def __init__(self, rejection: od.Reject) -> None:
+        super().__init__(rejection.message)
+        self.rejection = rejection
 
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """How a request wants to be treated."""
+    """Scheduling options of one request."""
 
     tenant: str = ""
     keep_alive: float | None = None
-    """See `Arrived.keep_alive`."""
+    """See `RequestArrived.keep_alive`."""
     priority: int = 0
-    """See `Arrived.priority`."""
+    """See `RequestArrived.priority`."""
 
 
 DEFAULT_OPTIONS = RequestOptions()
@@ -40,39 +40,50 @@ DEFAULT_OPTIONS = RequestOptions()
 
 @dataclass(slots=True)
 class WorkerHandle:
-    """A worker as the supervisor holds it."""
+    """The supervisor's state of one worker."""
 
     process: WorkerProcess | None
     started: float
-    """Seconds since 1970."""
+    """Time of the start, in seconds since 1970."""
     identity: str
-    """Under which what is learned of it is kept."""
+    """Key of the worker's profile in the profile store."""
     liveness: Liveness = field(default_factory=Liveness)
     resumable: bool = False
-    """Whether it can go on with a stream that another one began."""
+    """True if the worker can resume a stream that another worker began."""
     devices: tuple[DeviceReport, ...] = ()
-    """What it told of devices beside the CPU."""
+    """Devices besides the CPU, as the worker reported them."""
     probe: asyncio.Task[None] | None = None
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the process has exited."""
     exit_reason: str = ""
-    """How it ended, once it has."""
+    """Reason of the exit; empty while the process runs."""
     since: float = field(default_factory=now)
-    """When it was started, by the clock that nobody sets."""
+    """Time of the start, in seconds of the monotonic clock."""
+
+    def lease(self, request: ev.RequestId, worker: ev.WorkerId) -> Lease:
+        """Lease the worker to a request. The worker must be ready."""
+        assert self.process is not None, "only a ready worker is assigned to requests"
+        self.liveness.leases += 1
+        return Lease(request, worker, self.process.base_url, self)
 
 
 @dataclass(slots=True)
 class Lease:
-    """A worker's slot, granted to one request. To be given back by `Supervisor.release`."""
+    """A worker assigned to one request, until `Supervisor.release` or `Supervisor.reacquire`."""
 
     request: ev.RequestId
     worker: ev.WorkerId
     base_url: str
     handle: WorkerHandle
 
-    async def exit_reason(self, within: float = EXIT_GRACE) -> str:
-        """How the worker has ended, if it has or does so `within` some seconds; else empty.
+    def end(self) -> None:
+        """Stop counting the request as one of the worker's."""
+        self.handle.liveness.leases -= 1
 
-        Its connections break before its end is known, by the time a thread takes to wake.
+    async def exit_reason(self, within: float = EXIT_GRACE) -> str:
+        """Return the reason of the worker's exit, or "" if it still runs after `within` seconds.
+
+        Broken connections are seen before the exit itself, by the time that a thread takes to wake.
         """
         try:
             await asyncio.wait_for(self.handle.gone.wait(), within)
@@ -83,15 +94,15 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class WorkerSnapshot:
-    """One worker as people may see it: the core's view and the process's."""
+    """Snapshot of one worker: the scheduler's status and properties of the process."""
 
     status: WorkerStatus
     pid: int
     argv: tuple[str, ...]
     base_url: str
     started: float
-    """Seconds since 1970."""
+    """Time of the start, in seconds since 1970."""
     since_progress: float | None
-    """Seconds since the worker was last heard to make progress; None: never."""
+    """Seconds since the worker last reported progress; None: it has not yet."""
     devices: tuple[DeviceReport, ...] = ()
-    """What it told of devices beside the CPU."""
+    """Devices besides the CPU, as the worker reported them."""

@@ -1,4 +1,4 @@
-"""Figures for Prometheus, gathered from the same events and orders that run the house."""
+"""Prometheus metrics, updated from the scheduler's events and commands."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ FAULTS = {
     "hung": ("swapd_hung", "Workers killed because they made no progress"),
     "poison": ("swapd_poison", "Requests rejected because workers crashed while serving them"),
 }
-"""For each kind of fault: its counter's name and help text."""
+"""Name and help text of a counter, by kind of fault."""
 WAIT_BUCKETS = (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
 
 
 class Metrics:
-    """Counters and histograms of one swapd, in a registry of its own."""
+    """Counters and histograms of one server, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -34,20 +34,23 @@ class Metrics:
             "swapd_requests_rejected", "Requests rejected, by reason", ["reason"], registry=reg
         )
         self._failed = Counter(
-            "swapd_failed", "Granted requests that got no whole answer", ["model"], registry=reg
+            "swapd_failed",
+            "Assigned requests without a complete response",
+            ["model"],
+            registry=reg,
         )
         self._starts = Counter("swapd_starts", "Workers started", ["model"], registry=reg)
-        self._stops = Counter("swapd_stops", "Workers asked to end", ["model"], registry=reg)
+        self._stops = Counter("swapd_stops", "Workers stopped", ["model"], registry=reg)
         self._load = Histogram(
             "swapd_load_seconds",
-            "From a worker's start to its being ready",
+            "Time from a worker's start to its readiness",
             ["model"],
             buckets=LOAD_BUCKETS,
             registry=reg,
         )
         self._wait = Histogram(
             "swapd_wait_seconds",
-            "From a request's arrival to its grant",
+            "Time from a request's arrival to the assignment of a worker",
             ["model"],
             buckets=WAIT_BUCKETS,
             registry=reg,
@@ -65,10 +68,10 @@ class Metrics:
         self._counts: dict[str, dict[str, int]] = {}
         self._started: dict[ev.WorkerId, tuple[str, float]] = {}
         self._arrived: dict[ev.RequestId, tuple[str, float]] = {}
-        self._granted: dict[ev.RequestId, str] = {}
+        self._assigned: dict[ev.RequestId, str] = {}
 
     def resumed(self, model: str) -> None:
-        """A worker is asked to go on with a stream of another one."""
+        """Count a stream that is resumed on another worker."""
         self._fault("resumed", model)
 
     def faults(self, model: str) -> dict[str, int]:
@@ -79,8 +82,8 @@ class Metrics:
         self._faults[kind].labels(model).inc()
         self._counts.setdefault(model, dict.fromkeys(FAULTS, 0))[kind] += 1
 
-    def observe(self, event: ev.Event, orders: list[od.Command]) -> None:
-        """Take in one event and the orders that followed from it."""
+    def observe(self, event: ev.Event, commands: list[od.Command]) -> None:
+        """Update the metrics from one event and the commands that resulted from it."""
         match event:
             case ev.RequestArrived(now, request, model):
                 self._arrived[request] = (model, now)
@@ -88,11 +91,11 @@ class Metrics:
             case ev.RequestCancelled(_, request):
                 self._arrived.pop(request, None)
             case ev.RequestFinished(_, request, answered):
-                model = self._granted.pop(request)
+                model = self._assigned.pop(request)
                 if not answered:
                     self._failed.labels(model).inc()
             case ev.RequestRetried(now, request):
-                model = self._granted.pop(request)
+                model = self._assigned.pop(request)
                 self._arrived[request] = (model, now)
                 self._fault("retried", model)
             case ev.WorkerReady(now, worker):
@@ -100,24 +103,24 @@ class Metrics:
                 self._load.labels(model).observe(now - since)
             case ev.WorkerExited(_, worker):
                 self._started.pop(worker, None)
-        for order in orders:
-            self._observe_order(order, event.now)
+        for command in commands:
+            self._observe_command(command, event.now)
 
     def http_rejected(self, reason: str) -> None:
         """Count a request that access control rejected."""
         self._http_rejected.labels(reason).inc()
 
-    def _observe_order(self, order: od.Command, now: float) -> None:
-        match order:
+    def _observe_command(self, command: od.Command, now: float) -> None:
+        match command:
             case od.AssignWorker(request):
                 model, since = self._arrived.pop(request)
-                self._granted[request] = model
+                self._assigned[request] = model
                 self._wait.labels(model).observe(now - since)
-            case od.Reject(request, why):
+            case od.Reject(request, reason):
                 model, _ = self._arrived.pop(request)
-                if why is od.RejectReason.POISON:
+                if reason is od.RejectReason.POISON:
                     self._fault("poison", model)
-                self._rejected.labels(why.value).inc()
+                self._rejected.labels(reason.value).inc()
             case od.Start(worker, spec):
                 self._started[worker] = (spec.name, now)
                 self._starts.labels(spec.name).inc()
@@ -127,16 +130,16 @@ class Metrics:
                 self._stops.labels(self._started[worker][0]).inc()
 
     def watch(self, supervisor: Supervisor) -> None:
-        """Report this supervisor's present state as gauges too."""
-        self.registry.register(_Present(supervisor))
+        """Export the present state of a supervisor as gauges."""
+        self.registry.register(_StateCollector(supervisor))
 
     def text(self) -> bytes:
-        """Everything in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
-class _Present(Collector):
-    """Gauges that are read from the supervisor when somebody looks."""
+class _StateCollector(Collector):
+    """Gauges that are read from the supervisor at each scrape."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
@@ -145,7 +148,7 @@ class _Present(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        workers = GaugeMetricFamily("swapd_workers", "Workers alive", labels=["model", "state"])
+        workers = GaugeMetricFamily("swapd_workers", "Running workers", labels=["model", "state"])
         busy = GaugeMetricFamily("swapd_busy_slots", "Slots in use", labels=["model"])
         memory = GaugeMetricFamily(
             "swapd_worker_bytes", "Memory accounted to a worker", labels=["model"]
@@ -153,8 +156,8 @@ class _Present(Collector):
         waiting = GaugeMetricFamily(
             "swapd_queue_depth", "Requests that are queued", labels=["model"]
         )
-        for sight in self._supervisor.snapshots():
-            status = sight.status
+        for snapshot in self._supervisor.snapshots():
+            status = snapshot.status
             workers.add_metric([status.model, status.state], 1)
             busy.add_metric([status.model], status.busy)
             memory.add_metric([status.model], status.bytes)

@@ -1,4 +1,4 @@
-"""The home of one swapd: the folder that holds its configuration and its state."""
+"""Paths of one instance: the folder of its configuration and state, and files of the package."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from pathlib import Path
 import platformdirs
 
 WORKER_COMMAND = (sys.executable, "-I", "-m", "workers.serve")
-"""What `${worker}` in a command means: our own worker, in the Python that runs swapd. Isolated
-(`-I`): a file that happens to lie in the working directory is never imported."""
-SPARE_COMMAND = (sys.executable, "-I", "-m", "workers.spare")
-"""A worker that waits to be told the rest of such a command."""
+"""Value of `${worker}` in commands: the built-in worker, run by the Python that runs swapd.
+
+Isolated mode (`-I`) keeps files in the working directory from being imported."""
+STANDBY_COMMAND = (sys.executable, "-I", "-m", "workers.spare")
+"""Command of a warm standby, which later receives the arguments of a worker command."""
 
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """Paths below one folder."""
+    """Paths of an instance's files below its data directory `folder`."""
 
     folder: Path
 
@@ -44,12 +45,12 @@ class Paths:
         return self.state / "http.sock"
 
     @property
-    def learned(self) -> Path:
+    def profiles(self) -> Path:
         return self.state / "learned.json"
 
     @property
     def edits(self) -> Path:
-        """Locked by a command while it changes a configuration."""
+        """Lock file of commands that change the configuration."""
         return self.state / "edits.lock"
 
     @property
@@ -58,26 +59,26 @@ class Paths:
 
 
 def find_paths(environ: Mapping[str, str] = os.environ) -> Paths:
-    """The folder that `SWAPD_HOME` names, else the user's configuration folder for swapd."""
-    named = environ.get("SWAPD_HOME")
-    folder = Path(named) if named else platformdirs.user_config_path("swapd")
+    """Return the paths below `SWAPD_HOME`, by default the user's configuration folder for swapd."""
+    configured = environ.get("SWAPD_HOME")
+    folder = Path(configured) if configured else platformdirs.user_config_path("swapd")
     return Paths(folder.expanduser().absolute())
 
 
 def demo_directory() -> Path:
-    """Where the demo models lie: inside the installed package, else beside it in a checkout."""
+    """Return the folder of the demo models: inside the installed package, else in the checkout."""
     package = Path(__file__).resolve().parent
     installed = package / "demo"
     return installed if installed.is_dir() else package.parent / "demo"
 
 
 def schema_url(name: str) -> str:
-    """Where editors find the schema of a configuration file; empty where it is not shipped."""
+    """Return the URL of a configuration file's schema for editors; empty if it is not shipped."""
     file = template_directory() / "docs" / f"{name}.schema.json"
     return file.as_uri() if file.is_file() else ""
 
 
 def template_directory() -> Path:
-    """Where `launchd/` and `systemd/` lie: inside the installed package, else beside it."""
+    """Return the parent of `launchd/` and `systemd/`: the installed package, or the checkout."""
     package = Path(__file__).resolve().parent
     return package if (package / "systemd").is_dir() else package.parent

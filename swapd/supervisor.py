@@ -1,9 +1,9 @@
-"""The supervisor: the inbox, and the only writer.
+"""The supervisor: an event loop around the scheduler, and the only writer of its state.
 
-Whatever happens becomes an event in the inbox. Events are handled one after the other; the
-orders that the core gives for one are carried out before the next is looked at, and nothing is
-awaited in between, so the core's books and the world never disagree by more than what is still
-in the inbox.
+Everything that happens becomes an event in one inbox. Events are handled one after the other; the
+commands that the scheduler returns for an event are executed before the next event is handled,
+without an `await` in between. So the scheduler's state differs from reality by the events in the
+inbox and by nothing else.
 """
 
 from __future__ import annotations
@@ -41,43 +41,45 @@ from swapd.system.logs import Logs
 
 
 class Supervisor:
-    """Runs the core against the world. Made and used on one event loop."""
+    """Executes the scheduler's commands on processes. Created and used on one event loop."""
 
     def __init__(
         self,
         catalog: Catalog,
-        place: SpawnContext,
+        spawn_context: SpawnContext,
         logs: Logs,
         session: aiohttp.ClientSession,
         observe: Callable[[ev.Event, list[od.Command]], None],
-        learnings: ProfileStore,
-        spare: WarmStandby | None = None,
+        profiles: ProfileStore,
+        standby: WarmStandby | None = None,
     ) -> None:
-        self._core = Scheduler(catalog, learnings.recall(catalog))
-        self._learnings = learnings
-        self._place = place
+        self._scheduler = Scheduler(catalog, profiles.recall(catalog))
+        self._profiles = profiles
+        self._spawn_context = spawn_context
         self._logs = logs
         self._log = logs.own
         self._session = session
         self._observe = observe
-        self._spare = spare
+        self._standby = standby
         self._inbox: deque[ev.Event] = deque()
-        self._busy = False
-        self._requests = 0
+        self._handling = False
+        """True while an event is handled."""
+        self._last_request = 0
         self._waiting: dict[ev.RequestId, asyncio.Future[Lease]] = {}
         self._workers: dict[ev.WorkerId, WorkerHandle] = {}
-        self._alarm = Timer(lambda: self.post(ev.TimerFired(now())))
+        self._timer = Timer(lambda: self.post(ev.TimerFired(now())))
         self._tasks = Tasks(logs.own)
         self.closed = asyncio.Event()
-        """Set when a shutdown has left nothing running."""
+        """Set when a shutdown is complete and no worker runs."""
         self._closing = False
-        self._end_by = math.inf
+        self._deadline = math.inf
+        """Time at which a shutdown no longer waits for requests."""
 
-    # -- what doors ask --------------------------------------------------------------------------
+    # -- interface for the servers -----------------------------------------------------------------
 
     @property
     def catalog(self) -> Catalog:
-        return self._core.catalog
+        return self._scheduler.catalog
 
     @property
     def closing(self) -> bool:
@@ -85,70 +87,75 @@ class Supervisor:
 
     @staticmethod
     def now() -> float:
-        """The clock of all times that this class tells."""
+        """Return the present time on the clock of all times in snapshots."""
         return now()
 
     def waiting(self, model: str) -> int:
-        """How many requests wait for a model."""
-        return self._core.waiting(model)
+        """Return the number of requests that are queued for a model."""
+        return self._scheduler.waiting(model)
 
     def queue_estimate(self, model: str) -> QueueEstimate:
-        """What somebody may expect who waits for a model."""
-        return self._core.queue_estimate(model, now())
+        """Return the expected wait of a request that is queued for a model."""
+        return self._scheduler.queue_estimate(model, now())
 
     def snapshots(self) -> list[WorkerSnapshot]:
-        """Every worker alive, oldest first."""
-        seen = []
-        for status in self._core.status():
-            running = self._workers[status.worker]
-            process = running.process
+        """Return a snapshot of every running worker, oldest first."""
+        snapshots = []
+        for status in self._scheduler.status():
+            handle = self._workers[status.worker]
+            process = handle.process
             if process is None:
                 continue
-            beat = running.liveness.beat
-            silent = None if beat is None else now() - beat
-            url, argv = process.base_url, process.argv
-            told = running.devices
-            seen.append(
-                WorkerSnapshot(status, process.pid, argv, url, running.started, silent, told)
+            beat = handle.liveness.beat
+            snapshots.append(
+                WorkerSnapshot(
+                    status,
+                    process.pid,
+                    process.argv,
+                    process.base_url,
+                    handle.started,
+                    None if beat is None else now() - beat,
+                    handle.devices,
+                )
             )
-        return seen
+        return snapshots
 
     @property
     def tracks_fingerprints(self) -> bool:
-        """Whether to tell the fingerprints of requests: workers have ended under some lately."""
-        return self._core.tracks_fingerprints
+        """True while requests must carry fingerprints because a worker crashed recently."""
+        return self._scheduler.tracks_fingerprints
 
     async def admit(
         self,
         model: str,
         needs_slot: bool = True,
-        wish: RequestOptions = DEFAULT_OPTIONS,
+        options: RequestOptions = DEFAULT_OPTIONS,
         fingerprint: str = "",
     ) -> Lease:
-        """Wait for a slot of this model's worker, which is started if need be.
+        """Wait for a slot of the model's worker, which is started if necessary.
 
-        Raises RefusedError. When the caller is cancelled, whatever it held is given back.
+        Raises RejectedError. If the caller is cancelled, the slot is released.
         """
-        self._requests += 1
-        return await self._granted(
+        self._last_request += 1
+        return await self._lease(
             ev.RequestArrived(
-                *(now(), self._requests, model, needs_slot),
-                keep_alive=wish.keep_alive,
-                tenant=wish.tenant,
-                priority=wish.priority,
+                *(now(), self._last_request, model, needs_slot),
+                keep_alive=options.keep_alive,
+                tenant=options.tenant,
+                priority=options.priority,
                 fingerprint=fingerprint,
             )
         )
 
     async def reacquire(self, lease: Lease, fingerprint: str) -> Lease:
-        """Wait for another worker in the place of one that has ended: as `admit` does.
+        """Exchange the lease of a worker that exited for one of another worker, like `admit`.
 
-        The lease is given back by this, however it ends.
+        The old lease ends in any case.
         """
-        lease.handle.liveness.leases -= 1
-        return await self._granted(ev.RequestRetried(now(), lease.request, fingerprint))
+        lease.end()
+        return await self._lease(ev.RequestRetried(now(), lease.request, fingerprint))
 
-    async def _granted(self, event: ev.RequestArrived | ev.RequestRetried) -> Lease:
+    async def _lease(self, event: ev.RequestArrived | ev.RequestRetried) -> Lease:
         request = event.request
         future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         self._waiting[request] = future
@@ -163,34 +170,34 @@ class Supervisor:
             raise
 
     def release(self, lease: Lease, answered: bool, tokens: int = 0, fingerprint: str = "") -> None:
-        """Give a slot back: the request is over, and the worker answered it or did not.
+        """End a lease: the request is over, and the worker answered it or did not.
 
-        `tokens` were read and written for it; 0: not known. The fingerprint is told when the
-        worker ended under it.
+        `tokens` is the number of prompt and generated tokens; 0: unknown. `fingerprint` is given if
+        the worker exited while serving the request.
         """
-        lease.handle.liveness.leases -= 1
+        lease.end()
         self.post(ev.RequestFinished(now(), lease.request, answered, tokens, fingerprint))
-        self.keep_spare()
+        self.prepare_standby()
 
-    def keep_spare(self) -> None:
-        """See to it that a spare worker waits, if there is to be one.
+    def prepare_standby(self) -> None:
+        """Start a warm standby process unless one is ready, if configured.
 
-        After a request and not when a spare is taken: then the worker it has become needs the
-        processor more than the next spare does.
+        Called after a request and not when a standby is used: at that moment the worker that it
+        becomes needs the processor more than the next standby does.
         """
-        if self._spare is None or self._closing:
+        if self._standby is None or self._closing:
             return
         try:
-            self._spare.prepare()
+            self._standby.prepare()
         except OSError as error:
-            self._log.warning("there is no spare worker: %s", error.strerror)
+            self._log.warning("the warm standby can't be started: %s", error.strerror)
 
     async def load(self, model: str) -> None:
-        """Wait until this model's worker is ready. Raises RefusedError when it does not get so."""
+        """Wait until the model's worker is ready. Raises RejectedError if it can't be loaded."""
         self.release(await self.admit(model, needs_slot=False), answered=True)
 
     def preload(self) -> None:
-        """Begin to load the models whose entries ask for it; what fails is logged."""
+        """Start loading the models that are configured for it; failures are logged."""
         for spec in self.catalog.models.values():
             if spec.serving.preload:
                 self._tasks.run(self._preload(spec.name), f"preload of {spec.name}")
@@ -202,176 +209,178 @@ class Supervisor:
             self._log.warning("%s: not preloaded: %s", model, error)
 
     async def unload(self, model: str | None) -> list[str]:
-        """Let the ready workers of a model, or of all, go; wait for those that were idle.
+        """Stop the ready workers of a model, or of all models, and wait for the idle ones.
 
-        Returns the models concerned. Busy workers finish first and are not waited for.
+        Busy workers finish their requests first; their exit is not waited for. Returns the names
+        of the models concerned.
         """
-        asked = [
+        stopped = [
             s
-            for s in self._core.status()
+            for s in self._scheduler.status()
             if s.state == "ready" and (model is None or s.model == model)
         ]
-        ends = [self._workers[s.worker].gone for s in asked if not s.busy]
+        exits = [self._workers[s.worker].gone for s in stopped if not s.busy]
         self.post(ev.UnloadRequested(now(), model))
-        for end in ends:
-            await end.wait()
-        return [s.model for s in asked]
+        for gone in exits:
+            await gone.wait()
+        return [s.model for s in stopped]
 
     def reload(self, catalog: Catalog) -> None:
-        """Take a new configuration; what it did not change keeps running."""
+        """Replace the catalog; workers of unchanged models keep running."""
         changes = diff(self.catalog, catalog)
         self._log.info("configuration reloaded: %s", changes)
-        self.post(ev.CatalogReloaded(now(), catalog, self._learnings.recall(catalog)))
+        self.post(ev.CatalogReloaded(now(), catalog, self._profiles.recall(catalog)))
 
     def close(self, grace: float) -> None:
-        """Begin to end: running requests may go on for `grace` seconds; then `closed` is set."""
+        """Start a shutdown: running requests may go on for `grace` seconds; then `closed` is set.
+
+        A later call can shorten the time, but not extend it.
+        """
         self._closing = True
-        if self._spare is not None:
-            self._spare.dismiss()
-        self._end_by = min(self._end_by, now() + grace)
-        self.post(ev.ShutdownRequested(now(), self._end_by))
+        if self._standby is not None:
+            self._standby.dismiss()
+        self._deadline = min(self._deadline, now() + grace)
+        self.post(ev.ShutdownRequested(now(), self._deadline))
 
     async def end(self) -> None:
-        """After `closed`: end what runs in the background."""
-        self._alarm.set(None)
+        """End the background tasks. Called after `closed` is set."""
+        self._timer.set(None)
         await self._tasks.end()
-        self._learnings.close()
+        self._profiles.close()
 
     # -- the inbox ---------------------------------------------------------------------------------
 
     def post(self, event: ev.Event) -> None:
-        """Put an event in; it and all that follow from it are handled before this returns.
+        """Handle an event and all events that result from it before returning.
 
-        Unless it is posted while another event is being handled: then right after that one.
+        While another event is being handled, only enqueue it; it is handled right after that one.
         """
         self._inbox.append(event)
-        if self._busy:
+        if self._handling:
             return
-        self._busy = True
+        self._handling = True
         try:
             while self._inbox:
                 self._handle(self._inbox.popleft())
         finally:
-            self._busy = False
-        if self._closing and (self._core.at_rest or self._is_overdue()):
+            self._handling = False
+        if self._closing and (self._scheduler.at_rest or self._is_overdue()):
             self.closed.set()
 
     def _is_overdue(self) -> bool:
-        """Whether the time to end has come and only clients are left that do not read."""
-        return now() >= self._end_by and not self._workers and not self._waiting
+        """Return True if the deadline has passed and only clients that do not read are left."""
+        return now() >= self._deadline and not self._workers and not self._waiting
 
     def _handle(self, event: ev.Event) -> None:
-        orders = self._core.handle(event)
-        self._observe(event, orders)
-        for order in orders:
-            self._carry_out(order)
+        commands = self._scheduler.handle(event)
+        self._observe(event, commands)
+        for command in commands:
+            self._execute(command)
 
-    def _carry_out(self, order: od.Command) -> None:
-        match order:
+    def _execute(self, command: od.Command) -> None:
+        match command:
             case od.AssignWorker(request, worker):
-                self._grant(request, worker)
+                self._assign(request, worker)
             case od.Reject():
-                self._refuse(order)
+                self._reject(command)
             case od.Start():
-                self._start(order)
-            case od.Stop(worker, because):
-                self._stop(worker, because)
+                self._start(command)
+            case od.Stop(worker, reason):
+                self._stop(worker, reason)
             case od.Kill():
-                self._kill(order)
+                self._kill(command)
             case od.CheckLiveness(worker):
-                self._look(worker)
+                self._check_liveness(worker)
             case od.PrefetchFiles() | od.Preload():
-                self._prepare(order)
+                self._load_ahead(command)
             case od.SampleMemory():
-                self._tasks.run(self._sample(), "memory sample")
+                self._tasks.run(self._sample_memory(), "memory sample")
             case od.QueryFreeMemory():
                 self.post(ev.FreeMemoryReported(now(), memory.free()))
-            case od.SaveProfile(worker, learned) if worker in self._workers:
-                self._learnings.note(self._workers[worker].identity, learned)
+            case od.SaveProfile(worker, profile) if worker in self._workers:
+                self._profiles.note(self._workers[worker].identity, profile)
             case od.SetTimer(when):
-                self._alarm.set(when)
+                self._timer.set(when)
 
-    # -- orders ------------------------------------------------------------------------------------
+    # -- commands ----------------------------------------------------------------------------------
 
-    def _grant(self, request: ev.RequestId, worker: ev.WorkerId) -> None:
+    def _assign(self, request: ev.RequestId, worker: ev.WorkerId) -> None:
         future = self._waiting.pop(request)
-        process = self._workers[worker].process
-        assert process is not None, "only a ready worker gets grants"
-        running = self._workers[worker]
-        running.liveness.leases += 1
-        lease = Lease(request, worker, process.base_url, running)
+        lease = self._workers[worker].lease(request, worker)
         if future.cancelled():
             self.release(lease, answered=False)
         else:
             future.set_result(lease)
 
-    def _prepare(self, order: od.PrefetchFiles | od.Preload) -> None:
-        if isinstance(order, od.PrefetchFiles):
-            name, home = order.spec.name, self._place.home
-            self._tasks.run(prefetch(order.spec, home), f"reading of {name}")
+    def _load_ahead(self, command: od.PrefetchFiles | od.Preload) -> None:
+        if isinstance(command, od.PrefetchFiles):
+            name, folder = command.spec.name, self._spawn_context.home
+            self._tasks.run(prefetch(command.spec, folder), f"prefetch of {name}")
         else:
-            self._tasks.run(self._preload(order.model), f"load of {order.model}")
+            self._tasks.run(self._preload(command.model), f"load of {command.model}")
 
-    def _refuse(self, order: od.Reject) -> None:
-        future = self._waiting.pop(order.request)
+    def _reject(self, command: od.Reject) -> None:
+        future = self._waiting.pop(command.request)
         if not future.cancelled():
-            future.set_exception(RejectedError(order))
+            future.set_exception(RejectedError(command))
 
-    def _start(self, order: od.Start) -> None:
-        spec, worker = order.spec, order.worker
+    def _start(self, command: od.Start) -> None:
+        spec, worker = command.spec, command.worker
         output = self._logs.of(spec.name)
-        identity = self._learnings.identity(spec)
-        running = self._workers[worker] = WorkerHandle(None, wall(), identity)
+        identity = self._profiles.identity(spec)
+        handle = self._workers[worker] = WorkerHandle(None, wall(), identity)
         try:
-            running.process = WorkerProcess(worker, spec, self._place, self, output, self._spare)
+            handle.process = WorkerProcess(
+                worker, spec, self._spawn_context, self, output, self._standby
+            )
         except OSError as error:
             reason = f"{spec.launch.argv[0]} can't be run: {error.strerror}"
             self._log.warning("%s: %s", spec.name, reason)
             self.worker_exited(worker, reason, killed_externally=False)
             return
-        self._log.info("%s: started as pid %d", spec.name, running.process.pid)
+        self._log.info("%s: started as pid %d", spec.name, handle.process.pid)
         if not spec.launch.builtin:
-            running.probe = self._tasks.run(self._probe(running.process), f"probe of {spec.name}")
+            handle.probe = self._tasks.run(self._probe(handle.process), f"probe of {spec.name}")
 
-    def _stop(self, worker: ev.WorkerId, because: str) -> None:
+    def _stop(self, worker: ev.WorkerId, reason: str) -> None:
         process = self._process(worker)
         if process is not None:
-            self._log.info("%s: stopping pid %d: %s", process.spec.name, process.pid, because)
+            self._log.info("%s: stopping pid %d: %s", process.spec.name, process.pid, reason)
             process.stop()
 
-    def _kill(self, order: od.Kill) -> None:
-        process, because = self._process(order.worker), order.reason
+    def _kill(self, command: od.Kill) -> None:
+        process, reason = self._process(command.worker), command.reason
         if process is not None:
-            self._log.warning("%s: killing pid %d: %s", process.spec.name, process.pid, because)
-            process.condemn(because) if order.hung else process.kill()
+            self._log.warning("%s: killing pid %d: %s", process.spec.name, process.pid, reason)
+            process.condemn(reason) if command.hung else process.kill()
 
-    def _look(self, worker: ev.WorkerId) -> None:
+    def _check_liveness(self, worker: ev.WorkerId) -> None:
         process = self._process(worker)
         if process is not None:
-            pulse, name = self._workers[worker].liveness, process.spec.name
-            self._tasks.run(self._looked(process, pulse), f"look at {name}")
+            liveness, name = self._workers[worker].liveness, process.spec.name
+            self._tasks.run(self._report_liveness(process, liveness), f"liveness check of {name}")
             if process.spec.serving.liveness_probe:
-                self._tasks.run(pulse.ask(process, self._session), f"question to {name}")
+                self._tasks.run(liveness.ask(process, self._session), f"liveness probe of {name}")
 
-    async def _looked(self, process: WorkerProcess, pulse: Liveness) -> None:
-        """Look for signs only where there were none lately."""
-        if now() - pulse.last() > process.spec.serving.hang_timeout / 4:
-            await pulse.look(process)
-        self.post(ev.LivenessReported(now(), process.worker, pulse.last()))
+    async def _report_liveness(self, process: WorkerProcess, liveness: Liveness) -> None:
+        """Report the last progress; inspect the process only if the last signal is not recent."""
+        if now() - liveness.last() > process.spec.serving.hang_timeout / 4:
+            await liveness.look(process)
+        self.post(ev.LivenessReported(now(), process.worker, liveness.last()))
 
     def _process(self, worker: ev.WorkerId) -> WorkerProcess | None:
-        """The worker's process; None when it has ended and the core is yet to hear of it."""
-        running = self._workers.get(worker)
-        return running.process if running else None
+        """Return the worker's process, or None if it exited and the event is still in the inbox."""
+        handle = self._workers.get(worker)
+        return handle.process if handle else None
 
-    async def _sample(self) -> None:
-        pids = {r.process.pid: w for w, r in self._workers.items() if r.process is not None}
+    async def _sample_memory(self) -> None:
+        pids = {h.process.pid: w for w, h in self._workers.items() if h.process is not None}
         loop = asyncio.get_running_loop()
-        seen = await loop.run_in_executor(None, memory.sample, list(pids))
-        held = {pids[pid]: held for pid, held in seen.held.items()}
-        self.post(ev.MemorySampled(now(), seen.used_percent, held, seen.pressure_percent))
+        sample = await loop.run_in_executor(None, memory.sample, list(pids))
+        held = {pids[pid]: held for pid, held in sample.held.items()}
+        self.post(ev.MemorySampled(now(), sample.used_percent, held, sample.pressure_percent))
 
-    # -- what workers tell -------------------------------------------------------------------------
+    # -- reports of workers ------------------------------------------------------------------------
 
     async def _probe(self, process: WorkerProcess) -> None:
         try:
@@ -380,32 +389,32 @@ class Supervisor:
             self._log.warning("%s: %s", process.spec.name, error)
             process.condemn(str(error))
             return
-        self._came_up(process.worker)
+        self._worker_ready(process.worker)
 
-    def worker_spoke(self, worker: ev.WorkerId, word: ReadyMessage) -> None:
-        """A worker of ours said something on its descriptor."""
-        running = self._workers[worker]
-        running.liveness.beat = now()
-        if word.ready:
-            running.resumable, running.devices = word.resumable, word.devices
-            self._came_up(worker, word.slots)
+    def worker_spoke(self, worker: ev.WorkerId, message: ReadyMessage) -> None:
+        """Handle a message of a built-in worker: a heartbeat, or its readiness."""
+        handle = self._workers[worker]
+        handle.liveness.beat = now()
+        if message.ready:
+            handle.resumable, handle.devices = message.resumable, message.devices
+            self._worker_ready(worker, message.slots)
 
-    def _came_up(self, worker: ev.WorkerId, slots: int = 0) -> None:
-        running = self._workers[worker]
-        assert running.process is not None
-        running.process.came_up()
-        took = now() - running.since
-        name, url = running.process.spec.name, running.process.base_url
+    def _worker_ready(self, worker: ev.WorkerId, slots: int = 0) -> None:
+        handle = self._workers[worker]
+        assert handle.process is not None
+        handle.process.came_up()
+        took = now() - handle.since
+        name, url = handle.process.spec.name, handle.process.base_url
         self._log.info("%s: ready after %.2f s at %s", name, took, url)
         self.post(ev.WorkerReady(now(), worker, slots))
 
     def worker_exited(self, worker: ev.WorkerId, reason: str, killed_externally: bool) -> None:
-        """A worker's process is gone, and everything it said has been heard."""
-        running = self._workers.pop(worker)
-        if running.probe is not None:
-            running.probe.cancel()
-        if running.process is not None:
-            self._log.info("%s: pid %d: %s", running.process.spec.name, running.process.pid, reason)
-        running.exit_reason = reason
-        running.gone.set()
+        """Handle the exit of a worker's process, after its last message."""
+        handle = self._workers.pop(worker)
+        if handle.probe is not None:
+            handle.probe.cancel()
+        if handle.process is not None:
+            self._log.info("%s: pid %d: %s", handle.process.spec.name, handle.process.pid, reason)
+        handle.exit_reason = reason
+        handle.gone.set()
         self.post(ev.WorkerExited(now(), worker, reason, killed_externally))

@@ -1,4 +1,4 @@
-"""A chat over the socket: a stream of the worker's, told token by token."""
+"""Chats over the control socket: a worker's stream of events, forwarded token by token."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from swapd.control_socket.protocol import Fields, Line, OperationError, Say, SocketRequest
+from swapd.control_socket.protocol import Fields, Line, OperationError, Send, SocketRequest
 from swapd.domain.models import ModelSpec
 from swapd.http.context import AppContext
 from swapd.leases import RequestOptions
@@ -25,36 +25,35 @@ from swapd.proxy.retry import ProxyRequest, forward_with_retry
 from swapd.proxy.sse import EventIds
 from swapd.system.aio import now
 
-EVENT_BYTES = 2**22
-"""Longest event that a worker may send."""
+MAX_EVENT_BYTES = 2**22
+"""Size of the longest event that a worker may send."""
 JSON = MappingProxyType({"Content-Type": "application/json"})
 PATH = "/v1/chat/completions"
 
 
 async def chat(
-    house: AppContext, spec: ModelSpec, request: SocketRequest, fields: Fields, say: Say
+    context: AppContext, spec: ModelSpec, request: SocketRequest, fields: Fields, send: Send
 ) -> Line:
-    """Have a worker answer; `say` tells its tokens, and the last line is returned.
+    """Forward a chat to a worker, send its tokens, and return the last line.
 
-    Raises TroubleError, RefusedError, and whatever `say` raises.
+    Raises OperationError, RejectedError, and the exceptions of `send`.
     """
     body = msgspec.json.encode(_body(request, fields, spec))
-    talk = _Talk(house.session, request, body, say)
+    exchange = _ChatExchange(context.session, request, body, send)
+    proxy_request = ProxyRequest(spec, PATH, body, RequestOptions(), asks_ids=True)
     try:
-        await forward_with_retry(
-            house.forwarding, ProxyRequest(spec, PATH, body, RequestOptions(), asks_ids=True), talk
-        )
+        await forward_with_retry(context.forwarding, proxy_request, exchange)
     except WorkerFailedError as error:
         raise OperationError("worker_failed", str(error)) from error
-    if talk.refused:
-        raise OperationError("worker_refused", talk.refused)
-    return talk.last
+    if exchange.refused:
+        raise OperationError("worker_refused", exchange.refused)
+    return exchange.last
 
 
 def _body(request: SocketRequest, fields: Fields, spec: ModelSpec) -> dict[str, object]:
-    """The request as the worker wants it: the client's own fields, streamed, with a count."""
-    ours = {"id", "op", "prompt", *spec.serving.drop_params}
-    body: dict[str, object] = {k: v for k, v in fields.items() if k not in ours}
+    """Return the request for the worker: the client's fields, streamed, with token counts."""
+    dropped = {"id", "op", "prompt", *spec.serving.drop_params}
+    body: dict[str, object] = {k: v for k, v in fields.items() if k not in dropped}
     if (request.prompt is None) == ("messages" not in body):
         raise OperationError("bad_request", "a chat has either 'messages' or a 'prompt'")
     if request.prompt is not None:
@@ -63,26 +62,29 @@ def _body(request: SocketRequest, fields: Fields, spec: ModelSpec) -> dict[str, 
     return {**body, "stream": True, "stream_options": {"include_usage": True}}
 
 
-class _Talk:
-    """The request on its way, and what has been told of its answer (see `tries.Passage`)."""
+class _ChatExchange:
+    """A chat that is forwarded, and the part of its response that the client has.
+
+    Implements `swapd.proxy.retry.RetryableExchange`.
+    """
 
     def __init__(
-        self, session: aiohttp.ClientSession, request: SocketRequest, body: bytes, say: Say
+        self, session: aiohttp.ClientSession, request: SocketRequest, body: bytes, send: Send
     ) -> None:
         self.last: Line = {"finish_reason": None}
-        """What the last line says of the whole."""
+        """Content of the last line: totals of the response."""
         self.refused = ""
-        """Why the worker does not answer, if it does not."""
+        """Error message of the worker; empty unless it refused the request."""
         self._session = session
         self._request = request
         self._body = body
-        self._say = say
+        self._send = send
         self._ids: EventIds | None = None
-        self._has_told = False
+        self._has_sent = False
 
     @property
     def goes_on(self) -> bool:
-        return not self._has_told or (self._ids is not None and self._ids.can_resume)
+        return not self._has_sent or (self._ids is not None and self._ids.can_resume)
 
     @property
     def has_begun(self) -> bool:
@@ -99,59 +101,61 @@ class _Talk:
         else:
             self._ids = EventIds() if resumable else None
         try:
-            async with self._session.post(base_url + path, data=body, headers=headers) as answer:
-                if answer.status == 200:
-                    await self._hear(answer, pulse, fate)
+            async with self._session.post(base_url + path, data=body, headers=headers) as response:
+                if response.status == 200:
+                    await self._forward_stream(response, pulse, fate)
                 else:
-                    self.refused = _message(await answer.read())
+                    self.refused = _message(await response.read())
         except FAILURES as error:
             raise WorkerFailedError(told(error)) from error
         return int((self.last.get("usage") or {}).get("total_tokens") or 0)
 
-    async def _hear(
-        self, answer: aiohttp.ClientResponse, pulse: Liveness, fate: ExitReason
+    async def _forward_stream(
+        self, response: aiohttp.ClientResponse, liveness: Liveness, exit_reason: ExitReason
     ) -> None:
-        """Tell tokens as they come, to the end of the stream."""
+        """Send the tokens of a stream as they arrive, up to its end."""
         rest = b""
-        async for chunk in answer.content.iter_any():
-            pulse.flowed = now()
-            passed = chunk if self._ids is None else self._ids.take(chunk)
-            *lines, rest = (rest + passed).split(b"\n")
+        async for chunk in response.content.iter_any():
+            liveness.flowed = now()
+            events = chunk if self._ids is None else self._ids.take(chunk)
+            *lines, rest = (rest + events).split(b"\n")
             for line in lines:
-                event = line[5:].strip() if line.startswith(b"data:") else b""
-                if event == b"[DONE]":
+                data = line[5:].strip() if line.startswith(b"data:") else b""
+                if data == b"[DONE]":
                     return
-                if event:
-                    pulse.held += 1
+                if data:
+                    # While the client does not read, the worker counts as alive.
+                    liveness.held += 1
                     try:
-                        await self._tell(event)
+                        await self._forward_event(data)
                     finally:
-                        pulse.held -= 1
-            if len(rest) > EVENT_BYTES:
+                        liveness.held -= 1
+            if len(rest) > MAX_EVENT_BYTES:
                 raise OperationError("worker_failed", "the worker sent an event without an end")
-        if reason := await fate(CLOSED_WITHIN):
+        # The stream ended without its last event: because the worker exited, or by an error of it.
+        if reason := await exit_reason(CLOSED_WITHIN):
             raise WorkerFailedError(reason)
-        raise OperationError("worker_failed", "the worker's answer broke off")
+        raise OperationError("worker_failed", "the worker's response broke off")
 
-    async def _tell(self, event: bytes) -> None:
-        """What the client hears of an event."""
+    async def _forward_event(self, data: bytes) -> None:
+        """Send the lines of one event, and collect totals for the last line."""
         try:
-            chunk = msgspec.json.decode(event, type=dict[str, Any])
+            chunk = msgspec.json.decode(data, type=dict[str, Any])
         except msgspec.DecodeError as error:
-            message = f"the worker sent an event that is no JSON object: {error}"
+            message = f"the worker sent an event that is not a JSON object: {error}"
             raise OperationError("worker_failed", message) from error
         if "error" in chunk:
-            raise OperationError("worker_failed", _message(event))
+            raise OperationError("worker_failed", _message(data))
         self.last.update({key: chunk[key] for key in ("usage", "timings") if chunk.get(key)})
         for choice in chunk.get("choices", ()):
             self.last["finish_reason"] = choice.get("finish_reason") or self.last["finish_reason"]
             if line := _line(choice):
-                self._has_told = True
-                await self._say({"id": self._request.id, **line})
+                self._has_sent = True
+                await self._send({"id": self._request.id, **line})
 
 
 def _line(choice: dict[str, Any]) -> Line:
-    """What one choice of a chunk has to say; nothing when it only opens or closes."""
+    """Return the line for one choice of a chunk; empty if the choice holds no part of the text."""
     delta = choice.get("delta") or {}
     line: Line = {}
     if delta.get("content"):
@@ -164,7 +168,7 @@ def _line(choice: dict[str, Any]) -> Line:
 
 
 def _message(body: bytes) -> str:
-    """The sentence in an error of OpenAI's shape, or what there is instead."""
+    """Return the message of an error in OpenAI's format, else the text of the body."""
     try:
         return str(msgspec.json.decode(body)["error"]["message"])
     except (msgspec.DecodeError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""What is said over the socket: requests, lines, troubles."""
+"""Messages of the control socket: requests, response lines, errors. See docs/socket.md."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import msgspec
 
 Fields: TypeAlias = Mapping[str, msgspec.Raw]
 Line: TypeAlias = dict[str, Any]
-Say: TypeAlias = Callable[[Line], Awaitable[None]]
+Send: TypeAlias = Callable[[Line], Awaitable[None]]
 
 
 class SocketRequest(msgspec.Struct, frozen=True):
-    """What a line says to us; what else is in it is the model's."""
+    """The fields of a request line that swapd reads; further fields are the model's."""
 
     id: str | int
     op: str = "chat"
@@ -22,7 +22,7 @@ class SocketRequest(msgspec.Struct, frozen=True):
 
 
 class OperationError(Exception):
-    """Why a request is not answered: what its error line says."""
+    """A request failed: code and message of its error line."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)

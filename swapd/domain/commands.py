@@ -1,4 +1,4 @@
-"""What is to be done. An order counts from the moment it is given."""
+"""Commands: outputs of the scheduler. The scheduler counts a command as done once it is emitted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from swapd.domain.models import ModelProfile, ModelSpec
 
 
 class RejectReason(Enum):
-    """Why a request is refused."""
+    """Reason for which a request is rejected."""
 
     UNKNOWN_MODEL = "unknown_model"
     QUEUE_FULL = "queue_full"
@@ -37,12 +37,12 @@ HTTP_STATUS = {
     RejectReason.WORKER_FAILED: (502, "upstream_error", "worker_failed"),
     RejectReason.POISON: (500, "poison_error", "poison_request"),
 }
-"""For each refusal: HTTP status, OpenAI's `type` and `code`."""
+"""HTTP status, OpenAI's `type` and `code` by reason of a rejection."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start a worker for this model."""
+    """Start a worker for a model."""
 
     worker: WorkerId
     spec: ModelSpec
@@ -50,7 +50,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Ask a worker to end: it finishes what it serves and exits."""
+    """Stop a worker: it finishes the requests that it serves and exits."""
 
     worker: WorkerId
     reason: str
@@ -58,17 +58,17 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """End a worker at once."""
+    """Kill a worker at once."""
 
     worker: WorkerId
     reason: str
     hung: bool = False
-    """It is to go because it made no progress."""
+    """True if the reason is that the worker made no progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class AssignWorker:
-    """Pass this request to this worker."""
+    """Assign a request to a worker."""
 
     request: RequestId
     worker: WorkerId
@@ -76,7 +76,7 @@ class AssignWorker:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Answer this request with a refusal; `retry_after` in seconds, 0: no use to try again."""
+    """Reject a request. `retry_after` is in seconds; 0: a later attempt would fail as well."""
 
     request: RequestId
     reason: RejectReason
@@ -86,46 +86,49 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Preload:
-    """Ask for this model too, as a client would: it belongs together with one that is started."""
+    """Load a model as if a client had requested it: its group is loaded as a whole."""
 
     model: str
 
 
 @dataclass(frozen=True, slots=True)
 class PrefetchFiles:
-    """Have the files of this model read into the system's cache: it is loaded next."""
+    """Read the files of a model into the page cache, because the model is loaded next."""
 
     spec: ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
 class SampleMemory:
-    """Look at the memory and report it as Sampled."""
+    """Sample the memory in use; the result is a `MemorySampled` event."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckLiveness:
-    """Find out when this worker, which has requests, last made progress: report it as Looked."""
+    """Find the last progress of a busy worker; the result is a `LivenessReported` event."""
 
     worker: WorkerId
 
 
 @dataclass(frozen=True, slots=True)
 class QueryFreeMemory:
-    """Say at once, as FreeSeen, how much memory is free: a worker is to be started."""
+    """Report the free memory before a worker is started.
+
+    The result, a `FreeMemoryReported` event, follows without delay.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class SaveProfile:
-    """Keep what this worker taught of its model, for another run of swapd."""
+    """Save the measurements of a worker for later runs of swapd."""
 
     worker: WorkerId
-    learned: ModelProfile
+    profile: ModelProfile
 
 
 @dataclass(frozen=True, slots=True)
 class SetTimer:
-    """Send Ticked at this time. Replaces the wish before; None: no wish."""
+    """Set the timer that yields a `TimerFired` event, replacing an earlier time; None: no timer."""
 
     when: float | None
 

@@ -1,4 +1,4 @@
-"""Facts that came in. Each says when, in seconds of one monotonic clock."""
+"""Events: inputs of the scheduler. `now` is in seconds of one monotonic clock."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ WorkerId: TypeAlias = int
 
 @dataclass(frozen=True, slots=True)
 class RequestArrived:
-    """A client asks for a model, by its catalog name."""
+    """A request for a model arrived; `model` is the model's name in the catalog."""
 
     now: float
     request: RequestId
     model: str
     needs_slot: bool = True
-    """False for what a worker answers beside its slots: its health, its slots' state."""
+    """False for requests that a worker answers without a slot, such as `/health` and `/slots`."""
     keep_alive: float | None = None
-    """Seconds of idleness after which the worker goes from then on, 0 at once, negative never;
-    None: no wish."""
+    """Seconds of idleness after which the worker is stopped from then on; 0: at once, negative:
+    never, None: as configured."""
     tenant: str = ""
-    """Who asks, for sharing fairly."""
+    """Tenant that the request is accounted to, for fair sharing."""
     priority: int = 0
-    """Higher goes first, within bounds of time."""
+    """Priority; higher values are served first, within limits of waiting time."""
     fingerprint: str = ""
-    """By what it is known when it comes again; told only while `Scheduler.is_wary`."""
+    """Hash that identifies repetitions of the request; given only while
+    `Scheduler.tracks_fingerprints` is True."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +43,21 @@ class RequestCancelled:
 
 @dataclass(frozen=True, slots=True)
 class RequestFinished:
-    """A granted request is over."""
+    """A request that had been assigned to a worker ended."""
 
     now: float
     request: RequestId
     answered: bool = True
-    """Whether the worker answered it; False when the worker failed or the client went."""
+    """True if the worker answered it; False if the worker failed or the client disconnected."""
     tokens: int = 0
-    """Read and written for it; 0: not known."""
+    """Prompt and generated tokens; 0: unknown."""
     fingerprint: str = ""
-    """Told when its worker ended under it."""
+    """Given if the worker exited while serving the request."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestRetried:
-    """The worker of a granted request has ended under it; another one is to serve it."""
+    """The worker of an assigned request exited; the request is queued for another worker."""
 
     now: float
     request: RequestId
@@ -70,23 +71,23 @@ class WorkerReady:
     now: float
     worker: WorkerId
     slots: int = 0
-    """How many requests it says that it serves at once; 0: it does not say."""
+    """Requests that the worker reports to serve at once; 0: not reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerExited:
-    """A worker's process is gone; `reason` is a sentence for whom it concerns."""
+    """A worker's process exited; `reason` is a sentence for clients and the log."""
 
     now: float
     worker: WorkerId
     reason: str = ""
     killed_externally: bool = False
-    """Somebody killed it: nothing that it did, or was asked to do, is the cause."""
+    """True if the process was killed from outside, so that no request is the cause."""
 
 
 @dataclass(frozen=True, slots=True)
 class LivenessReported:
-    """The answer to `Look`: when the worker was last known to make progress."""
+    """The result of `CheckLiveness`: time of the worker's last known progress."""
 
     now: float
     worker: WorkerId
@@ -95,18 +96,18 @@ class LivenessReported:
 
 @dataclass(frozen=True, slots=True)
 class MemorySampled:
-    """A look at the memory: percent of the machine in use, bytes that each worker holds."""
+    """A memory sample: percent of the machine's memory in use, and bytes held by each worker."""
 
     now: float
     used_percent: float
     held: Mapping[WorkerId, int]
     pressure_percent: float = 0.0
-    """Percent of the last seconds in which something waited for memory, as the system has it."""
+    """Percent of the last seconds in which some task stalled on memory (PSI)."""
 
 
 @dataclass(frozen=True, slots=True)
 class FreeMemoryReported:
-    """Bytes of memory that a new worker may take."""
+    """The result of `QueryFreeMemory`: bytes of memory that a new worker may take."""
 
     now: float
     free: int
@@ -114,17 +115,17 @@ class FreeMemoryReported:
 
 @dataclass(frozen=True, slots=True)
 class CatalogReloaded:
-    """The configuration is now this one."""
+    """The catalog was replaced."""
 
     now: float
     catalog: Catalog
     learned: Mapping[str, ModelProfile] | None = None
-    """What is known of its models, as their commands and files are now; None: nothing new."""
+    """Profiles by model, for the present commands and files; None: unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnloadRequested:
-    """Somebody wants a model's worker gone, or, with None, all of them."""
+    """The workers of a model, or of all models if None, are to be unloaded."""
 
     now: float
     model: str | None = None
@@ -132,7 +133,7 @@ class UnloadRequested:
 
 @dataclass(frozen=True, slots=True)
 class ShutdownRequested:
-    """swapd is to end: at `deadline` at the latest."""
+    """swapd shuts down; running requests may go on until `deadline`."""
 
     now: float
     deadline: float
@@ -140,7 +141,7 @@ class ShutdownRequested:
 
 @dataclass(frozen=True, slots=True)
 class TimerFired:
-    """The time that a WakeAt named has come."""
+    """The time of the last `SetTimer` was reached."""
 
     now: float
 

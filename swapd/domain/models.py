@@ -1,7 +1,4 @@
-"""What may run, and within which limits.
-
-What was learned of a model by running it, and is worth knowing when it is to be run again.
-"""
+"""Models and limits: the catalog that a configuration describes, and measured model profiles."""
 
 from __future__ import annotations
 
@@ -12,14 +9,14 @@ from types import MappingProxyType
 
 @dataclass(frozen=True, slots=True)
 class WorkerLimits:
-    """What the kernel holds a worker's process to. 0: to nothing but what swapd itself is."""
+    """Kernel limits of a worker's process. 0: the limit of swapd itself applies."""
 
     memory: int = 0
-    """Bytes of memory of its own that it may write to; a model's mapped file is not counted."""
+    """Bytes of private writable memory; a memory-mapped model file is not counted."""
     files: int = 0
-    """Files and connections that it may have open."""
+    """Open files and connections."""
     nice: int = 0
-    """How much it lets other processes go first: 1 to 19."""
+    """Nice value, 1 to 19."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +106,7 @@ class Presentation:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """One model: its worker's process, the policy for serving it, and how clients see it."""
+    """A model: its worker's process, the policy for serving it, and its presentation to clients."""
 
     name: str
     launch: LaunchSpec
@@ -123,50 +120,51 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Models of which it is said who may be loaded beside whom."""
+    """A group of models with rules for which models may be loaded at the same time."""
 
     name: str
     members: frozenset[str]
     swap: bool = True
     """At most one of the members is loaded at a time."""
     exclusive: bool = True
-    """A member is loaded only when all that are not in the group have gone."""
+    """A member is loaded only after all models outside the group have been unloaded."""
     persistent: bool = False
-    """A member never goes to make room for one that is not in the group."""
+    """A member is never evicted for a model outside the group."""
     together: bool = False
-    """With one member the others are loaded too."""
+    """Loading one member loads the others too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What all workers together may take. 0 means no limit, but in `interval`
-    and `max_wait`."""
+    """Limits over all workers together. 0 means no limit, except in `interval` and `max_turn`."""
 
     max_resident: int = 0
     """Workers alive at once."""
     budget_bytes: int = 0
-    """Sum of the workers' memory."""
+    """Sum of the workers' memory, in bytes."""
     require_free_memory: bool = False
-    """Whether a worker is started only when as much memory as it needs is free in fact."""
+    """True if a worker is started only when the memory that it needs is actually free."""
     threshold_percent: float = 0.0
-    """Share of the machine's memory in use above which idle workers go."""
+    """Percent of the machine's memory in use above which idle workers are evicted."""
     psi_threshold_percent: float = 0.0
-    """Share of time lost waiting for memory above which they go too, if there is a threshold."""
+    """Percent of time stalled on memory (PSI) above which they are evicted too, if
+    `threshold_percent` is set."""
     critical_percent: float = 0.0
-    """Share of the machine's memory in use above which busy workers go when no idle one is left."""
+    """Percent of the machine's memory in use above which busy workers are evicted once no idle one
+    is left."""
     interval: float = 30.0
-    """Seconds from one look at the memory to the next."""
+    """Seconds between two memory samples."""
     max_queued: int = 512
-    """Requests that may wait, all models together."""
+    """Requests that may be queued, over all models."""
     max_per_tenant: int = 0
-    """Requests that may wait for one tenant, all models together."""
+    """Requests of one tenant that may be queued, over all models."""
     max_turn: float = 60.0
-    """Seconds for which a resident model may go on being served while another one waits for its
-    room, so that not every request costs a swap. 0: strictly by arrival."""
+    """Time slice, in seconds, for which a resident model goes on being served while another model
+    waits for its capacity, so that not every request costs a swap. 0: strictly by arrival."""
     policy: str = "cost"
-    """Who goes when room is needed: cost, lru, lru-ttl, lfu, ttl or no-evict."""
+    """Eviction policy: cost, lru, lru-ttl, lfu, ttl or no-evict."""
     groups: tuple[Group, ...] = ()
-    """A model is in one of them or in none."""
+    """Groups; a model is in at most one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,15 +180,15 @@ class Catalog:
         object.__setattr__(self, "_by_alias", MappingProxyType(by_alias))
 
     def resolve(self, name: str) -> ModelSpec | None:
-        """The model that `name` means: a model's name first, then an alias; else None."""
+        """Return the model with this exact name, else the one with this alias, else None."""
         return self.models.get(name) or self.models.get(self._by_alias.get(name, ""))
 
 
 @dataclass(frozen=True, slots=True)
 class ModelProfile:
-    """Of one command with the files that it names. 0: not known."""
+    """Measurements of one command together with the files that it names. 0: unknown."""
 
     bytes: int = 0
-    """Most that a worker of it was seen to hold."""
+    """Peak memory of a worker, in bytes."""
     load_seconds: float = 0.0
-    """From its start to its being ready, in the mean."""
+    """Mean time from start to readiness, in seconds."""

@@ -1,8 +1,6 @@
-"""What the daemon itself goes by: settings that no decision of the core depends on.
+"""Settings of the server: address, access rules, TLS files and client timeouts.
 
-Who may come in over HTTP, from where, and to what.
-
-How long clients may take.
+The scheduler depends on none of them.
 """
 
 from __future__ import annotations
@@ -12,32 +10,32 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What a key opens. The key itself is known to nobody but its holder."""
+    """An API key's permissions. Only the digest of the key is stored, never the key itself."""
 
     name: str
     digest: bytes = field(repr=False)
     """SHA-256 of the key."""
     models: tuple[str, ...] = ("*",)
-    """Names of the models it is good for; `*` stands for any characters, `?` for one."""
+    """Patterns of the permitted models' names; `*` stands for any characters, `?` for one."""
     admin: bool = False
-    """Whether it is good for everything: all models, loading and unloading, the logs, and all of a
-    worker's paths."""
+    """True if everything is permitted: all models, loading and unloading, the logs, and every path
+    of a worker."""
     rate: int = 0
     """Requests a minute; 0: no limit."""
     priority: int = 0
-    """Added to the model's for each request that shows the key."""
+    """Added to the model's priority for each request with this key."""
 
 
 @dataclass(frozen=True, slots=True)
 class AccessRules:
-    """The terms on which HTTP requests are let in. A reload changes them."""
+    """Rules that admit or reject HTTP requests. A reload replaces them."""
 
     keys: tuple[ApiKey, ...] = ()
-    """Without any, nobody needs one."""
+    """API keys; without any, requests need no key."""
     allowed_hosts: tuple[str, ...] = ()
-    """Names, beside the loopback's, by which clients may call this server."""
+    """Names of this server in `Host` headers, besides those of the loopback interface."""
     allowed_origins: tuple[str, ...] = ()
-    """Origins whose pages may read from it."""
+    """Origins whose pages may read responses of this server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +48,23 @@ class TlsPaths:
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """Where the daemon listens and how it behaves as a server. Bytes and seconds."""
+    """Address and behaviour of the server. Sizes are in bytes, durations in seconds."""
 
     host: str = "127.0.0.1"
     port: int = 5847
     max_body_bytes: int = 32 * 2**20
     client_timeout: float = 60.0
-    """How long a client may take nothing of its answer, or send nothing of its request."""
+    """Seconds in which a client may read nothing of its response or send nothing of its request."""
     drain_timeout: float = 30.0
-    """How long a shutdown lets running requests go on."""
+    """Seconds for which a shutdown lets running requests go on."""
     warm_standby: bool | None = None
-    """Whether a worker without a model is kept waiting, which makes swaps cheaper and costs some
-    40 MB; None: where there is memory enough."""
+    """True if a worker process without a model is kept ready, which makes swaps faster and costs
+    about 40 MB; None: only on machines with enough memory."""
     pass_env: tuple[str, ...] = ()
-    """Variables of swapd's environment that workers get beside the usual ones."""
+    """Variables of swapd's environment that workers inherit besides the usual ones."""
     log_level: str = "info"
     include_aliases: bool = False
-    """Whether aliases stand in the list of models too."""
+    """True if the list of models includes aliases."""
     access: AccessRules = field(default_factory=AccessRules)
     tls: TlsPaths = field(default_factory=TlsPaths)
 
@@ -74,24 +72,27 @@ class ServerSettings:
 IDLE_TIMEOUT = 75.0
 """Seconds for which a connection may stay open between requests, or before the first one."""
 HEAD_TIMEOUT = 20.0
-LOOKS = 4
-"""How many times a connection looks at itself within its patience."""
+"""Upper limit, in seconds, of the time for a request's head."""
+CHECKS_PER_TIMEOUT = 4
+"""Checks of a connection within its shortest timeout."""
 
 
 class BodyTimeoutError(Exception):
-    """The rest of a request's body does not come; what to tell the client."""
+    """The rest of a request's body did not arrive in time; the message is for the client."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientTimeouts:
-    """How long, in seconds, a client may take."""
+    """Client timeouts, in seconds."""
 
     silence: float = 60.0
-    """For sending nothing of a body, or taking nothing of an answer."""
+    """Longest time without progress in sending a body or reading a response."""
     head: float = HEAD_TIMEOUT
-    """For a request's head, from its first byte to its last."""
+    """Longest time for a request's head, from its first byte to its last."""
     idle: float = IDLE_TIMEOUT
+    """Longest time between requests, or before the first one."""
 
     @property
     def look_every(self) -> float:
-        return min(self.silence, self.head) / LOOKS
+        """Seconds between two checks of a connection."""
+        return min(self.silence, self.head) / CHECKS_PER_TIMEOUT

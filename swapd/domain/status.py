@@ -1,4 +1,4 @@
-"""How things stand, for those who look."""
+"""Snapshots of the scheduler's state, for status pages and progress reports."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from swapd.domain.events import WorkerId
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """One worker as the core sees it. Times are seconds of the core's clock."""
+    """Status of one worker in the scheduler's state. Times are seconds of the scheduler's clock."""
 
     worker: WorkerId
     model: str
     state: str
-    """starting, ready, draining, stopping or killed."""
+    """State: starting, ready, draining, stopping, killed."""
     busy: int
     """Requests that hold a slot."""
     slots: int
     since: float
-    """When it was started."""
+    """Time of its start."""
     idle_since: float | None
-    """End of its last request, or when it came up; None while it is busy or not ready."""
+    """Time of its last request's end or of its readiness; None while it is busy or not ready."""
     expires_at: float | None
-    """When idleness ends it, as things stand; None: never, or it is not idle."""
+    """Time at which idleness will end it; None: never, or it is not idle."""
     bytes: int
-    """Memory accounted to it: measured if it ran, else estimated."""
+    """Memory accounted to it, in bytes: measured if its model has run before, else estimated."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueueEstimate:
-    """What somebody may expect who waits for a model."""
+    """Expected wait of a request that is queued for a model."""
 
     waiting: int
-    """Requests that wait for it."""
+    """Requests that are queued for it."""
     ready: bool
-    """Whether a worker of it is up."""
+    """True if a worker of it is ready."""
     loading_for: float | None
-    """Seconds since its worker was started; None: none is coming up."""
+    """Seconds since its worker was started; None: no worker is starting."""
     usual_load: float
-    """Seconds that its load takes; 0: not known."""
+    """Mean time that it takes to load, in seconds; 0: unknown."""

@@ -1,4 +1,4 @@
-"""Who is let in at the HTTP door. Every request passes here once, before anything else."""
+"""Access-control middleware: checks host, origin, API key, scope and body size of every request."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from swapd.metrics import Metrics
 from swapd.system.aio import now
 
 CHALLENGE = 'Bearer realm="swapd", Basic realm="swapd"'
-SEEN: web.RequestKey[bool] = web.RequestKey("seen", bool)
-"""Set when the guard has looked at a request already."""
-PREFLIGHT_SECONDS = "600"
-EXPOSED = "Retry-After, X-Request-Id"
+CHECKED: web.RequestKey[bool] = web.RequestKey("checked", bool)
+"""Key set on requests that access control has checked already."""
+PREFLIGHT_MAX_AGE = "600"
+"""Seconds for which a browser may cache the response to a preflight request."""
+EXPOSED_HEADERS = "Retry-After, X-Request-Id"
+"""Response headers that pages of allowed origins may read."""
 
 
 class AccessControl:
-    """Lets requests in, or says why not."""
+    """The access rules in force, applied to one request at a time."""
 
     def __init__(
         self,
-        access: AccessRules,
+        rules: AccessRules,
         *,
         loopback: bool,
         body_limit: int,
@@ -33,105 +35,114 @@ class AccessControl:
         keyed: frozenset[Handler],
         overview: frozenset[Handler],
     ) -> None:
-        """`public` handlers need no key, `keyed` ones any, `overview` ones a key for all models;
-        all others need the admin scope. `loopback` says that only this machine reaches us."""
+        """Create the access control of one listener.
+
+        `public` handlers need no key, `keyed` ones any key, `overview` ones a key for all models;
+        all others need the admin scope. `loopback` is True if only this machine can connect.
+        """
         self._loopback = loopback
         self._body_limit = body_limit
         self._metrics = metrics
         self._public = public
         self._keyed = keyed
         self._overview = overview
-        self._keyring = KeyStore(())
-        self.change(access)
+        self._keys = KeyStore(())
+        self.set_rules(rules)
 
-    def change(self, access: AccessRules) -> None:
-        """From now on these terms are in force."""
-        self._keyring = KeyStore(access.keys, self._keyring)
-        self._origins = OriginPolicy(self._loopback, access)
+    def set_rules(self, rules: AccessRules) -> None:
+        """Replace the rules, for all later requests."""
+        self._keys = KeyStore(rules.keys, self._keys)
+        self._origins = OriginPolicy(self._loopback, rules)
 
     @property
     def needs_keys(self) -> bool:
-        return not self._keyring.nobody_needs_one
+        """True if requests need an API key."""
+        return not self._keys.is_empty
 
     def rejection(self, request: web.Request) -> web.Response | None:
-        """What to answer instead of doing what is asked; None for one that is let in."""
-        refused = self._foreign(request) or self._keyless(request) or self._too_large(request)
-        if refused is not None:
-            response, reason = refused
-            if reason:
-                self._metrics.http_rejected(reason)
-            if not request.content.is_eof():
-                # What is still to come of it is not worth a place.
-                response.force_close()
-            return response
-        return None
+        """Return the error response to a request that is not permitted, or None."""
+        rejected = (
+            self._check_origin(request) or self._check_key(request) or self._check_size(request)
+        )
+        if rejected is None:
+            return None
+        response, reason = rejected
+        if reason:
+            self._metrics.http_rejected(reason)
+        if not request.content.is_eof():
+            # Reading the rest of the body would cost more than a new connection.
+            response.force_close()
+        return response
 
-    def _foreign(self, request: web.Request) -> tuple[web.Response, str] | None:
+    def _check_origin(self, request: web.Request) -> tuple[web.Response, str] | None:
         headers = request.headers
         if hdrs.HOST not in headers and request.version >= (1, 1):
             return errors.error_response(400, "the request has no Host header"), "host"
-        # As to a proxy, a request can name the server in its target too.
+        # A request can name the server in its target too, as requests to a proxy do.
         named = (headers.get(hdrs.HOST), split_target(request.raw_path)[0] or None)
         for host in named:
-            if host is not None and not self._origins.knows_host(host):
+            if host is not None and not self._origins.allows_host(host):
                 message = (
-                    f"this server is not called {host[:200]!r}: "
-                    "if it should be, add the name to allowed_hosts in the configuration"
+                    f"{host[:200]!r} is not a name of this server: "
+                    "to allow it, add it to allowed_hosts in the configuration"
                 )
                 return _forbidden(message, "host_not_allowed"), "host"
-        origin = self._origins.stranger(headers)
+        origin = self._origins.foreign_origin(headers)
         if origin:
             message = (
-                f"pages of {origin[:200]!r} may not use this server: if they should, "
+                f"pages of {origin[:200]!r} may not use this server: to allow them, "
                 "add their origin to cors.allowed_origins in the configuration"
             )
             return _forbidden(message, "origin_not_allowed"), "origin"
-        asks_first = hdrs.ORIGIN in headers and hdrs.ACCESS_CONTROL_REQUEST_METHOD in headers
-        if request.method == hdrs.METH_OPTIONS and asks_first:
+        is_preflight = hdrs.ORIGIN in headers and hdrs.ACCESS_CONTROL_REQUEST_METHOD in headers
+        if request.method == hdrs.METH_OPTIONS and is_preflight:
             return _preflight(request), ""
         return None
 
-    def _keyless(self, request: web.Request) -> tuple[web.Response, str] | None:
-        if self._keyring.nobody_needs_one:
+    def _check_key(self, request: web.Request) -> tuple[web.Response, str] | None:
+        if self._keys.is_empty:
             return None
-        opened = self._keyring.open(request.headers)
+        authenticated = self._keys.authenticate(request.headers)
         handler = request.match_info.handler
-        if opened is None:
+        if authenticated is None:
             if handler in self._public:
                 return None
             return _unauthorized(request), "key"
-        request[AUTHENTICATED] = opened
-        counts = bool(opened.grant.key.rate) and handler not in self._public
-        wait = opened.grant.pace.take(now()) if counts else 0.0
+        request[AUTHENTICATED] = authenticated
+        principal = authenticated.principal
+        is_limited = bool(principal.key.rate) and handler not in self._public
+        wait = principal.rate_limiter.take(now()) if is_limited else 0.0
         if wait:
-            name, rate = opened.grant.key.name, opened.grant.key.rate
-            message = f"the key {name!r} is good for {rate} requests a minute"
+            name, rate = principal.key.name, principal.key.rate
+            message = f"the key {name!r} is limited to {rate} requests a minute"
             return errors.error_response(
                 429, message, "rate_limit_error", "rate_limit_exceeded", retry_after=wait
             ), "rate"
-        if not self._within(opened.grant, request):
-            message = f"the key {opened.grant.key.name!r} is not good for {request.path[:200]}"
+        if not self._is_in_scope(principal, request):
+            message = f"the key {principal.key.name!r} does not permit {request.path[:200]}"
             return _forbidden(message, "scope"), "scope"
         return None
 
-    def _within(self, grant: Principal, request: web.Request) -> bool:
+    def _is_in_scope(self, principal: Principal, request: web.Request) -> bool:
         match = request.match_info
-        if grant.key.admin or match.http_exception is not None:
+        if principal.key.admin or match.http_exception is not None:
             return True
         handler = match.handler
         if handler in self._overview:
-            return grant.all_models
+            return principal.all_models
         return handler in self._keyed or handler in self._public
 
-    def _too_large(self, request: web.Request) -> tuple[web.Response, str] | None:
+    def _check_size(self, request: web.Request) -> tuple[web.Response, str] | None:
         length = request.content_length
         if length is not None and length > self._body_limit:
             return errors.too_large(self._body_limit), "size"
         return None
 
-    async def mark(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Tell the browser of an allowed origin that its page may read the answer, and only then:
-        what a worker says of other origins does not count."""
+    async def add_cors_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Add CORS headers to a response to a page of an allowed origin.
+
+        CORS headers of a worker are removed, because the worker's rules do not apply here.
+        """
         origin = request.headers.get(hdrs.ORIGIN)
         if origin is None:
             return
@@ -140,7 +151,7 @@ class AccessControl:
                 response.headers.popall(name, None)
         if self._origins.allows(origin):
             response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
-            response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = EXPOSED
+            response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = EXPOSED_HEADERS
             response.headers.add(hdrs.VARY, hdrs.ORIGIN)
 
 
@@ -149,12 +160,11 @@ def _forbidden(message: str, code: str) -> web.Response:
 
 
 def _unauthorized(request: web.Request) -> web.Response:
-    shown = hdrs.AUTHORIZATION in request.headers or "x-api-key" in request.headers
-    if shown:
-        message, code = "the API key is not one of this server's", "invalid_api_key"
+    if hdrs.AUTHORIZATION in request.headers or "x-api-key" in request.headers:
+        message, code = "the API key is not valid for this server", "invalid_api_key"
     else:
         message, code = (
-            "an API key is needed: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'",
+            "an API key is required: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'",
             "missing_api_key",
         )
     response = errors.error_response(401, message, "authentication_error", code)
@@ -163,41 +173,41 @@ def _unauthorized(request: web.Request) -> web.Response:
 
 
 def _preflight(request: web.Request) -> web.Response:
-    """What a browser asks before it sends a page's request; the origin has been looked at."""
+    """Return the response to a CORS preflight request of an allowed origin."""
     headers: dict[str, str] = {
         hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, POST, PUT, PATCH, DELETE",
-        hdrs.ACCESS_CONTROL_MAX_AGE: PREFLIGHT_SECONDS,
+        hdrs.ACCESS_CONTROL_MAX_AGE: PREFLIGHT_MAX_AGE,
     }
-    if wanted := request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS):
-        headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = wanted
+    if requested := request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS):
+        headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = requested
     if request.headers.get("Access-Control-Request-Private-Network") == "true":
         headers["Access-Control-Allow-Private-Network"] = "true"
     return web.Response(status=204, headers=headers)
 
 
-GUARD: web.AppKey[AccessControl] = web.AppKey("guard", AccessControl)
+ACCESS_CONTROL: web.AppKey[AccessControl] = web.AppKey("access_control", AccessControl)
 
 
 @web.middleware
-async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Has the guard look at every request that it has not seen yet."""
-    if SEEN not in request:
-        refused = request.app[GUARD].rejection(request)
-        if refused is not None:
-            return refused
+async def access_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Reject requests that are not permitted and were not checked before."""
+    if CHECKED not in request:
+        rejected = request.app[ACCESS_CONTROL].rejection(request)
+        if rejected is not None:
+            return rejected
     return await handler(request)
 
 
-async def expected(request: web.Request) -> web.StreamResponse | None:
-    """`Expect: 100-continue`: the body is asked for only when the request is let in."""
-    request[SEEN] = True
-    refused = request.app[GUARD].rejection(request)
-    if refused is not None:
-        return refused
+async def expect_handler(request: web.Request) -> web.StreamResponse | None:
+    """Handle `Expect: 100-continue`: the body is requested only if the request is permitted."""
+    request[CHECKED] = True
+    rejected = request.app[ACCESS_CONTROL].rejection(request)
+    if rejected is not None:
+        return rejected
     if request.headers[hdrs.EXPECT].lower() != "100-continue":
-        return errors.error_response(417, "the only thing to expect is 100-continue")
+        return errors.error_response(417, "the only supported expectation is 100-continue")
     if request.version >= (1, 1):
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        # The answer itself has not begun.
+        # These bytes are not part of the response itself.
         request.writer.output_size = 0
     return None

@@ -1,4 +1,4 @@
-"""API keys: what a request shows, whose key it is, and what that key opens."""
+"""API keys: authentication of requests, permissions of a key, and its rate limit."""
 
 from __future__ import annotations
 
@@ -7,131 +7,131 @@ import binascii
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from hmac import compare_digest
-from types import MappingProxyType
 from typing import NamedTuple
 
 from aiohttp import web
 
 from swapd.config.access import digest_of
-from swapd.domain.model_names import ModelNames
+from swapd.domain.model_names import ModelNames, ModelNamesCache
 from swapd.domain.models import Catalog, ModelSpec
 from swapd.domain.settings import ApiKey
 
-BASIC_LONGEST = 1024
-"""Characters in which user and key of Basic have room enough."""
+MAX_BASIC_LENGTH = 1024
+"""Characters of the credentials of HTTP's Basic scheme; longer ones are not decoded."""
 
 
 class PermissionDeniedError(Exception):
-    """A key does not open what was asked for; the message is for the client."""
+    """A key does not permit the request; the message is for the client."""
 
 
 class RateLimiter:
-    """How many requests a minute: as many at once, then one every so often."""
+    """A token bucket: a minute's requests as one burst, then requests at an even rate."""
 
     def __init__(self, rate: int) -> None:
         self.rate = rate
-        self._left = float(rate)
-        self._since: float | None = None
+        """Requests per minute."""
+        self._tokens = float(rate)
+        self._updated: float | None = None
 
     def take(self, now: float) -> float:
-        """Seconds to wait until the next one is due; 0 when one is, which is then taken."""
-        if self._since is not None:
-            self._left = min(self.rate, self._left + (now - self._since) * self.rate / 60)
-        self._since = now
-        if self._left < 1:
-            return (1 - self._left) * 60 / self.rate
-        self._left -= 1
+        """Take a token and return 0, or return the seconds until one is available."""
+        if self._updated is not None:
+            refill = (now - self._updated) * self.rate / 60
+            self._tokens = min(self.rate, self._tokens + refill)
+        self._updated = now
+        if self._tokens < 1:
+            return (1 - self._tokens) * 60 / self.rate
+        self._tokens -= 1
         return 0.0
 
 
 class Principal:
-    """What the holders of one key may do."""
+    """An API key with its permissions and its rate limiter."""
 
-    def __init__(self, key: ApiKey, pace: RateLimiter | None = None) -> None:
+    def __init__(self, key: ApiKey, rate_limiter: RateLimiter | None = None) -> None:
         self.key = key
-        self.pace = pace or RateLimiter(key.rate)
+        self.rate_limiter = rate_limiter or RateLimiter(key.rate)
         self.all_models = key.admin or "*" in key.models
-        self._catalog: Catalog | None = None
-        self._names = ModelNames(Catalog())
+        """True if the key permits every model."""
+        self._names = ModelNamesCache(self.permits)
 
-    def opens(self, spec: ModelSpec) -> bool:
-        """Whether the key is good for this model, by its name or an alias."""
+    def permits(self, spec: ModelSpec) -> bool:
+        """Return True if the key permits this model, by its name or an alias."""
         names = (spec.name, *spec.presentation.aliases)
         return self.all_models or any(
             fnmatchcase(name, pattern) for pattern in self.key.models for name in names
         )
 
     def names(self, catalog: Catalog) -> ModelNames:
-        """The names of the models that the key is good for: of others its holder is not told."""
-        if self._catalog is not catalog:
-            opened = {m.name: m for m in catalog.models.values() if self.opens(m)}
-            self._catalog, self._names = catalog, ModelNames(Catalog(MappingProxyType(opened)))
-        return self._names
+        """Return the names of the permitted models in `catalog`."""
+        return self._names.of(catalog)
 
 
 class Authenticated(NamedTuple):
-    """Whose key was shown, and in which headers one of ours stands."""
+    """The principal of a request, and the headers that held its key or another valid key."""
 
-    grant: Principal
+    principal: Principal
     headers: tuple[str, ...]
 
 
-AUTHENTICATED: web.RequestKey[Authenticated] = web.RequestKey("opened", Authenticated)
-"""Where a request keeps what its key has opened; nothing is there when nobody needs a key."""
+AUTHENTICATED: web.RequestKey[Authenticated] = web.RequestKey("authenticated", Authenticated)
+"""Key of a request's authentication; absent if the server requires no keys."""
 
 
 def principal_of(request: web.Request) -> Principal | None:
-    """What the request's key opens; None where nobody needs one."""
-    opened = request.get(AUTHENTICATED)
-    return opened.grant if opened is not None else None
+    """Return the principal of a request, or None if the server requires no keys."""
+    authenticated = request.get(AUTHENTICATED)
+    return authenticated.principal if authenticated is not None else None
 
 
 class KeyStore:
-    """All keys. A key is looked for by its sum, in a time that does not depend on which it is."""
+    """All configured keys, by digest. A lookup takes the same time for every key."""
 
-    def __init__(self, keys: Iterable[ApiKey], before: KeyStore | None = None) -> None:
-        self._grants = [Principal(key, _pace(key, before)) for key in keys]
-        self.nobody_needs_one = not self._grants
+    def __init__(self, keys: Iterable[ApiKey], previous: KeyStore | None = None) -> None:
+        """Take over the rate limiters of unchanged keys from `previous`, across a reload."""
+        self.principals = [Principal(key, _rate_limiter_of(key, previous)) for key in keys]
 
     @property
-    def grants(self) -> list[Principal]:
-        return list(self._grants)
+    def is_empty(self) -> bool:
+        """True if no key is configured, so that requests need none."""
+        return not self.principals
 
-    def open(self, headers: Mapping[str, str]) -> Authenticated | None:
-        """The grant of the key that the headers show; None when they show none that is ours.
+    def authenticate(self, headers: Mapping[str, str]) -> Authenticated | None:
+        """Return the principal whose key the headers present, or None without a valid key.
 
-        What is compared are sums, each with all keys and to the end, also when nothing is shown.
+        Each presented key is compared by digest with all keys, to the end, even if none is
+        presented: the time reveals nothing.
         """
-        shown = presented_key(headers)
-        opened: Authenticated | None = None
-        for header, key in shown or (("", b""),):
+        presented = presented_keys(headers)
+        authenticated: Authenticated | None = None
+        for header, key in presented or (("", b""),):
             digest = digest_of(key)
-            for grant in self._grants:
-                if compare_digest(digest, grant.key.digest):
-                    others = opened.headers if opened is not None else ()
-                    opened = Authenticated(grant, (*others, header))
-        return opened if shown else None
+            for principal in self.principals:
+                if compare_digest(digest, principal.key.digest):
+                    others = authenticated.headers if authenticated is not None else ()
+                    authenticated = Authenticated(principal, (*others, header))
+        return authenticated if presented else None
 
 
-def presented_key(headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
-    """The keys that a request shows, each with its header: one of them has to fit."""
-    found = []
+def presented_keys(headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
+    """Return the keys that a request presents, each with its header. One of them must be valid."""
+    keys = []
     scheme, _, rest = headers.get("Authorization", "").strip().partition(" ")
     if scheme.lower() == "bearer":
-        found.append(("Authorization", _encoded(rest.strip())))
+        keys.append(("Authorization", _encoded(rest.strip())))
     elif scheme.lower() == "basic":
-        found.append(("Authorization", _password(rest.strip())))
+        keys.append(("Authorization", _basic_password(rest.strip())))
     if (key := headers.get("x-api-key")) is not None:
-        found.append(("x-api-key", _encoded(key.strip())))
-    return found
+        keys.append(("x-api-key", _encoded(key.strip())))
+    return keys
 
 
-def _password(encoded: str) -> bytes:
-    """The password of HTTP's Basic scheme; nothing when it is malformed."""
-    if len(encoded) > BASIC_LONGEST:
+def _basic_password(credentials: str) -> bytes:
+    """Return the password of HTTP's Basic scheme; empty if the credentials are malformed."""
+    if len(credentials) > MAX_BASIC_LENGTH:
         return b""
     try:
-        return base64.b64decode(_encoded(encoded), validate=True).partition(b":")[2]
+        return base64.b64decode(_encoded(credentials), validate=True).partition(b":")[2]
     except binascii.Error:
         return b""
 
@@ -140,9 +140,8 @@ def _encoded(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _pace(key: ApiKey, before: KeyStore | None) -> RateLimiter | None:
-    """A key that stays keeps what it has used up, also over a reload."""
-    for grant in before.grants if before is not None else ():
-        if (grant.key.digest, grant.key.rate) == (key.digest, key.rate):
-            return grant.pace
+def _rate_limiter_of(key: ApiKey, previous: KeyStore | None) -> RateLimiter | None:
+    for principal in previous.principals if previous is not None else ():
+        if (principal.key.digest, principal.key.rate) == (key.digest, key.rate):
+            return principal.rate_limiter
     return None

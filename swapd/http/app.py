@@ -1,4 +1,4 @@
-"""The HTTP server: which path means what."""
+"""The HTTP application: routes, middlewares, and the scope that each handler needs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ from typing import Any
 
 from aiohttp import web
 
+from swapd.domain.settings import ServerSettings
 from swapd.http import management_routes, proxy_routes
-from swapd.http.access_control import GUARD, AccessControl, expected, guarded
+from swapd.http.access_control import (
+    ACCESS_CONTROL,
+    AccessControl,
+    access_middleware,
+    expect_handler,
+)
 from swapd.http.context import APP_CONTEXT, AppContext
 from swapd.http.errors import BODY_LIMIT, error_middleware
+from swapd.metrics import Metrics
 
 KEYED = frozenset(
     {
@@ -17,39 +24,55 @@ KEYED = frozenset(
         *(management_routes.one_model, management_routes.running, management_routes.openapi),
     }
 )
-"""What every key is good for, within its models; of what is in none of these sets, only admins'."""
+"""Handlers that every key permits, within its models; handlers in no set need the admin scope."""
 OVERVIEW = frozenset({management_routes.metrics})
-"""What tells of all models."""
+"""Handlers whose responses concern all models."""
 PUBLIC = frozenset({management_routes.health})
+"""Handlers that need no key."""
 
 
-def application(house: AppContext, guard: AccessControl | None) -> web.Application:
-    """All routes over one house; without a guard, for those who are trusted."""
-    limit = house.settings.max_body_bytes
+def access_control(settings: ServerSettings, metrics: Metrics, loopback: bool) -> AccessControl:
+    """Return the access control of the TCP port, on which `loopback` clients alone can connect."""
+    return AccessControl(
+        settings.access,
+        loopback=loopback,
+        body_limit=settings.max_body_bytes,
+        metrics=metrics,
+        public=PUBLIC,
+        keyed=KEYED,
+        overview=OVERVIEW,
+    )
+
+
+def application(context: AppContext, access: AccessControl | None) -> web.Application:
+    """Return the application; `access` is None on sockets whose clients are trusted."""
+    limit = context.settings.max_body_bytes
     app = web.Application(client_max_size=limit, middlewares=[error_middleware])
-    app[APP_CONTEXT] = house
+    app[APP_CONTEXT] = context
     app[BODY_LIMIT] = limit
-    how: dict[str, Any] = {}
-    if guard is not None:
-        app[GUARD] = guard
-        app.middlewares.append(guarded)
-        app.on_response_prepare.append(guard.mark)
-        how["expect_handler"] = expected
-    app.add_routes([web.post(path, proxy_routes.by_body, **how) for path in proxy_routes.BY_BODY])
+    options: dict[str, Any] = {}
+    if access is not None:
+        app[ACCESS_CONTROL] = access
+        app.middlewares.append(access_middleware)
+        app.on_response_prepare.append(access.add_cors_headers)
+        options["expect_handler"] = expect_handler
+    app.add_routes(
+        [web.post(path, proxy_routes.by_body, **options) for path in proxy_routes.BY_BODY]
+    )
     app.add_routes(
         [
-            web.route("*", "/upstream/{rest:(?s:.+)}", proxy_routes.by_path, **how),
-            web.get("/v1/models", management_routes.models, **how),
-            web.get("/models", management_routes.models, **how),
-            web.get("/v1/models/{name:.+}", management_routes.one_model, **how),
-            web.get("/running", management_routes.running, **how),
-            web.post("/load", management_routes.load, **how),
-            web.post("/unload", management_routes.unload, **how),
-            web.get("/unload", management_routes.unload, **how),
-            web.get("/health", management_routes.health, **how),
-            web.get("/metrics", management_routes.metrics, **how),
-            web.get("/logs", management_routes.logs, **how),
-            web.get("/openapi.json", management_routes.openapi, **how),
+            web.route("*", "/upstream/{rest:(?s:.+)}", proxy_routes.by_path, **options),
+            web.get("/v1/models", management_routes.models, **options),
+            web.get("/models", management_routes.models, **options),
+            web.get("/v1/models/{name:.+}", management_routes.one_model, **options),
+            web.get("/running", management_routes.running, **options),
+            web.post("/load", management_routes.load, **options),
+            web.post("/unload", management_routes.unload, **options),
+            web.get("/unload", management_routes.unload, **options),
+            web.get("/health", management_routes.health, **options),
+            web.get("/metrics", management_routes.metrics, **options),
+            web.get("/logs", management_routes.logs, **options),
+            web.get("/openapi.json", management_routes.openapi, **options),
         ]
     )
     return app

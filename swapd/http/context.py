@@ -1,4 +1,4 @@
-"""What the handlers of one server share, and how they find it."""
+"""Application context: the objects that all request handlers of one server share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import aiohttp
 from aiohttp import web
 
-from swapd.domain.model_names import ModelNames
+from swapd.domain.model_names import ModelNames, ModelNamesCache
 from swapd.domain.models import ModelSpec
 from swapd.domain.settings import HEAD_TIMEOUT, ClientTimeouts, ServerSettings
 from swapd.http.api_keys import Principal
@@ -20,58 +20,53 @@ from swapd.system.logs import Logs
 from swapd.system.memory_trim import MemoryTrimmer
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class AppContext:
-    """One running swapd, as its doors see it."""
+    """Parts of a running server, built complete before the first request."""
 
     supervisor: Supervisor
     session: aiohttp.ClientSession
     metrics: Metrics
     logs: Logs
     settings: ServerSettings
-    heap: MemoryTrimmer
+    trimmer: MemoryTrimmer
+    reload: Callable[[], str]
+    """Function that reloads the configuration; returns an error message, or "" on success."""
     started: float
-    """Seconds since 1970."""
+    """Time of the start, in seconds since 1970."""
     since: float = field(default_factory=now)
-    """The same by the clock that nobody sets."""
-    reread: Callable[[], str] = str
-    """Read the configuration again at once; why it is not used, empty if it is."""
-    _names: ModelNames | None = None
+    """Time of the start, in seconds of the monotonic clock."""
+    _all_names: ModelNamesCache = field(default_factory=ModelNamesCache)
 
-    def names(self, grant: Principal | None = None) -> ModelNames:
-        """The names of all models, or of those that a key is good for: to whoever shows it, there
-        are no others."""
+    def names(self, principal: Principal | None = None) -> ModelNames:
+        """Return the names of all models, or of those that the principal may use.
+
+        For a principal, other models do not exist: error messages must not reveal them either.
+        """
         catalog = self.supervisor.catalog
-        if grant is not None and not grant.all_models:
-            return grant.names(catalog)
-        if self._names is None or self._names.catalog is not catalog:
-            self._names = ModelNames(catalog)
-        return self._names
+        if principal is not None and not principal.all_models:
+            return principal.names(catalog)
+        return self._all_names.of(catalog)
 
-    def find(self, name: str, grant: Principal | None = None) -> ModelSpec:
-        """The model that a client means by `name`. Raises NoModelError."""
-        return self.names(grant).find(name)
+    def find(self, name: str, principal: Principal | None = None) -> ModelSpec:
+        """Return the model that a client means by `name`. Raises ModelNotFoundError."""
+        return self.names(principal).find(name)
 
     @property
     def forwarding(self) -> ForwardingContext:
-        """The parts of this that forwarding a request needs."""
-        return ForwardingContext(self.supervisor, self.metrics, self.heap, self.logs.own)
+        """The parts that forwarding a request needs."""
+        return ForwardingContext(self.supervisor, self.metrics, self.trimmer, self.logs.own)
 
     @property
-    def patience(self) -> ClientTimeouts:
-        """How long clients may take."""
-        silence = self.settings.client_timeout
-        return ClientTimeouts(silence, min(silence, HEAD_TIMEOUT))
-
-    def listed(self, grant: Principal | None = None) -> list[ModelSpec]:
-        """The models that are shown to clients, by name."""
-        models = self.names(grant).catalog.models.values()
-        return sorted((m for m in models if not m.presentation.unlisted), key=lambda m: m.name)
+    def timeouts(self) -> ClientTimeouts:
+        """Timeouts of client connections."""
+        timeout = self.settings.client_timeout
+        return ClientTimeouts(timeout, min(timeout, HEAD_TIMEOUT))
 
     def states(self) -> dict[str, str]:
-        """State by model; where one worker takes another's place, of the one that serves."""
-        sights = sorted(self.supervisor.snapshots(), key=lambda s: s.status.state == "ready")
-        return {s.status.model: s.status.state for s in sights}
+        """Return the state of each running model; during a replacement that of the ready worker."""
+        snapshots = sorted(self.supervisor.snapshots(), key=lambda s: s.status.state == "ready")
+        return {s.status.model: s.status.state for s in snapshots}
 
 
-APP_CONTEXT: web.AppKey[AppContext] = web.AppKey("house", AppContext)
+APP_CONTEXT: web.AppKey[AppContext] = web.AppKey("context", AppContext)

@@ -1,4 +1,4 @@
-"""Errors in the shape that OpenAI's clients expect, one clear sentence each."""
+"""Error responses in OpenAI's format, and the middleware that turns exceptions into them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from swapd.domain.commands import HTTP_STATUS, Reject, RejectReason
 from swapd.domain.model_names import ModelNotFoundError
 from swapd.domain.settings import BodyTimeoutError
 from swapd.http.api_keys import PermissionDeniedError
-from swapd.http.content_encoding import KNOWN, ContentEncodingError, UnsupportedEncodingError
+from swapd.http.content_encoding import SUPPORTED, ContentEncodingError, UnsupportedEncodingError
 
-EMPTY = "The body is empty; a JSON object is expected."
+EMPTY_BODY = "The body is empty; a JSON object is expected."
 
 
 class BadRequestError(Exception):
-    """A request can't be understood: one sentence, and the field that it speaks of."""
+    """A malformed request: a message for the client, and the field that it concerns."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -26,8 +26,8 @@ class BadRequestError(Exception):
 
 
 def error_body(message: str, kind: str, code: str | None = None, param: str | None = None) -> bytes:
-    """`{"error": {"message", "type", "param", "code"}}`, encoded."""
-    # What came in a request's head need not be UTF-8.
+    """Return `{"error": {"message", "type", "param", "code"}}`, encoded."""
+    # Text from a request's head need not be valid UTF-8.
     message = message.encode(errors="backslashreplace").decode()
     error = {"message": message, "type": kind, "param": param, "code": code}
     return msgspec.json.encode({"error": error})
@@ -41,7 +41,7 @@ def error_response(
     param: str | None = None,
     retry_after: float = 0.0,
 ) -> web.Response:
-    """An error as a whole response; `retry_after` in seconds, 0 for none."""
+    """Return an error as a complete response; `retry_after` is in seconds, 0 for none."""
     headers = {"Retry-After": str(math.ceil(retry_after))} if retry_after > 0 else None
     return web.Response(
         status=status,
@@ -51,28 +51,28 @@ def error_response(
     )
 
 
-def rejection_response(refusal: Reject) -> web.Response:
-    """What a refused request is answered."""
-    status, kind, code = HTTP_STATUS[refusal.reason]
-    param = "model" if refusal.reason is RejectReason.UNKNOWN_MODEL else None
-    return error_response(status, refusal.message, kind, code, param, refusal.retry_after)
+def rejection_response(rejection: Reject) -> web.Response:
+    """Return the response to a request that the scheduler rejected."""
+    status, kind, code = HTTP_STATUS[rejection.reason]
+    param = "model" if rejection.reason is RejectReason.UNKNOWN_MODEL else None
+    return error_response(status, rejection.message, kind, code, param, rejection.retry_after)
 
 
 def too_large(limit: int) -> web.Response:
-    """A body over the limit."""
+    """Return the response to a body over the limit."""
     message = f"the body is larger than the limit of {limit:,} bytes"
     return error_response(413, message, code="too_large")
 
 
 def error_event(error: web.Response) -> bytes:
-    """The event that ends a stream of server-sent events which broke off."""
+    """Return the server-sent event that ends an interrupted stream with this error."""
     assert isinstance(error.body, bytes)
     return b"data: " + error.body + b"\n\n"
 
 
 @web.middleware
 async def error_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Gives what is refused on the way, aiohttp's own refusals too, the same shape."""
+    """Convert the exceptions of handlers and of aiohttp into error responses."""
     try:
         return await handler(request)
     except (
@@ -86,39 +86,40 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
         web.HTTPClientError,
         web.HTTPServerError,
     ) as error:
-        return _told(request, error)
+        return _response_to(request, error)
 
 
-def _told(request: web.Request, error: Exception) -> web.Response:
+def _response_to(request: web.Request, error: Exception) -> web.Response:
     match error:
         case BadRequestError():
-            told = error_response(400, str(error), param=error.param)
+            response = error_response(400, str(error), param=error.param)
         case ModelNotFoundError():
-            told = error_response(404, str(error), code="model_not_found", param="model")
+            response = error_response(404, str(error), code="model_not_found", param="model")
         case PermissionDeniedError():
-            told = error_response(403, str(error), "permission_error", "scope")
+            response = error_response(403, str(error), "permission_error", "scope")
         case BodyTimeoutError():
-            told = error_response(408, str(error), code="timeout")
-            told.force_close()
+            response = error_response(408, str(error), code="timeout")
+            response.force_close()
         case ContentEncodingError():
-            told = error_response(400, str(error))
+            response = error_response(400, str(error))
         case UnsupportedEncodingError():
-            told = error_response(415, str(error))
-            told.headers["Accept-Encoding"] = KNOWN
+            response = error_response(415, str(error))
+            response.headers["Accept-Encoding"] = SUPPORTED
         case web.HTTPRequestEntityTooLarge():
-            told = too_large(request.app[BODY_LIMIT])
+            response = too_large(request.app[BODY_LIMIT])
         case web.HTTPNotFound():
             message = f"there is nothing at {request.method} {request.path}"
-            told = error_response(404, message, code="not_found")
+            response = error_response(404, message, code="not_found")
         case web.HTTPMethodNotAllowed():
             allowed = ", ".join(sorted(error.allowed_methods))
-            told = error_response(405, f"{request.path} takes {allowed}, not {request.method}")
-            told.headers["Allow"] = allowed
+            message = f"{request.path} takes {allowed}, not {request.method}"
+            response = error_response(405, message)
+            response.headers["Allow"] = allowed
         case web.HTTPException():
-            told = error_response(error.status, error.reason.lower())
+            response = error_response(error.status, error.reason.lower())
         case _:
-            told = error_response(400, "the body is not as its headers say")
-    return told
+            response = error_response(400, "the body does not match its headers")
+    return response
 
 
 BODY_LIMIT: web.AppKey[int] = web.AppKey("body_limit", int)

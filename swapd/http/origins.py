@@ -1,9 +1,9 @@
-"""From where a request may come: the Host it calls us by, and the Origin of the page that made it.
+"""Checks against DNS rebinding and cross-origin requests, by the headers Host and Origin.
 
 A browser lets every web page send requests to this machine. Two headers that a page can't forge
-tell such a request from a program's. `Origin` names the page's own server. `Host` is the name that
-the page called: one that its owner lets point to 127.0.0.1 (DNS rebinding) makes a request look
-like one of the same origin, so a name must be ours.
+distinguish such a request from a program's. `Origin` is the server of the page. `Host` is the name
+in the requested URL: if the owner of a name lets it point to 127.0.0.1 (DNS rebinding), requests
+look like same-origin ones, so the name must be one of this server's.
 """
 
 from __future__ import annotations
@@ -15,45 +15,46 @@ from collections.abc import Iterable, Mapping
 from swapd.domain.settings import AccessRules, ServerSettings
 
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:@/?#\s]*)(?::\d{0,5})?")
-NOBODYS = (".local", ".internal", ".lan", ".home.arpa", ".localhost")
-"""Ends of names that nobody can own on the internet, and so can't let point to us."""
-REMEMBERED = 64
+PRIVATE_SUFFIXES = (".local", ".internal", ".lan", ".home.arpa", ".localhost")
+"""Suffixes of names that can't be registered on the internet, so no attacker controls them."""
+CACHE_SIZE = 64
+"""Host headers whose check is cached."""
 
 
 def risks(settings: ServerSettings) -> list[str]:
-    """What an operator should know of the address that is listened on."""
+    """Return warnings about listening on an address that other machines can reach."""
     if is_loopback(settings.host):
         return []
-    where = f"listening on {settings.host}: whoever reaches this address"
-    told = []
+    warnings = []
     if not settings.access.keys:
-        told.append(
-            f"{where} may use every model, read the logs and running commands, and unload models,"
+        warnings.append(
+            f"listening on {settings.host}: every client that can reach this address may use all"
+            " models, read the logs and running commands, and unload models,"
             " because no API key is set; key add NAME sets one"
         )
     if not settings.tls.cert:
-        what = "keys, prompts and answers" if settings.access.keys else "prompts and answers"
-        told.append(
-            f"listening on {settings.host} without TLS: {what} can be read and changed on the way;"
-            " set tls, or put a proxy with HTTPS in front"
+        content = "keys, prompts and answers" if settings.access.keys else "prompts and answers"
+        warnings.append(
+            f"listening on {settings.host} without TLS: {content} can be read and changed in"
+            " transit; set tls, or put a proxy with HTTPS in front"
         )
-    return told
+    return warnings
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or name can only mean this machine itself."""
+    """Return True if an address or name always means this machine."""
     address = _address(host)
     return host == "localhost" if address is None else address.is_loopback
 
 
-def name_in(host: str) -> str:
-    """The name in a Host header, in small letters, without port or brackets; empty if malformed."""
+def host_name(host: str) -> str:
+    """Return the name in a Host header in lower case, without port or brackets; "" if malformed."""
     match = _AUTHORITY.fullmatch(host.strip())
     return match[1].strip("[]").removesuffix(".").lower() if match else ""
 
 
 def split_target(target: str) -> tuple[str, str]:
-    """A request's target as authority, which most leave empty, and path with query."""
+    """Split a request's target into authority, which is empty in most, and path with query."""
     if target.startswith("/") or "://" not in target:
         return "", target
     rest = target.partition("://")[2]
@@ -62,47 +63,48 @@ def split_target(target: str) -> tuple[str, str]:
 
 
 class OriginPolicy:
-    """Which hosts and origins are let in. What was let in once is known without another look."""
+    """Rules for Host and Origin headers. Accepted hosts are cached."""
 
     def __init__(self, loopback: bool, access: AccessRules) -> None:
         self._loopback = loopback
         self._hosts = tuple(access.allowed_hosts)
-        self._keyed = bool(access.keys)
+        self._has_keys = bool(access.keys)
         self._patterns = tuple(_pattern(origin) for origin in access.allowed_origins)
-        self._known: set[str] = set()
+        self._accepted: set[str] = set()
 
-    def knows_host(self, host: str) -> bool:
-        """Whether the Host header is one of ours."""
-        if host in self._known:
+    def allows_host(self, host: str) -> bool:
+        """Return True if a Host header names this server."""
+        if host in self._accepted:
             return True
-        if not self._is_ours(name_in(host)):
+        if not self._is_own_name(host_name(host)):
             return False
-        if len(self._known) < REMEMBERED:
-            self._known.add(host)
+        if len(self._accepted) < CACHE_SIZE:
+            self._accepted.add(host)
         return True
 
-    def _is_ours(self, name: str) -> bool:
+    def _is_own_name(self, name: str) -> bool:
         if is_loopback(name) or _listed(name, self._hosts):
             return True
         if self._loopback or not name:
             return False
         if _address(name) is not None:
             return True
-        # Without a key, what reaches us is all there is to prove. With keys, a page has none.
-        nobodys = "." not in name or name.endswith(NOBODYS)
-        return not self._hosts and (self._keyed or nobodys)
+        # With keys a page is rejected anyway, because it has none. Without keys only names that no
+        # attacker can let point here are safe.
+        is_private = "." not in name or name.endswith(PRIVATE_SUFFIXES)
+        return not self._hosts and (self._has_keys or is_private)
 
     def allows(self, origin: str) -> bool:
-        """Whether pages of this origin may read what they ask for."""
+        """Return True if pages of this origin may read responses."""
         return any(pattern.fullmatch(origin.lower()) for pattern in self._patterns)
 
-    def stranger(self, headers: Mapping[str, str]) -> str:
-        """The origin of the foreign page that made the request; empty when none did."""
+    def foreign_origin(self, headers: Mapping[str, str]) -> str:
+        """Return the origin of the foreign page that sent the request; "" if none did."""
         origin = headers.get("Origin")
         if origin is not None:
             same = origin.lower().partition("://")[2] == headers.get("Host", "").lower()
             return "" if same or self.allows(origin) else origin or "null"
-        # Where a page only wants the effect (an image, a link), there is no Origin.
+        # Requests for images and links carry no Origin, but they have effects all the same.
         site = headers.get("Sec-Fetch-Site", "none")
         return "" if site in ("none", "same-origin") else "another site"
 
@@ -121,7 +123,7 @@ def _listed(name: str, hosts: Iterable[str]) -> bool:
 
 
 def _pattern(origin: str) -> re.Pattern[str]:
-    """`*` alone is any origin; within one it is any text of one label, or a port."""
+    """Return a pattern in which `*` alone is any origin, and inside one any label or port."""
     if origin == "*":
         return re.compile(r".*")
     return re.compile(r"[^./:]*".join(re.escape(part) for part in origin.split("*")))

@@ -1,7 +1,4 @@
-"""Requests that go to a worker: found by the model they name, passed through as they are.
-
-What a request says besides what the worker is to do: for whom it is, how to treat it.
-"""
+"""Handlers that forward requests to workers, by the model in the body or in the path."""
 
 from __future__ import annotations
 
@@ -13,10 +10,10 @@ from urllib.parse import unquote
 import msgspec
 from aiohttp import web
 
-from swapd.domain.model_names import adapter_in
+from swapd.domain.model_names import requested_adapter
 from swapd.domain.models import ModelSpec
 from swapd.http import errors
-from swapd.http.api_keys import AUTHENTICATED, PermissionDeniedError, principal_of
+from swapd.http.api_keys import AUTHENTICATED, PermissionDeniedError, Principal, principal_of
 from swapd.http.content_encoding import read_body
 from swapd.http.context import APP_CONTEXT, AppContext
 from swapd.http.origins import split_target
@@ -27,80 +24,14 @@ from swapd.proxy.retry import ProxyRequest, forward_with_retry
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 DURATION = re.compile(r"(-?)((?:\d+(?:\.\d+)?(?:ms|s|m|h))+)")
-PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
-
-
-class RoutingFields(msgspec.Struct):
-    """The fields of a body that routing needs; all others are skipped over."""
-
-    model: object = None
-    user: object = None
-    keep_alive: object = None
-    stream: object = None
-
-
-decode = msgspec.json.Decoder(RoutingFields).decode
-
-
-def request_options(request: web.Request, named: RoutingFields) -> RequestOptions:
-    """The wish in headers and body. Raises ValueError with a sentence.
-
-    The tenant is `X-Tenant-Id`, else the body's `user` as OpenAI has it. `keep_alive` is Ollama's.
-    The priority is the key's: what a request could ask for itself, everybody would.
-    """
-    user = named.user if isinstance(named.user, str) else ""
-    keep_alive = None if named.keep_alive is None else parse_keep_alive(named.keep_alive)
-    return RequestOptions(tenant_of(request, user), keep_alive, priority_of(request))
-
-
-def tenant_of(request: web.Request, user: str = "") -> str:
-    """For whom a request is. A key speaks for tenants of its own: it can't crowd another's."""
-    tenant = (request.headers.get("X-Tenant-Id", "") or user)[:256]
-    grant = principal_of(request)
-    return tenant if grant is None else f"{grant.key.name}/{tenant}"
-
-
-def priority_of(request: web.Request) -> int:
-    """That of the key which the request shows."""
-    grant = principal_of(request)
-    return grant.key.priority if grant is not None else 0
-
-
-def parse_keep_alive(value: object) -> float:
-    """Ollama's `keep_alive`: seconds as a number or as text, or a duration such as `1h30m`.
-
-    Negative: for ever. Raises ValueError.
-    """
-    try:
-        found = _seconds(value)
-    except OverflowError:
-        found = math.inf
-    if found is None:
-        told = "'keep_alive' must be seconds or a duration such as \"5m\", negative for ever"
-        raise ValueError(told)
-    if not math.isfinite(found):
-        raise ValueError("'keep_alive' is too large a number: what is negative means for ever")
-    return found
-
-
-def _seconds(value: object) -> float | None:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, str):
-        text = value.strip()
-        if re.fullmatch(r"-?\d+(?:\.\d+)?", text):
-            return float(text)
-        if whole := DURATION.fullmatch(text):
-            total = sum(float(n) * UNITS[unit] for n, unit in PART.findall(whole[2]))
-            return -total if whole[1] else total
-    return None
-
+DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+MAX_TENANT_LENGTH = 256
 
 STREAM_HEADERS = {"X-Accel-Buffering": "no"}
-"""Tells a proxy before us not to hold tokens back."""
+"""Headers that keep a proxy in front of swapd from buffering tokens."""
 
 WITHOUT_SLOT = frozenset({"health", "slots", "props", "metrics", "v1/models", "models"})
-"""What a worker answers beside its slots, as llama-server names it."""
+"""Paths, as llama-server names them, that a worker answers without a slot."""
 
 BY_BODY = (
     "/v1/chat/completions",
@@ -118,83 +49,143 @@ BY_BODY = (
     "/detokenize",
     "/apply-template",
 )
-"""Paths whose JSON body names a model; whether its worker knows them is the worker's affair."""
+"""Paths whose JSON body names a model. A worker need not support all of them."""
 
 WITH_ANY_KEY = frozenset({path[1:] for path in BY_BODY} | {"health", "v1/models", "models"})
-"""Paths of a worker for whoever may use its model. By others its slots, adapters and settings are
-seen or changed, which are everybody's."""
+"""Paths of a worker for every key that permits its model. Other paths show or change slots,
+adapters and settings, which concern all clients of the worker."""
+
+
+class RoutingFields(msgspec.Struct):
+    """The fields of a body that routing needs; others are skipped by the decoder."""
+
+    model: object = None
+    user: object = None
+    keep_alive: object = None
+    stream: object = None
+
+
+decode = msgspec.json.Decoder(RoutingFields).decode
+
+
+NO_FIELDS = RoutingFields()
+
+
+def request_options(
+    request: web.Request, principal: Principal | None, fields: RoutingFields = NO_FIELDS
+) -> RequestOptions:
+    """Return the options from a request's headers and body. Raises ValueError with a message.
+
+    The tenant is `X-Tenant-Id`, else the body's `user` as in OpenAI's API; `keep_alive` is as in
+    Ollama's API. The priority is the key's: if requests could set it, every client would raise it.
+    """
+    user = fields.user if isinstance(fields.user, str) else ""
+    keep_alive = None if fields.keep_alive is None else parse_keep_alive(fields.keep_alive)
+    tenant = (request.headers.get("X-Tenant-Id", "") or user)[:MAX_TENANT_LENGTH]
+    if principal is None:
+        return RequestOptions(tenant, keep_alive)
+    # Tenants of different keys are separate, even with equal names.
+    tenant = f"{principal.key.name}/{tenant}"
+    return RequestOptions(tenant, keep_alive, principal.key.priority)
+
+
+def parse_keep_alive(value: object) -> float:
+    """Return Ollama's `keep_alive` in seconds; negative: for ever. Raises ValueError.
+
+    The value is a number of seconds, also as text, or a duration such as `1h30m`.
+    """
+    try:
+        seconds = _seconds(value)
+    except OverflowError:
+        seconds = math.inf
+    if seconds is None:
+        message = "'keep_alive' must be seconds or a duration such as \"5m\", negative for ever"
+        raise ValueError(message)
+    if not math.isfinite(seconds):
+        raise ValueError("'keep_alive' is too large; a negative number means for ever")
+    return seconds
+
+
+def _seconds(value: object) -> float | None:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, str):
+        text = value.strip()
+        if re.fullmatch(r"-?\d+(?:\.\d+)?", text):
+            return float(text)
+        if match := DURATION.fullmatch(text):
+            parts = DURATION_PART.findall(match[2])
+            total = sum(float(number) * UNITS[unit] for number, unit in parts)
+            return -total if match[1] else total
+    return None
 
 
 async def by_body(request: web.Request) -> web.StreamResponse:
-    """A request whose JSON body names its model."""
-    house = request.app[APP_CONTEXT]
-    body = await read_body(request, house.settings.max_body_bytes)
+    """Forward a request whose JSON body names its model."""
+    context = request.app[APP_CONTEXT]
+    body = await read_body(request, context.settings.max_body_bytes)
+    # 1. The fields that routing needs.
     try:
-        named = decode(body)
+        fields = decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        said = f"the body is not a JSON object: {error}"
-        return errors.error_response(400, said if body.strip() else errors.EMPTY)
+        message = f"the body is not a JSON object: {error}"
+        return errors.error_response(400, message if body.strip() else errors.EMPTY_BODY)
     except RecursionError:
         return errors.error_response(400, "the body is nested too deeply")
-    if named.model is None:
+    if fields.model is None:
         return errors.error_response(400, "the body names no 'model'", param="model")
-    if not isinstance(named.model, str):
+    if not isinstance(fields.model, str):
         return errors.error_response(400, "'model' must be a string", param="model")
+    principal = principal_of(request)
     try:
-        wish = request_options(request, named)
+        options = request_options(request, principal, fields)
     except ValueError as error:
         return errors.error_response(400, str(error), param="keep_alive")
-    spec = house.find(named.model, principal_of(request))
-    rewritten = _rewritten(spec, named.model, body)
-    told = wants_progress(request, spec, named.stream is True)
+    # 2. The model, and the body as its worker expects it.
+    spec = context.find(fields.model, principal)
+    rewritten = _rewritten(spec, fields.model, body)
+    # 3. The response, with progress reports if the request or the model is set up for them.
+    reports_progress = wants_progress(request, spec, fields.stream is True)
     path = split_target(request.raw_path)[1]
-    passing = ProxyRequest(spec, path, rewritten, wish, asks_ids=True)
-    return await _pass(house, request, passing, told)
+    proxy_request = ProxyRequest(spec, path, rewritten, options, asks_ids=True)
+    return await _forward(context, request, proxy_request, reports_progress)
 
 
 async def by_path(request: web.Request) -> web.StreamResponse:
-    """`/upstream/<model>/<path>`: any path of a model's worker, the model's name in the path.
-
-    Names may have slashes in them: the longest beginning that is a name is taken.
-    """
-    house = request.app[APP_CONTEXT]
-    # As the client wrote it: what is encoded in the path stays so for the worker.
+    """Forward `/upstream/<model>/<path>`: any path of a model's worker."""
+    context = request.app[APP_CONTEXT]
+    # The raw path, because the worker must receive percent-encoded characters unchanged.
     target = split_target(request.raw_path)[1]
     raw, question, query = target.removeprefix("/upstream/").partition("?")
-    words = raw.split("/")
-    grant = principal_of(request)
-    catalog = house.names(grant).catalog
-    for cut in range(len(words), 0, -1):
-        spec = catalog.resolve(unquote("/".join(words[:cut])))
-        if spec is not None:
-            break
-    else:
-        spec, cut = house.find(unquote(words[0]), grant), 1
-    path = "/".join(words[cut:])
-    if grant is not None and not grant.key.admin and path not in WITH_ANY_KEY:
+    segments = raw.split("/")
+    principal = principal_of(request)
+    names = context.names(principal)
+    spec, count = names.find_in_path([unquote(segment) for segment in segments])
+    path = "/".join(segments[count:])
+    if principal is not None and not principal.key.admin and path not in WITH_ANY_KEY:
         raise PermissionDeniedError(
-            f"the key {grant.key.name!r} is not good for /{path} of a worker"
+            f"the key {principal.key.name!r} does not permit /{path} of a worker"
         )
     needs_slot = path.rstrip("/") not in WITHOUT_SLOT
-    wish = RequestOptions(tenant_of(request), priority=priority_of(request))
-    body = await read_body(request, house.settings.max_body_bytes)
-    return await _pass(
-        house,
+    options = request_options(request, principal)
+    body = await read_body(request, context.settings.max_body_bytes)
+    return await _forward(
+        context,
         request,
-        ProxyRequest(spec, f"/{path}{question}{query}", body, wish, needs_slot, asks_ids=True),
+        ProxyRequest(spec, f"/{path}{question}{query}", body, options, needs_slot, asks_ids=True),
     )
 
 
-def _rewritten(spec: ModelSpec, asked: str, body: bytes) -> bytes:
-    """The body as the model's worker wants it: mostly just as it came."""
+def _rewritten(spec: ModelSpec, requested: str, body: bytes) -> bytes:
+    """Return the body as the model's worker expects it; in most cases unchanged."""
     name = spec.serving.upstream_name
-    if not name and ":" in asked and asked != spec.name:
-        adapter = adapter_in(spec, asked)
-        if adapter is None and asked.startswith(f"{spec.name}:"):
-            # A tag such as :latest, which our worker would take for an adapter's name.
+    if not name and ":" in requested and requested != spec.name:
+        adapter = requested_adapter(spec, requested)
+        if adapter is None and requested.startswith(f"{spec.name}:"):
+            # A tag such as :latest, which a built-in worker would read as an adapter's name.
             name = spec.name
-        elif adapter is not None and not asked.endswith(f":{adapter}"):
-            # Our worker knows its adapters' names exactly.
+        elif adapter is not None and not requested.endswith(f":{adapter}"):
+            # A built-in worker accepts only the exact names of its adapters.
             name = f"{spec.name}:{adapter}"
     if not (name or spec.serving.drop_params):
         return body
@@ -207,47 +198,52 @@ def _rewritten(spec: ModelSpec, asked: str, body: bytes) -> bytes:
     return msgspec.json.encode(fields)
 
 
-async def _pass(
-    house: AppContext, request: web.Request, passing: ProxyRequest, told: bool = False
+async def _forward(
+    context: AppContext,
+    request: web.Request,
+    proxy_request: ProxyRequest,
+    reports_progress: bool = False,
 ) -> web.StreamResponse:
-    """Have workers answer the request; an error if none does."""
-    opened = request.get(AUTHENTICATED)
-    withheld = opened.headers if opened is not None else ()
-    passage = Exchange(house.session, request, passing.path, passing.body, STREAM_HEADERS, withheld)
+    """Return the response of a worker, or an error response if no worker answers."""
+    authenticated = request.get(AUTHENTICATED)
+    withheld = authenticated.headers if authenticated is not None else ()
+    exchange = Exchange(
+        context.session, request, proxy_request.path, proxy_request.body, STREAM_HEADERS, withheld
+    )
     meanwhile = None
-    if told:
-        log = house.logs.own
-        meanwhile = ProgressReporter(house.supervisor, log, request, passing.spec, passage).until
-    instead = None
+    if reports_progress:
+        log, spec = context.logs.own, proxy_request.spec
+        meanwhile = ProgressReporter(context.supervisor, log, request, spec, exchange).until
+    failure = None
     try:
-        await forward_with_retry(house.forwarding, passing, passage, meanwhile)
+        await forward_with_retry(context.forwarding, proxy_request, exchange, meanwhile)
     except RejectedError as error:
-        instead = errors.rejection_response(error.rejection)
+        failure = errors.rejection_response(error.rejection)
     except WorkerFailedError as error:
-        instead = errors.error_response(502, str(error), "upstream_error", "worker_failed")
+        failure = errors.error_response(502, str(error), "upstream_error", "worker_failed")
     except ConnectionResetError as error:
-        # The client has gone in the middle of its answer.
+        # The client disconnected in the middle of its response.
         raise asyncio.CancelledError from error
-    begun = passage.response
-    if begun is None:
-        assert instead is not None, "who has no answer has an error"
-        return instead
-    if instead is not None:
-        await _break_off(request, begun, instead, passage.is_within_event)
-    return begun
+    response = exchange.response
+    if response is None:
+        assert failure is not None, "without a response there is an error"
+        return failure
+    if failure is not None:
+        await _abort(request, response, failure, exchange.is_within_event)
+    return response
 
 
-async def _break_off(
-    request: web.Request, begun: web.StreamResponse, error: web.Response, is_within_event: bool
+async def _abort(
+    request: web.Request, response: web.StreamResponse, error: web.Response, is_within_event: bool
 ) -> None:
-    """End an answer that can't be completed so that the client sees that it is not whole.
+    """End an incomplete response so that the client can't take it for complete.
 
-    A stream of events gets an error event; then the connection is closed without the ending that
-    a whole answer has.
+    A stream of events gets an error event. Then the connection is closed without the regular end
+    of a response.
     """
-    if begun.content_type == "text/event-stream":
-        # What there is of an event would swallow the error.
-        await begun.write(b"\n\n" * is_within_event + errors.error_event(error))
-    begun.force_close()
+    if response.content_type == "text/event-stream":
+        # Without blank lines the error would become part of the unfinished event.
+        await response.write(b"\n\n" * is_within_event + errors.error_event(error))
+    response.force_close()
     if request.transport is not None:
         request.transport.close()

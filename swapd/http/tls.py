@@ -1,4 +1,4 @@
-"""Certificates for HTTPS."""
+"""TLS context of the HTTPS server, and renewal of its certificate."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 class TlsError(Exception):
-    """The files can't be used for HTTPS: one sentence."""
+    """The certificate files can't be used; the message is one sentence."""
 
 
 def new_context(cert: str, key: str) -> ssl.SSLContext:
-    """A server's side of TLS with the certificate in `cert`. Raises TlsError."""
+    """Return a server's TLS context with the certificate in `cert`. Raises TlsError."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.set_alpn_protocols(["http/1.1"])
     load(context, cert, key)
@@ -19,20 +19,20 @@ def new_context(cert: str, key: str) -> ssl.SSLContext:
 
 
 def renew(context: ssl.SSLContext, cert: str, key: str) -> None:
-    """Have new connections use what is in the files now. Raises TlsError, and changes nothing."""
+    """Use the files' present content for new connections. Raises TlsError and changes nothing."""
     new_context(cert, key)
     load(context, cert, key)
 
 
 def load(context: ssl.SSLContext, cert: str, key: str) -> None:
-    """Take up certificate and key. Raises TlsError."""
+    """Load certificate and key into a context. Raises TlsError."""
     for name, file in (("tls.cert", cert), ("tls.key", key)):
         try:
             Path(file).open("rb").close()
         except OSError as error:
             raise TlsError(f"{name}: {file} can't be read: {error.strerror}") from error
     try:
-        context.load_cert_chain(cert, key, _no_password)
+        context.load_cert_chain(cert, key, _reject_password)
     except _PasswordError as error:
         raise TlsError(f"tls.key: {key} has a password; swapd needs one without") from error
     except ssl.SSLError as error:
@@ -47,5 +47,5 @@ class _PasswordError(Exception):
     pass
 
 
-def _no_password() -> bytes:
+def _reject_password() -> bytes:
     raise _PasswordError

@@ -1,4 +1,4 @@
-"""The socket, spoken to as `nc -U` would: a real daemon, real workers, lines in and out."""
+"""The control socket, used as with `nc -U`: a real daemon, real workers, lines in and out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.fixtures import Gate, demo, fake
 
 
 class Line:
-    """A connection to a swapd's socket."""
+    """A connection to the control socket."""
 
     def __init__(self, home: Path) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
@@ -33,106 +33,106 @@ class Line:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.hang_up()
+        self.close()
 
-    def hang_up(self) -> None:
+    def close(self) -> None:
         self.file.close()
         self.sock.close()
 
-    def raw(self, text: str) -> None:
+    def send(self, text: str) -> None:
         self.sock.sendall(text.encode() + b"\n")
 
     def ask(self, name: object, **fields: Any) -> None:
-        self.raw(msgspec.json.encode({"id": name, **fields}).decode())
+        self.send(msgspec.json.encode({"id": name, **fields}).decode())
 
     def hear(self) -> dict[str, Any]:
         line = self.file.readline()
         assert line.endswith(b"\n"), "the connection was closed"
-        heard: dict[str, Any] = msgspec.json.decode(line)
-        return heard
+        message: dict[str, Any] = msgspec.json.decode(line)
+        return message
 
     def last(self, name: object) -> dict[str, Any]:
-        """The last line of a request, when the only one that runs."""
+        """Return the last line of a request, if no other request is running."""
         while True:
-            heard = self.hear()
-            assert heard["id"] == name
-            if "done" in heard or "error" in heard:
-                return heard
+            message = self.hear()
+            assert message["id"] == name
+            if "done" in message or "error" in message:
+                return message
 
-    def closed(self) -> bool:
+    def is_closed(self) -> bool:
         return self.file.readline() == b""
 
 
 @pytest.fixture
-def line(both: Swapd) -> Iterator[Line]:
-    with Line(both.home) as line:
-        yield line
+def client(both: Swapd) -> Iterator[Line]:
+    with Line(both.home) as client:
+        yield client
 
 
-def test_only_its_owner_may_open_it(both: Swapd) -> None:
+def test_only_the_owner_may_open_the_socket(both: Swapd) -> None:
     mode = (both.home / ".swapd/swapd.sock").stat().st_mode
     assert stat.S_ISSOCK(mode)
     assert stat.S_IMODE(mode) == 0o600
 
 
-def test_the_session_in_the_documentation(both: Swapd, line: Line) -> None:
+def test_the_session_in_the_documentation_is_real(both: Swapd, client: Line) -> None:
     page = (ROOT / "docs/socket.md").read_text()
     (block,) = re.findall(r"```console\n\$ nc -U .swapd/swapd.sock\n(.*?)```", page, re.DOTALL)
     both.http.get("/unload")
-    said = 0
+    received = 0
     for shown in block.splitlines():
         text = shown[2:]
         if shown.startswith("> "):
-            line.raw(text)
+            client.send(text)
             continue
         assert shown.startswith("< ")
-        said += 1
+        received += 1
         pattern = ".*".join(re.escape(part) for part in text.split("…"))
-        heard = line.file.readline().decode().rstrip("\n")
-        while '"token"' in heard and '"done"' in text:
-            heard = line.file.readline().decode().rstrip("\n")
-        assert re.fullmatch(pattern, heard), (text, heard)
-    assert said == 5
+        line = client.file.readline().decode().rstrip("\n")
+        while '"token"' in line and '"done"' in text:
+            line = client.file.readline().decode().rstrip("\n")
+        assert re.fullmatch(pattern, line), (text, line)
+    assert received == 5
 
 
-def test_the_tokens_are_those_of_http(both: Swapd, line: Line) -> None:
+def test_the_tokens_are_the_same_as_over_http(both: Swapd, client: Line) -> None:
     messages = [{"role": "user", "content": "Who goes there?"}]
     whole = both.ask("bard", max_tokens=12, seed=1).json()
-    line.ask(7, model="bard", messages=messages, max_tokens=12, temperature=0, seed=1)
+    client.ask(7, model="bard", messages=messages, max_tokens=12, temperature=0, seed=1)
     tokens = []
-    while "token" in (heard := line.hear()):
-        assert heard["id"] == 7
-        tokens.append(heard["token"])
-    assert len(tokens) > 3, heard
+    while "token" in (message := client.hear()):
+        assert message["id"] == 7
+        tokens.append(message["token"])
+    assert len(tokens) > 3, message
     assert "".join(tokens) == whole["choices"][0]["message"]["content"]
-    assert heard["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
-    assert heard["finish_reason"] == whole["choices"][0]["finish_reason"]
+    assert message["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+    assert message["finish_reason"] == whole["choices"][0]["finish_reason"]
 
 
-def test_list_and_status_and_two_at_once(both: Swapd, line: Line) -> None:
-    line.ask("b", model="bard", prompt="Who?", max_tokens=20)
-    line.ask("a", model="alice", prompt="Who?", max_tokens=20)
+def test_two_chats_run_at_once_and_list_and_status_follow(both: Swapd, client: Line) -> None:
+    client.ask("b", model="bard", prompt="Who?", max_tokens=20)
+    client.ask("a", model="alice", prompt="Who?", max_tokens=20)
     ended: set[str] = set()
-    told = {"a": 0, "b": 0}
+    tokens = {"a": 0, "b": 0}
     while len(ended) < 2:
-        heard = line.hear()
-        told[heard["id"]] += "token" in heard
-        if "done" in heard:
-            ended.add(heard["id"])
-    assert all(told.values())
-    line.ask(1, op="list")
-    assert line.hear()["models"] == [
+        message = client.hear()
+        tokens[message["id"]] += "token" in message
+        if "done" in message:
+            ended.add(message["id"])
+    assert all(tokens.values())
+    client.ask(1, op="list")
+    assert client.hear()["models"] == [
         {"name": "alice", "state": "ready"},
         {"name": "bard", "state": "ready"},
     ]
-    line.ask(2, op="status")
-    status = line.hear()
+    client.ask(2, op="status")
+    status = client.hear()
     assert status["pid"] == both.process.pid
     assert {w["model"] for w in status["workers"]} == {"bard", "alice"}
 
 
 @pytest.mark.parametrize(
-    ("text", "name", "code", "says"),
+    ("text", "name", "code", "part"),
     [
         ("hello", None, "bad_request", "not a JSON object"),
         ("[1]", None, "bad_request", "not a JSON object"),
@@ -149,16 +149,16 @@ def test_list_and_status_and_two_at_once(both: Swapd, line: Line) -> None:
         ('{"id":1,"op":"cancel"}', 1, "not_running", "the id 1"),
     ],
 )
-def test_what_is_wrong_is_told_and_the_connection_goes_on(
-    line: Line, text: str, name: object, code: str, says: str
+def test_an_invalid_request_is_answered_and_the_connection_stays_open(
+    client: Line, text: str, name: object, code: str, part: str
 ) -> None:
-    line.raw(text)
-    heard = line.hear()
-    assert heard["id"] == name
-    assert heard["error"]["code"] == code
-    assert says in heard["error"]["message"]
-    line.ask(9, op="list")
-    assert line.hear()["done"] is True
+    client.send(text)
+    message = client.hear()
+    assert message["id"] == name
+    assert message["error"]["code"] == code
+    assert part in message["error"]["message"]
+    client.ask(9, op="list")
+    assert client.hear()["done"] is True
 
 
 @settings(max_examples=100, deadline=None)
@@ -182,111 +182,113 @@ def test_what_is_wrong_is_told_and_the_connection_goes_on(
 @example(b'{"id": 1e999, "op": "list"}')
 @example(b'{"id": "\xff", "op": "list"}')
 @example(b'{"id": 1, "op": "list", "op": "status"}')
-def test_whatever_a_line_holds_the_connection_goes_on(both: Swapd, text: bytes) -> None:
-    with Line(both.home) as line:
-        line.sock.sendall(text + b"\n")
-        line.ask("after", op="list")
-        while (heard := line.hear())["id"] != "after":
-            assert "done" in heard or heard["error"]["message"]
-        assert heard["done"] is True
+def test_the_connection_stays_open_after_any_line(both: Swapd, text: bytes) -> None:
+    with Line(both.home) as client:
+        client.sock.sendall(text + b"\n")
+        client.ask("after", op="list")
+        while (message := client.hear())["id"] != "after":
+            assert "done" in message or message["error"]["message"]
+        assert message["done"] is True
 
 
-def test_a_line_over_the_limit_closes_the_connection(line: Line) -> None:
-    line.raw('{"id":1,"model":"bard","prompt":"' + "x" * 2**20 + '"}')
-    assert line.hear()["error"]["code"] == "too_large"
-    assert line.closed()
+def test_a_line_over_the_limit_closes_the_connection(client: Line) -> None:
+    client.send('{"id":1,"model":"bard","prompt":"' + "x" * 2**20 + '"}')
+    assert client.hear()["error"]["code"] == "too_large"
+    assert client.is_closed()
 
 
-def test_who_only_ends_his_own_side_gets_his_answer(line: Line) -> None:
-    line.sock.sendall(b'{"id":1,"model":"bard","prompt":"Who?","max_tokens":4}')
-    line.sock.shutdown(socket.SHUT_WR)
-    assert line.last(1)["done"] is True
-    assert line.closed()
+def test_a_client_that_closes_its_sending_side_gets_its_response(client: Line) -> None:
+    client.sock.sendall(b'{"id":1,"model":"bard","prompt":"Who?","max_tokens":4}')
+    client.sock.shutdown(socket.SHUT_WR)
+    assert client.last(1)["done"] is True
+    assert client.is_closed()
 
 
 @pytest.fixture
 def slow(home: Path, gate: Callable[[str], Gate]) -> Iterator[tuple[Swapd, Gate]]:
-    """A model with one slot whose words come when they are let."""
+    """A model with one slot that generates a word when the gate lets it."""
     words = gate("words")
     flags = f"--words 4 --word-gate {words.path}"
     with Swapd(home, config({"slow": fake("slow", flags, slots=1), "bard": demo("bard")})) as s:
         yield s, words
 
 
-def test_cancel_ends_one_and_leaves_the_other(slow: tuple[Swapd, Gate]) -> None:
+def test_cancel_ends_one_request_and_no_other(slow: tuple[Swapd, Gate]) -> None:
     swapd, words = slow
-    with Line(swapd.home) as line:
-        line.ask(1, model="slow", prompt="x")
+    with Line(swapd.home) as client:
+        client.ask(1, model="slow", prompt="x")
         words.let(1)
-        assert "token" in line.hear()
-        line.ask(1, model="slow", prompt="x")
-        assert "running already" in line.hear()["error"]["message"]
-        line.ask(2, model="slow", prompt="x")
+        assert "token" in client.hear()
+        client.ask(1, model="slow", prompt="x")
+        assert "running already" in client.hear()["error"]["message"]
+        client.ask(2, model="slow", prompt="x")
         eventually(lambda: swapd.worker("slow")["waiting"] == 1)
-        line.ask(1, op="cancel")
-        assert line.hear() == {"id": 1, "done": True, "finish_reason": "cancelled"}
+        client.ask(1, op="cancel")
+        assert client.hear() == {"id": 1, "done": True, "finish_reason": "cancelled"}
         words.open_for_good()
-        assert line.last(2)["done"] is True
-        # In one piece, so that the second is there before the first has begun.
-        line.raw('{"id":3,"model":"slow","prompt":"x"}\n{"id":3,"op":"cancel"}')
-        assert line.hear() == {"id": 3, "done": True, "finish_reason": "cancelled"}
+        assert client.last(2)["done"] is True
+        # Sent at once, so that the second line arrives before the first request runs.
+        client.send('{"id":3,"model":"slow","prompt":"x"}\n{"id":3,"op":"cancel"}')
+        assert client.hear() == {"id": 3, "done": True, "finish_reason": "cancelled"}
         eventually(lambda: swapd.worker("slow")["busy"] == 0)
 
 
-def test_who_leaves_takes_his_requests_with_him(slow: tuple[Swapd, Gate]) -> None:
+def test_a_disconnect_cancels_the_clients_requests(slow: tuple[Swapd, Gate]) -> None:
     swapd, words = slow
-    with Line(swapd.home) as line:
-        line.ask(1, model="slow", prompt="x")
-        line.ask(2, model="slow", prompt="x")
+    with Line(swapd.home) as client:
+        client.ask(1, model="slow", prompt="x")
+        client.ask(2, model="slow", prompt="x")
         words.let(1)
-        assert "token" in line.hear()
+        assert "token" in client.hear()
         eventually(lambda: swapd.worker("slow")["waiting"] == 1)
     eventually(lambda: [swapd.worker("slow")[k] for k in ("busy", "waiting")] == [0, 0])
 
 
-def test_a_shutdown_finishes_what_runs_and_takes_the_file_away(slow: tuple[Swapd, Gate]) -> None:
+def test_a_shutdown_finishes_running_requests_and_removes_the_socket(
+    slow: tuple[Swapd, Gate],
+) -> None:
     swapd, words = slow
-    with Line(swapd.home) as line:
-        line.ask(1, model="slow", prompt="x")
+    with Line(swapd.home) as client:
+        client.ask(1, model="slow", prompt="x")
         words.let(1)
-        assert "token" in line.hear()
+        assert "token" in client.hear()
         swapd.process.send_signal(signal.SIGTERM)
-        eventually(lambda: "asked to end" in swapd.log())
-        line.ask(2, model="bard", prompt="x")
-        assert line.hear()["error"]["code"] == "shutting_down"
+        eventually(lambda: "shutting down within" in swapd.log())
+        client.ask(2, model="bard", prompt="x")
+        assert client.hear()["error"]["code"] == "shutting_down"
         words.open_for_good()
-        assert line.last(1)["done"] is True
-        assert line.closed()
+        assert client.last(1)["done"] is True
+        assert client.is_closed()
     assert swapd.process.wait(timeout=20) == 0
     assert not (swapd.home / ".swapd/swapd.sock").exists()
 
 
-def test_an_end_at_once_ends_what_streams_without_a_traceback(slow: tuple[Swapd, Gate]) -> None:
+def test_an_immediate_shutdown_ends_streams_without_a_traceback(slow: tuple[Swapd, Gate]) -> None:
     swapd, words = slow
-    with Line(swapd.home) as line:
-        line.ask(1, model="slow", prompt="x")
+    with Line(swapd.home) as client:
+        client.ask(1, model="slow", prompt="x")
         words.let(1)
-        assert "token" in line.hear()
+        assert "token" in client.hear()
         swapd.process.send_signal(signal.SIGQUIT)
-        assert "error" in line.last(1)
-        assert line.closed()
+        assert "error" in client.last(1)
+        assert client.is_closed()
     assert swapd.process.wait(timeout=20) == 0
     assert "Traceback" not in swapd.log()
 
 
-def test_a_worker_that_dies_is_told(home: Path) -> None:
+def test_the_exit_of_a_worker_is_reported(home: Path) -> None:
     dying = fake("dying", "--words 4 --crash-at-word 2")
     failing = fake("failing", "--fail no-reason-at-all")
-    with Swapd(home, config({"dying": dying, "failing": failing})), Line(home) as line:
-        line.ask(1, model="dying", prompt="x")
-        assert "token" in line.hear()
-        assert line.last(1)["error"]["code"] == "worker_failed"
-        line.ask(2, op="load", model="failing")
-        assert line.hear()["error"]["code"] == "model_start_failed"
+    with Swapd(home, config({"dying": dying, "failing": failing})), Line(home) as client:
+        client.ask(1, model="dying", prompt="x")
+        assert "token" in client.hear()
+        assert client.last(1)["error"]["code"] == "worker_failed"
+        client.ask(2, op="load", model="failing")
+        assert client.hear()["error"]["code"] == "model_start_failed"
 
 
-def test_a_left_over_socket_is_replaced_and_a_file_is_not(tmp_path: Path) -> None:
-    """In a home whose path is longer than a socket's address may be."""
+def test_an_orphaned_socket_is_replaced_and_a_file_is_not(tmp_path: Path) -> None:
+    """Use a data directory whose path is longer than the address of a socket may be."""
     home = tmp_path / ("deep-" * 20) / ("deeper-" * 15)
     state = home / ".swapd"
     state.mkdir(parents=True)
@@ -300,6 +302,6 @@ def test_a_left_over_socket_is_replaced_and_a_file_is_not(tmp_path: Path) -> Non
     assert not (state / "swapd.sock").exists()
     (state / "swapd.sock").write_text("mine")
     with Swapd(home, models) as swapd:
-        assert "there is a file that is no socket" in swapd.log()
+        assert "there is a file that is not a socket" in swapd.log()
         assert swapd.http.get("/health").status_code == 200
     assert (state / "swapd.sock").read_text() == "mine"

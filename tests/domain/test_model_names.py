@@ -1,4 +1,4 @@
-"""Names as people spell them."""
+"""Resolution of model names: exact names, aliases and other spellings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swapd.domain.model_names import AmbiguousName, SpellingIndex, resolve
+from swapd.domain.model_names import PREFIX, AmbiguousName, ModelNames, SpellingIndex
 from swapd.domain.models import Catalog, ModelSpec
 from tests.config.reading import model
 from tests.specs import model_spec
@@ -34,6 +34,12 @@ MODELS = catalog(
 )
 
 
+def lookup(
+    asked: str, models: Catalog = MODELS, prefix: str = PREFIX
+) -> ModelSpec | AmbiguousName | None:
+    return ModelNames(models, prefix).lookup(asked)
+
+
 @pytest.mark.parametrize(
     ("asked", "meant"),
     [
@@ -48,8 +54,8 @@ MODELS = catalog(
         ("Case", "Case"), ("case", "case"), ("case2", "case"),
     ],
 )  # fmt: skip
-def test_a_name_is_found_as_people_spell_it(asked: str, meant: str | None) -> None:
-    found = resolve(asked, MODELS)
+def test_a_name_is_found_by_its_usual_spellings(asked: str, meant: str | None) -> None:
+    found = lookup(asked)
     assert (found.name if isinstance(found, ModelSpec) else found) == meant
 
 
@@ -59,8 +65,8 @@ def test_a_name_is_found_as_people_spell_it(asked: str, meant: str | None) -> No
      "other/bard", "gemma3:latest", "phi-2-q4", "gemma3:", "-----", "Ünï", "b" * 600,
      "ls/ls/bard"],
 )  # fmt: skip
-def test_what_is_no_name_of_a_model_means_none(asked: str) -> None:
-    assert resolve(asked, MODELS) is None
+def test_a_text_that_names_no_model_is_not_found(asked: str) -> None:
+    assert lookup(asked) is None
 
 
 @pytest.mark.parametrize(
@@ -71,37 +77,38 @@ def test_what_is_no_name_of_a_model_means_none(asked: str) -> None:
         ("CASE", ("Case", "case")),
     ],
 )
-def test_what_several_could_mean_is_told_with_all_of_them(
+def test_an_ambiguous_name_is_reported_with_its_candidates(
     asked: str, candidates: tuple[str, ...]
 ) -> None:
-    found = resolve(asked, MODELS)
+    found = lookup(asked)
     assert found == AmbiguousName(asked, candidates)
     assert str(found) == f"{asked} could mean any of {', '.join(candidates)}; say which"
 
 
-def test_another_prefix_is_known_by_its_models_or_by_name() -> None:
+def test_another_prefix_comes_from_the_names_or_the_settings() -> None:
     models = catalog(**{"my/bard": (), "alice": ()})
-    assert resolve("bard", models) == models.models["my/bard"]
-    assert resolve("my/alice", models) == models.models["alice"]
-    assert resolve("ls/alice", models, prefix="") is None
-    assert resolve("x/alice", models, prefix="x/") == models.models["alice"]
+    assert lookup("bard", models) == models.models["my/bard"]
+    assert lookup("my/alice", models) == models.models["alice"]
+    assert lookup("ls/alice", models, prefix="") is None
+    assert lookup("x/alice", models, prefix="x/") == models.models["alice"]
 
 
 @given(st.text(max_size=40))
-def test_any_text_means_a_model_of_the_catalog_or_none(asked: str) -> None:
-    found = resolve(asked, MODELS)
+def test_any_text_resolves_to_models_of_the_catalog_or_to_none(asked: str) -> None:
+    found = lookup(asked)
     if isinstance(found, AmbiguousName):
         assert set(found.candidates) <= set(MODELS.models)
     elif found is not None:
         assert MODELS.models[found.name] is found
 
 
-def test_an_exact_name_costs_nothing_and_others_little() -> None:
+def test_exact_names_are_found_fast_and_other_spellings_fast_enough() -> None:
     names = {f"ls/m{i}:7b-q{i}": (f"m{i}:7b-q{i}", f"m{i}:7b") for i in range(500)}
     big = catalog(**names)
+    exact_names = ModelNames(big)
     start = time.perf_counter()
     for _ in range(1000):
-        resolve("m7:7b", big)
+        exact_names.lookup("m7:7b")
     exact = time.perf_counter() - start
     spellings = SpellingIndex(names)
     start = time.perf_counter()

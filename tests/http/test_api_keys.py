@@ -1,4 +1,4 @@
-"""API keys: who is let in, to what, how often; and that no key is ever told."""
+"""API keys: authentication, scopes, rate limits, and secrecy of the keys."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def basic(key: str, user: str = "me") -> dict[str, str]:
         bearer("sk-plain-5ecret"),
     ],
 )
-def test_a_key_is_taken_where_clients_put_it(swapd: Swapd, headers: dict[str, str]) -> None:
+def test_a_key_is_accepted_in_every_usual_header(swapd: Swapd, headers: dict[str, str]) -> None:
     assert get(swapd, "/v1/models", **headers).status_code == 200
 
 
@@ -89,33 +89,35 @@ def test_a_key_is_taken_where_clients_put_it(swapd: Swapd, headers: dict[str, st
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/models", "/running", "/metrics", "/logs", "/nowhere"])
-def test_without_a_key_there_is_nothing(swapd: Swapd, headers: dict[str, str], path: str) -> None:
+def test_without_a_valid_key_everything_is_rejected(
+    swapd: Swapd, headers: dict[str, str], path: str
+) -> None:
     answer = get(swapd, path, **headers)
     assert answer.status_code == 401
     assert answer.headers["WWW-Authenticate"].startswith("Bearer ")
-    shown = "x-api-key" in headers or "Authorization" in headers
-    assert error_of(answer)["code"] == ("invalid_api_key" if shown else "missing_api_key")
+    presented = "x-api-key" in headers or "Authorization" in headers
+    assert error_of(answer)["code"] == ("invalid_api_key" if presented else "missing_api_key")
     assert "alpha" not in answer.text
 
 
-def test_health_needs_no_key_and_tells_nothing_else_without_one(swapd: Swapd) -> None:
+def test_health_needs_no_key_and_reveals_nothing_else_without_one(swapd: Swapd) -> None:
     assert get(swapd, "/health").json() == {"status": "ok"}
     assert "loaded" in get(swapd, "/health", **bearer(ALL)).json()
 
 
-def test_a_key_is_good_for_its_models_and_tells_of_no_others(swapd: Swapd) -> None:
+def test_a_key_permits_its_models_and_reveals_no_others(swapd: Swapd) -> None:
     with httpx.Client(base_url=swapd.url, headers=bearer(ONE), trust_env=False) as one:
         assert [m["id"] for m in one.get("/v1/models").json()["data"]] == ["alpha"]
         assert one.post(CHAT, json=chat("alpha")).status_code == 200
-        # Those that there are look no different from the one that there is not.
+        # Models without permission look the same as one that does not exist.
         for name in ("beta", "also", "BETA", "gamma"):
             answers = [one.post(CHAT, json=chat(name))]
             answers += [one.get(f"/upstream/{name}/{path}") for path in ("health", "slots")]
             answers += [one.get(f"/v1/models/{name}")]
             for answer in answers:
                 assert answer.status_code == 404
-                told = f"there is no model {name!r}; there are: alpha"
-                assert error_of(answer)["message"] == told
+                message = f"there is no model {name!r}; there are: alpha"
+                assert error_of(answer)["message"] == message
         assert one.get("/metrics").status_code == 403
         swapd.ask("beta")
         (worker,) = one.get("/running").json()["running"]
@@ -140,7 +142,7 @@ def test_a_key_is_good_for_its_models_and_tells_of_no_others(swapd: Swapd) -> No
         ("GET", "/upstream/alpha/headers"),
     ],
 )
-def test_what_concerns_everybody_needs_the_admin_scope(
+def test_requests_that_concern_all_clients_need_the_admin_scope(
     swapd: Swapd, method: str, path: str
 ) -> None:
     swapd.ask("alpha")
@@ -152,42 +154,42 @@ def test_what_concerns_everybody_needs_the_admin_scope(
             assert error_of(answer)["type"] == "permission_error"
 
 
-def test_a_key_has_its_pace(swapd: Swapd) -> None:
+def test_a_key_has_a_rate_limit(swapd: Swapd) -> None:
     statuses = [get(swapd, "/v1/models", **bearer(SLOW)).status_code for _ in range(2)]
     assert statuses == [200, 200]
     answer = get(swapd, "/v1/models", **bearer(SLOW))
     assert answer.status_code == 429
     assert error_of(answer)["code"] == "rate_limit_exceeded"
     assert 0 < int(answer.headers["Retry-After"]) <= 30
-    assert get(swapd, "/health", **bearer(SLOW)).status_code == 200, "which needs no key at all"
+    assert get(swapd, "/health", **bearer(SLOW)).status_code == 200, "it needs no key"
     assert get(swapd, "/v1/models", **bearer(ALL)).status_code == 200
 
 
-def test_a_pace_is_so_many_at_once_and_then_one_every_so_often() -> None:
-    pace = RateLimiter(60)
-    assert [pace.take(10.0) for _ in range(60)] == [0.0] * 60
-    assert pace.take(10.0) == pytest.approx(1.0)
-    assert pace.take(10.5) == pytest.approx(0.5)
-    assert pace.take(11.0) == 0.0
-    assert pace.take(11.0) > 0
-    assert [pace.take(1e6) for _ in range(60)] == [0.0] * 60
-    assert pace.take(1e6) > 0
+def test_a_rate_limiter_allows_a_burst_and_then_an_even_rate() -> None:
+    limiter = RateLimiter(60)
+    assert [limiter.take(10.0) for _ in range(60)] == [0.0] * 60
+    assert limiter.take(10.0) == pytest.approx(1.0)
+    assert limiter.take(10.5) == pytest.approx(0.5)
+    assert limiter.take(11.0) == 0.0
+    assert limiter.take(11.0) > 0
+    assert [limiter.take(1e6) for _ in range(60)] == [0.0] * 60
+    assert limiter.take(1e6) > 0
 
 
-def test_the_key_stays_here_and_what_is_the_workers_goes_on(swapd: Swapd) -> None:
+def test_the_key_is_withheld_from_workers_and_their_own_keys_are_forwarded(swapd: Swapd) -> None:
     path = "/upstream/alpha/headers"
     seen = get(swapd, path, **bearer(ADMIN)).json()
     assert "authorization" not in seen
     seen = get(swapd, path, Authorization="Bearer of-the-worker", **{"x-api-key": ADMIN}).json()
     assert seen["authorization"] == "Bearer of-the-worker"
     assert "x-api-key" not in seen
-    # Some clients show one key, or two of ours, in every way they know.
+    # Some clients send one key, or two valid ones, in every header.
     for first in (ADMIN, ALL):
         seen = get(swapd, path, **bearer(first), **{"x-api-key": ADMIN}).json()
         assert not {"authorization", "x-api-key"} & seen.keys()
 
 
-def test_the_sockets_of_the_home_need_no_key(swapd: Swapd) -> None:
+def test_the_http_socket_needs_no_key(swapd: Swapd) -> None:
     inner = httpx.HTTPTransport(uds=str(swapd.home / ".swapd/http.sock"))
     with httpx.Client(transport=inner, base_url="http://any.name") as http:
         assert http.get("/logs").status_code == 200
@@ -195,20 +197,20 @@ def test_the_sockets_of_the_home_need_no_key(swapd: Swapd) -> None:
     assert (swapd.home / ".swapd/http.sock").stat().st_mode & 0o777 == 0o600
 
 
-def test_no_key_is_told_anywhere(swapd: Swapd) -> None:
+def test_no_key_appears_in_any_output(swapd: Swapd) -> None:
     swapd.ask("alpha")
     assert "--api-key" in swapd.worker("alpha")["cmd"]
     for key in ("wrong-5ecret", ALL, ONE):
         get(swapd, "/nowhere", **bearer(key))
         get(swapd, "/logs", **basic(key))
-    told = [swapd.http.get(path).text for path in ("/running", "/metrics", "/logs", "/v1/models")]
-    told += [swapd.log(), (swapd.home / "output").read_text()]
-    told += [(swapd.home / ".swapd/lock").read_text()]
-    for text in told:
+    texts = [swapd.http.get(path).text for path in ("/running", "/metrics", "/logs", "/v1/models")]
+    texts += [swapd.log(), (swapd.home / "output").read_text()]
+    texts += [(swapd.home / ".swapd/lock").read_text()]
+    for text in texts:
         assert "5ecret" not in text
         for key in (ALL, ONE, ADMIN, SLOW):
             assert hash_of(key).partition(":")[2] not in text
-    assert 'swapd_http_rejected_total{reason="key"}' in told[1]
+    assert 'swapd_http_rejected_total{reason="key"}' in texts[1]
 
 
 def test_a_command_is_shown_without_its_secrets() -> None:
@@ -216,8 +218,8 @@ def test_a_command_is_shown_without_its_secrets() -> None:
     words += ["http://me:s4@host/x", "--token", "--verbose", "--api-key-file", "/f", "KEY=s5"]
     shown = redact_argv(words)
     assert not any(f"s{i}" in word for i in range(1, 6) for word in shown)
-    for kept in ("serve", "--max-tokens", "5", "--verbose", "/f", "--hf-token=***"):
-        assert kept in shown
+    for visible in ("serve", "--max-tokens", "5", "--verbose", "/f", "--hf-token=***"):
+        assert visible in shown
 
 
 @pytest.mark.parametrize(
@@ -238,14 +240,14 @@ def test_a_command_is_shown_without_its_secrets() -> None:
         ),
     ],
 )
-def test_whatever_names_a_secret_hides_it(words: list[str]) -> None:
+def test_values_of_secret_names_are_redacted_in_commands(words: list[str]) -> None:
     shown = " ".join(redact_argv(words))
     assert "5ecret" not in shown
     assert "***" in shown
     assert shown.endswith("--port 1")
 
 
-def test_what_only_looks_like_a_secret_is_shown() -> None:
+def test_values_of_similar_names_are_not_redacted() -> None:
     words = ["server", "--max-tokens", "5", "--tokenizer", "t", "--model", "secrets.gguf"]
     words += ["--override-kv", "tokenizer.ggml.add_bos_token=bool:false", "--keep", "3"]
     words += ["--api-key-file", "/f", "--flash-attn", "auto", "--author", "me", "--key-cache=q8"]
@@ -253,7 +255,7 @@ def test_what_only_looks_like_a_secret_is_shown() -> None:
     assert redact_text("HF_TOKEN=${env.HF_TOKEN} x") == "HF_TOKEN=${env.HF_TOKEN} x"
 
 
-def test_a_reload_changes_who_is_let_in_and_breaks_nothing(home: Path) -> None:
+def test_a_reload_replaces_the_keys_and_keeps_workers_running(home: Path) -> None:
     models = {"a": fake("a")}
     with Swapd(home, config(models)) as swapd:
         assert swapd.ask("a").status_code == 200
@@ -279,27 +281,27 @@ def test_a_reload_changes_who_is_let_in_and_breaks_nothing(home: Path) -> None:
         {"Authorization": "Basic ???"},
     ],
 )
-def test_every_look_for_a_key_compares_with_all_of_them(headers: dict[str, str]) -> None:
-    """Time can't tell how near a guess was: the same comparisons are made for every one."""
+def test_every_look_up_compares_with_all_keys(headers: dict[str, str]) -> None:
+    """Make the same comparisons for every key, so that the time reveals nothing."""
     keys = [ApiKey(f"k{i}", digest_of(f"k{i}".encode())) for i in range(8)]
-    keyring = KeyStore(keys)
+    key_store = KeyStore(keys)
     calls: list[Any] = []
 
-    def note(_: FrameType, event: str, what: Any) -> None:
-        if event == "c_call" and what.__name__ in ("compare_digest", "openssl_sha256"):
-            calls.append(what.__name__)
+    def note(_: FrameType, event: str, function: Any) -> None:
+        if event == "c_call" and function.__name__ in ("compare_digest", "openssl_sha256"):
+            calls.append(function.__name__)
 
-    shown = CIMultiDict(headers)
+    multidict = CIMultiDict(headers)
     sys.setprofile(note)
     try:
-        keyring.open(shown)
+        key_store.authenticate(multidict)
     finally:
         sys.setprofile(None)
     assert calls == ["openssl_sha256"] + ["compare_digest"] * 8
 
 
-def test_values_that_are_named_as_secrets_are_not_shown() -> None:
-    told = "env:\n  HF_TOKEN: abc def\n  - api_key: 'x y'\nmax_tokens: 5\ntoken: ${env.X}\n"
-    told += "tls:\n  cert: /etc/c.pem\n  key: /etc/k.pem  # mine\n"
-    shown = told.replace("abc def", "***").replace("'x y'", "***")
-    assert redact_text(told) == shown
+def test_values_of_secret_names_are_redacted_in_text() -> None:
+    text = "env:\n  HF_TOKEN: abc def\n  - api_key: 'x y'\nmax_tokens: 5\ntoken: ${env.X}\n"
+    text += "tls:\n  cert: /etc/c.pem\n  key: /etc/k.pem  # mine\n"
+    redacted = text.replace("abc def", "***").replace("'x y'", "***")
+    assert redact_text(text) == redacted

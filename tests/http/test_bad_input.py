@@ -1,4 +1,4 @@
-"""Bad input gets one clear sentence in OpenAI's shape, and never a traceback."""
+"""Bad input results in one clear sentence in OpenAI's format, and never in a traceback."""
 
 from __future__ import annotations
 
@@ -44,19 +44,21 @@ CHAT = "/v1/chat/completions"
         (b'{"model": "../../etc/passwd"}', 404, "there is no model '../../etc/passwd'"),
     ],
 )
-def test_a_body_that_cannot_be_routed(both: Swapd, body: bytes, status: int, message: str) -> None:
+def test_a_body_that_cannot_be_routed_is_rejected(
+    both: Swapd, body: bytes, status: int, message: str
+) -> None:
     answer = both.http.post(CHAT, content=body)
     assert answer.status_code == status
     assert error_of(answer)["message"].startswith(message)
 
 
-def test_an_unknown_model_is_told_all_that_there_are(both: Swapd) -> None:
+def test_the_error_for_an_unknown_model_lists_all_models(both: Swapd) -> None:
     error = error_of(both.ask("bart"))
     assert error["message"].endswith("there are: alice, bard")
     assert (error["code"], error["param"]) == ("model_not_found", "model")
 
 
-def test_a_body_over_the_limit(both: Swapd) -> None:
+def test_a_body_over_the_limit_is_rejected(both: Swapd) -> None:
     answer = both.http.post(CHAT, content=b'{"model": "' + b"x" * 2**20 + b'"}')
     assert answer.status_code == 413
     assert error_of(answer)["message"] == "the body is larger than the limit of 1,048,576 bytes"
@@ -74,7 +76,7 @@ def test_a_body_over_the_limit(both: Swapd) -> None:
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_the_worker_refuses_comes_through(
+def test_errors_of_the_worker_are_forwarded(
     both: Swapd, fields: dict[str, Any], word: str, stream: bool
 ) -> None:
     answer = both.ask("bard", stream=stream, **fields)
@@ -82,13 +84,13 @@ def test_what_the_worker_refuses_comes_through(
     assert word in error_of(answer)["message"]
 
 
-def test_a_prompt_beyond_the_context_is_told_both_numbers(both: Swapd) -> None:
+def test_the_error_for_a_long_prompt_has_both_numbers(both: Swapd) -> None:
     error = both.ask("bard", messages=[{"role": "user", "content": "word " * 3000}]).json()["error"]
     assert error["type"] == "exceed_context_size_error"
     assert error["n_prompt_tokens"] > error["n_ctx"] > 0
 
 
-def test_a_template_that_does_not_render(home: Path) -> None:
+def test_a_template_that_fails_is_an_error_of_the_request(home: Path) -> None:
     (home / "broken.jinja").write_text("{{ messages[0].nothing.at_all }}")
     from tests.fixtures import demo
 
@@ -99,19 +101,19 @@ def test_a_template_that_does_not_render(home: Path) -> None:
         assert "template" in error_of(answer)["message"]
 
 
-def test_paths_and_methods_that_there_are_not(both: Swapd) -> None:
+def test_unknown_paths_and_methods_are_rejected(both: Swapd) -> None:
     answer = both.http.get("/nowhere")
     assert answer.status_code == 404
     assert error_of(answer)["message"] == "there is nothing at GET /nowhere"
     answer = both.http.get(CHAT)
     assert answer.status_code == 405
     assert error_of(answer)["message"] == "/v1/chat/completions takes POST, not GET"
-    answer = both.http.get("/upstream/nobody/health")
+    answer = both.http.get("/upstream/unknown/health")
     assert answer.status_code == 404
 
 
 def serve(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the daemon in the foreground, to its end."""
+    """Run the daemon in the foreground until it ends."""
     return subprocess.run(
         [sys.executable, "-m", "swapd.daemon", *arguments],
         env={"SWAPD_HOME": str(home), "PATH": "/usr/bin:/bin"},
@@ -133,14 +135,14 @@ def test_a_port_in_use_is_one_sentence(home: Path) -> None:
     assert len(ended.stderr.splitlines()) == 1
 
 
-def test_an_address_that_is_not_ours_is_one_sentence(home: Path) -> None:
+def test_an_address_of_another_machine_is_one_sentence(home: Path) -> None:
     (home / "config.yaml").write_text(config({"a": fake("a")}))
     ended = serve(home, "--host", "192.0.2.1", "--port", "1")
     assert ended.returncode == 1
     assert ended.stderr.startswith("swapd: can't listen on 192.0.2.1 port 1: ")
 
 
-def test_two_swapd_on_one_home(home: Path) -> None:
+def test_a_second_daemon_in_one_data_directory_does_not_start(home: Path) -> None:
     with Swapd(home, config({"a": fake("a")})) as swapd:
         ended = serve(home)
         assert ended.returncode == 1
@@ -149,7 +151,7 @@ def test_two_swapd_on_one_home(home: Path) -> None:
         )
 
 
-def test_a_configuration_that_is_wrong_does_not_start(home: Path) -> None:
+def test_a_wrong_configuration_does_not_start(home: Path) -> None:
     (home / "config.yaml").write_text("models:\n  a:\n    cmdd: x\n")
     ended = serve(home)
     assert ended.returncode == 1
@@ -157,7 +159,7 @@ def test_a_configuration_that_is_wrong_does_not_start(home: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
-def test_hop_by_hop_headers_end_here_and_others_go_through(home: Path) -> None:
+def test_hop_by_hop_headers_are_removed_and_others_forwarded(home: Path) -> None:
     with Swapd(home, config({"a": fake("a")})) as swapd:
         seen = swapd.http.get(
             "/upstream/a/headers",
@@ -175,14 +177,14 @@ def test_hop_by_hop_headers_end_here_and_others_go_through(home: Path) -> None:
         assert seen["host"].startswith("127.0.0.1:")
 
 
-def test_fields_are_dropped_and_the_model_renamed_as_the_entry_says(home: Path) -> None:
+def test_fields_are_dropped_and_the_model_renamed_as_configured(home: Path) -> None:
     entry = fake("a", useModelName="real-name", filters={"stripParams": "temperature, top_p"})
     with Swapd(home, config({"a": entry})) as swapd:
         answer = swapd.http.post("/v1/completions", json=chat("a"))
         assert answer.json()["model"] == "real-name"
 
 
-def test_what_llama_server_names_is_found_by_the_model_in_the_body(both: Swapd) -> None:
+def test_paths_of_llama_server_are_routed_by_the_model_in_the_body(both: Swapd) -> None:
     counted = both.http.post("/tokenize", json={"model": "bard", "content": "the king"})
     assert counted.status_code == 200
     text = both.http.post("/detokenize", json={"model": "bard", **counted.json()}).json()
@@ -194,7 +196,7 @@ def test_what_llama_server_names_is_found_by_the_model_in_the_body(both: Swapd) 
     assert "message" in error_of(unknown)
 
 
-def test_what_is_no_http_is_no_traceback_in_the_log(both: Swapd) -> None:
+def test_malformed_http_leaves_no_traceback_in_the_log(both: Swapd) -> None:
     for junk in (b"GARBAGE\r\n\r\n", b"GET / HTTP/1.1\r\nbad header\r\n\r\n"):
         with socket.create_connection(("127.0.0.1", both.port)) as sock:
             sock.sendall(junk)
@@ -203,28 +205,28 @@ def test_what_is_no_http_is_no_traceback_in_the_log(both: Swapd) -> None:
     assert "Traceback" not in (both.home / "output").read_text()
 
 
-def test_what_is_encoded_in_a_path_stays_so(home: Path) -> None:
+def test_percent_encoding_in_a_path_is_kept(home: Path) -> None:
     with Swapd(home, config({"ls/a": fake("a")})) as swapd:
         sent = "/upstream/ls%2Fa/p%3Fq%2F%25/x?k=%23v%20w"
-        told = swapd.http.get(httpx.URL(swapd.url, raw_path=sent.encode()))
-        assert told.json()["error"]["message"] == "no /p%3Fq%2F%25/x?k=%23v%20w"
+        response = swapd.http.get(httpx.URL(swapd.url, raw_path=sent.encode()))
+        assert response.json()["error"]["message"] == "no /p%3Fq%2F%25/x?k=%23v%20w"
 
 
-RUBBISH = """
+MALFORMED_SERVER = """
 import sys
 from http.server import BaseHTTPRequestHandler as Handler, HTTPServer
-class Rubbish(Handler):
+class Malformed(Handler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
     def do_POST(self):
         self.wfile.write(sys.argv[2].encode().decode("unicode_escape").encode())
-HTTPServer(("127.0.0.1", int(sys.argv[1])), Rubbish).serve_forever()
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Malformed).serve_forever()
 """
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "reason"),
     [
         ("what is this\\r\\n\\r\\n", "its answer is no proper HTTP"),
         ("HTTP/1.1 200 OK\\r\\nContent-Length: x\\r\\n\\r\\n", "its answer is no proper HTTP"),
@@ -235,15 +237,15 @@ HTTPServer(("127.0.0.1", int(sys.argv[1])), Rubbish).serve_forever()
         ("", "it closed the connection without an answer"),
     ],
 )
-def test_rubbish_of_a_foreign_server_is_told_in_our_words(
-    home: Path, answer: str, told: str
+def test_malformed_responses_of_an_external_worker_are_described(
+    home: Path, answer: str, reason: str
 ) -> None:
-    entry = {"cmd": [sys.executable, "-c", RUBBISH, "${PORT}", answer]}
+    entry = {"cmd": [sys.executable, "-c", MALFORMED_SERVER, "${PORT}", answer]}
     with Swapd(home, config({"m": entry})) as swapd:
         try:
             answered = swapd.ask("m")
-            assert error_of(answered)["message"] == f"the worker of 'm' failed: {told}"
+            assert error_of(answered)["message"] == f"the worker of 'm' failed: {reason}"
         except httpx.RemoteProtocolError:
-            # Of an answer that has begun, the connection's end tells its client.
+            # After the first bytes of a response, only the end of the connection shows the error.
             assert "short" in answer
-        assert f"a request lost its worker: {told}\n" in swapd.log()
+        assert f"a request lost its worker: {reason}\n" in swapd.log()

@@ -1,4 +1,4 @@
-"""Bodies that come packed."""
+"""Request bodies with a Content-Encoding."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RAW = zlib.compressobj(wbits=-15)
 RAW_WHOLE = RAW.compress(WHOLE) + RAW.flush()
 
 
-def _packed(both: Swapd, coding: str, body: bytes) -> httpx.Response:
+def _post_encoded(both: Swapd, coding: str, body: bytes) -> httpx.Response:
     return both.http.post(
         "/v1/chat/completions", content=body, headers={"Content-Encoding": coding}
     )
@@ -37,25 +37,42 @@ def _packed(both: Swapd, coding: str, body: bytes) -> httpx.Response:
         ("identity", WHOLE),
     ],
 )
-def test_a_packed_body_is_unpacked(both: Swapd, coding: str, body: bytes) -> None:
-    assert said(_packed(both, coding, body)) == said(both.ask("bard", temperature=0, max_tokens=1))
+def test_an_encoded_body_is_decoded(both: Swapd, coding: str, body: bytes) -> None:
+    assert said(_post_encoded(both, coding, body)) == said(
+        both.ask("bard", temperature=0, max_tokens=1)
+    )
 
 
 @pytest.mark.parametrize(
     ("coding", "body", "status", "message"),
     [
-        ("gzip", b"no gzip", 400, "the body is no proper gzip"),
-        ("gzip", gzip.compress(WHOLE) + b"more", 400, "the body is no proper gzip"),
-        ("gzip", gzip.compress(WHOLE)[:-8], 400, "the body is not whole: its gzip breaks off"),
-        ("gzip", gzip.compress(LONG)[:-1], 400, "the body is not whole: its gzip breaks off"),
-        ("deflate", zlib.compress(WHOLE)[:-4], 400, "the body is not whole: its deflate breaks"),
+        ("gzip", b"no gzip", 400, "the body is not valid gzip data"),
+        ("gzip", gzip.compress(WHOLE) + b"more", 400, "the body is not valid gzip data"),
+        (
+            "gzip",
+            gzip.compress(WHOLE)[:-8],
+            400,
+            "the body is truncated: its gzip data is incomplete",
+        ),
+        (
+            "gzip",
+            gzip.compress(LONG)[:-1],
+            400,
+            "the body is truncated: its gzip data is incomplete",
+        ),
+        ("deflate", zlib.compress(WHOLE)[:-4], 400, "the body is truncated: its deflate data"),
         ("gzip", gzip.compress(b"x" * 2**21), 413, "the body is larger than the limit of"),
-        ("zstd", WHOLE, 415, "Content-Encoding 'zstd' is none of gzip, deflate"),
+        (
+            "zstd",
+            WHOLE,
+            415,
+            "Content-Encoding 'zstd' is not supported; supported are gzip, deflate",
+        ),
     ],
 )
-def test_a_body_that_can_not_be_unpacked_is_refused(
+def test_a_body_that_cannot_be_decoded_is_rejected(
     both: Swapd, coding: str, body: bytes, status: int, message: str
 ) -> None:
-    answer = _packed(both, coding, body)
+    answer = _post_encoded(both, coding, body)
     assert answer.status_code == status
     assert error_of(answer)["message"].startswith(message)

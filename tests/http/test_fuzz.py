@@ -1,4 +1,4 @@
-"""Whatever bytes come in: an answer in our shape or none, never a 500 and never a traceback."""
+"""Fuzzing: every request gets a well-formed response or none, never a 500 and never a traceback."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from multidict import CIMultiDict
 from swapd.config.access import digest_of
 from swapd.domain.settings import AccessRules, ApiKey
 from swapd.http import proxy_routes
-from swapd.http.api_keys import KeyStore, presented_key
-from swapd.http.origins import OriginPolicy, name_in
+from swapd.http.api_keys import KeyStore, presented_keys
+from swapd.http.origins import OriginPolicy, host_name
 from swapd.proxy.sse import EventIds
 from tests.daemon import Swapd, chat, config
 from tests.fixtures import demo
@@ -30,7 +30,7 @@ LIVE = settings(
     suppress_health_check=list(HealthCheck),
 )
 PURE = settings(max_examples=80, deadline=None, derandomize=True, database=None)
-KEYRING = KeyStore([ApiKey("k", digest_of(b"key"))])
+KEY_STORE = KeyStore([ApiKey("k", digest_of(b"key"))])
 
 HEADER_TEXT = st.text(st.characters(codec="latin-1", exclude_characters="\r\n\0"), max_size=60)
 JSON = st.recursive(
@@ -77,19 +77,19 @@ def swapd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swapd]:
         assert swapd.ask("bard").status_code == 200
         pid = swapd.worker("bard")["pid"]
         yield swapd
-        assert swapd.worker("bard")["pid"] == pid, "a request has ended the worker"
+        assert swapd.worker("bard")["pid"] == pid, "a request ended the worker"
         assert "Traceback" not in swapd.log()
         assert "Traceback" not in (home / "output").read_text()
 
 
-def answered(swapd: Swapd, sent: bytes) -> int:
-    """The status of what comes back; 0 when nothing does. An error must be in our shape."""
+def status_of(swapd: Swapd, sent: bytes) -> int:
+    """Return the response's status, or 0 without a response. Errors must be well-formed."""
     with socket.create_connection(("127.0.0.1", swapd.port), timeout=60) as sock:
         data = b""
         with contextlib.suppress(ConnectionError):
             sock.sendall(sent)
-            while piece := sock.recv(65536):
-                data += piece
+            while chunk := sock.recv(65536):
+                data += chunk
     if not data:
         return 0
     head, _, body = data.partition(b"\r\n\r\n")
@@ -112,18 +112,18 @@ def answered(swapd: Swapd, sent: bytes) -> int:
     ),
 )
 @LIVE
-def test_bodies(swapd: Swapd, path: str, body: bytes, headers: dict[str, str]) -> None:
+def test_any_body_is_handled(swapd: Swapd, path: str, body: bytes, headers: dict[str, str]) -> None:
     lines = [f"{name}: {value}".encode("latin-1") for name, value in headers.items()]
-    ours = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    start = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     length = f"Content-Length: {len(body)}"
-    sent = b"\r\n".join([(ours + length).encode(), *lines, b"", b""]) + body
-    status = answered(swapd, sent)
+    sent = b"\r\n".join([(start + length).encode(), *lines, b"", b""]) + body
+    status = status_of(swapd, sent)
     assert 0 < status < 500, (status, sent)
 
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    """A request of which a part is missing, doubled or another's."""
+    """Return a request of which parts are missing, doubled or replaced."""
     text = VALID.replace(b"localhost\r\n", b"localhost\r\nConnection: close\r\n")
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.integers(0, len(text)))
@@ -135,11 +135,11 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 @given(sent=damaged())
 @LIVE
-def test_requests_of_which_something_is_broken(swapd: Swapd, sent: bytes) -> None:
-    assert answered(swapd, sent) < 500, sent
+def test_damaged_requests_are_handled(swapd: Swapd, sent: bytes) -> None:
+    assert status_of(swapd, sent) < 500, sent
 
 
-PIECE = st.sampled_from(
+SEGMENT = st.sampled_from(
     ["bard", "..", "%2e%2e", "%00", "%", "%zz", "//", "health", "slots", ":", "@", "é", "~", " "]
 )
 
@@ -147,17 +147,17 @@ PIECE = st.sampled_from(
 @given(
     method=st.sampled_from(["GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH"]),
     start=st.sampled_from(["/upstream/", "/v1/models/", "/", "", "*", "http://evil/upstream/"]),
-    rest=st.lists(PIECE, max_size=4).map("/".join),
+    rest=st.lists(SEGMENT, max_size=4).map("/".join),
     query=st.sampled_from(["", "?model=bard", "?model=%ff", "?model", "?=&&", "#x"]),
 )
 @LIVE
-def test_paths(swapd: Swapd, method: str, start: str, rest: str, query: str) -> None:
+def test_any_path_is_handled(swapd: Swapd, method: str, start: str, rest: str, query: str) -> None:
     if "unload" in rest or (method == "POST" and "slots" in rest):
         return
     line = f"{method} {start}{rest}{query} HTTP/1.1\r\n".encode()
     sent = line + b"Host: localhost\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-    # 501 is a worker's word for a path that it could have and has not.
-    assert answered(swapd, sent) in {*range(500), 501}, sent
+    # 501 is a worker's status for an optional path that it does not have.
+    assert status_of(swapd, sent) in {*range(500), 501}, sent
 
 
 @given(
@@ -167,19 +167,20 @@ def test_paths(swapd: Swapd, method: str, start: str, rest: str, query: str) -> 
     )
 )
 @PURE
-def test_headers_that_say_who_one_is(headers: dict[str, str]) -> None:
-    shown = CIMultiDict(headers)
-    assert KEYRING.open(shown) is None or any(key == b"key" for _, key in presented_key(shown))
+def test_any_credentials_and_origins_are_handled(headers: dict[str, str]) -> None:
+    multidict = CIMultiDict(headers)
+    presented = [key for _, key in presented_keys(multidict)]
+    assert KEY_STORE.authenticate(multidict) is None or b"key" in presented
     for loopback in (True, False):
         origins = OriginPolicy(loopback, AccessRules(allowed_origins=("https://*.example.org",)))
-        origins.knows_host(headers.get("Host", ""))
-        origins.stranger(shown)
-    assert "/" not in name_in(headers.get("Host", ""))
+        origins.allows_host(headers.get("Host", ""))
+        origins.foreign_origin(multidict)
+    assert "/" not in host_name(headers.get("Host", ""))
 
 
 @given(JSON)
 @PURE
-def test_keep_alive(value: object) -> None:
+def test_any_keep_alive_is_handled(value: object) -> None:
     with contextlib.suppress(ValueError):
         assert isinstance(proxy_routes.parse_keep_alive(value), float)
 
@@ -194,14 +195,14 @@ EVENT = st.one_of(
 
 
 def _without_ids(stream: bytes) -> list[bytes]:
-    """Its lines but for ids; how many blank ones stand between events means nothing."""
+    """Return its lines without ids and without blank lines, whose number means nothing."""
     return [line for line in stream.split(b"\n") if line and not line.startswith(b"id:")]
 
 
 @given(st.lists(EVENT, max_size=8).map(b"".join), st.lists(st.integers(0, 80), max_size=8))
 @PURE
-def test_streams_of_events_in_whatever_pieces(stream: bytes, cuts: list[int]) -> None:
-    """Nothing but lines of ids is taken out, wherever the stream was cut."""
+def test_ids_are_removed_from_streams_in_any_chunks(stream: bytes, cuts: list[int]) -> None:
+    """Remove nothing but id lines, wherever the chunks of the stream end."""
     places = sorted({0, *(min(cut, len(stream)) for cut in cuts), len(stream)})
     ids, passed = EventIds(), b""
     for start, end in itertools.pairwise(places):

@@ -1,4 +1,4 @@
-"""Names as people write them, adapters among them."""
+"""Model names in requests: spellings, paths and adapters."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tests.fixtures import demo, fake
 
 
 @pytest.mark.parametrize("name", ["bard", "BARD", "ls/bard", "bard.gguf", "bard:latest"])
-def test_a_model_is_found_however_it_is_spelled(both: Swapd, name: str) -> None:
+def test_a_model_is_found_by_its_usual_spellings(both: Swapd, name: str) -> None:
     assert said(both.ask(name)) == said(both.ask("bard"))
 
 
-def test_what_could_mean_several_is_nobodys(home: Path) -> None:
+def test_an_ambiguous_name_is_rejected(home: Path) -> None:
     models = {"gemma3:1b": fake("small"), "gemma3:4b": fake("large")}
     with Swapd(home, config(models)) as swapd:
         refused = swapd.ask("gemma3")
@@ -32,17 +32,17 @@ def test_names_with_slashes_and_colons_work_in_paths(home: Path) -> None:
         assert swapd.http.get("/v1/models/ls/gemma3:1b").json()["id"] == "ls/gemma3:1b"
 
 
-def test_an_adapter_is_asked_for_behind_a_colon(home: Path) -> None:
+def test_an_adapter_is_selected_after_a_colon(home: Path) -> None:
     entry = demo(
         "bard", f"--adapter alice={ROOT}/demo/alice-lora.gguf", metadata={"adapters": ["alice"]}
     )
     with Swapd(home, config({"bard": entry})) as swapd:
-        plain, other = (
+        base, other = (
             said(swapd.ask("bard", max_tokens=24)),
             said(swapd.ask("bard:alice", max_tokens=24)),
         )
-        assert plain != other
-        assert said(swapd.ask("bard", max_tokens=24)) == plain
+        assert base != other
+        assert said(swapd.ask("bard", max_tokens=24)) == base
         listed = {m["id"]: m for m in swapd.http.get("/v1/models").json()["data"]}
         assert listed["bard:alice"]["parent"] == "bard"
         for name in ("ls/bard:alice", "BARD:alice", "bard:ALICE", "bard:latest:alice"):

@@ -18,7 +18,7 @@ def client(both: Swapd) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def test_chat(client: openai.OpenAI) -> None:
+def test_a_chat(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model="bard",
         messages=[{"role": "user", "content": "Who goes there?"}],
@@ -32,7 +32,7 @@ def test_chat(client: openai.OpenAI) -> None:
     assert answer.choices[0].finish_reason in ("stop", "length")
 
 
-def test_a_stream_says_the_same_as_the_whole_answer(client: openai.OpenAI) -> None:
+def test_a_stream_has_the_same_text_as_a_whole_response(client: openai.OpenAI) -> None:
     ask: Any = partial(
         client.chat.completions.create,
         model="alice",
@@ -47,18 +47,18 @@ def test_a_stream_says_the_same_as_the_whole_answer(client: openai.OpenAI) -> No
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole != ""
 
 
-def test_completions(client: openai.OpenAI) -> None:
+def test_a_completion_whole_and_streamed(client: openai.OpenAI) -> None:
     answer = client.completions.create(
         model="bard", prompt="ROMEO:", max_tokens=16, temperature=0, stop=["\n\n\n"]
     )
     assert answer.choices[0].text
-    pieces = client.completions.create(
+    chunks = client.completions.create(
         model="bard", prompt="ROMEO:", max_tokens=16, temperature=0, stream=True
     )
-    assert "".join(p.choices[0].text for p in pieces) == answer.choices[0].text
+    assert "".join(p.choices[0].text for p in chunks) == answer.choices[0].text
 
 
-def test_embeddings(client: openai.OpenAI) -> None:
+def test_embeddings_are_normalized(client: openai.OpenAI) -> None:
     answer = client.embeddings.create(
         model="bard", input=["the king", "the king", "a white rabbit"]
     )
@@ -67,12 +67,12 @@ def test_embeddings(client: openai.OpenAI) -> None:
     assert abs(sum(x * x for x in first) - 1) < 1e-3
 
 
-def test_models(client: openai.OpenAI, both: Swapd) -> None:
+def test_models_are_listed_with_their_state(client: openai.OpenAI, both: Swapd) -> None:
     both.ask("bard")
     models = {m.id: m for m in client.models.list()}
     assert models.keys() == {"alice", "bard"}
-    told = models["bard"].to_dict()
-    assert told["state"] == "ready"
+    info = models["bard"].to_dict()
+    assert info["state"] == "ready"
     assert client.models.retrieve("bard").id == "bard"
     with pytest.raises(openai.NotFoundError, match="there are: alice, bard"):
         client.models.retrieve("carol")

@@ -1,4 +1,4 @@
-"""`/openapi.json` describes what is there, and what it describes is what happens."""
+"""`/openapi.json` describes exactly the routes and responses of the server."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OPERATIONS = [
     for method in methods
 ]
 SLOW_ONES = {"/load", "/unload"}
-"""Each of them starts or ends a process."""
+"""Paths that start or end a process at each request."""
 
 
 @pytest.fixture(scope="module")
@@ -53,35 +53,35 @@ def described(swapd: Swapd) -> Any:
     return schemathesis.openapi.from_dict(swapd.http.get("/openapi.json").json())
 
 
-def test_every_route_is_described_and_no_other(swapd: Swapd) -> None:
-    served = app.application(_house_like(), None)
+def test_the_document_describes_every_route_and_no_other(swapd: Swapd) -> None:
+    served = app.application(_context_stub(), None)
     routes = {
         (route.method, route.resource.canonical)
         for route in served.router.routes()
         if route.resource is not None and route.method != "HEAD"
     }
     routes = {r for r in routes if not r[1].startswith("/upstream/")}
-    told = {(method, path) for method, path in OPERATIONS if not path.startswith("/upstream/")}
-    assert {(m, p) for m, p in told} == routes
+    described = {(method, path) for method, path in OPERATIONS if not path.startswith("/upstream/")}
+    assert described == routes
 
 
-def _house_like() -> Any:
-    """What `application` looks at before the first request: the limit of a body."""
+def _context_stub() -> Any:
+    """Return the part of a context that `application` reads: the limit of a body."""
 
     class Settings:
         max_body_bytes = 1
 
-    class Like:
+    class Stub:
         settings = Settings()
 
-    return Like()
+    return Stub()
 
 
-def test_the_workers_half_is_of_its_present_code() -> None:
+def test_the_schemas_of_the_worker_are_up_to_date() -> None:
     assert msgspec.json.decode(openapi.FILE.read_bytes()) == description(), "make schemas"
 
 
-def test_references_lead_somewhere() -> None:
+def test_references_can_be_resolved() -> None:
     document = openapi.document()
 
     def look(value: Any) -> None:
@@ -101,17 +101,19 @@ def test_references_lead_somewhere() -> None:
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
 @pytest.mark.parametrize("sane", [True, False], ids=["as described", "not as described"])
-def test_what_is_described_is_what_happens(
+def test_responses_are_as_described(
     swapd: Swapd, described: Any, method: str, path: str, sane: bool, request: pytest.FixtureRequest
 ) -> None:
-    """Requests made from the description, and others that break it on purpose: never a 500, and no
-    status, type or shape that is not described."""
+    """Send requests that follow the document and others that violate it.
+
+    No response is a 500 or has a status, type or schema that is not described.
+    """
     long = request.config.getoption("--long")
     examples = (3 if path in SLOW_ONES else 10) * (25 if long else 1)
     mode = schemathesis.GenerationMode.POSITIVE if sane else schemathesis.GenerationMode.NEGATIVE
     operation = described[path][method]
     if not sane and not (operation.body or operation.query):
-        pytest.skip("nothing could be wrong about it")
+        pytest.skip("nothing in the request can be invalid")
 
     @given(case=operation.as_strategy(generation_mode=mode))
     @settings(
@@ -123,15 +125,15 @@ def test_what_is_described_is_what_happens(
         suppress_health_check=list(HealthCheck),
     )
     def run(case: Any) -> None:
-        _to_the_point(case)
+        _make_valid(case)
         response = case.call(base_url=swapd.url, timeout=60)
         case.validate_response(response, checks=CHECKS)
 
     run()
 
 
-def _to_the_point(case: Any) -> None:
-    """Half of what is made up names the model that there is, and asks for little."""
+def _make_valid(case: Any) -> None:
+    """Let half of the generated requests name an existing model, and keep responses short."""
     body = case.body
     if isinstance(body, dict) and len(str(body)) % 2:
         body["model"] = "bard"
@@ -143,7 +145,7 @@ def _to_the_point(case: Any) -> None:
         case.path_parameters["name"] = "bard"
 
 
-def test_the_description_is_served_as_json(swapd: Swapd) -> None:
+def test_the_document_is_served_as_json(swapd: Swapd) -> None:
     answer: httpx.Response = swapd.http.get("/openapi.json")
     assert answer.headers["Content-Type"].startswith("application/json")
     assert answer.json() == msgspec.json.decode(msgspec.json.encode(openapi.document()))

@@ -1,4 +1,4 @@
-"""Hosts and origins: a web page reaches a local swapd neither by its own name nor by another's."""
+"""Hosts and origins: protection against DNS rebinding and cross-origin requests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from swapd.domain.settings import AccessRules, ApiKey, ServerSettings, TlsPaths
-from swapd.http.origins import OriginPolicy, name_in, risks, split_target
+from swapd.http.origins import OriginPolicy, host_name, risks, split_target
 from tests.daemon import Swapd, config, error_of
 from tests.fixtures import fake
 
@@ -37,11 +37,11 @@ def ask(
 @pytest.mark.parametrize(
     "host", ["localhost", "LOCALHOST:80", "127.0.0.1", "127.1.2.3:5847", "[::1]:1", "localhost."]
 )
-def test_the_loopbacks_names_are_ours(swapd: Swapd, host: str) -> None:
+def test_names_of_the_loopback_interface_are_allowed(swapd: Swapd, host: str) -> None:
     assert ask(swapd, Host=host).status_code == 200
 
 
-def test_a_configured_name_is_ours(swapd: Swapd) -> None:
+def test_a_configured_name_is_allowed(swapd: Swapd) -> None:
     assert ask(swapd, Host="swapd.Example.org:8443").status_code == 200
 
 
@@ -62,7 +62,7 @@ def test_a_configured_name_is_ours(swapd: Swapd) -> None:
     ],
 )
 @pytest.mark.parametrize("path", ["/running", "/health", "/nowhere"])
-def test_another_name_is_not(swapd: Swapd, host: str, path: str) -> None:
+def test_another_name_is_rejected(swapd: Swapd, host: str, path: str) -> None:
     answer = ask(swapd, path=path, Host=host)
     assert answer.status_code == 403
     assert error_of(answer)["code"] == "host_not_allowed"
@@ -89,7 +89,7 @@ def test_http_1_1_needs_a_host_and_1_0_does_not(swapd: Swapd) -> None:
     ],
 )
 @pytest.mark.parametrize(("method", "path"), [("GET", "/unload"), ("POST", "/v1/completions")])
-def test_a_page_of_another_origin_does_nothing_and_reads_nothing(
+def test_requests_of_pages_of_another_origin_are_rejected(
     swapd: Swapd, headers: dict[str, str], method: str, path: str
 ) -> None:
     answer = ask(swapd, method, path, **headers)
@@ -99,7 +99,7 @@ def test_a_page_of_another_origin_does_nothing_and_reads_nothing(
 
 
 @pytest.mark.parametrize("origin", ["https://chat.example.org", "http://localhost:3000"])
-def test_a_configured_origin_may_read(swapd: Swapd, origin: str) -> None:
+def test_pages_of_a_configured_origin_may_read_responses(swapd: Swapd, origin: str) -> None:
     answer = ask(swapd, Origin=origin)
     assert answer.status_code == 200
     assert answer.headers["Access-Control-Allow-Origin"] == origin
@@ -115,24 +115,24 @@ def test_swapds_own_pages_need_no_configuration(swapd: Swapd) -> None:
     assert ask(swapd, Sec_Fetch_Site="none").status_code == 200
 
 
-def test_a_preflight_is_answered_by_configuration_only(swapd: Swapd) -> None:
-    wish = {
+def test_a_preflight_is_answered_for_configured_origins_only(swapd: Swapd) -> None:
+    headers = {
         "Access_Control_Request_Method": "POST",
         "Access_Control_Request_Headers": "authorization, x-tenant-id",
         "Access_Control_Request_Private_Network": "true",
     }
     path = "/v1/chat/completions"
-    answer = ask(swapd, "OPTIONS", path, Origin="https://chat.example.org", **wish)
+    answer = ask(swapd, "OPTIONS", path, Origin="https://chat.example.org", **headers)
     assert answer.status_code == 204
     assert answer.headers["Access-Control-Allow-Origin"] == "https://chat.example.org"
     assert "POST" in answer.headers["Access-Control-Allow-Methods"]
     assert answer.headers["Access-Control-Allow-Headers"] == "authorization, x-tenant-id"
     assert answer.headers["Access-Control-Allow-Private-Network"] == "true"
-    refused = ask(swapd, "OPTIONS", path, Origin="https://evil.example", **wish)
+    refused = ask(swapd, "OPTIONS", path, Origin="https://evil.example", **headers)
     assert refused.status_code == 403
     assert "Access-Control-Allow-Methods" not in refused.headers
-    nobody = ask(swapd, "OPTIONS", path, **wish)
-    assert nobody.status_code == 405, "no page has asked"
+    without_origin = ask(swapd, "OPTIONS", path, **headers)
+    assert without_origin.status_code == 405, "it is not a preflight"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_preflight_is_answered_by_configuration_only(swapd: Swapd) -> None:
         ("a b", False, False, False),
     ],
 )
-def test_beyond_the_loopback(
+def test_names_on_other_interfaces_are_allowed_by_rule(
     host: str, by_default: bool, with_keys: bool, with_a_list: bool
 ) -> None:
     for access, expected in (
@@ -158,24 +158,24 @@ def test_beyond_the_loopback(
         (AccessRules((KEY,), ("*.example.org",)), with_a_list),
     ):
         origins = OriginPolicy(False, access)
-        assert origins.knows_host(host) is expected, access
-        assert origins.knows_host(host) is expected, "asked again"
+        assert origins.allows_host(host) is expected, access
+        assert origins.allows_host(host) is expected, "from the cache"
 
 
-def test_a_name_is_taken_out_of_what_stands_around_it() -> None:
-    assert name_in("Example.ORG.:80") == "example.org"
-    assert name_in("[::1]:80") == "::1"
+def test_the_name_in_a_host_header_is_extracted() -> None:
+    assert host_name("Example.ORG.:80") == "example.org"
+    assert host_name("[::1]:80") == "::1"
     for malformed in ("a:b", "a:1:2", "[::1", "a b", "a/b", "a@b", "a#", ":"):
-        assert name_in(malformed) == ""
+        assert host_name(malformed) == ""
 
 
-def test_every_origin_may_read_where_that_is_configured() -> None:
+def test_all_origins_may_read_if_configured() -> None:
     origins = OriginPolicy(True, AccessRules(allowed_origins=("*",)))
     assert origins.allows("https://any.example")
-    assert origins.stranger({"Origin": "null", "Host": "localhost"}) == ""
+    assert origins.foreign_origin({"Origin": "null", "Host": "localhost"}) == ""
 
 
-def test_the_risk_of_an_address_is_named() -> None:
+def test_the_risks_of_an_address_are_reported() -> None:
     assert risks(ServerSettings()) == []
     assert risks(ServerSettings(host="::1")) == []
     bare = " ".join(risks(ServerSettings(host="0.0.0.0")))
@@ -196,7 +196,7 @@ def _status(swapd: Swapd, sent: bytes) -> bytes:
         return sock.recv(65536)
 
 
-def test_a_target_may_name_the_server_as_long_as_the_name_is_ours(swapd: Swapd) -> None:
+def test_a_target_may_name_the_server_by_an_allowed_name(swapd: Swapd) -> None:
     body = b'{"model": "a", "messages": []}'
     end = b"Host: localhost\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
     for authority, status in ((b"localhost:7", b"200"), (b"evil.example", b"403")):
@@ -204,7 +204,7 @@ def test_a_target_may_name_the_server_as_long_as_the_name_is_ours(swapd: Swapd) 
             sent = b"POST http://" + authority + path + b" HTTP/1.1\r\n" + end
             assert _status(swapd, sent).split()[1] == status, (authority, path)
     bare = b"GET http://evil.example?x HTTP/1.0\r\n\r\n"
-    assert b"not called 'evil.example'" in _status(swapd, bare)
+    assert b"'evil.example' is not a name of this server" in _status(swapd, bare)
 
 
 @pytest.mark.parametrize(
@@ -217,10 +217,10 @@ def test_a_target_may_name_the_server_as_long_as_the_name_is_ours(swapd: Swapd) 
         ("http://h", ("h", "/")),
     ],
 )
-def test_a_target_is_taken_apart(target: str, parts: tuple[str, str]) -> None:
+def test_a_target_is_split(target: str, parts: tuple[str, str]) -> None:
     assert split_target(target) == parts
 
 
-def test_an_origin_that_is_no_text_is_refused_like_others(swapd: Swapd) -> None:
+def test_an_origin_that_is_not_text_is_rejected_like_others(swapd: Swapd) -> None:
     sent = b"GET /running HTTP/1.1\r\nHost: localhost\r\nOrigin: http://caf\xe9\r\n\r\n"
     assert _status(swapd, sent).startswith(b"HTTP/1.1 403 ")

@@ -1,4 +1,4 @@
-"""What each refusal looks like to a client: status, type, code, and when to come again."""
+"""Responses to rejected requests: status, type, code, and time of a retry."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from swapd.domain.commands import Reject, RejectReason
 from swapd.http.errors import rejection_response
 
-TOLD = {
+RESPONSES = {
     RejectReason.UNKNOWN_MODEL: (404, "invalid_request_error", "model_not_found"),
     RejectReason.QUEUE_FULL: (429, "rate_limit_error", "queue_full"),
     RejectReason.TENANT_FULL: (429, "rate_limit_error", "tenant_queue_full"),
@@ -22,15 +22,15 @@ TOLD = {
 }
 
 
-@pytest.mark.parametrize("why", RejectReason)
+@pytest.mark.parametrize("reason", RejectReason)
 @pytest.mark.parametrize(("seconds", "header"), [(0.0, None), (0.2, "1"), (7.0, "7"), (7.1, "8")])
-def test_a_refusal_has_its_status_type_and_time(
-    why: RejectReason, seconds: float, header: str | None
+def test_a_rejection_has_its_status_type_code_and_retry_time(
+    reason: RejectReason, seconds: float, header: str | None
 ) -> None:
-    answer = rejection_response(Reject(1, why, "so it is", seconds))
+    answer = rejection_response(Reject(1, reason, "the message", seconds))
     assert isinstance(answer.body, bytes)
     error = msgspec.json.decode(answer.body)["error"]
-    assert (answer.status, error["type"], error["code"]) == TOLD[why]
-    assert error["message"] == "so it is"
-    assert error["param"] == ("model" if why is RejectReason.UNKNOWN_MODEL else None)
+    assert (answer.status, error["type"], error["code"]) == RESPONSES[reason]
+    assert error["message"] == "the message"
+    assert error["param"] == ("model" if reason is RejectReason.UNKNOWN_MODEL else None)
     assert answer.headers.get("Retry-After") == header

@@ -1,4 +1,4 @@
-"""What requests say of themselves: tenant, keep_alive; and what answers tell of their tokens."""
+"""Options of requests: tenant, priority, keep_alive; and token counts of responses."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from tests.fixtures import GateMaker, fake
         (" 10s ", 10.0),
     ],
 )
-def test_keep_alive_is_read_as_ollama_reads_it(value: object, expected: float) -> None:
+def test_keep_alive_is_parsed_as_in_ollama(value: object, expected: float) -> None:
     assert parse_keep_alive(value) == expected
 
 
 @pytest.mark.parametrize("value", ["", "soon", "5 m", "5x", "m5", True, [], {}, "5m3", "1e3"])
-def test_what_is_no_duration_is_told(value: object) -> None:
+def test_a_value_that_is_no_duration_is_rejected(value: object) -> None:
     with pytest.raises(ValueError, match="'keep_alive' must be seconds or a duration"):
         parse_keep_alive(value)
 
 
 @pytest.mark.parametrize("value", [10**400, "1" + "0" * 400, "9" * 400 + "h"])
-def test_what_is_no_time_any_more_is_told(value: object) -> None:
+def test_a_duration_that_is_too_large_is_rejected(value: object) -> None:
     with pytest.raises(ValueError, match="'keep_alive' is too large"):
         parse_keep_alive(value)
 
@@ -57,11 +57,11 @@ def test_what_is_no_time_any_more_is_told(value: object) -> None:
         (b"", 0),
     ],
 )
-def test_tokens_are_read_off_the_end_of_an_answer(tail: bytes, tokens: int) -> None:
+def test_token_counts_are_parsed_from_the_end_of_a_response(tail: bytes, tokens: int) -> None:
     assert tokens_told(tail) == tokens
 
 
-def test_keep_alive_of_0_ends_the_worker_and_a_negative_one_keeps_it(home: Path) -> None:
+def test_keep_alive_0_stops_the_worker_and_a_negative_one_keeps_it(home: Path) -> None:
     models = {"a": fake("a", ttl=1), "b": fake("b")}
     with Swapd(home, config(models)) as swapd:
         swapd.ask("a", keep_alive=-1)
@@ -69,42 +69,42 @@ def test_keep_alive_of_0_ends_the_worker_and_a_negative_one_keeps_it(home: Path)
         gone = swapd.worker("b")["pid"]
         swapd.ask("b", keep_alive=0)
         eventually(lambda: not alive(gone))
-        # b has gone at once, a stays beyond its second.
+        # b was stopped at once, a stays beyond its ttl of one second.
         swapd.ask("b", keep_alive="2s")
         swapd.until(lambda states: states == {"a": "ready"})
         swapd.ask("a", keep_alive="200ms")
         swapd.until(lambda states: states == {})
 
 
-def test_running_tells_the_end_that_counts(home: Path) -> None:
-    models = {"a": fake("a", ttl=500), "held": fake("held", ttl=500, pinned=True)}
+def test_running_shows_the_expiry_that_applies(home: Path) -> None:
+    models = {"a": fake("a", ttl=500), "pinned": fake("pinned", ttl=500, pinned=True)}
     with Swapd(home, config(models)) as swapd:
 
         def expires_in() -> float | None:
-            # Its slot is given back a moment after its answer.
+            # The slot is released a moment after the response.
             eventually(lambda: swapd.worker("a")["idle_seconds"] is not None)
-            told: float | None = swapd.worker("a")["expires_in_seconds"]
-            return told
+            seconds: float | None = swapd.worker("a")["expires_in_seconds"]
+            return seconds
 
-        swapd.ask("held")
+        swapd.ask("pinned")
         swapd.ask("a")
         assert 400 < (expires_in() or 0) <= 500
-        assert swapd.worker("held")["expires_in_seconds"] is None
+        assert swapd.worker("pinned")["expires_in_seconds"] is None
         swapd.ask("a", keep_alive="1000s")
         assert 900 < (expires_in() or 0) <= 1000
         swapd.ask("a", keep_alive=-1)
         assert expires_in() is None
 
 
-def test_a_keep_alive_that_is_none_is_refused(both: Swapd) -> None:
+def test_an_invalid_keep_alive_is_rejected(both: Swapd) -> None:
     refused = both.ask("bard", keep_alive="soon")
     assert refused.status_code == 400
     assert error_of(refused)["param"] == "keep_alive"
 
 
 @pytest.mark.parametrize("way", ["header", "user"])
-def test_tenants_take_turns_for_a_slot(home: Path, gate: GateMaker, way: str) -> None:
-    """Four requests of one tenant wait before one of another comes: it is the next but one."""
+def test_tenants_share_a_slot_fairly(home: Path, gate: GateMaker, way: str) -> None:
+    """Queue four requests of one tenant, then one of another: it is served second at the latest."""
     words = gate("words")
     models = {"a": fake("a", f"--word-gate {words.path}", slots=1)}
     with Swapd(home, config(models)) as swapd, ThreadPoolExecutor(6) as pool:
@@ -138,12 +138,10 @@ def test_tenants_take_turns_for_a_slot(home: Path, gate: GateMaker, way: str) ->
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/upstream/a/v1/chat/completions"])
-def test_a_key_of_higher_priority_is_served_before_those_that_wait(
-    home: Path, gate: GateMaker, path: str
-) -> None:
+def test_a_key_of_higher_priority_is_served_first(home: Path, gate: GateMaker, path: str) -> None:
     words = gate("words")
     models = {"a": fake("a", f"--word-gate {words.path}", slots=1)}
-    priorities = {"low": -1, "plain": 0, "high": 1}
+    priorities = {"low": -1, "normal": 0, "high": 1}
     keys = {name: {"hash": hash_of(name), "priority": step} for name, step in priorities.items()}
     keys["watcher"] = {"hash": hash_of("watcher")}
     with Swapd(home, config(models, keys=keys)) as swapd, ThreadPoolExecutor(6) as pool:
@@ -158,19 +156,21 @@ def test_a_key_of_higher_priority_is_served_before_those_that_wait(
         asked = [pool.submit(ask, "low")]
         swapd.until(lambda states: states == {"a": "ready"})
         eventually(lambda: swapd.worker("a")["busy"] == 1)
-        for count, key in enumerate(("low", "low", "plain", "high"), 1):
+        for count, key in enumerate(("low", "low", "normal", "high"), 1):
             asked.append(pool.submit(ask, key))
             eventually(lambda n=count: swapd.worker("a")["waiting"] == n)  # type: ignore[misc]
         for done in range(1, 6):
             words.let()
             eventually(lambda n=done: len(order) >= n)  # type: ignore[misc]
-        assert order == ["low", "high", "plain", "low", "low"]
+        assert order == ["low", "high", "normal", "low", "low"]
         for one in asked:
             one.result()
 
 
 @pytest.mark.parametrize("name", ["", "theirs"])
-def test_a_key_crowds_its_own_tenants_only(home: Path, gate: GateMaker, name: str) -> None:
+def test_queue_limits_of_tenants_are_separate_for_each_key(
+    home: Path, gate: GateMaker, name: str
+) -> None:
     words = gate("words")
     models = {"a": fake("a", f"--word-gate {words.path}", slots=1)}
     keys = {"one": {"hash": hash_of("sk-one")}, "two": {"hash": hash_of("sk-two")}}

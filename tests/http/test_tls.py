@@ -1,4 +1,4 @@
-"""HTTPS by certificate files, renewed without a restart."""
+"""HTTPS with certificate files that are renewed without a restart."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.http.test_bad_input import serve
 
 
 def certify(folder: Path, name: str, *more: str) -> None:
-    """Make `name.crt` and `name.key`, for localhost, signed by itself."""
+    """Create `name.crt` and `name.key`: a self-signed certificate for localhost."""
     folder.mkdir(exist_ok=True)
     made = ["-keyout", f"{name}.key", "-out", f"{name}.crt", "-subj", f"/CN={name}"]
     if not more:
@@ -30,7 +30,7 @@ def certify(folder: Path, name: str, *more: str) -> None:
 
 
 def common_name(swapd: Swapd) -> str:
-    """Who the certificate that is shown to a new client says that we are."""
+    """Return the common name in the certificate that a new client receives."""
     pem = ssl.get_server_certificate(("127.0.0.1", swapd.port))
     (swapd.home / "seen.pem").write_text(pem)
     seen = ["openssl", "x509", "-noout", "-subject", "-in", str(swapd.home / "seen.pem")]
@@ -57,16 +57,16 @@ def test_https_with_a_certificate_that_is_renewed(home: Path) -> None:
         with pytest.raises(httpx.RemoteProtocolError):
             httpx.get(f"http://127.0.0.1:{swapd.port}/health", trust_env=False)
         shutil.copy(tls / "second.crt", tls / "now.crt")
-        eventually(lambda: "the certificate from before stays in use" in swapd.log())
+        eventually(lambda: "the previous certificate stays in use" in swapd.log())
         assert common_name(swapd) == "first"
         shutil.copy(tls / "second.key", tls / "now.key")
         eventually(lambda: common_name(swapd) == "second")
-        # Connections from before go on.
+        # Existing connections continue.
         assert swapd.ask("a").status_code == 200
         assert "Traceback" not in swapd.log() + (home / "output").read_text()
 
 
-def test_what_is_wrong_with_the_files_is_one_sentence(tmp_path: Path) -> None:
+def test_an_error_in_the_files_is_one_sentence(tmp_path: Path) -> None:
     certify(tmp_path, "one")
     certify(tmp_path, "other")
     certify(tmp_path, "locked", "-passout", "pass:word")

@@ -1,4 +1,4 @@
-"""Which workers run, and when they go: seen from outside, on real processes."""
+"""Loading, eviction and unloading of workers, tested from outside with real processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.daemon import Swapd, alive, chat, config, error_of, eventually, said
 from tests.fixtures import Gate, demo, fake
 
 
-def test_one_place_means_one_worker_alive_at_a_time(home: Path) -> None:
+def test_with_max_resident_1_one_worker_runs_at_a_time(home: Path) -> None:
     models = {"bard": demo("bard"), "alice": demo("alice")}
     with Swapd(home, config(models, max_resident=1)) as swapd:
         pids: list[int] = []
@@ -39,7 +39,7 @@ def test_twenty_requests_for_a_cold_model_start_it_once(home: Path) -> None:
         assert 'swapd_starts_total{model="bard"} 1.0' in swapd.http.get("/metrics").text
 
 
-def test_with_room_for_both_each_answers_for_itself(both: Swapd, home: Path) -> None:
+def test_two_loaded_models_respond_independently(both: Swapd, home: Path) -> None:
     through = {name: said(both.ask(name, max_tokens=24)) for name in ("bard", "alice")}
     assert both.states() == {"bard": "ready", "alice": "ready"}
     assert through["bard"] != through["alice"]
@@ -53,7 +53,7 @@ def test_with_room_for_both_each_answers_for_itself(both: Swapd, home: Path) -> 
             assert said(alone) == text
 
 
-def test_idle_workers_go_when_their_time_is_up(home: Path, gate: Callable[[str], Gate]) -> None:
+def test_idle_workers_are_stopped_after_their_ttl(home: Path, gate: Callable[[str], Gate]) -> None:
     words = gate("words")
     models = {"a": fake("a", f"--word-gate {words.path}", ttl=2)}
     with Swapd(home, config(models)) as swapd:
@@ -62,7 +62,7 @@ def test_idle_workers_go_when_their_time_is_up(home: Path, gate: Callable[[str],
             lines = r.iter_lines()
             next(lines)
             begun = now()
-            # Longer than the time to live; the worker is looked at all the while.
+            # Longer than the ttl, with the worker checked all the time.
             eventually(lambda: [swapd.worker("a")["state"]] == ["ready"] and now() > begun + 3, 6)
             words.open_for_good()
             assert [line for line in lines if line][-1] == "data: [DONE]"
@@ -72,7 +72,7 @@ def test_idle_workers_go_when_their_time_is_up(home: Path, gate: Callable[[str],
         assert 2.0 <= now() - ended <= 4.0
 
 
-def test_memory_pressure_takes_idle_workers_and_spares_a_busy_one(
+def test_memory_pressure_evicts_idle_workers_and_no_busy_one(
     home: Path, gate: Callable[[str], Gate]
 ) -> None:
     words = gate("words")
@@ -102,7 +102,7 @@ def test_memory_pressure_takes_idle_workers_and_spares_a_busy_one(
         assert gone == ["a", "b", "c"]
 
 
-async def test_a_client_that_leaves_while_its_model_loads_leaves_nothing(
+async def test_a_disconnect_during_a_load_stops_the_worker(
     home: Path, gate: Callable[[str], Gate]
 ) -> None:
     load = gate("load")
@@ -121,8 +121,8 @@ async def test_a_client_that_leaves_while_its_model_loads_leaves_nothing(
         assert "nobody waits for it any more" in swapd.log()
 
 
-def test_a_client_that_leaves_mid_stream_frees_its_slot(both: Swapd) -> None:
-    """alice has one slot: the second request is answered only because the first has left."""
+def test_a_disconnect_during_a_stream_frees_the_slot(both: Swapd) -> None:
+    """Use alice, which has one slot: the second request needs the first one's."""
     body = chat("alice", max_tokens=900, ignore_eos=True, stream=True)
     with both.http.stream("POST", "/v1/chat/completions", json=body) as response:
         lines = response.iter_lines()
@@ -144,7 +144,7 @@ def test_a_request_waits_for_a_slot_and_not_for_the_model(
         second = pool.submit(swapd.ask, "a", max_tokens=1)
         eventually(lambda: swapd.running() and swapd.worker("a")["waiting"] == 1)
         assert swapd.worker("a")["busy"] == 1
-        # What needs no slot does not wait behind those that do.
+        # Requests without a slot do not wait for those with one.
         assert swapd.http.get("/upstream/a/health").json()["name"] == "a"
         words.open_for_good()
         assert said(first.result()) == said(second.result()) == "a0 "
@@ -168,10 +168,10 @@ def test_unloading_by_hand_lets_a_busy_worker_finish(
         words.open_for_good()
         assert said(asked.result()) == "a0 a1 "
         swapd.until(lambda states: states == {})
-        assert swapd.http.post("/unload?model=nobody").status_code == 404
+        assert swapd.http.post("/unload?model=unknown").status_code == 404
 
 
-def test_load_and_unload_understand_a_body_and_refuse_what_they_do_not(home: Path) -> None:
+def test_load_and_unload_accept_a_body_and_reject_unknown_fields(home: Path) -> None:
     with Swapd(home, config({"a": fake("a"), "b": fake("b")})) as swapd:
         for name in "ab":
             assert swapd.http.post("/load", json={"model": name}).json()["loaded"] == name
@@ -182,22 +182,22 @@ def test_load_and_unload_understand_a_body_and_refuse_what_they_do_not(home: Pat
             assert swapd.http.post("/unload", json=body).status_code == 400, body
             assert swapd.http.post("/load", json=body).status_code == 400, body
         assert swapd.http.post("/unload", content=b"model=a").status_code == 400
-        told = error_of(swapd.http.post("/unload?modl=a"))["message"]
-        assert told == "/unload knows no 'modl'; did you mean model?"
+        message = error_of(swapd.http.post("/unload?modl=a"))["message"]
+        assert message == "/unload has no parameter 'modl'; did you mean model?"
         assert error_of(swapd.http.post("/load"))["message"].startswith("name the model to load")
         assert swapd.states() == {"a": "ready", "b": "ready"}
         assert swapd.http.post("/unload", json={"model": "a"}).json()["unloaded"] == ["a"]
         assert swapd.states() == {"b": "ready"}
 
 
-def test_unloading_a_deaf_worker_delays_no_other_model(home: Path) -> None:
+def test_unloading_a_worker_that_ignores_sigterm_delays_no_other_model(home: Path) -> None:
     models = {"a": fake("a", "--deaf", stop_grace=600), "b": fake("b")}
     with Swapd(home, config(models)) as swapd, ThreadPoolExecutor(1) as pool:
         swapd.ask("a")
         pid = swapd.worker("a")["pid"]
         unloading = pool.submit(swapd.http.post, "/unload?model=a")
         swapd.until(lambda states: states == {"a": "stopping"})
-        # One that has yet to be started, and then is there.
+        # Once with a start and once without.
         assert [swapd.ask("b").status_code for _ in range(2)] == [200, 200]
         assert alive(pid)
         assert not unloading.done()
@@ -206,7 +206,7 @@ def test_unloading_a_deaf_worker_delays_no_other_model(home: Path) -> None:
         assert swapd.states() == {"b": "ready"}
 
 
-def test_the_least_recently_used_goes(home: Path) -> None:
+def test_the_least_recently_used_worker_is_evicted(home: Path) -> None:
     models = {name: fake(name) for name in "abc"}
     with Swapd(home, config(models, max_resident=2, policy="lru")) as swapd:
         for name in "abac":
@@ -214,21 +214,21 @@ def test_the_least_recently_used_goes(home: Path) -> None:
         assert sorted(swapd.states()) == ["a", "c"]
 
 
-def test_a_memory_budget_holds_by_estimate_first_and_then_by_measurement(home: Path) -> None:
-    """Each is said to need 400 MiB and then holds less than 50."""
+def test_a_memory_budget_uses_estimates_first_and_then_measurements(home: Path) -> None:
+    """Use models with a configured need of 400 MiB that then hold less than 50 MiB."""
     models = {name: fake(name, need="400 MiB") for name in "ab"}
     memory = {"budget": "410 MiB", "threshold": 0}
     with Swapd(home, config(models, memory=memory)) as swapd:
         swapd.ask("a")
         eventually(lambda: 2**20 < swapd.worker("a")["bytes"] < 50 * 2**20)
-        assert swapd.worker("a")["devices"] == [], "which only ours tells of"
+        assert swapd.worker("a")["devices"] == [], "only built-in workers report them"
         swapd.ask("b")
         assert swapd.states() == {"b": "ready"}
         eventually(lambda: swapd.worker("b")["bytes"] < 50 * 2**20)
         swapd.ask("a")
         assert sorted(swapd.states()) == ["a", "b"]
     with Swapd(home, config(models, memory=memory)) as again:
-        # What was measured is known from the start.
+        # The measurements are loaded at the start.
         again.ask("a")
         again.ask("b")
         assert sorted(again.states()) == ["a", "b"]
@@ -242,20 +242,20 @@ def test_a_memory_budget_holds_by_estimate_first_and_then_by_measurement(home: P
 
 
 @pytest.mark.long
-def test_memory_that_nobody_has_is_waited_for_and_then_refused(home: Path) -> None:
+def test_a_request_for_too_much_memory_waits_and_is_then_rejected(home: Path) -> None:
     models = {"a": fake("a", need="900000 GiB"), "b": fake("b")}
     memory = {"budget": "1000000 GiB", "threshold": 0}
     with Swapd(home, config(models, memory=memory)) as swapd:
         swapd.ask("b")
-        refusal = swapd.ask("a")
-        error = error_of(refusal)
-        assert (refusal.status_code, error["code"]) == (503, "insufficient_memory")
+        rejected = swapd.ask("a")
+        error = error_of(rejected)
+        assert (rejected.status_code, error["code"]) == (503, "insufficient_memory")
         assert "are missing, which other programs hold" in error["message"]
-        assert refusal.headers["retry-after"] == "10"
+        assert rejected.headers["retry-after"] == "10"
         assert swapd.states() == {"b": "ready"}
 
 
-def test_a_full_queue_is_refused_with_a_time_to_come_back(
+def test_a_full_queue_rejects_requests_with_a_retry_time(
     home: Path, gate: Callable[[str], Gate]
 ) -> None:
     words = gate("words")
@@ -266,15 +266,15 @@ def test_a_full_queue_is_refused_with_a_time_to_come_back(
         eventually(lambda: swapd.worker("a")["busy"] == 1)
         served.append(pool.submit(swapd.ask, "a", max_tokens=1))
         eventually(lambda: swapd.worker("a")["waiting"] == 1)
-        refused = swapd.ask("a", stream=True)
-        assert refused.status_code == 429
-        assert int(refused.headers["Retry-After"]) >= 1
-        assert refused.json()["error"]["code"] == "queue_full"
+        rejected = swapd.ask("a", stream=True)
+        assert rejected.status_code == 429
+        assert int(rejected.headers["Retry-After"]) >= 1
+        assert rejected.json()["error"]["code"] == "queue_full"
         words.open_for_good()
         assert [said(one.result()) for one in served] == ["a0 ", "a0 "]
 
 
-def test_a_worker_deaf_to_sigterm_delays_the_next_by_its_grace_only(home: Path) -> None:
+def test_a_worker_that_ignores_sigterm_delays_the_next_by_its_grace_only(home: Path) -> None:
     models = {"a": fake("a", "--deaf", stop_grace=0.5), "b": fake("b")}
     with Swapd(home, config(models, max_resident=1)) as swapd:
         swapd.ask("a")
@@ -285,7 +285,7 @@ def test_a_worker_deaf_to_sigterm_delays_the_next_by_its_grace_only(home: Path) 
         assert not alive(pid)
 
 
-def test_clients_may_overlap_without_end_and_another_model_still_gets_its_turn(
+def test_continuous_requests_do_not_starve_another_model(
     home: Path,
 ) -> None:
     models = {"a": fake("a", slots=2), "b": fake("b")}
