@@ -62,7 +62,10 @@ def _content(draw: random.Random, pids: list[int]) -> bytes:
 
     run_id = draw.choice([NAMED_RUN, NAMED_RUN, "", "x", "F" * 32, 7, None])
     workers = [record() for _ in range(draw.randrange(4))]
-    page = {"run_id": run_id, "workers": draw.choice([workers, workers, workers, {}, None])}
+    page: dict[str, object] = {
+        "run_id": run_id,
+        "workers": draw.choice([workers, workers, workers, {}, None]),
+    }
     content = bytearray(json.dumps(page).encode())
     for _ in range(draw.choice([0, 0, 0, 1, 3])):
         content[draw.randrange(len(content))] = draw.randrange(256)
