@@ -109,6 +109,8 @@ class ModelNames:
         self.catalog = catalog
         self._prefix = prefix
         self._spellings: SpellingIndex | None = None
+        self._segments = 0
+        """Segments of the name with the most of them; 0 until it is needed."""
 
     def find(self, name: str) -> ModelSpec:
         """Return the model that `name` means. Raises ModelNotFoundError."""
@@ -140,11 +142,21 @@ class ModelNames:
         Names may contain slashes, so the longest exact match wins; another spelling is accepted for
         the first segment alone. Raises ModelNotFoundError.
         """
-        for count in range(len(segments), 0, -1):
+        for count in range(min(len(segments), self._max_segments()), 0, -1):
             spec = self.catalog.resolve("/".join(segments[:count]))
             if spec is not None:
                 return spec, count
         return self.find(segments[0]), 1
+
+    def _max_segments(self) -> int:
+        """Return the most segments of a name; longer beginnings of a path need no lookup."""
+        if self._segments == 0:
+            specs = self.catalog.models.values()
+            names = {name for m in specs for name in (m.name, *m.presentation.aliases)}
+                n for m in self.catalog.models.values() for n in (m.name, *m.presentation.aliases)
+            }
+            self._segments = 1 + max((name.count("/") for name in names), default=0)
+        return self._segments
 
     def listed(self) -> list[ModelSpec]:
         """Return the models that clients see in lists, by name."""

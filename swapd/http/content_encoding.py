@@ -1,10 +1,11 @@
-"""Request bodies with a Content-Encoding, decompressed within the size limit."""
+"""Request bodies: decompressed within the size limit, and single fields of them."""
 
 from __future__ import annotations
 
 import asyncio
 import zlib
 
+import msgspec
 from aiohttp import hdrs, web
 
 GZIP = 16 + zlib.MAX_WBITS
@@ -15,6 +16,10 @@ MAX_INLINE_BYTES = 16384
 """Compressed bytes that are decompressed on the event loop; larger bodies use a thread, so that
 other requests are not delayed."""
 DEFLATE_METHOD = 8
+MAX_MEMBERS = 64
+"""Members of a gzip body. Clients send one; each costs time also when it is empty."""
+CHUNK_BYTES = 65536
+"""Compressed bytes per call of zlib, which copies the part of its input behind a member's end."""
 
 
 class ContentEncodingError(Exception):
@@ -55,14 +60,29 @@ def decompressed(data: bytes, coding: str, limit: int) -> bytes:
         # Raw deflate data without the zlib header, which many clients send.
         bits = -zlib.MAX_WBITS
     # A gzip body may consist of several members.
-    while data and left:
+    position, members = 0, 0
+    while position < len(data) and left:
+        members += 1
+        if members > MAX_MEMBERS:
+            raise ContentEncodingError(f"the body has more than {MAX_MEMBERS} {coding} members")
         member = zlib.decompressobj(bits)
-        try:
-            parts.append(member.decompress(data, left))
-        except zlib.error as error:
-            raise ContentEncodingError(f"the body is not valid {coding} data") from error
-        left -= len(parts[-1])
-        if left and not member.eof:
-            raise ContentEncodingError(f"the body is truncated: its {coding} data is incomplete")
-        data = member.unused_data
+        while left and not member.eof:
+            chunk = member.unconsumed_tail or data[position : position + CHUNK_BYTES]
+            if not chunk:
+                message = f"the body is truncated: its {coding} data is incomplete"
+                raise ContentEncodingError(message)
+            if not member.unconsumed_tail:
+                position += len(chunk)
+            try:
+                parts.append(member.decompress(chunk, left))
+            except zlib.error as error:
+                raise ContentEncodingError(f"the body is not valid {coding} data") from error
+            left -= len(parts[-1])
+        position -= len(member.unused_data)
     return b"".join(parts)
+
+
+def json_text(value: msgspec.Raw) -> str | None:
+    """Return the text of a JSON string; None for any other value, which is not decoded."""
+    encoded = bytes(value)
+    return msgspec.json.decode(encoded, type=str) if encoded[:1] == b'"' else None

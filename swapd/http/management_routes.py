@@ -14,7 +14,7 @@ from swapd.domain.models import ModelSpec
 from swapd.http import errors
 from swapd.http.access_control import ACCESS_CONTROL
 from swapd.http.api_keys import AUTHENTICATED, Principal, principal_of
-from swapd.http.content_encoding import read_body
+from swapd.http.content_encoding import json_text, read_body
 from swapd.http.context import APP_CONTEXT, AppContext
 from swapd.leases import RejectedError, WorkerSnapshot
 from swapd.system.aio import now
@@ -153,27 +153,27 @@ async def _model_parameter(request: web.Request) -> str | None:
 
     Unknown parameters are rejected: if they were ignored, a misspelt one would mean all models.
     """
-    fields: dict[str, object] = {}
+    fields: dict[str, msgspec.Raw] = {}
     body = await read_body(request, request.app[APP_CONTEXT].settings.max_body_bytes)
     if body.strip():
         try:
-            fields = msgspec.json.decode(body, type=dict[str, object])
+            fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise errors.BadRequestError(f"the body is not a JSON object: {error}") from error
         except RecursionError as error:
             raise errors.BadRequestError("the body is nested too deeply") from error
     for field in (*request.query, *fields):
         if field != "model":
-            hint = did_you_mean(field, ["model"])
+            hint = did_you_mean(field[:40], ["model"])
             message = f"{request.path} has no parameter {field[:40]!r}{hint or '; it has model'}"
             raise errors.BadRequestError(message)
-    names = [*request.query.getall("model", []), *fields.values()]
-    for name in names:
-        if not isinstance(name, str) or not name:
-            raise errors.BadRequestError("'model' must be a model's name", "model")
+    names: list[str] = request.query.getall("model", [])
+    names += [json_text(value) or "" for value in fields.values()]
+    if not all(names):
+        raise errors.BadRequestError("'model' must be a model's name", "model")
     if len(set(names)) > 1:
         raise errors.BadRequestError("'model' is given twice; name one model", "model")
-    return str(names[0]) if names else None
+    return names[0] if names else None
 
 
 async def health(request: web.Request) -> web.Response:

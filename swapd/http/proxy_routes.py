@@ -14,7 +14,7 @@ from swapd.domain.model_names import requested_adapter
 from swapd.domain.models import ModelSpec
 from swapd.http import errors
 from swapd.http.api_keys import AUTHENTICATED, PermissionDeniedError, Principal, principal_of
-from swapd.http.content_encoding import read_body
+from swapd.http.content_encoding import json_text, read_body
 from swapd.http.context import APP_CONTEXT, AppContext
 from swapd.http.origins import split_target
 from swapd.leases import RejectedError, RequestOptions
@@ -26,6 +26,8 @@ UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 DURATION = re.compile(r"(-?)((?:\d+(?:\.\d+)?(?:ms|s|m|h))+)")
 DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 MAX_TENANT_LENGTH = 256
+MAX_KEEP_ALIVE_LENGTH = 400
+"""Bytes of a `keep_alive`, more than any number that is finite."""
 
 STREAM_HEADERS = {"X-Accel-Buffering": "no"}
 """Headers that keep a proxy in front of swapd from buffering tokens."""
@@ -56,13 +58,16 @@ WITH_ANY_KEY = frozenset({path[1:] for path in BY_BODY} | {"health", "v1/models"
 adapters and settings, which concern all clients of the worker."""
 
 
-class RoutingFields(msgspec.Struct):
-    """The fields of a body that routing needs; others are skipped by the decoder."""
+NULL = msgspec.Raw(b"null")
 
-    model: object = None
-    user: object = None
-    keep_alive: object = None
-    stream: object = None
+
+class RoutingFields(msgspec.Struct):
+    """The fields of a body that routing needs, undecoded: their values may be of any size."""
+
+    model: msgspec.Raw = NULL
+    user: msgspec.Raw = NULL
+    keep_alive: msgspec.Raw = NULL
+    stream: msgspec.Raw = NULL
 
 
 decode = msgspec.json.Decoder(RoutingFields).decode
@@ -79,14 +84,24 @@ def request_options(
     The tenant is `X-Tenant-Id`, else the body's `user` as in OpenAI's API; `keep_alive` is as in
     Ollama's API. The priority is the key's: if requests could set it, every client would raise it.
     """
-    user = fields.user if isinstance(fields.user, str) else ""
-    keep_alive = None if fields.keep_alive is None else parse_keep_alive(fields.keep_alive)
+    user = json_text(fields.user) or ""
+    keep_alive = _keep_alive(fields.keep_alive)
     tenant = (request.headers.get("X-Tenant-Id", "") or user)[:MAX_TENANT_LENGTH]
     if principal is None:
         return RequestOptions(tenant, keep_alive)
     # Tenants of different keys are separate, even with equal names.
     tenant = f"{principal.key.name}/{tenant}"
     return RequestOptions(tenant, keep_alive, principal.key.priority)
+
+
+def _keep_alive(value: msgspec.Raw) -> float | None:
+    """Return the field in seconds; None if it is not set. Raises ValueError."""
+    encoded = bytes(value)
+    if encoded == b"null":
+        return None
+    return parse_keep_alive(
+        msgspec.json.decode(encoded) if len(encoded) <= MAX_KEEP_ALIVE_LENGTH else None
+    )
 
 
 def parse_keep_alive(value: object) -> float:
@@ -132,20 +147,21 @@ async def by_body(request: web.Request) -> web.StreamResponse:
         return errors.error_response(400, message if body.strip() else errors.EMPTY_BODY)
     except RecursionError:
         return errors.error_response(400, "the body is nested too deeply")
-    if fields.model is None:
-        return errors.error_response(400, "the body names no 'model'", param="model")
-    if not isinstance(fields.model, str):
-        return errors.error_response(400, "'model' must be a string", param="model")
+    model = json_text(fields.model)
+    if model is None:
+        missing = bytes(fields.model) == b"null"
+        message = "the body names no 'model'" if missing else "'model' must be a string"
+        return errors.error_response(400, message, param="model")
     principal = principal_of(request)
     try:
         options = request_options(request, principal, fields)
     except ValueError as error:
         return errors.error_response(400, str(error), param="keep_alive")
     # 2. The model, and the body as its worker expects it.
-    spec = context.find(fields.model, principal)
-    rewritten = _rewritten(spec, fields.model, body)
+    spec = context.find(model, principal)
+    rewritten = _rewritten(spec, model, body)
     # 3. The response, with progress reports if the request or the model is set up for them.
-    reports_progress = wants_progress(request, spec, fields.stream is True)
+    reports_progress = wants_progress(request, spec, bytes(fields.stream) == b"true")
     path = split_target(request.raw_path)[1]
     proxy_request = ProxyRequest(spec, path, rewritten, options, asks_ids=True)
     return await _forward(context, request, proxy_request, reports_progress)
