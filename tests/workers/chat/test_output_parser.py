@@ -1,4 +1,4 @@
-"""An answer's text taken apart: the same however it is cut, and no marker ever shows in part."""
+"""The output parser: equal results for any cuts, and no part of a marker in the output."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCHEMAS: dict[str, Any] = {
 
 
 def merged(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
-    """What a client puts together: neighbours of a kind joined."""
+    """Join neighbouring parts of a kind, as a client does."""
     found: list[tuple[str, str]] = []
     for piece in pieces:
         kind = type(piece).__name__
@@ -36,7 +36,7 @@ def merged(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
 def parse(
     text: str, dialect: Dialect | None, places: Sequence[int] = (), *, thinking: bool = False
 ) -> list[Piece]:
-    """All pieces of `text`, cut at `places`."""
+    """Return all parts of `text`, fed in chunks cut at `places`."""
     parser = OutputParser(dialect, SCHEMAS, thinking=thinking)
     edges = [0, *sorted(min(place, len(text)) for place in places), len(text)]
     pieces = []
@@ -132,7 +132,7 @@ KNOWN: list[tuple[Dialect | None, str, list[tuple[str, str]]]] = [
 
 
 @pytest.mark.parametrize(("dialect", "text", "expected"), KNOWN, ids=lambda value: str(value)[:50])
-def test_what_is_known(dialect: Dialect | None, text: str, expected: list[tuple[str, str]]) -> None:
+def test_known_outputs(dialect: Dialect | None, text: str, expected: list[tuple[str, str]]) -> None:
     assert merged(parse(text, dialect)) == expected
     each = merged(parse(text, dialect, range(len(text))))
     assert each == expected, "letter by letter it was something else"
@@ -140,12 +140,12 @@ def test_what_is_known(dialect: Dialect | None, text: str, expected: list[tuple[
         assert merged(parse(text, dialect, [place])) == expected
 
 
-def test_a_prompt_may_have_opened_the_tag() -> None:
+def test_a_prompt_may_open_the_think_tag() -> None:
     text = "\nwhy\n</think>\n\nso"
     assert merged(parse(text, None, thinking=True)) == [("Reasoning", "why"), ("Content", "so")]
 
 
-def test_a_name_comes_first_and_arguments_as_they_come() -> None:
+def test_the_name_comes_first_and_arguments_are_streamed() -> None:
     parser = OutputParser(Dialect.HERMES, SCHEMAS)
     assert parser.feed("Well <tool_call>") == [ContentPart("Well")]
     assert parser.feed('{"name": "add"') == []
@@ -155,10 +155,10 @@ def test_a_name_comes_first_and_arguments_as_they_come() -> None:
     assert parser.finish() == []
 
 
-def test_a_plain_answer_is_passed_on_at_once() -> None:
+def test_text_without_markers_is_passed_on_at_once() -> None:
     parser = OutputParser(None, {})
     assert parser.feed(" a") == [ContentPart(" a")]
-    assert parser.idle
+    assert parser.passthrough
 
 
 PARTS = st.sampled_from(
@@ -184,15 +184,15 @@ def test_the_cuts_do_not_matter(
 
 
 @given(TEXTS, TEXTS, st.sampled_from([None, *Dialect]), st.booleans())
-def test_what_was_told_stays_true_whatever_follows(
+def test_emitted_parts_stay_valid_for_any_continuation(
     text: str, more: str, dialect: Dialect | None, thinking: bool
 ) -> None:
-    """So no marker can have shown in part."""
+    """Check thereby that no part of a marker was emitted."""
     parser = OutputParser(dialect, SCHEMAS, thinking=thinking)
-    told = merged(parser.feed(text))
+    emitted = merged(parser.feed(text))
     finally_ = merged(parse(text + more, dialect, thinking=thinking))
-    assert [kind for kind, _ in told] == [kind for kind, _ in finally_[: len(told)]]
-    for (_, begun), (_, whole) in zip(told, finally_, strict=False):
+    assert [kind for kind, _ in emitted] == [kind for kind, _ in finally_[: len(emitted)]]
+    for (_, begun), (_, whole) in zip(emitted, finally_, strict=False):
         assert whole.startswith(begun)
 
 
