@@ -74,7 +74,7 @@ class ToolCallConstraint(Protocol):
     """The grammar for tool calls in a chat's answers, and the detector that switches it on."""
 
     @property
-    def call(self) -> Grammar | None:
+    def call_grammar(self) -> Grammar | None:
         """The grammar for the text after a call's marker; None: any text."""
 
     def start(self) -> CallStart | None:
@@ -124,14 +124,14 @@ class Answers:
         self._ends: dict[int, Finished] = {}
         self._n = request.n or 1
         if self._n * len(prompts) > MAX_ANSWERS:
-            raise ApiError(400, f"The request has more than {MAX_ANSWERS} answers.", param="n")
+            raise ApiError(400, f"More than {MAX_ANSWERS} answers were requested.", param="n")
         if any(place >= self._n * len(prompts) for place in call.past or ()):
             raise lost("the request has fewer answers than the events")
         for tokens in prompts:
             for number in range(self._n):
                 drawn: deque[tuple[int, float, list[tuple[int, float]]]] = deque()
                 start = None if calls is None else calls.start()
-                call_grammar = None if calls is None else calls.call
+                call_grammar = None if calls is None else calls.call_grammar
                 guide = None
                 if not (grammar is None and alternatives is None and start is None):
                     guide = GrammarConstraint(grammar, alternatives, start, call_grammar, drawn)

@@ -83,12 +83,12 @@ class Chat:
     """True if the prompt ends with an open think tag."""
     grammar: Grammar | None
     """The grammar of the answer; None: any text."""
-    call: Grammar | None = None
+    call_grammar: Grammar | None = None
     """The grammar of the text after a tool call's marker; None: any text."""
 
     def start(self) -> CallStart | None:
         """Return a detector of that marker for one answer; None: none is needed."""
-        if self.call is None or self.tools is None:
+        if self.call_grammar is None or self.tools is None:
             return None
         return CallStart(MARKERS[self.tools.dialect][:1], thinking=self.thinking)
 
@@ -132,8 +132,10 @@ async def open_chat(worker: WorkerService, request: ChatRequest, at: float) -> C
             # The grammar holds from the first token on, so the thought ends before the answer.
             prompt += f"\n{END_THINK}\n\n"
             thinking = False
-    call = None if tools is None or grammar is not None else _free_call_grammar(worker, tools)
-    return Chat(prompt, tools, thinking, grammar, call)
+    call_grammar = (
+        None if tools is None or grammar is not None else _free_call_grammar(worker, tools)
+    )
+    return Chat(prompt, tools, thinking, grammar, call_grammar)
 
 
 def _free_call_grammar(worker: WorkerService, tools: Tools) -> Grammar | None:

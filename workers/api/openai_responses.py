@@ -71,12 +71,12 @@ class ResponseShape:
     part: str
 
     def __init__(
-        self, model: str, count: int, birth: ResponseIdentity, *, with_usage: bool = False
+        self, model: str, count: int, identity: ResponseIdentity, *, with_usage: bool = False
     ) -> None:
         """Take the number of answers; `with_usage`: a stream ends with a usage chunk."""
         self._head: dict[str, object] = {
-            "id": f"{self.prefix}-{birth.name}",
-            "created": birth.created,
+            "id": f"{self.prefix}-{identity.name}",
+            "created": identity.created,
             "model": model,
         }
         self._count = count
@@ -147,13 +147,13 @@ class CompletionResponses(ResponseShape):
         self,
         model: str,
         count: int,
-        birth: ResponseIdentity,
+        identity: ResponseIdentity,
         *,
         with_usage: bool = False,
         echo: Sequence[Echo] | None = None,
     ) -> None:
         """Take in `echo` the prompt to repeat before each answer; None: repeat no prompts."""
-        super().__init__(model, count, birth, with_usage=with_usage)
+        super().__init__(model, count, identity, with_usage=with_usage)
         self._echo = echo
 
     def opening(self) -> bytes:
@@ -220,12 +220,12 @@ class ChatResponses(ResponseShape):
         self,
         model: str,
         parsers: Sequence[OutputParser],
-        birth: ResponseIdentity,
+        identity: ResponseIdentity,
         *,
         with_usage: bool = False,
     ) -> None:
         """Take an output parser for each answer."""
-        super().__init__(model, len(parsers), birth, with_usage=with_usage)
+        super().__init__(model, len(parsers), identity, with_usage=with_usage)
         self._parsers = parsers
         self._calls = [0] * len(parsers)
         self._pending: list[list[TokenLogprobs]] = [[] for _ in parsers]

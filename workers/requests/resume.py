@@ -116,7 +116,7 @@ def call_of(path: str, headers: Mapping[str, str], body: bytes, identity: str) -
 
 
 def _resumed(body: bytes, tenant: str, lines: list[str], identity: str) -> ResumedCall:
-    birth, past, closed = ResponseIdentity.now(identity), dict[int, ResumeState](), 0
+    response_identity, past, closed = ResponseIdentity.now(identity), dict[int, ResumeState](), 0
     for number, line in enumerate(lines):
         found = _LINE.fullmatch(line)
         if found is None or (found["name"] is None) != (number > 0):
@@ -128,7 +128,7 @@ def _resumed(body: bytes, tenant: str, lines: list[str], identity: str) -> Resum
         if found["name"] is not None:
             if found["of"] != identity:
                 raise lost("it was started with another model or other settings")
-            birth = ResponseIdentity(
+            response_identity = ResponseIdentity(
                 found["name"], int(found["created"]), int(found["seed"]), identity
             )
         if found["tokens"] == CLOSING:
@@ -138,7 +138,7 @@ def _resumed(body: bytes, tenant: str, lines: list[str], identity: str) -> Resum
         if found["tokens"] != NOTHING:
             answer.tokens += map(int, found["tokens"].split(","))
         answer.events += 1
-    return ResumedCall(body, tenant, birth, resumable=True, past=past, closed=closed)
+    return ResumedCall(body, tenant, response_identity, resumable=True, past=past, closed=closed)
 
 
 def lost(why: str) -> ApiError:

@@ -148,7 +148,7 @@ def _bias(given: Biases, vocabulary: Vocabulary) -> dict[int, float]:
             if token is None or not 0 <= token < vocabulary.n_vocab:
                 raise ApiError(
                     400,
-                    f"`logit_bias` has {key!r}, which is no token of this model.",
+                    f"`logit_bias` names no token of this model: {key!r}.",
                     param="logit_bias",
                 )
             bias[token] = -math.inf if value is False else float(value)

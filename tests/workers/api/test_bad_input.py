@@ -54,7 +54,7 @@ TABLE: list[tuple[str, object, str, str | None]] = [
     (CHAT, {"messages": HI, "logit_bias": [["king", True], [-5, 1]]}, "no token", "logit_bias"),
     (CHAT, {"messages": HI, "logit_bias": {"9" * 5000: 1}}, "no token", "logit_bias"),
     (CHAT, {"messages": HI, "logit_bias": {"٣": 1}}, "no token", "logit_bias"),
-    (CHAT, {"messages": HI, "logit_bias": [["a", 1]] * 999}, "more than the mod", "logit_bias"),
+    (CHAT, {"messages": HI, "logit_bias": [["a", 1]] * 999}, "more members", "logit_bias"),
     (CHAT, {"messages": HI, "stop": ["x"] * 129}, "has more than 128", "stop"),
     (CHAT, {"messages": HI, "samplers": "k" * 65}, "has more than 64", "samplers"),
     (

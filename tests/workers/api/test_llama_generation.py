@@ -168,7 +168,7 @@ def test_ranking_by_a_model_without_a_head_fails_at_the_start(
     start: Start, tiny_gguf: Path
 ) -> None:
     worker = start(tiny_gguf, "--rerank")
-    assert "no head" in worker.first["error"]
+    assert "no classification head" in worker.first["error"]
 
 
 def test_a_long_text_repeated_for_many_is_rejected_at_the_first(
