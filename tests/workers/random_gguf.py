@@ -22,9 +22,9 @@ SPECIAL = ("<|bos|>", "<|end|>", "<|start|>")
 
 def byte_characters() -> list[str]:
     """Return the printable character for each byte 0–255, as in GPT-2's byte-level BPE."""
-    kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     spare = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in kept else chr(next(spare)) for byte in range(256)]
+    return [chr(byte) if byte in printable else chr(next(spare)) for byte in range(256)]
 
 
 def write_random_gguf(

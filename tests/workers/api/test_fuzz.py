@@ -141,9 +141,9 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
 @pytest.fixture(scope="module")
 def connection(worker: WorkerProcess) -> Iterator[http.client.HTTPConnection]:
     """Open a connection that stays open."""
-    kept = worker.connect()
-    yield kept
-    kept.close()
+    connection = worker.connect()
+    yield connection
+    connection.close()
 
 
 def answered(connection: http.client.HTTPConnection, path: str, body: bytes) -> None:
