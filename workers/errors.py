@@ -1,13 +1,13 @@
-"""What a client is told when its request can't be served."""
+"""Errors of the worker's API, in OpenAI's format."""
 
 from __future__ import annotations
 
-LONGEST = 500
-"""Characters of a sentence. What a client sent may be in it, and be of any length."""
+MAX_MESSAGE = 500
+"""Characters of a message. It may quote the request, which may be of any length."""
 
 
 class ApiError(Exception):
-    """An answer with an error status, shaped as OpenAI's."""
+    """An error response in OpenAI's format."""
 
     def __init__(
         self,
@@ -19,8 +19,8 @@ class ApiError(Exception):
         code: str | None = None,
         **facts: int,
     ) -> None:
-        """`message` is one sentence; `facts` are further members of the error object."""
-        message = message if len(message) <= LONGEST else message[: LONGEST - 1] + "…"
+        """Take one sentence as the message; `facts` are further members of the error object."""
+        message = message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 1] + "…"
         super().__init__(message)
         self.status = status
         self.body: dict[str, object] = {
@@ -29,7 +29,7 @@ class ApiError(Exception):
 
 
 def exceeds_context(prompt: int, context: int) -> ApiError:
-    """The prompt leaves no room for an answer; llama-server's type, with both numbers."""
+    """Return the error for a prompt that fills the context, with llama-server's type."""
     return ApiError(
         400,
         f"The request has {prompt} tokens and the context holds {context}, answer included.",
@@ -40,8 +40,8 @@ def exceeds_context(prompt: int, context: int) -> ApiError:
     )
 
 
-def too_long_at_once(count: int, most: int) -> ApiError:
-    """An input that has to be computed in one piece, and is too long for that."""
+def exceeds_batch(count: int, most: int) -> ApiError:
+    """Return the error for an embedding input longer than a batch."""
     return ApiError(
         400,
         f"The input has {count} tokens, and at most {most} are computed at once (--ubatch-size).",

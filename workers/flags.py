@@ -1,8 +1,8 @@
-"""llama-server's flags: the command line to Settings.
+"""The command line: llama-server's flags, parsed into Settings.
 
-A command moves between llama-server and this worker by changing its first word, so flags that
-choose what this worker does anyway are accepted too. An unknown one is an error that names the
-nearest: a typo must not become a default.
+A command can move between llama-server and this worker with only its first word changed, so flags
+for behaviour that this worker always has are accepted too. An unknown flag is an error that names
+the nearest one: a typo must not become a default.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_
 
 
 class FlagError(Exception):
-    """The command line makes no sense; the message is one sentence."""
+    """An invalid command line; the message is one sentence."""
 
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag: how it is written, and what it sets."""
+    """A flag: its spellings, its value, and the setting that it changes."""
 
     names: str
-    """Its spellings, separated by blanks."""
+    """Spellings, separated by spaces."""
     target: str
-    """The setting's name, `sampling.` before a sampler's; empty: accepted, means nothing here."""
-    read: Callable[[str], Any] | None = None
-    """Reads its value; None: it takes none."""
+    """Name of the setting, `sampling.` before a sampler's; empty: accepted without effect."""
+    parse: Callable[[str], Any] | None = None
+    """Parser of its value; None: the flag takes no value."""
     value: Any = None
-    """What a flag without a value sets."""
+    """Value of a flag that takes none."""
     implied: Any = None
-    """Makes the value optional: what the bare flag sets."""
-    gathers: bool = False
-    """Given several times, it sets all its values, in their order."""
+    """Value of the bare flag; None: the value is required."""
+    repeatable: bool = False
+    """True: the values of repeated flags are collected in their order."""
 
 
 def _whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
@@ -76,7 +76,7 @@ def _samplers(text: str) -> tuple[str, ...]:
 
 
 def _breaker(text: str) -> str:
-    """llama-server's word for "none at all", and the escapes that shells make hard to write."""
+    """Decode `none` as an empty text, and the escapes for newlines and tabs."""
     return "" if text == "none" else text.replace("\\n", "\n").replace("\\t", "\t")
 
 
@@ -97,7 +97,7 @@ def _json(text: str) -> str:
 
 
 def _bias(text: str) -> tuple[int, float]:
-    """TOKEN+BIAS or TOKEN-BIAS; `inf` is a bias too."""
+    """Parse TOKEN+BIAS or TOKEN-BIAS; the bias may be `inf`."""
     parts = re.fullmatch(r"(\d{1,9})([+-])(\d+\.?\d*|\.\d+|inf)", text, re.ASCII)
     if parts is None:
         raise ValueError("must be TOKEN+BIAS or TOKEN-BIAS, the token by its number")
@@ -112,14 +112,14 @@ def _named_path(text: str) -> tuple[str, str]:
 
 
 def _paths(text: str) -> tuple[tuple[str, float], ...]:
-    """Files between commas; but a file that is there may have commas in its name."""
+    """Split at commas, unless the whole text is the path of an existing file."""
     if Path(text).exists():
         return ((text, 1.0),)
     return tuple((path, 1.0) for path in text.split(","))
 
 
 def _scaled_paths(text: str) -> tuple[tuple[str, float], ...]:
-    """The same, each with its scale behind a colon."""
+    """Split at commas into PATH:SCALE, unless the whole text is one with an existing file."""
     whole = Path(text.rpartition(":")[0]).is_file()
     pairs = [one.rpartition(":") for one in ([text] if whole else text.split(","))]
     if not all(path for path, _, _ in pairs):
@@ -180,9 +180,9 @@ FLAGS = (
     Flag("--dry-base", "sampling.dry_base", _number(0)),
     Flag("--dry-allowed-length", "sampling.dry_allowed_length", _whole(0)),
     Flag("--dry-penalty-last-n", "sampling.dry_penalty_last_n", _whole(-1)),
-    Flag("--dry-sequence-breaker", "sampling.dry_sequence_breakers", _breaker, gathers=True),
+    Flag("--dry-sequence-breaker", "sampling.dry_sequence_breakers", _breaker, repeatable=True),
     Flag("--ignore-eos", "ignore_eos", value=True),
-    Flag("-l --logit-bias", "sampling.logit_bias", _bias, gathers=True),
+    Flag("-l --logit-bias", "sampling.logit_bias", _bias, repeatable=True),
     Flag("--grammar", "grammar", str),
     Flag("--grammar-file", "grammar", _file),
     Flag("-j --json-schema", "json_schema", _json),
@@ -193,10 +193,10 @@ FLAGS = (
     Flag("--repeat-penalty", "sampling.repeat_penalty", _number(1e-6)),
     Flag("--presence-penalty", "sampling.presence_penalty", _number(-1e9)),
     Flag("--frequency-penalty", "sampling.frequency_penalty", _number(-1e9)),
-    Flag("--adapter", "adapter_paths", _named_path, gathers=True),
+    Flag("--adapter", "adapter_paths", _named_path, repeatable=True),
     Flag("--adapters", "adapters", str),
-    Flag("--lora", "loras", _paths, gathers=True),
-    Flag("--lora-scaled", "loras", _scaled_paths, gathers=True),
+    Flag("--lora", "loras", _paths, repeatable=True),
+    Flag("--lora-scaled", "loras", _scaled_paths, repeatable=True),
     Flag("--lora-init-without-apply", "_idle_loras", value=True),
     Flag("--max-loras", "max_loras", _whole(1)),
     Flag("--spec-lookup", "spec_lookup", value=True),
@@ -219,7 +219,7 @@ FLAGS = (
 
 
 def parse(arguments: list[str]) -> Settings:
-    """The settings that `arguments` (without the program's name) ask for. Raises FlagError."""
+    """Parse `arguments`, without the program's name, into settings. Raises FlagError."""
     flags = {name: flag for flag in FLAGS for name in flag.names.split()}
     found: dict[str, Any] = {}
     rest = list(arguments)
@@ -229,7 +229,7 @@ def parse(arguments: list[str]) -> Settings:
         if flag is None:
             raise FlagError(_unknown(name, list(flags)))
         value = _value(flag, name, rest, flags)
-        found[flag.target] = (*found.get(flag.target, ()), value) if flag.gathers else value
+        found[flag.target] = (*found.get(flag.target, ()), value) if flag.repeatable else value
     if "model" not in found:
         raise FlagError("no model: name a GGUF file with --model")
     sampling = {
@@ -243,24 +243,26 @@ def parse(arguments: list[str]) -> Settings:
     _join_loras(found)
     settings = Settings(**found, sampling=Sampling(**sampling))
     if settings.batch_size < settings.parallel:
-        raise FlagError("--batch-size must be at least --parallel: every slot steps every time")
+        raise FlagError(
+            "--batch-size must be at least --parallel: each slot adds a token to a batch"
+        )
     if settings.spec_lookup and settings.model_draft:
-        raise FlagError("--spec-lookup and --model-draft both guess ahead: choose one")
+        raise FlagError("--spec-lookup and --model-draft are two ways of speculation: choose one")
     if settings.grammar is not None and settings.json_schema is not None:
-        raise FlagError("--grammar and --json-schema both say what answers follow: choose one")
+        raise FlagError("--grammar and --json-schema both constrain the answers: choose one")
     return settings
 
 
 def _join_loras(found: dict[str, Any]) -> None:
-    """Each --lora may name several."""
+    """Flatten the adapters, as each --lora may name several; set the scales of idle ones to 0."""
     idle = found.pop("_idle_loras", False)
     loras = [one for several in found.get("loras", ()) for one in several]
     found["loras"] = tuple((path, 0.0 if idle else scale) for path, scale in loras)
 
 
 def _value(flag: Flag, name: str, rest: list[str], flags: dict[str, Flag]) -> Any:
-    """The value of `flag`, taken from the front of `rest` if it has one."""
-    if flag.read is None:
+    """Return the value of `flag`, removed from the front of `rest` if it is there."""
+    if flag.parse is None:
         return flag.value
     if flag.implied is not None and (not rest or rest[0] in flags):
         return flag.implied
@@ -268,7 +270,7 @@ def _value(flag: Flag, name: str, rest: list[str], flags: dict[str, Flag]) -> An
         raise FlagError(f"{name} needs a value")
     text = rest.pop(0)
     try:
-        return flag.read(text)
+        return flag.parse(text)
     except (ValueError, TypeError) as error:
         raise FlagError(f"{name} {text}: {error}") from error
     except OSError as error:
@@ -284,10 +286,10 @@ def _unknown(name: str, known: list[str]) -> str:
 
 
 def help_text() -> str:
-    """Every flag, one a line."""
+    """Return the usage text, with one flag in a line."""
     lines = ["usage: python -m workers.serve --model FILE [flags, named as llama-server's]", ""]
     for flag in FLAGS:
-        value = "" if flag.read is None else " VALUE"
-        note = "" if flag.target else "  (accepted; always so here)"
+        value = "" if flag.parse is None else " VALUE"
+        note = "" if flag.target else "  (accepted without effect)"
         lines.append(f"  {', '.join(flag.names.split())}{value}{note}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""From settings to a worker: the model, its contexts, and what stands beside them."""
+"""Loading: from settings to a worker with its model, contexts, cache and speculation."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from workers.settings import Settings
 
 DEFAULT_CONTEXT = 4096
 SMALL_MODEL = 16 * 1024 * 1024
-"""Bytes of weights below which waking a second thread costs more than it computes: the demo
-models make 9,100 tokens/s on one thread and 6,400 on two (8 streams, 2 cores)."""
-KEPT = 8
-"""Sequences that may stay in the cache beside those in slots. Beside its cells, one costs a row of
-logits in two buffers; where memory can't be cut, it would cost a state of its own, so there are
-only as many as slots."""
+"""Bytes of weights below which a second thread costs more than it computes: the demo models
+generate 9,100 tokens/s on one thread and 6,400 on two (8 streams, 2 cores)."""
+CACHED_SEQUENCES = 8
+"""Sequences that may stay in the cache beside those in slots. Beside its cells, each costs a row
+of logits in two buffers. If a sequence can't be truncated (recurrent models), each would cost a
+whole state, so there are only as many sequences as slots."""
 LARGEST_SEQ_MAX = 256  # LLAMA_MAX_SEQ
 
 
 def load(settings: Settings) -> WorkerService:
-    """Loads the model and makes its engine. Raises LoadError; called by the engine's thread."""
+    """Load the model and make its engine. Raises LoadError; called on the engine's thread."""
     began = time.monotonic()
     log = LlamaLog(verbose=settings.verbose, silent=not settings.log)
     before = devices() if settings.n_gpu_layers else []
@@ -40,7 +40,7 @@ def load(settings: Settings) -> WorkerService:
         n_ctx=_cells(settings, model.n_ctx_train),
         n_batch=settings.batch_size,
         n_ubatch=settings.ubatch_size,
-        n_seq_max=min(settings.parallel + (KEPT if model.cuts else 0), LARGEST_SEQ_MAX),
+        n_seq_max=min(settings.parallel + (CACHED_SEQUENCES if model.cuts else 0), LARGEST_SEQ_MAX),
         n_guesses=GUESSES if settings.spec_lookup or settings.model_draft else 0,
         threads=threads,
         threads_batch=settings.threads_batch if settings.threads_batch > 0 else threads,
@@ -51,15 +51,13 @@ def load(settings: Settings) -> WorkerService:
     engine = Engine(
         model,
         options,
-        _for_embeddings(settings, options, model),
+        _embedding_options(settings, options, model),
         settings.parallel,
         settings.max_loras,
         log,
     )
     if settings.slot_save_path is not None:
-        engine.scheduler.persistent_cache = _persistent_cache(
-            settings, settings.slot_save_path, engine
-        )
+        engine.scheduler.persistent_cache = _persistent_cache(settings, settings.slot_save_path, engine)
     engine.runner.speculation = _speculation(settings, engine, log)
     taken = memory_held(before, devices() if before else [])
     return WorkerService(
@@ -68,18 +66,18 @@ def load(settings: Settings) -> WorkerService:
 
 
 def _cells(settings: Settings, trained: int) -> int:
-    """The cells that all slots share."""
+    """Return the number of cells that all slots share."""
     if settings.ctx_size is None:
         return min(DEFAULT_CONTEXT, trained * settings.parallel)
     return settings.ctx_size or trained
 
 
 def _speculation(settings: Settings, engine: Engine, log: LlamaLog) -> Speculation | None:
-    """Who guesses ahead. Raises LoadError if that is a model which does not load."""
+    """Return the speculation; None if it is off. Raises LoadError for the draft model."""
     if not (settings.spec_lookup or settings.model_draft):
         return None
     if not engine.model.cuts:
-        warn("nothing is guessed ahead: this model's memory can't be cut where a guess was wrong")
+        warn("speculation is off: this model can't drop rejected draft tokens from its memory")
         return None
     if settings.model_draft is None:
         return Speculation(PromptLookup(), settings.draft_max)
@@ -101,7 +99,7 @@ def _load_model(settings: Settings, path: str, log: LlamaLog) -> Model:
 
 
 def _persistent_cache(settings: Settings, root: str, engine: Engine) -> PersistentKvCache:
-    """The folder for what the cache holds, and the name of all that this depends on."""
+    """Return the persistent KV cache, with an identity of everything that its data depend on."""
     options = engine.options
     identity = identity_of(
         {
@@ -117,14 +115,18 @@ def _persistent_cache(settings: Settings, root: str, engine: Engine) -> Persiste
     return PersistentKvCache(files, engine.context, engine.scheduler.cache, engine.counters)
 
 
-def _for_embeddings(settings: Settings, options: ContextOptions, model: Model) -> ContextOptions:
-    """One computation holds all there is: `--ubatch-size` tokens, as for llama-server; in a model
-    that is made for nothing else, `--batch-size`, if that is more."""
-    own = model.meta(f"{model.meta('general.architecture')}.pooling_type")
-    pooling = {"1": "mean", "2": "cls", "3": "last", "4": "rank"}.get(own or "", "mean")
+def _embedding_options(settings: Settings, options: ContextOptions, model: Model) -> ContextOptions:
+    """Return the options of the context for embeddings.
+
+    An input is computed in one batch of `--ubatch-size` tokens, as in llama-server. For a model
+    that can only embed, it is `--batch-size` if that is more.
+    """
+    declared = model.meta(f"{model.meta('general.architecture')}.pooling_type")
+    pooling = {"1": "mean", "2": "cls", "3": "last", "4": "rank"}.get(declared or "", "mean")
     if settings.pooling == "rank" and pooling != "rank":
-        raise LoadError("this model can't rank: it has no head for it")  # llama.cpp would abort
-    most = options.n_ubatch if own in (None, "0") else max(options.n_ubatch, options.n_batch)
+        # llama.cpp would abort.
+        raise LoadError("this model can't rank: it has no classification head")
+    most = options.n_ubatch if declared in (None, "0") else max(options.n_ubatch, options.n_batch)
     size = min(most, model.n_ctx_train)
     return ContextOptions(
         n_ctx=size,

@@ -1,7 +1,7 @@
-"""One process, one model: `python -m workers.serve --model X.gguf [llama-server's flags]`.
+"""The worker process for one model: `python -m workers.serve --model X.gguf [flags]`.
 
-The model loads in the engine's thread while this one imports the HTTP server and starts to
-listen: together they take as long as the longer of the two.
+Flags are llama-server's. The engine's thread loads the model while the main thread imports the
+HTTP server and starts to listen, so start-up takes as long as the longer of the two.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from workers.settings import Settings
 
 SWITCH_INTERVAL = 0.0005
-"""Seconds until the engine, coming out of a step, gets the interpreter from the event loop. At
-Python's own 5 ms a long template or body could stall every stream by half a step."""
+"""Seconds until the engine, after a step, gets the interpreter lock from the event loop. At
+Python's default of 5 ms a long template or body could delay every stream by half a step."""
 SAVE_SECONDS = 4.0
-"""From SIGTERM until the last kept sequence is written; swapd waits for 5 unless told otherwise."""
+"""Seconds from SIGTERM until the last cached sequence is written; swapd waits for 5 by default."""
 LEAST_SAVE_SECONDS = 1.0
-"""For that, however long the last streams took: who let them end has more patience."""
+"""Seconds for the writes even after long streams: a caller that let them end waits longer."""
 BAD_USAGE = 2
-NEVER_CAME_UP = 1
-BROKE = 70  # EX_SOFTWARE of sysexits.h
+START_FAILED = 1
+ENGINE_FAILED = 70  # EX_SOFTWARE of sysexits.h
 
 
 def main(arguments: list[str]) -> int:
-    """Serves until told to stop; returns the exit status."""
+    """Serve until SIGTERM; return the exit status."""
     if {"-h", "--help"} & set(arguments):
         print(help_text())
         return 0
@@ -47,9 +47,9 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return BAD_USAGE
     sys.setswitchinterval(SWITCH_INTERVAL)
-    gc.disable()  # importing makes many objects and no garbage: a tenth of the start-up
+    gc.disable()  # imports make no garbage; collection would take a tenth of the start-up
     lifeline.end_with_stdin()
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # nothing is being served yet
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # there are no requests yet
     loaded: Future[WorkerService] = Future()
     threading.Thread(
         target=_run_engine, args=(settings, loaded), name="engine", daemon=True
@@ -61,23 +61,23 @@ def main(arguments: list[str]) -> int:
 
 
 def _run_engine(settings: Settings, loaded: Future[WorkerService]) -> None:
-    """The engine's thread: loads, then steps for ever. Its failure is the process's."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # that is for the other thread
+    """Load the model, then run the engine for ever. A failure ends the process."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # the main thread's timer
     try:
         from workers.load import load
 
         worker = load(settings)
-    except BaseException as error:  # noqa: BLE001  whatever it is, the main thread tells it
+    except BaseException as error:  # noqa: BLE001  the main thread reports it
         loaded.set_exception(error)
         return
     loaded.set_result(worker)
     try:
         worker.engine.run()
-    except BaseException as error:  # noqa: BLE001  a dead engine must not look like an idle one
+    except BaseException as error:  # noqa: BLE001  a failed engine must not look idle
         import traceback
 
         traceback.print_exc()
-        worker.engine.give_up(f"The engine broke: {error}")
+        worker.engine.give_up(f"The engine failed: {error}")
 
 
 async def _serve(settings: Settings, lifeline: Lifeline, loaded: Future[WorkerService]) -> int:
@@ -91,16 +91,18 @@ async def _serve(settings: Settings, lifeline: Lifeline, loaded: Future[WorkerSe
     try:
         host, port = await server.listen(settings.host, settings.port)
     except OSError as error:
-        return _give_up(lifeline, f"cannot listen on {settings.host}:{settings.port}: {error}")
+        return _report_failure(
+            lifeline, f"cannot listen on {settings.host}:{settings.port}: {error}"
+        )
     try:
         worker = await asyncio.wrap_future(loaded)
-    except Exception as error:  # noqa: BLE001  told in a sentence, and the process ends
-        return _give_up(lifeline, str(error) or repr(error))
+    except Exception as error:  # noqa: BLE001  reported in a sentence, and the process ends
+        return _report_failure(lifeline, str(error) or repr(error))
     engine = worker.engine
-    engine.attach(asyncio.get_running_loop(), on_broken=lambda: server.stop(BROKE))
-    pulse = Heartbeat(lifeline, engine, asyncio.get_running_loop())
-    pulse.start()
-    server.serve(worker, pulse)
+    engine.attach(asyncio.get_running_loop(), on_broken=lambda: server.stop(ENGINE_FAILED))
+    heartbeat = Heartbeat(lifeline, engine, asyncio.get_running_loop())
+    heartbeat.start()
+    server.serve(worker, heartbeat)
     lifeline.ready(
         host=host,
         port=port,
@@ -114,23 +116,23 @@ async def _serve(settings: Settings, lifeline: Lifeline, loaded: Future[WorkerSe
         devices=worker.devices,
     )
     await in_thread(worker.template.prepare)
-    gc.freeze()  # what was imported stays: no collection need look at it
+    gc.freeze()  # imported objects stay, so collections can skip them
     gc.enable()
     status = await server.until_drained()
     if status == 0:
         spent = time.monotonic() - server.stopped_at
-        await worker.save_kept(max(SAVE_SECONDS - spent, LEAST_SAVE_SECONDS))
+        await worker.save_cache(max(SAVE_SECONDS - spent, LEAST_SAVE_SECONDS))
     return status
 
 
-def _give_up(lifeline: Lifeline, sentence: str) -> int:
+def _report_failure(lifeline: Lifeline, sentence: str) -> int:
     print(f"error: {sentence}", file=sys.stderr, flush=True)
     lifeline.failed(sentence)
-    return NEVER_CAME_UP
+    return START_FAILED
 
 
 if __name__ == "__main__":
     status = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # the engine's thread never returns, and llama.cpp's teardown has no use
+    os._exit(status)  # the engine's thread never returns, and llama.cpp's teardown is not needed

@@ -1,4 +1,4 @@
-"""A worker's parts, and what the HTTP handlers share."""
+"""The loaded worker: its parts, and the operations that the HTTP handlers share."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from workers.chat.output_parser import SPELLED
+from workers.chat.output_parser import CONTROL_MARKERS
 from workers.chat.template import CHATML, ChatTemplate
 from workers.engine.adapter_names import AdapterNames
 from workers.engine.embeddings import EmbeddingJob
 from workers.engine.engine import Engine, Task
 from workers.engine.kv_store import fingerprint, identity_of
 from workers.engine.sequence import Sequence, Sink
-from workers.errors import ApiError, exceeds_context, too_long_at_once
+from workers.errors import ApiError, exceeds_batch, exceeds_context
 from workers.grammar.cache import Grammars
 from workers.llama.detokenizer import TextOutput
 from workers.llama.model import LlamaLog, LoadError
@@ -30,11 +30,11 @@ from workers.settings import Settings
 
 T = TypeVar("T")
 LONG_TEXT = 20_000
-"""Characters from which tokenising moves off the event loop: about 5 ms."""
+"""Characters from which tokenization moves off the event loop: about 5 ms."""
 
 
 class WorkerService:
-    """One loaded model and what may be asked of it. Lives on the event loop's thread."""
+    """A loaded model with its engine, templates and grammars. Used on the event loop's thread."""
 
     def __init__(
         self,
@@ -51,28 +51,29 @@ class WorkerService:
         self.log = log
         self.load_seconds = load_seconds
         self.devices = devices
-        """The devices beside the CPU, with what loading took of their memory."""
+        """The devices other than the CPU, with the bytes that loading took on each."""
         self.created = int(time.time())
         self.identity = _identity(settings, engine)
-        """By which a worker that would have answered as this one does is known."""
+        """A digest that is equal for workers which would give the same answers."""
         self.template = ChatTemplate(
             settings.chat_template or self.model.chat_template() or CHATML,
             bos=self.model.token_text(self.model.bos),
             eos=self.model.token_text(self.model.eos),
             defaults=settings.chat_template_kwargs,
         )
-        for mark in SPELLED:
-            if mark in self.template.source:
-                self.model.reveal(mark)
+        # The parser has to see markers that the vocabulary has as control tokens.
+        for marker in CONTROL_MARKERS:
+            if marker in self.template.source:
+                self.model.reveal(marker)
         self.grammars = Grammars(self.model, log)
         self._check_flags()
         self.adapters = AdapterNames(settings)
         self._numbers = itertools.count()
         self._endings: dict[int, float] | None = None
-        """The bias of `ignore_eos`, once somebody has asked for it."""
+        """Biases for `ignore_eos`; None until the first request that uses it."""
 
     def _check_flags(self) -> None:
-        """Of those that only a loaded model can judge. Raises LoadError."""
+        """Check the flags that depend on the model. Raises LoadError."""
         grammar, schema = self.settings.grammar, self.settings.json_schema
         try:
             if grammar is not None:
@@ -90,32 +91,32 @@ class WorkerService:
     async def tokenize(
         self, text: str, *, add_special: bool = True, parse_special: bool = True
     ) -> list[int]:
-        """Text to tokens; a long one does not hold up the streams."""
+        """Return the tokens of `text`; a long text is tokenized off the event loop."""
         return await run_with_backoff(
             len(text),
             lambda: self.model.tokenize(text, add_special=add_special, parse_special=parse_special),
         )
 
     async def tokenize_rendered(self, prompt: str) -> list[int]:
-        """A rendered chat to tokens: with one beginning-of-text, whoever writes it."""
+        """Return the tokens of a rendered chat, with exactly one beginning-of-text token."""
         bos = self.model.token_text(self.model.bos)
         if self.model.adds_bos and bos:
             prompt = prompt.removeprefix(bos)
         return await self.tokenize(prompt)
 
     async def prepare(self, request: Generation) -> None:
-        """To be called before `begin`: finds out what takes too long for the loop's thread.
+        """Prepare `begin`: compute off the event loop the biases that the request needs.
 
-        Looking through a vocabulary for all that ends an answer takes 10 ms for 32,000 tokens.
+        The scan for end-of-generation tokens takes 10 ms for 32,000 tokens.
         """
-        if self._goes_on(request) and self._endings is None:
+        if self._ignores_eos(request) and self._endings is None:
             found = await in_thread(self.model.ending_tokens)
             self._endings = dict.fromkeys(found, float("-inf"))
 
-    def _goes_on(self, request: Generation) -> bool:
-        """Whether nothing that the model says is to end the answer."""
-        wish = request.ignore_eos
-        return self.settings.ignore_eos if wish is None else wish
+    def _ignores_eos(self, request: Generation) -> bool:
+        """Return True if end-of-generation tokens must not end the answer."""
+        ignores = request.ignore_eos
+        return self.settings.ignore_eos if ignores is None else ignores
 
     def begin(
         self,
@@ -128,30 +129,33 @@ class WorkerService:
         call: ResumedCall,
         resumed: list[int],
     ) -> Sequence:
-        """An answer to a checked request, for the engine. Raises ApiError if there can be none.
+        """Return a sequence for an answer to a checked request. Raises ApiError.
 
-        Without a tenant in the headers, the request's `user` is taken for one. `resumed` is what
-        another worker has drawn of it.
+        Without a tenant in the headers, the request's `user` is the tenant. `resumed` holds the
+        tokens of the answer that another worker has drawn.
         """
         engine = self.engine
         if not engine.context.generates:
             raise ApiError(400, "This model computes embeddings and generates no text.")
         if not tokens:
             raise ApiError(400, "The prompt is empty.", param="prompt")
-        room = engine.longest_sequence - len(self.within_context(tokens))
+        # The limit: the request's, else the server's, and at most the rest of the context.
+        capacity = engine.longest_sequence - len(self.within_context(tokens))
         limit = request.token_limit
         if limit is None and self.settings.predict >= 0:
             limit = self.settings.predict
+        # Sampling: a deterministic answer is greedy; a resumable one needs a fixed seed.
         sampling = sampling_of(request, self.settings.sampling, self.model)
-        if self._goes_on(request):
+        if self._ignores_eos(request):
             sampling.logit_bias.update(self._endings or {})
-        lonely = self.settings.deterministic or bool(request.deterministic)
-        if lonely:
+        isolated = self.settings.deterministic or bool(request.deterministic)
+        if isolated:
             sampling = replace(sampling, temperature=0.0)
         if call.seed is not None and not sampling.seeded:
             sampling = replace(sampling, seed=call.seed)
-        limit = room if limit is None else min(limit, room)
+        limit = capacity if limit is None else min(limit, capacity)
         check_resumed(resumed, limit, self.model, None if guide is None else guide.grammar)
+        # Adapters: `lora` if the request has it, else the adapter that `model` names.
         lora = None if request.lora is None else [(a.id, float(a.scale)) for a in request.lora]
         wanted = self.adapters.wanted(request.model, lora)
         if len(wanted) > self.settings.max_loras:
@@ -169,32 +173,32 @@ class WorkerService:
             arrived=time.monotonic(),
             tenant=call.tenant or request.user or "",
             wanted=wanted,
-            reuses=request.cache_prompt is not False and not lonely,
-            isolated=lonely,
+            reuses=request.cache_prompt is not False and not isolated,
+            isolated=isolated,
             guide=guide,
             resumed=resumed,
         )
 
     def within_context(self, prompt: list[int]) -> list[int]:
-        """`prompt`, if there is room for it and for an answer. Else raises ApiError 400."""
+        """Return `prompt` if the context has room for it and an answer. Raises ApiError 400."""
         if len(prompt) >= self.engine.longest_sequence:
             raise exceeds_context(len(prompt), self.engine.longest_sequence)
         return prompt
 
-    def at_once(self, tokens: list[int]) -> list[int]:
-        """`tokens`, if one computation has room for them. Else raises ApiError 400."""
-        room = self.engine.embedding_options.n_ubatch
-        if len(tokens) > room:
-            raise too_long_at_once(len(tokens), room)
+    def within_batch(self, tokens: list[int]) -> list[int]:
+        """Return `tokens` if they fit into one batch. Raises ApiError 400."""
+        capacity = self.engine.embedding_options.n_ubatch
+        if len(tokens) > capacity:
+            raise exceeds_batch(len(tokens), capacity)
         return tokens
 
     async def on_engine(self, work: Callable[[], T]) -> T:
-        """Does `work` on the engine's thread, between two steps; its result, or its exception."""
+        """Run `work` on the engine's thread between two steps; return its result or raise."""
         result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
         def settle(outcome: T | Exception) -> None:
             if result.done():
-                return  # nobody waits for it any more
+                return  # the caller was cancelled
             if isinstance(outcome, Exception):
                 result.set_exception(outcome)
             else:
@@ -204,42 +208,42 @@ class WorkerService:
             outcome: T | Exception
             try:
                 outcome = work()
-            except Exception as error:  # noqa: BLE001  it is raised where it is waited for
+            except Exception as error:  # noqa: BLE001  raised in the caller
                 outcome = error
             self.engine.post(settle, outcome)
 
         def lost() -> None:
-            self.engine.post(settle, RuntimeError("the engine broke"))
+            self.engine.post(settle, RuntimeError("the engine failed"))
 
         self.engine.run_between_steps(Task(attempt, lost))
         return await result
 
     async def load_adapter(self, path: Path) -> None:
-        """Loads it before it is asked for, if there is room. Raises LoadError."""
+        """Load an adapter before its first request, if there is room. Raises LoadError."""
         shelf = self.engine.shelf
         await self.on_engine(lambda: shelf.prepare(((path, 1.0),)))
 
     async def discard_adapter(self, path: Path) -> None:
-        """Frees its memory, unless a request needs it."""
+        """Free an adapter's memory, unless a request uses it."""
         shelf = self.engine.shelf
         await self.on_engine(lambda: shelf.discard(path))
 
-    async def save_kept(self, seconds: float) -> None:
-        """Writes what the cache holds to disk, if there is a place for it. At the end of all."""
-        persistent = self.engine.scheduler.persistent_cache
-        if persistent is not None:
-            await self.on_engine(lambda: persistent.save_all(seconds))
+    async def save_cache(self, seconds: float) -> None:
+        """Write the cached sequences to disk at shutdown, if a folder is configured."""
+        store = self.engine.scheduler.persistent_cache
+        if store is not None:
+            await self.on_engine(lambda: store.save_all(seconds))
 
     async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
-        """A vector of length 1 for each input. Raises ApiError for one that is too long."""
+        """Return a vector of length 1 for each input. Raises ApiError for a long input."""
         for tokens in inputs:
-            if not self.at_once(tokens):
+            if not self.within_batch(tokens):
                 raise ApiError(400, "An input must not be empty.", param="input")
         result: asyncio.Future[list[list[float]]] = asyncio.get_running_loop().create_future()
 
         def done(outcome: list[list[float]] | Exception) -> None:
             if result.done():
-                return  # the client has gone
+                return  # the client disconnected
             if isinstance(outcome, Exception):
                 result.set_exception(ApiError(500, f"{outcome}.", "server_error"))
             else:
@@ -255,18 +259,17 @@ class WorkerService:
 
 
 async def run_with_backoff(size: int, work: Callable[[], T]) -> T:
-    """Does `work`, whose time grows with `size` characters of a request, where it holds up
-    nobody: beside the event loop if they are many."""
+    """Run `work` on the event loop if `size`, in characters, is small; else in a thread."""
     return work() if size < LONG_TEXT else await in_thread(work)
 
 
 async def in_thread(work: Callable[[], T]) -> T:
-    """Runs `work` beside the event loop."""
+    """Run `work` in a thread of the default pool."""
     return await asyncio.get_running_loop().run_in_executor(None, work)
 
 
 def _identity(settings: Settings, engine: Engine) -> str:
-    """Of all that shapes an answer and is not in its request."""
+    """Return a digest of everything that affects answers and is not in the request."""
     facts = {
         "model": fingerprint(Path(settings.model)),
         "context": (engine.options.n_ctx, settings.cache_type_k, settings.cache_type_v),

@@ -1,6 +1,6 @@
-"""What a worker was started with, and what a request may wish otherwise.
+"""A worker's settings, and the sampling parameters that requests can override.
 
-Imported before anything else, so it imports next to nothing.
+Imported first by every worker, so it imports nothing that takes time.
 """
 
 from __future__ import annotations
@@ -25,15 +25,18 @@ _ALSO: Mapping[str, str] = {
 
 
 ANY_SEED = 0xFFFFFFFF
-"""LLAMA_DEFAULT_SEED: llama.cpp draws one."""
+"""LLAMA_DEFAULT_SEED: llama.cpp draws a seed."""
 
 
 class SamplerNameError(ValueError):
-    """There is no such sampler; the message is one sentence that names the nearest."""
+    """An unknown sampler; the message is one sentence with the nearest name."""
 
 
 def sampler_order(names: str | Sequence[str]) -> tuple[str, ...]:
-    """Samplers by name, or in a string by llama-server's letters. Raises SamplerNameError."""
+    """Return the samplers of a list of names or a string of llama-server's letters.
+
+    Raises SamplerNameError.
+    """
     found = []
     for given in names:
         name = SAMPLER_LETTERS.get(given, given) if isinstance(names, str) else given
@@ -51,8 +54,10 @@ def sampler_order(names: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def within(last: int, context: int) -> int:
-    """How many past tokens `last` means, of which there are never more than `context`: llama.cpp
-    would make room for as many as it is told, 8 GB for the largest number there is."""
+    """Return the number of past tokens that `last` stands for, at most `context`.
+
+    Unbounded, llama.cpp would allocate 8 GB for the largest number.
+    """
     return context if last < 0 else min(last, context)
 
 
@@ -61,9 +66,9 @@ class Sampling:
     """Sampler settings, named and defaulted as llama-server has them."""
 
     samplers: tuple[str, ...] = ORDER
-    """Which, and in what order; one that is set to do nothing is left out."""
+    """The samplers in their order; those without effect are skipped."""
     temperature: float = 0.8
-    """0: simply the likeliest."""
+    """0: greedy."""
     dynatemp_range: float = 0.0
     dynatemp_exponent: float = 1.0
     top_k: int = 40
@@ -74,12 +79,12 @@ class Sampling:
     top_n_sigma: float = -1.0
     """0 or below: off."""
     min_keep: int = 0
-    """Tokens that top_p, min_p, typ_p and xtc leave at least."""
+    """Tokens that top_p, min_p, typ_p and xtc always leave."""
     xtc_probability: float = 0.0
     xtc_threshold: float = 0.1
     """Above 0.5: off."""
     repeat_last_n: int = 64
-    """Tokens looked back on by the penalties; 0: none, -1: the whole context."""
+    """Past tokens that the penalties consider; 0: none, -1: the whole context."""
     repeat_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -88,22 +93,24 @@ class Sampling:
     dry_base: float = 1.75
     dry_allowed_length: int = 2
     dry_penalty_last_n: int = -1
-    """As `repeat_last_n`."""
+    """Past tokens that DRY considers; 0: none, -1: the whole context."""
     dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
     mirostat: int = 0
-    """Version 1 or 2 instead of all other samplers but the temperature; 0: off."""
+    """Version 1 or 2, which replaces all other samplers except the temperature; 0: off."""
     mirostat_tau: float = 5.0
     mirostat_eta: float = 0.1
     adaptive_target: float = -1.0
     """Below 0: off; else `adaptive_p` must be among the `samplers`."""
     adaptive_decay: float = 0.9
     seed: int = -1
-    """-1: drawn."""
+    """-1: random."""
     logit_bias: dict[int, float] = field(default_factory=dict)
 
     def uses(self, name: str) -> bool:
-        """Whether sampler `name` would do anything. At temperature 0 those that always leave the
-        likeliest token would not."""
+        """Return True if sampler `name` has an effect.
+
+        At temperature 0, samplers that always leave the likeliest token have none.
+        """
         draws = self.temperature > 0
         penalties = (self.repeat_penalty, self.presence_penalty, self.frequency_penalty)
         return {
@@ -117,16 +124,16 @@ class Sampling:
             "xtc": self.xtc_probability > 0 and self.xtc_threshold <= 0.5,
             "temperature": draws and (self.temperature != 1 or self.dynatemp_range > 0),
             "infill": True,
-            "adaptive_p": False,  # it draws, and so comes last
+            "adaptive_p": False,  # it draws the token, and is added last
         }[name]
 
     @property
     def seeded(self) -> bool:
-        """Whether the seed is one: -1 and what looks like it to llama.cpp are not."""
+        """True if the seed is fixed: not -1, and not equal to it in llama.cpp's 32 bits."""
         return self.seed >= 0 and self.seed & ANY_SEED != ANY_SEED
 
     def looks_back(self, context: int) -> int:
-        """How many past tokens matter; `context` is what -1 means."""
+        """Return the number of past tokens that samplers consider; -1 stands for `context`."""
         lengths = [0]
         if "penalties" in self.samplers and self.uses("penalties"):
             lengths.append(within(self.repeat_last_n, context))
@@ -136,25 +143,25 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether simply the likeliest token is taken: no state, so one chain serves all."""
+        """True if the likeliest token is always drawn. Such a chain has no state."""
         idle = not self.logit_bias and not any(map(self.uses, self.samplers))
         return self.temperature <= 0 and idle
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A worker's flags, checked and completed. Names as llama-server's."""
+    """A worker's settings, with llama-server's names."""
 
     model: str
     host: str = "127.0.0.1"
     port: int = 8080
     alias: str = ""
     ctx_size: int | None = None
-    """Cells of all slots together; None: 4,096 or what the model was trained on, if less;
-    0: what it was trained on."""
+    """Cells of all slots together; None: 4,096 or the trained context, if less; 0: the trained
+    context."""
     parallel: int = 4
     threads: int = 0
-    """At most so many; 0: one for each physical core; a very small model gets one."""
+    """Threads at most; 0: one for each physical core, and one for a very small model."""
     threads_batch: int = 0
     """0: as `threads`."""
     batch_size: int = 2048
@@ -167,42 +174,42 @@ class Settings:
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
     pooling: str | None = None
-    """None: the model's own, or the mean."""
+    """None: the model's, or the mean."""
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     predict: int = -1
     """Default for `max_tokens`; -1: to the end of the context."""
     sampling: Sampling = field(default_factory=Sampling)
     ignore_eos: bool = False
-    """Whether answers go on past what would end them, unless a request says otherwise."""
+    """True: end-of-generation tokens do not end answers, unless the request sets it."""
     grammar: str | None = None
-    """GBNF that answers follow which nobody wants otherwise."""
+    """GBNF of answers to requests without a grammar or format."""
     json_schema: str | None = None
     """The same as a JSON schema, in JSON."""
     adapter_paths: tuple[tuple[str, str], ...] = ()
     """Adapters by name."""
     adapters: str | None = None
-    """A folder of them, each named by its file; None: there is none."""
+    """Folder of adapters, named by their files; None: no folder."""
     loras: tuple[tuple[str, float], ...] = ()
-    """Adapters that every request gets, and their scales; 0: only on request."""
+    """Adapters of every request, with their scales; 0: only on request."""
     max_loras: int = 8
     """Adapters loaded at a time."""
     spec_lookup: bool = False
-    """Whether what followed the last tokens before is guessed to follow them again."""
+    """True: draft tokens from earlier occurrences of the last tokens (prompt lookup)."""
     model_draft: str | None = None
-    """A small model of the same vocabulary, which guesses ahead."""
+    """A small model of the same vocabulary that drafts tokens."""
     draft_max: int = 8
-    """Tokens guessed ahead for one request."""
+    """Draft tokens for one request and step."""
     deterministic: bool = False
-    """Whether every answer is greedy and computed alone."""
+    """True: every answer is greedy and computed in isolation."""
     slot_save_path: str | None = None
-    """Folder in which what the cache holds outlives the process; None: it does not."""
+    """Folder of the persistent KV cache; None: the cache ends with the process."""
     slot_save_bytes: int = 2 * 1024**3
-    """Bytes that this folder may grow to, of whatever worker."""
+    """Bytes of this folder at most, over all workers that use it."""
     verbose: bool = False
     log: bool = True
 
     @property
     def name(self) -> str:
-        """What the model is called in responses."""
+        """The model's name in responses."""
         return self.alias or Path(self.model).stem

@@ -1,8 +1,8 @@
-"""A worker that has no model yet: `python -m workers.spare`.
+"""A warm standby: a worker process without a model, `python -m workers.spare`.
 
-What a swap costs is mostly starting Python and importing. A spare has that behind it: it waits
-for one line of JSON on its standard input, the arguments of `workers.serve`, and becomes that
-worker. At the end of standard input it goes, as every worker does.
+Most of the time of a swap is the start of Python and its imports. A standby has done both. It waits
+for one line of JSON on standard input, the arguments of `workers.serve`, and becomes that worker.
+At the end of standard input it exits, as every worker does.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ BAD_USAGE = 2
 
 
 def prepare() -> None:
-    """Imports all that a worker imports, in the way in which it does."""
+    """Import the modules of a worker, in the same way as `workers.serve`."""
     skip_package_init("aiohttp", __version__="")
     import workers.api.server
     import workers.chat.template_sandbox
     import workers.load
     import workers.serve
 
-    # Named so that linters do not take them for unused: being imported is their use.
+    # Named so that linters do not report unused imports.
     _ = (workers.api.server, workers.chat.template_sandbox, workers.load, workers.serve)
 
 
 def wait_for_arguments() -> list[str] | None:
-    """The arguments, once they come; None at the end of standard input.
+    """Wait for the arguments and return them; None at the end of standard input.
 
-    Read byte by byte: what follows the line is not ours.
+    Read byte by byte: the bytes after the line belong to `Lifeline`.
     """
     line = b""
     while not line.endswith(b"\n"):
@@ -40,23 +40,23 @@ def wait_for_arguments() -> list[str] | None:
         if not byte:
             return None
         line += byte
-    return arguments_in(line)
+    return parse_arguments(line)
 
 
-def arguments_in(line: bytes) -> list[str]:
-    """What the line says. Raises ValueError with a sentence if it does not."""
+def parse_arguments(line: bytes) -> list[str]:
+    """Return the arguments in the line. Raises ValueError with one sentence."""
     try:
         arguments = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"a spare worker wants its arguments as JSON: {error}") from error
+        raise ValueError(f"a standby worker needs its arguments as JSON: {error}") from error
     if not isinstance(arguments, list) or not all(isinstance(one, str) for one in arguments):
-        raise ValueError("a spare worker wants its arguments as a JSON list of texts")
+        raise ValueError("a standby worker needs its arguments as a JSON list of strings")
     return arguments
 
 
 def main() -> int:
-    """Waits, then serves; the exit status."""
-    gc.disable()  # as in `serve`: importing makes many objects and no garbage
+    """Wait for arguments, then serve; return the exit status."""
+    gc.disable()  # as in `serve`: imports make many objects and no garbage
     prepare()
     try:
         arguments = wait_for_arguments()

@@ -153,8 +153,6 @@ class ModelNames:
         if self._segments == 0:
             specs = self.catalog.models.values()
             names = {name for m in specs for name in (m.name, *m.presentation.aliases)}
-                n for m in self.catalog.models.values() for n in (m.name, *m.presentation.aliases)
-            }
             self._segments = 1 + max((name.count("/") for name in names), default=0)
         return self._segments
 

@@ -1,4 +1,4 @@
-"""Workers that several tests share; starting one costs more than most tests."""
+"""Shared workers, because starting one takes longer than most tests."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from tests.workers.random_gguf import write_random_gguf
 
 @pytest.fixture(scope="session")
 def bard_gguf() -> Path:
-    """A demo model: it speaks, and has a chat template."""
+    """Return a demo model, which generates text and has a chat template."""
     return ROOT / "demo" / "bard.gguf"
 
 
 @pytest.fixture(scope="session")
 def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights: every byte is a token, and there is room for very long answers."""
+    """Write a model of random weights, with a token for each byte and a long context."""
     return write_random_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf", context=32768)
 
 
 class Start(Protocol):
-    """Starts a worker of a test's own."""
+    """A function that starts a worker for one test."""
 
     def __call__(self, model: Path, *flags: str) -> WorkerProcess: ...
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts workers; whatever became of the test, none of them outlives it."""
+    """Yield a function that starts workers; kill them all after the test."""
     workers: list[WorkerProcess] = []
 
     def begin(model: Path, *flags: str) -> WorkerProcess:
@@ -46,7 +46,7 @@ def start() -> Iterator[Start]:
 
 @pytest.fixture(scope="session")
 def bard(bard_gguf: Path) -> Iterator[WorkerProcess]:
-    """bard, with eight slots, and with the arithmetic that depends least on company."""
+    """Start bard with eight slots, and with arithmetic that co-batching affects least."""
     flags = ("--parallel", "8", "--ctx-size", "8192", "--alias", "bard", "--flash-attn", "off")
     worker = WorkerProcess(bard_gguf, *flags)
     yield worker
@@ -55,7 +55,7 @@ def bard(bard_gguf: Path) -> Iterator[WorkerProcess]:
 
 @pytest.fixture(scope="session")
 def tiny(tiny_gguf: Path) -> Iterator[WorkerProcess]:
-    """The random model, with two slots."""
+    """Start the random model with two slots."""
     worker = WorkerProcess(tiny_gguf, "--parallel", "2", "--ctx-size", "32768")
     yield worker
     worker.kill()

@@ -1,4 +1,4 @@
-"""GGUF files with random weights whose memory can't be cut: a recurrent one, a sliding window."""
+"""GGUF files with random weights and caches that can't be truncated: recurrent, sliding window."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Add = Callable[..., None]
 
 
 def write_recurrent_gguf(path: Path) -> Path:
-    """A Mamba: the whole past is one state."""
+    """Write a Mamba, whose whole past is one state."""
     inner, state, rank, kernel = 2 * WIDTH, 16, 8, 4
     out, add = _begin(path, "mamba")
     out.add_feed_forward_length(0)
@@ -41,7 +41,7 @@ def write_recurrent_gguf(path: Path) -> Path:
 
 
 def write_sliding_gguf(path: Path, window: int = 64, layers: int = LAYERS) -> Path:
-    """A Gemma 3: most layers see the last `window` tokens only."""
+    """Write a Gemma 3, in which most layers see only the last `window` tokens."""
     out, add = _begin(path, "gemma3", layers)
     out.add_feed_forward_length(3 * WIDTH)
     out.add_head_count(2)

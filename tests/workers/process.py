@@ -1,4 +1,4 @@
-"""Real worker processes for tests, and a plain way to talk to them."""
+"""Worker processes for tests, with a simple HTTP client."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 ONE_THREAD = ("--threads", "1")
-"""llama.cpp's threads spin at barriers: two of them beside other tests take ten times as long."""
+"""Flags for one thread: llama.cpp's threads spin at barriers, and two take ten times as long if
+other tests run at the same time."""
 PATIENCE = 30.0
-"""Seconds until a process that does not come up is a failure and not a slow machine."""
+"""Seconds until a process that does not start is a failure."""
 
 
 class WorkerProcess:
-    """`python -m workers.serve` with a ready descriptor and a pipe as standard input."""
+    """A process of `python -m workers.serve` with a ready descriptor and a pipe for stdin."""
 
     def __init__(self, model: Path, *flags: str) -> None:
         reader, writer = os.pipe()
@@ -44,19 +45,19 @@ class WorkerProcess:
         self.port = int(self.first.get("port", 0))
 
     def line(self) -> dict[str, Any]:
-        """The next line of the ready descriptor; {} when the worker closed it."""
+        """Return the next line of the ready descriptor; {} if the worker closed it."""
         ready, _, _ = select.select([self.lines], [], [], PATIENCE)
-        assert ready, "the worker said nothing"
+        assert ready, "the worker wrote no line"
         text = self.lines.readline()
         line: dict[str, Any] = json.loads(text) if text else {}
         return line
 
     def connect(self) -> http.client.HTTPConnection:
-        """A new connection to it."""
+        """Return a new connection to the worker."""
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
 
     def ask(self, path: str, body: object = None) -> tuple[int, Any]:
-        """(status, decoded JSON) of a GET, or of a POST of `body`; bytes go as they are."""
+        """Send a GET, or a POST of `body` (bytes unchanged); return status and decoded JSON."""
         connection = self.connect()
         try:
             if body is None:
@@ -70,18 +71,18 @@ class WorkerProcess:
             connection.close()
 
     def post(self, path: str, body: object) -> Any:
-        """The decoded answer to a POST that must succeed."""
+        """Send a POST that must succeed; return the decoded response."""
         status, answer = self.ask(path, body)
         assert status == 200, answer
         return answer
 
     def text(self, **body: object) -> str:
-        """What /v1/completions generates."""
+        """Return the text that /v1/completions generates."""
         text: str = self.post("/v1/completions", body)["choices"][0]["text"]
         return text
 
     def metric(self, name: str) -> float:
-        """One value of /metrics."""
+        """Return one value of /metrics."""
         connection = self.connect()
         try:
             connection.request("GET", "/metrics")
@@ -93,7 +94,7 @@ class WorkerProcess:
 
     @contextmanager
     def stream(self, path: str, body: dict[str, object]) -> Iterator[Iterator[dict[str, Any]]]:
-        """The events of a streamed request, as they come; leaving early hangs up."""
+        """Stream a request; yield an iterator of its events. Leaving the block disconnects."""
         connection = self.connect()
         try:
             connection.request("POST", path, json.dumps({**body, "stream": True}))
@@ -105,7 +106,7 @@ class WorkerProcess:
             connection.close()
 
     def grows_by(self, ask: Callable[[], object]) -> int:
-        """Bytes that it takes more, at most, while `ask` is under way."""
+        """Return the peak growth of the process in bytes while `ask` runs."""
         process = psutil.Process(self.process.pid)
         before = most = process.memory_info().rss
         with ThreadPoolExecutor(1) as pool:
@@ -116,7 +117,7 @@ class WorkerProcess:
         return most - before
 
     def kill(self) -> None:
-        """Ends it without asking, and closes what belongs to it."""
+        """Kill the process, and close its pipes."""
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stderr, self.lines):
@@ -124,15 +125,15 @@ class WorkerProcess:
                 pipe.close()
 
     def close(self) -> tuple[int, str]:
-        """Waits for its end; (exit status, what it wrote on standard error)."""
-        self.process.wait(PATIENCE)  # first, because what follows closes its standard input
+        """Wait for the process to end; return its exit status and standard error."""
+        self.process.wait(PATIENCE)  # first, because `communicate` closes its standard input
         _, errors = self.process.communicate()
         self.lines.close()
         return self.process.returncode, errors
 
 
 def events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
-    """The JSON of each `data:` line until [DONE], which must be the last."""
+    """Yield the JSON of each `data:` line until [DONE], which must be the last."""
     for line in response:
         if line == b"data: [DONE]\n":
             assert response.read() == b"\n"

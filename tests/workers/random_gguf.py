@@ -1,7 +1,7 @@
-"""Writes llama-architecture GGUF files with random weights, for what the demo models can't show.
+"""GGUF files of the llama architecture with random weights, for cases without a demo model.
 
-Such a model talks nonsense, but every byte of UTF-8 is a token of its own, so text is cut at the
-most awkward places; and its size is free.
+Such a model generates nonsense, but every byte of UTF-8 is a token, so text is cut inside of
+characters; and its size can be chosen.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ SPECIAL = ("<|bos|>", "<|end|>", "<|start|>")
 
 
 def byte_characters() -> list[str]:
-    """The printable stand-in of each byte 0–255, as GPT-2's byte-level BPE defines them."""
-    kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    """Return the printable character for each byte 0–255, as in GPT-2's byte-level BPE."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     spare = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in kept else chr(next(spare)) for byte in range(256)]
+    return [chr(byte) if byte in printable else chr(next(spare)) for byte in range(256)]
 
 
 def write_random_gguf(
@@ -40,7 +40,7 @@ def write_random_gguf(
     control: tuple[str, ...] = (),
     pooling: gguf.PoolingType | None = None,
 ) -> Path:
-    """A model of `layers` × `width` at `path`. Token ids 0–255 are the bytes themselves.
+    """Write a model of `layers` × `width` to `path`. Token ids 0–255 are the bytes themselves.
 
     The three SPECIAL tokens (beginning, end, start of turn) are the last of the vocabulary, and
     `control`, further control tokens, are before them.
@@ -92,7 +92,7 @@ def write_random_gguf(
 
 
 def add_vocabulary(out: gguf.GGUFWriter, size: int, control: tuple[str, ...] = ()) -> None:
-    """`size` tokens: the bytes, one merge, fillers, `control` and the SPECIAL ones at the end."""
+    """Add `size` tokens: the bytes, one merge, fillers, `control`, and SPECIAL at the end."""
     special = (*control, *SPECIAL)
     fillers = [f"filler{i}" for i in range(size - 257 - len(special))]
     tokens = [*byte_characters(), "he", *fillers, *special]
@@ -101,7 +101,7 @@ def add_vocabulary(out: gguf.GGUFWriter, size: int, control: tuple[str, ...] = (
     out.add_tokenizer_pre("gpt-2")
     out.add_token_list(tokens)
     out.add_token_types([*kinds, *[gguf.TokenType.CONTROL] * len(special)])
-    out.add_token_merges(["h e"])  # llama.cpp refuses a vocabulary without any
+    out.add_token_merges(["h e"])  # llama.cpp rejects a vocabulary without merges
     out.add_bos_token_id(size - 3)
     out.add_eos_token_id(size - 2)
     out.add_add_bos_token(False)

@@ -1,4 +1,4 @@
-"""Writes a GGUF of random weights that ranks: Qwen3's architecture with a head of two classes."""
+"""A GGUF file of a reranker with random weights: Qwen3's architecture with two classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.workers.random_gguf import add_vocabulary
 
 
 def write_ranking_gguf(path: Path, *, width: int = 64, vocabulary: int = 320) -> Path:
-    """At `path`. Its scores are probabilities, and mean nothing."""
+    """Write the model to `path`. Its scores are probabilities without meaning."""
     rng = np.random.default_rng(3)
     heads, hidden = width // 32, width * 3
     out = gguf.GGUFWriter(path, "qwen3")

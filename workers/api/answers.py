@@ -1,6 +1,7 @@
-"""What becomes of a request: one answer or several, from the engine to whoever writes them.
+"""The answers to one request: their sequences, and their text on its way from the engine.
 
-Where the engine's text arrives on the event loop's side.
+The engine's thread delivers text to the event loop, and an `AnswerStream` holds it there until
+the response writer takes it.
 """
 
 from __future__ import annotations
@@ -20,84 +21,85 @@ from workers.requests.bodies import Generation
 from workers.requests.resume import ResumedCall, lost
 from workers.service import WorkerService
 
-News = tuple[int, str, "SequenceEnd | None", int]
-"""Which of a request's answers, more text of it, its end if it has come, and how many tokens had
-been generated."""
+Update = tuple[int, str, "SequenceEnd | None", int]
+"""Index of the answer, its new text, its end or None, and tokens generated so far."""
 
 
 class AnswerStream:
-    """The sink of a request's answers. One reader; what comes while it is busy waits unmerged.
+    """The queue of updates to all answers of one request. It has one reader.
 
-    The engine hands it whole: so the reader wakes once a step, whatever the step brought.
+    Updates that arrive while the reader is busy are queued unmerged. The engine delivers all
+    updates of a step together, so the reader wakes once a step.
     """
 
     def __init__(self) -> None:
-        self._news: list[News] = []
+        self._updates: list[Update] = []
         self._waiter: asyncio.Future[None] | None = None
 
     def sink(self, index: int) -> StreamSink:
-        """Where answer `index` goes."""
+        """Return the sink for answer `index`."""
         return StreamSink(self, index)
 
-    def arrive(self, news: News) -> None:
-        """From a sink."""
-        self._news.append(news)
+    def put(self, update: Update) -> None:
+        """Queue an update, and wake the reader."""
+        self._updates.append(update)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def next(self) -> list[News]:
-        """Waits for news, and returns all since the last call."""
-        if not self._news:
+    async def next(self) -> list[Update]:
+        """Wait for updates; return all since the last call."""
+        if not self._updates:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        news, self._news = self._news, []
-        return news
+        updates, self._updates = self._updates, []
+        return updates
 
 
 class StreamSink:
-    """One answer's way into the stream."""
+    """The sink of one answer, which labels its updates with the answer's index."""
 
     def __init__(self, stream: AnswerStream, index: int) -> None:
         self._stream = stream
         self._index = index
 
     def deliver(self, text: str, end: SequenceEnd | None, generated: int) -> None:
-        """As `Sink` promises."""
-        self._stream.arrive((self._index, text, end, generated))
+        """Queue new text, and the end if there is one."""
+        self._stream.put((self._index, text, end, generated))
 
 
-MOST_ANSWERS = 256
+MAX_ANSWERS = 256
+"""Answers to one request, over all of its prompts."""
 
 
-class Calls(Protocol):
-    """What binds the calls in a chat's answers."""
+class ToolCallConstraint(Protocol):
+    """The grammar for tool calls in a chat's answers, and the detector that switches it on."""
 
     @property
-    def call(self) -> Grammar | None:
-        """What follows the mark of one; None: anything."""
+    def call_grammar(self) -> Grammar | None:
+        """The grammar for the text after a call's marker; None: any text."""
 
     def start(self) -> CallStart | None:
-        """Who finds that mark in an answer."""
+        """Return a detector of the marker for one answer; None: none is needed."""
 
 
 @dataclass(slots=True)
 class AnswerDelta:
-    """News of one answer. Not frozen, because that makes making one four times as slow."""
+    """New text of one answer. Not frozen, because a frozen one takes four times as long to make."""
 
     index: int
     text: str
     end: Finished | None
     generated: int
-    """Tokens drawn for the answer up to this."""
-    told: list[TokenLogprobs]
-    """The tokens of `text`, if that was asked for."""
+    """Tokens drawn for the answer so far."""
+    logprobs: list[TokenLogprobs]
+    """The tokens of `text`, if the request asks for log-probabilities."""
 
 
 class Answers:
-    """The answers to one request: `n` for each prompt. Made and used on the event loop's thread.
+    """The answers to one request: `n` for each prompt. Used on the event loop's thread.
 
-    Those to one prompt begin when the first of them has read it, so that they share what it
-    computed.
+    Only the first answer to a prompt is submitted at once. The others follow when it has
+    delivered something, so that they share the prompt's cells in the prefix cache.
     """
 
     def __init__(
@@ -108,34 +110,34 @@ class Answers:
         call: ResumedCall,
         *,
         grammar: Grammar | None = None,
-        calls: Calls | None = None,
-        tell: int | None = None,
+        calls: ToolCallConstraint | None = None,
+        alternatives: int | None = None,
     ) -> None:
-        """Checks all of it; raises ApiError. Nothing begins before `start`.
+        """Check the request and make its sequences; `start` submits them. Raises ApiError.
 
-        `grammar`: what each must follow; `calls`: what the calls in it must follow. `tell`: of each
-        token, and of so many alternatives to it.
+        `grammar` constrains each answer, `calls` the tool calls in it. `alternatives` is the
+        number of likely tokens to report beside each token; None: report no log-probabilities.
         """
         self._worker = worker
         self._stream = AnswerStream()
         self._sequences: list[Sequence] = []
-        self._logs: list[TokenLog] | None = None if tell is None else []
+        self._logs: list[TokenLog] | None = None if alternatives is None else []
         self._ends: dict[int, Finished] = {}
         self._n = request.n or 1
-        if self._n * len(prompts) > MOST_ANSWERS:
-            raise ApiError(400, f"More than {MOST_ANSWERS} answers were asked for.", param="n")
+        if self._n * len(prompts) > MAX_ANSWERS:
+            raise ApiError(400, f"More than {MAX_ANSWERS} answers were requested.", param="n")
         if any(place >= self._n * len(prompts) for place in call.past or ()):
-            raise lost("it has fewer parts than were sent")
+            raise lost("the request has fewer answers than the events")
         for tokens in prompts:
             for number in range(self._n):
-                told: deque[tuple[int, float, list[tuple[int, float]]]] = deque()
+                drawn: deque[tuple[int, float, list[tuple[int, float]]]] = deque()
                 start = None if calls is None else calls.start()
-                bound = None if calls is None else calls.call
+                call_grammar = None if calls is None else calls.call_grammar
                 guide = None
-                if not (grammar is None and tell is None and start is None):
-                    guide = GrammarConstraint(grammar, tell, start, bound, told)
+                if not (grammar is None and alternatives is None and start is None):
+                    guide = GrammarConstraint(grammar, alternatives, start, call_grammar, drawn)
                 if self._logs is not None:
-                    self._logs.append(TokenLog(worker.model, told))
+                    self._logs.append(TokenLog(worker.model, drawn))
                 place = len(self._sequences)
                 sequence = worker.begin(
                     request,
@@ -146,15 +148,19 @@ class Answers:
                     call=call,
                     resumed=call.tokens(place),
                 )
+                # Answers with one seed would be equal: each takes the seed after the last one.
                 if number and sequence.sampling.seed >= 0:
                     seed = sequence.sampling.seed + number
                     sequence.sampling = replace(sequence.sampling, seed=seed)
                 self._sequences.append(sequence)
-        self._held = {first: self._sequences[first + 1 : first + self._n] for first in self._firsts}
+        # Indices are dense: the answers to prompt p are n·p … n·p + n - 1.
+        self._deferred = {
+            first: self._sequences[first + 1 : first + self._n] for first in self._firsts
+        }
         self._started = False
 
     def start(self) -> None:
-        """Hands the first answer to each prompt to the engine; the others follow."""
+        """Submit the first answer to each prompt to the engine; the others follow."""
         self._started = True
         for first in self._firsts:
             self._worker.engine.submit(self._sequences[first])
@@ -165,67 +171,69 @@ class Answers:
 
     @property
     def count(self) -> int:
-        """How many there are; they are numbered prompt by prompt."""
+        """Number of answers; their indices run prompt by prompt."""
         return len(self._sequences)
 
     def sequence(self, index: int) -> Sequence:
-        """An answer's sequence, to look at: a moment's view until it has ended."""
+        """Return an answer's sequence. The engine's thread changes it until the answer ends."""
         return self._sequences[index]
 
     def drawn(self, index: int, first: int, end: int) -> list[int]:
-        """The tokens of an answer from its `first` to before its `end`."""
+        """Return the tokens of an answer from position `first` to before `end`."""
         sequence = self._sequences[index]
         begin = sequence.prompt_length
         return sequence.tokens[begin + first : begin + end]
 
     def without_end(self, tokens: list[int]) -> list[int]:
-        """`tokens` but one that ends a text."""
+        """Return `tokens` without an end-of-generation token at the end."""
         ends = tokens and self._worker.model.piece(tokens[-1]) is None
         return tokens[:-1] if ends else tokens
 
     @property
     def adapted(self) -> bool:
-        """Whether they are computed with an adapter."""
+        """True if the answers are computed with an adapter."""
         return any(sequence.wanted for sequence in self._sequences)
 
     @property
     def ended(self) -> bool:
-        """Whether all have come to their end."""
+        """True if all answers have ended."""
         return len(self._ends) == len(self._sequences)
 
     async def next(self) -> list[AnswerDelta]:
-        """Waits for news. Raises ApiError if one of them failed: that is the end of all."""
+        """Wait for new text of any answer. Raises ApiError if one of them failed."""
         parts = []
         for index, text, end, generated in await self._stream.next():
             if isinstance(end, Failed):
                 kind = "server_error" if end.status >= 500 else "invalid_request_error"
                 raise ApiError(end.status, end.message, kind)
-            for sequence in self._held.pop(index, ()):
+            # The prompt has been read: its other answers find it in the cache.
+            for sequence in self._deferred.pop(index, ()):
                 self._worker.engine.submit(sequence)
-            told = [] if self._logs is None else self._logs[index].take(text)
+            logprobs = [] if self._logs is None else self._logs[index].take(text)
             if end is not None:
                 self._ends[index] = end
-            parts.append(AnswerDelta(index, text, end, generated, told))
+            parts.append(AnswerDelta(index, text, end, generated, logprobs))
         return parts
 
     async def whole(self) -> list[AnswerDelta]:
-        """Waits for all of them; one part each."""
+        """Wait for all answers to end; return one part for each."""
         texts: list[list[str]] = [[] for _ in self._sequences]
-        told: list[list[TokenLogprobs]] = [[] for _ in self._sequences]
+        logprobs: list[list[TokenLogprobs]] = [[] for _ in self._sequences]
         counts = [0] * len(self._sequences)
         while not self.ended:
             for part in await self.next():
                 texts[part.index].append(part.text)
-                told[part.index] += part.told
+                logprobs[part.index] += part.logprobs
                 counts[part.index] = part.generated
         return [
-            AnswerDelta(index, "".join(text), self._ends[index], counts[index], told[index])
+            AnswerDelta(index, "".join(text), self._ends[index], counts[index], logprobs[index])
             for index, text in enumerate(texts)
         ]
 
     @property
     def timings(self) -> Timings:
-        """Of all that have ended: each prompt counts once, answers go on at the same time."""
+        """Timings over all answers. A prompt counts once; times are the longest of each kind,
+        because answers are generated at the same time."""
         if self.count == 1:
             return self._ends[0].timings
         each = [end.timings for end in self._ends.values()]
@@ -239,10 +247,10 @@ class Answers:
         )
 
     def cancel(self) -> None:
-        """Ends those that have not come to their end."""
+        """Cancel the answers that have not ended."""
         if not self._started:
             return
-        held = {id(sequence) for rest in self._held.values() for sequence in rest}
+        deferred = {id(sequence) for rest in self._deferred.values() for sequence in rest}
         for index, sequence in enumerate(self._sequences):
-            if index not in self._ends and id(sequence) not in held:
+            if index not in self._ends and id(sequence) not in deferred:
                 self._worker.engine.cancel(sequence)

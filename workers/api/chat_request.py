@@ -1,7 +1,4 @@
-"""A chat as the model reads it, and what its answer has to be and may hold.
-
-The messages of a chat, as templates expect them.
-"""
+"""A chat request: checked messages, the rendered prompt, and constraints on the answer."""
 
 from __future__ import annotations
 
@@ -22,7 +19,10 @@ from workers.service import WorkerService
 
 
 def check_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Text parts joined, and the arguments of calls as values. Raises ApiError 400."""
+    """Return the messages as templates expect them. Raises ApiError 400.
+
+    Text parts are joined, and the arguments of tool calls are decoded.
+    """
     if not messages:
         raise _error("`messages` must not be empty.")
     checked = []
@@ -52,20 +52,21 @@ def _text(content: object) -> str:
 
 
 def _calls(calls: object) -> list[dict[str, Any]]:
-    """OpenAI writes arguments as JSON in a string; templates write the JSON themselves."""
+    """Decode the arguments: OpenAI has JSON in a string, while templates encode values."""
     if not isinstance(calls, list):
         raise _error("`tool_calls` must be a list.")
-    found = []
+    checked = []
     for call in calls:
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise _error("Each of `tool_calls` must have a `function` with a `name`.")
         arguments = function.get("arguments", {})
         if isinstance(arguments, str):
-            with suppress(ValueError, RecursionError):  # what is broken goes to the model as it is
+            with suppress(ValueError, RecursionError):  # the model gets invalid JSON unchanged
                 arguments = json.loads(arguments or "{}")
-        found.append({"type": "function", **call, "function": {**function, "arguments": arguments}})
-    return found
+        decoded = {**function, "arguments": arguments}
+        checked.append({"type": "function", **call, "function": decoded})
+    return checked
 
 
 def _error(sentence: str) -> ApiError:
@@ -74,33 +75,35 @@ def _error(sentence: str) -> ApiError:
 
 @dataclass(frozen=True)
 class Chat:
-    """One request's chat."""
+    """A rendered chat and the constraints on its answers."""
 
     prompt: str
     tools: Tools | None
     thinking: bool
-    """The prompt ends within a thought."""
+    """True if the prompt ends with an open think tag."""
     grammar: Grammar | None
-    """What the answer must follow."""
-    call: Grammar | None = None
-    """What it must follow behind the mark of a call."""
+    """The grammar of the answer; None: any text."""
+    call_grammar: Grammar | None = None
+    """The grammar of the text after a tool call's marker; None: any text."""
 
     def start(self) -> CallStart | None:
-        """Who finds that mark in one answer."""
-        if self.call is None or self.tools is None:
+        """Return a detector of that marker for one answer; None: none is needed."""
+        if self.call_grammar is None or self.tools is None:
             return None
         return CallStart(MARKERS[self.tools.dialect][:1], thinking=self.thinking)
 
     def parser(self) -> OutputParser:
-        """For one answer."""
+        """Return an output parser for one answer."""
         if self.tools is None:
             return OutputParser(None, {}, thinking=self.thinking)
         return OutputParser(self.tools.dialect, self.tools.schemas, thinking=self.thinking)
 
 
 async def open_chat(worker: WorkerService, request: ChatRequest, at: float) -> Chat:
-    """Renders the messages and the tools with the model's template, for which it is the time `at`.
-    Raises ApiError 400."""
+    """Check and render a chat with the model's template. Raises ApiError 400.
+
+    `at` is the current time for the template, in seconds since the epoch.
+    """
     messages = check_messages(request.messages)
     tools = tools_of(
         request.tools,
@@ -116,40 +119,46 @@ async def open_chat(worker: WorkerService, request: ChatRequest, at: float) -> C
     except TemplateError as error:
         raise ApiError(400, str(error), param="messages") from error
     thinking = prompt.rstrip().endswith(THINK)
-    grammar = worker.grammars.wished(request)
+    grammar = worker.grammars.requested(request)
     if tools is not None and tools.must:
         if grammar is not None:
             raise ApiError(
-                400, "An answer can't be a call and have another form.", param="tool_choice"
+                400, "A forced tool call excludes a grammar or format.", param="tool_choice"
             )
-        grammar = _forced(worker, tools, thinking=thinking)
+        grammar = _forced_call_grammar(worker, tools, thinking=thinking)
     else:
         grammar = grammar or worker.grammars.default
         if thinking and grammar is not None:
-            prompt += f"\n{END_THINK}\n\n"  # the answer has that form from its first letter on
+            # The grammar holds from the first token on, so the thought ends before the answer.
+            prompt += f"\n{END_THINK}\n\n"
             thinking = False
-    call = None if tools is None or grammar is not None else _begun(worker, tools)
-    return Chat(prompt, tools, thinking, grammar, call)
+    call_grammar = (
+        None if tools is None or grammar is not None else _free_call_grammar(worker, tools)
+    )
+    return Chat(prompt, tools, thinking, grammar, call_grammar)
 
 
-def _begun(worker: WorkerService, tools: Tools) -> Grammar | None:
-    """None where there are schemas that no grammar can be made of: nobody asked for one."""
-    from workers.chat.tools import begun_call
+def _free_call_grammar(worker: WorkerService, tools: Tools) -> Grammar | None:
+    """Return the grammar for a call that the model begins by itself.
+
+    None if the schemas have no grammar: the request requires none.
+    """
+    from workers.chat.tools import begun_call_grammar
     from workers.grammar.json_schema import SchemaError
 
     key = msgspec.json.encode((tools.dialect.name, tools.several, tools.schemas))
     try:
-        return worker.grammars.kept(key, lambda: begun_call(tools), "tools")
+        return worker.grammars.cached(key, lambda: begun_call_grammar(tools), "tools")
     except (SchemaError, ApiError):
         return None
 
 
-def _forced(worker: WorkerService, tools: Tools, *, thinking: bool) -> Grammar:
-    from workers.chat.tools import tool_grammar
+def _forced_call_grammar(worker: WorkerService, tools: Tools, *, thinking: bool) -> Grammar:
+    from workers.chat.tools import forced_call_grammar
     from workers.grammar.json_schema import SchemaError
 
     try:
-        text = tool_grammar(tools, thinking=thinking)
+        text = forced_call_grammar(tools, thinking=thinking)
     except SchemaError as error:
         raise ApiError(400, str(error), param="tools") from error
     return worker.grammars.compile(text, "tools")

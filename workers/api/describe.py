@@ -1,6 +1,6 @@
-"""What requests this worker takes, as JSON Schema: `python -m workers.describe`.
+"""JSON Schemas of the worker's request bodies: `python -m workers.api.describe`.
 
-Made of the structs that requests are decoded with, and of the bounds that they are checked against.
+They are generated from the structs that decode requests, with the bounds that `check` enforces.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ BODIES = {
 
 
 def description() -> dict[str, Any]:
-    """`bodies`: the name of the schema for each path; `schemas`: the schemas by name."""
+    """Return `bodies`, the schema's name for each path, and `schemas`, the schemas by name."""
     _, schemas = msgspec.json.schema_components(
         set(BODIES.values()), ref_template="#/components/schemas/{name}"
     )
     for schema in schemas.values():
         for name, member in schema.get("properties", {}).items():
-            _bound(name, member)
+            _add_bounds(name, member)
     names = {path: struct.__name__ for path, struct in BODIES.items()}
     return {"bodies": names, "schemas": dict(sorted(schemas.items()))}
 
 
-def _bound(name: str, member: dict[str, Any]) -> None:
-    """Say within which bounds a number must be."""
+def _add_bounds(name: str, member: dict[str, Any]) -> None:
+    """Add the bounds of a number to its schema."""
     for part in member.get("anyOf", [member]):
         if part.get("type") in ("integer", "number"):
             if name in AT_LEAST:

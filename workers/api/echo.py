@@ -1,8 +1,8 @@
-"""Prompts that are told back, and how likely the model finds them.
+"""Echoed prompts and their log-probabilities.
 
-The engine computes only the logits it draws from. So a prompt whose probabilities are asked for
-is read once more, on a small context of its own, piece by piece between the engine's steps:
-streams go on meanwhile.
+The engine computes only the logits it samples from. So a prompt whose log-probabilities are
+requested is read a second time in a small separate context, chunk by chunk between the engine's
+steps, while streams continue.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from workers.llama.sampler import Probabilities
 from workers.service import WorkerService, run_with_backoff
 
 CHUNK = 32
-"""Tokens of a step: each needs a row of logits."""
+"""Tokens in a step: each needs a row of logits."""
 
 
 async def echoes(
     worker: WorkerService, prompts: list[list[int]], alternatives: int | None, copies: int
 ) -> list[Echo]:
-    """Each prompt, `copies` times; with what is told of its tokens unless `alternatives` is None.
+    """Return each prompt `copies` times, with its log-probabilities unless `alternatives` is None.
 
-    Raises ApiError 400 for one that the context does not hold.
+    Raises ApiError 400 for a prompt longer than the context.
     """
     found = []
     firsts = [_first_shown(worker.model, tokens) for tokens in prompts]
@@ -38,17 +38,17 @@ async def echoes(
         ],
     )
     for tokens, first, text in zip(prompts, firsts, texts, strict=True):
-        told: list[TokenLogprobs] = []
+        logprobs: list[TokenLogprobs] = []
         if alternatives is not None:
             if len(tokens) > worker.engine.longest_sequence:
                 raise exceeds_context(len(tokens), worker.engine.longest_sequence)
-            told = await _read(worker, tokens, first, alternatives)
-        found += [Echo(text, told)] * copies
+            logprobs = await _read(worker, tokens, first, alternatives)
+        found += [Echo(text, logprobs)] * copies
     return found
 
 
 def _first_shown(model: Model, tokens: list[int]) -> int:
-    """All but the beginning-of-text that the tokenizer puts before a prompt."""
+    """Return the first token to show: the tokenizer's beginning-of-text token is left out."""
     return 1 if model.adds_bos and tokens and tokens[0] == model.bos else 0
 
 
@@ -56,54 +56,54 @@ async def _read(
     worker: WorkerService, tokens: list[int], first: int, alternatives: int
 ) -> list[TokenLogprobs]:
     reader = _Reader(worker, tokens, alternatives)
-    try:  # a client that goes at any moment leaves nothing behind
+    try:  # the context is freed whenever the client disconnects
         await worker.on_engine(reader.begin)
         if first == 0 and tokens:
-            await worker.on_engine(lambda: reader.tell(tokens[0], None, []))
+            await worker.on_engine(lambda: reader.record(tokens[0], None, []))
         while not reader.done:
             await worker.on_engine(reader.step)
-        return reader.told
+        return reader.logprobs
     finally:
         await worker.on_engine(reader.free)
 
 
 class _Reader:
-    """One prompt being read. The engine thread's own."""
+    """A prompt being scored. Used on the engine's thread."""
 
     def __init__(self, worker: WorkerService, tokens: list[int], alternatives: int) -> None:
         self._worker, self._model = worker, worker.model
         self._alternatives = alternatives
-        self._held: tuple[Context, Probabilities] | None = None
-        """What llama.cpp has memory for."""
+        self._buffers: tuple[Context, Probabilities] | None = None
+        """Memory allocated by llama.cpp; None before `begin` and after `free`."""
         self._batch = Batch(CHUNK)
         self._tokens = tokens
         self._read = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._length = 0
-        self.told: list[TokenLogprobs] = []
+        self.logprobs: list[TokenLogprobs] = []
 
     @property
     def done(self) -> bool:
-        """Whether all of it has been told; the last token tells only of what would follow."""
+        """True if every token is scored. The logits of the last one would score its successor."""
         return self._read >= len(self._tokens) - 1
 
     def begin(self) -> None:
-        """Takes the memory. Raises LoadError."""
+        """Allocate the context. Raises LoadError."""
         options = replace(
             self._worker.engine.options,
             n_ctx=len(self._tokens) + CHUNK,
             n_batch=CHUNK,
             n_ubatch=CHUNK,
-            n_seq_max=CHUNK,  # which is how many rows of logits there are
+            n_seq_max=CHUNK,  # sets the number of rows of logits
         )
         context = Context(self._model, options, self._worker.log)
-        self._held = context, Probabilities(self._model.n_vocab, self._alternatives)
+        self._buffers = context, Probabilities(self._model.n_vocab, self._alternatives)
 
     def step(self) -> None:
-        """Reads on. Raises RuntimeError if llama.cpp fails."""
-        if self._held is None:
-            raise RuntimeError("a prompt can't be read before it has begun")
-        context, probabilities = self._held
+        """Compute the next chunk. Raises RuntimeError if llama.cpp fails."""
+        if self._buffers is None:
+            raise RuntimeError("the prompt's context is not allocated")
+        context, probabilities = self._buffers
         chunk = self._tokens[self._read : min(self._read + CHUNK, len(self._tokens) - 1)]
         self._batch.clear()
         self._batch.add_run(chunk, self._read, 0, wanted="all")
@@ -112,19 +112,19 @@ class _Reader:
             raise RuntimeError(f"llama.cpp could not read the prompt (code {code})")
         for row in range(len(chunk)):
             token = self._tokens[self._read + row + 1]
-            self.tell(token, *probabilities.of(context, row, token))
+            self.record(token, *probabilities.of(context, row, token))
         self._read += len(chunk)
 
     def free(self) -> None:
-        """Gives its memory back, if it has any."""
-        for held in self._held or ():
-            held.free()
-        self._held = None
+        """Free the context, if it is allocated."""
+        for buffer in self._buffers or ():
+            buffer.free()
+        self._buffers = None
 
-    def tell(self, token: int, logprob: float | None, top: list[tuple[int, float]]) -> None:
-        """Notes the prompt's next token."""
+    def record(self, token: int, logprob: float | None, top: list[tuple[int, float]]) -> None:
+        """Append the prompt's next token."""
         spelled = self._model.spelled(token)
-        self.told.append(
+        self.logprobs.append(
             TokenLogprobs(token, spelled, logprob, spell(self._model, top), self._length)
         )
         self._length += len(self._decoder.decode(spelled))

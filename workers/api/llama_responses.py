@@ -1,4 +1,4 @@
-"""Responses of llama-server's own /completion and /infill."""
+"""Response bodies and chunks of llama-server's /completion and /infill."""
 
 from __future__ import annotations
 
@@ -18,35 +18,38 @@ _encode = msgspec.json.encode
 
 
 def parameters(sampling: Sampling, predict: int) -> dict[str, object]:
-    """Sampler settings and the limit, as llama-server shows them."""
+    """Return sampler settings and the token limit in llama-server's format."""
     settings = asdict(sampling)
     bias = [{"token": token, "bias": value} for token, value in settings["logit_bias"].items()]
     return {**settings, "logit_bias": bias, "n_predict": predict, "max_tokens": predict}
 
 
 class LlamaResponses:
-    """The responses to one request. A stream of theirs has no end mark."""
+    """Response bodies and chunks of one request. Its stream has no `[DONE]` event."""
 
     def __init__(self, model: str, answers: Answers, prompts: list[str], *, tokens: bool) -> None:
-        """`prompts`: their texts, one for each answer; `tokens`: whether ids are told of an
-        answer that is not streamed, as they are of a stream."""
+        """Take the texts of the prompts, one for each answer.
+
+        `tokens`: token ids are in responses that are not streamed too.
+        """
         self._model = model
         self._answers = answers
         self._prompts = prompts
         self._tokens = tokens
-        self._told = [0] * len(prompts)
+        self._reported = [0] * len(prompts)
+        """Tokens of each answer that previous chunks held."""
 
     def response(self, parts: list[AnswerDelta], _timings: Timings) -> object:
-        """One object, or a list of them if there are several answers."""
+        """Return one object, or a list of them for several answers."""
         found = [self._final(part, part.text, streamed=False) for part in parts]
         return found[0] if len(found) == 1 else found
 
     def opening(self) -> bytes:
-        """Nothing."""
+        """Return no bytes: a stream has no opening event."""
         return b""
 
     def news(self, part: AnswerDelta) -> bytes:
-        """Text, and with the end all the facts."""
+        """Return a text chunk, and the final chunk if the answer has ended."""
         written = b""
         if part.text:
             sequence = self._answers.sequence(part.index)
@@ -65,15 +68,15 @@ class LlamaResponses:
         return written
 
     def closing(self, _timings: Timings) -> bytes:
-        """Nothing."""
+        """Return no bytes: a stream has no closing event."""
         return b""
 
     def _final(self, part: AnswerDelta, text: str, *, streamed: bool) -> dict[str, Any]:
         sequence, end = self._answers.sequence(part.index), part.end
         if end is None:
-            raise RuntimeError("an answer that was waited for has no end")
+            raise RuntimeError("the answer has not ended")
         tokens = self._new_tokens(part) if streamed or self._tokens else []
-        word = sequence.output.stop_word
+        stop_word = sequence.output.stop_word
         final = {
             "index": part.index,
             "content": text,
@@ -87,29 +90,29 @@ class LlamaResponses:
             "prompt": self._prompts[part.index],
             "has_new_line": "\n" in text,
             "truncated": False,
-            "stop_type": _stop_type(end, word),
-            "stopping_word": word,
+            "stop_type": _stop_type(end, stop_word),
+            "stopping_word": stop_word,
             "tokens_cached": sequence.length - 1,
             "timings": llama_timings(end.timings),
         }
         return final if streamed else {**final, **_probabilities(part)}
 
     def _new_tokens(self, part: AnswerDelta) -> list[int]:
-        """Those that have not been told yet; not the one that ended the text."""
-        drawn = self._answers.drawn(part.index, self._told[part.index], part.generated)
+        """Return the tokens since the last chunk, without the end-of-generation token."""
+        drawn = self._answers.drawn(part.index, self._reported[part.index], part.generated)
         tokens = self._answers.without_end(drawn)
-        self._told[part.index] += len(tokens)
+        self._reported[part.index] += len(tokens)
         return tokens
 
 
 def _probabilities(part: AnswerDelta) -> dict[str, object]:
-    return {"completion_probabilities": llama_probabilities(part.told)} if part.told else {}
+    return {"completion_probabilities": llama_probabilities(part.logprobs)} if part.logprobs else {}
 
 
-def _stop_type(end: Finished, word: str) -> str:
+def _stop_type(end: Finished, stop_word: str) -> str:
     if end.reason == "length":
         return "limit"
-    return "word" if word else "eos"
+    return "word" if stop_word else "eos"
 
 
 def _event(body: dict[str, Any]) -> bytes:

@@ -1,7 +1,4 @@
-"""llama-server's own endpoints.
-
-llama-server's own ways to generate and to rank: /completion, /infill, /rerank.
-"""
+"""llama-server's endpoints: /completion, /infill, /rerank, /props, /tokenize and others."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from workers.api.answers import MOST_ANSWERS, Answers
+from workers.api.answers import MAX_ANSWERS, Answers
 from workers.api.chat_request import open_chat
 from workers.api.json_response import json_response
 from workers.api.llama_responses import LlamaResponses, parameters
@@ -41,13 +38,13 @@ class Detokenize(msgspec.Struct):
 
 
 class LlamaRoutes:
-    """The handlers of /props, /slots, /tokenize and their like."""
+    """Handlers of /props, /slots, /tokenize, /detokenize, /apply-template and /metrics."""
 
     def __init__(self, worker: WorkerService) -> None:
         self._worker = worker
 
     async def props(self, _http: web.Request) -> web.Response:
-        """GET /props."""
+        """Handle GET /props."""
         worker, model = self._worker, self._worker.model
         return json_response(
             {
@@ -66,7 +63,7 @@ class LlamaRoutes:
         )
 
     async def slots(self, _http: web.Request) -> web.Response:
-        """GET /slots: a moment's view of each."""
+        """Handle GET /slots: a snapshot of each slot."""
         engine = self._worker.engine
         return json_response(
             [
@@ -76,7 +73,7 @@ class LlamaRoutes:
         )
 
     async def tokenize(self, http: web.Request) -> web.Response:
-        """POST /tokenize."""
+        """Handle POST /tokenize."""
         request = decode(await http.read(), Tokenize)
         return await run_with_backoff(len(request.content), lambda: self._tokens(request))
 
@@ -90,7 +87,7 @@ class LlamaRoutes:
         return json_response({"tokens": pieces})
 
     async def detokenize(self, http: web.Request) -> web.Response:
-        """POST /detokenize."""
+        """Handle POST /detokenize."""
         body = await http.read()
         tokens = decode(body, Detokenize).tokens
         return await run_with_backoff(len(body), lambda: self._text(tokens))
@@ -98,17 +95,19 @@ class LlamaRoutes:
     def _text(self, tokens: list[int]) -> web.Response:
         model = self._worker.model
         if not all(0 <= token < model.n_vocab for token in tokens):
-            raise ApiError(400, "`tokens` has a token the model does not.", param="tokens")
+            raise ApiError(
+                400, "`tokens` has a token id that the model does not have.", param="tokens"
+            )
         return json_response({"content": model.text(tokens)})
 
     async def apply_template(self, http: web.Request) -> web.Response:
-        """POST /apply-template."""
+        """Handle POST /apply-template."""
         request = decode(await http.read(), ChatRequest)
         chat = await open_chat(self._worker, request, time.time())
         return json_response({"prompt": chat.prompt})
 
     async def metrics(self, _http: web.Request) -> web.Response:
-        """GET /metrics. The first one imports prometheus_client, beside the loop."""
+        """Handle GET /metrics. The first one imports prometheus_client in another thread."""
         from workers.engine.metrics import render
 
         loop_seconds = time.thread_time()
@@ -118,7 +117,7 @@ class LlamaRoutes:
         )
 
     def _piece(self, token: int) -> str | list[int]:
-        """As llama-server: text, or the bytes where they are no whole characters."""
+        """Return the token's text, or its bytes if they are not valid UTF-8, as llama-server."""
         data = self._worker.model.spelled(token)
         try:
             return data.decode()
@@ -149,7 +148,7 @@ def _slot(number: int, context: int, sequence: Sequence | None) -> dict[str, obj
 
 
 class LlamaGeneration(Generation, kw_only=True):
-    """What /completion and /infill have in common."""
+    """Fields that /completion and /infill share."""
 
     n_predict: int | None = None
     n_probs: int | None = None
@@ -157,7 +156,7 @@ class LlamaGeneration(Generation, kw_only=True):
 
     @property
     def token_limit(self) -> int | None:
-        """-1 is no limit."""
+        """Tokens to generate at most; None, or -1 in the body: to the end of the context."""
         limit = self.max_tokens if self.n_predict is None else self.n_predict
         return None if limit == -1 else limit
 
@@ -169,7 +168,7 @@ class Completion(LlamaGeneration, kw_only=True):
 
 
 class Extra(msgspec.Struct):
-    """A file that belongs to what is filled in."""
+    """A file that is context for an infill."""
 
     text: str
     filename: str = "tmp"
@@ -185,7 +184,7 @@ class Infill(LlamaGeneration, kw_only=True):
 
 
 class Rerank(msgspec.Struct, kw_only=True):
-    """The body of /rerank: as Jina has it, or, with `texts`, as text-embeddings-inference."""
+    """The body of /rerank: Jina's, or text-embeddings-inference's with `texts`."""
 
     query: str
     documents: list[str | dict[str, Any]] | None = None
@@ -197,34 +196,34 @@ class Rerank(msgspec.Struct, kw_only=True):
 
 
 class CompletionRoutes:
-    """The handlers."""
+    """Handlers of /completion, /infill and /rerank."""
 
     def __init__(self, worker: WorkerService) -> None:
         self._worker = worker
 
     async def complete(self, http: web.Request) -> web.StreamResponse:
-        """POST /completion."""
+        """Handle POST /completion."""
         call, request = await read_call(http, self._worker, Completion)
         model = self._worker.model
         prompts = await run_with_backoff(
-            len(call.body), lambda: token_lists(model, request.prompt, "prompt", MOST_ANSWERS)
+            len(call.body), lambda: token_lists(model, request.prompt, "prompt", MAX_ANSWERS)
         )
         return await self._answer(http, call, request, prompts)
 
     async def infill(self, http: web.Request) -> web.StreamResponse:
-        """POST /infill."""
+        """Handle POST /infill."""
         call, request = await read_call(http, self._worker, Infill)
         prompt = await run_with_backoff(len(call.body), lambda: self._infill_prompt(request))
         return await self._answer(http, call, request, [prompt])
 
     def _infill_prompt(self, request: Infill) -> list[int]:
         model = self._worker.model
-        prefix, begun = [
+        prefix, prompt = [
             model.tokenize(text, add_special=False, parse_special=False)
             for text in (request.input_prefix, request.prompt)
         ]
         files = [(extra.filename, extra.text) for extra in request.input_extra]
-        return infill_prompt(model, prefix, request.input_suffix, begun=begun, files=files)
+        return infill_prompt(model, prefix, request.input_suffix, middle=prompt, files=files)
 
     async def _answer(
         self,
@@ -239,22 +238,22 @@ class CompletionRoutes:
             request,
             prompts,
             call,
-            grammar=worker.grammars.wished(request) or worker.grammars.default,
-            tell=request.n_probs or None,
+            grammar=worker.grammars.requested(request) or worker.grammars.default,
+            alternatives=request.n_probs or None,
         )
-        told = await run_with_backoff(len(call.body), lambda: list(map(worker.model.text, prompts)))
-        texts = [text for text in told for _ in range(request.n or 1)]
+        each = await run_with_backoff(len(call.body), lambda: list(map(worker.model.text, prompts)))
+        texts = [text for text in each for _ in range(request.n or 1)]
         name = request.model or worker.settings.name
         shape = LlamaResponses(name, answers, texts, tokens=request.return_tokens)
         return await respond(http, call, answers, shape, streaming=streaming)
 
     async def rerank(self, http: web.Request) -> web.Response:
-        """POST /rerank."""
+        """Handle POST /rerank."""
         body = await http.read()
         request = decode(body, Rerank)
         worker, query = self._worker, request.query
         if worker.engine.embedding_options.pooling != "rank":
-            raise ApiError(400, "This model can't rank: it was not trained to.")
+            raise ApiError(400, "This model can't rank: it is not a reranker.")
         documents = [_text(one) for one in request.documents or request.texts or []]
         if not documents:
             raise ApiError(400, "`documents` must not be empty.", param="documents")
@@ -262,27 +261,27 @@ class CompletionRoutes:
         inputs = await run_with_backoff(
             size,
             lambda: [
-                worker.at_once(ranking_prompt(worker.model, query, text)) for text in documents
+                worker.within_batch(ranking_prompt(worker.model, query, text)) for text in documents
             ],
         )
         scores = [vector[0] for vector in await worker.embed(inputs)]
         order = sorted(range(len(scores)), key=lambda place: -scores[place])
         order = order[: max(request.top_n, 0)] if request.top_n is not None else order
         if request.texts is not None and request.documents is None:
-            told = [{"text": documents[place]} if request.return_text else {} for place in order]
+            texts = [{"text": documents[place]} if request.return_text else {} for place in order]
             return json_response(
                 [
-                    {"index": place, "score": scores[place], **more}
-                    for place, more in zip(order, told, strict=True)
+                    {"index": place, "score": scores[place], **text}
+                    for place, text in zip(order, texts, strict=True)
                 ]
             )
-        wanted = request.return_documents
+        with_text = request.return_documents
         count = sum(map(len, inputs))
         results = [
             {
                 "index": place,
                 "relevance_score": scores[place],
-                **({"document": {"text": documents[place]}} if wanted else {}),
+                **({"document": {"text": documents[place]}} if with_text else {}),
             }
             for place in order
         ]

@@ -1,4 +1,4 @@
-"""What is told of an answer's tokens: which they were, and how likely, beside what else."""
+"""Log-probabilities of an answer's tokens and their likeliest alternatives."""
 
 from __future__ import annotations
 
@@ -15,36 +15,39 @@ Alternatives = list[tuple[int, float]]
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """One token of an answer."""
+    """A token with its log-probability and alternatives."""
 
     token: int
     spelled: bytes
     logprob: float | None
-    """None: there is none, for the first token of a text."""
+    """Natural logarithm of its probability; None for the first token of a text."""
     top: list[tuple[int, bytes, float]]
-    """The likeliest tokens in its place, whether it is among them or not."""
+    """The likeliest tokens at its position; it need not be among them."""
     offset: int
-    """Characters before it."""
+    """Characters before the token."""
 
 
 class TokenLog:
-    """The tokens of one answer, told when their text is: not those that a stop string swallows."""
+    """The tokens of one answer, released with their text.
 
-    def __init__(self, model: Model, told: deque[tuple[int, float, Alternatives]]) -> None:
-        """`told` is filled by the engine's thread, in the order of the tokens."""
+    Tokens that a stop string removes are never released.
+    """
+
+    def __init__(self, model: Model, drawn: deque[tuple[int, float, Alternatives]]) -> None:
+        """Read from `drawn`, which the engine's thread fills in the order of the tokens."""
         self._model = model
-        self._told = told
+        self._drawn = drawn
         self._waiting: deque[TokenLogprobs] = deque()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._length = 0
-        """Characters of all tokens that came."""
+        """Characters of all tokens so far."""
         self._delivered = 0
 
     def take(self, text: str) -> list[TokenLogprobs]:
-        """The tokens of `text`, which has just been delivered."""
+        """Return the tokens of `text`, which has just been delivered."""
         self._delivered += len(text)
-        while self._told:
-            token, logprob, top = self._told.popleft()
+        while self._drawn:
+            token, logprob, top = self._drawn.popleft()
             if self._model.piece(token) is not None:
                 self._waiting.append(self._describe(token, logprob, top))
         ready = []
@@ -55,19 +58,19 @@ class TokenLog:
     def _describe(self, token: int, logprob: float, top: Alternatives) -> TokenLogprobs:
         spelled = self._model.spelled(token)
         piece = self._model.piece(token) or ""
-        told = TokenLogprobs(token, spelled, logprob, spell(self._model, top), self._length)
+        described = TokenLogprobs(token, spelled, logprob, spell(self._model, top), self._length)
         data = piece.encode() if isinstance(piece, str) else piece
         self._length += len(self._decoder.decode(data))
-        return told
+        return described
 
 
 def spell(model: Model, top: Sequence[tuple[int, float]]) -> list[tuple[int, bytes, float]]:
-    """Alternatives with what each stands for."""
+    """Return the alternatives with the bytes of each token."""
     return [(token, model.spelled(token), logprob) for token, logprob in top]
 
 
 def text_of(spelled: bytes) -> str:
-    """A token's text; of parts of a character, what each byte is, as OpenAI writes it."""
+    """Return a token's text; for a part of a character, its bytes in OpenAI's notation."""
     try:
         return spelled.decode()
     except UnicodeDecodeError:
@@ -75,13 +78,13 @@ def text_of(spelled: bytes) -> str:
 
 
 def chat_logprobs(tokens: Sequence[TokenLogprobs]) -> dict[str, object]:
-    """`logprobs` of a chat completion's choice."""
+    """Return `logprobs` of a chat completion's choice."""
     content = [
         {
-            **_chat_token(told.spelled, told.logprob or 0.0),
-            "top_logprobs": [_chat_token(spelled, logprob) for _, spelled, logprob in told.top],
+            **_chat_token(one.spelled, one.logprob or 0.0),
+            "top_logprobs": [_chat_token(spelled, logprob) for _, spelled, logprob in one.top],
         }
-        for told in tokens
+        for one in tokens
     ]
     return {"content": content, "refusal": None}
 
@@ -92,28 +95,28 @@ def _chat_token(spelled: bytes, logprob: float) -> dict[str, object]:
 
 
 def text_logprobs(tokens: Sequence[TokenLogprobs], start: int = 0) -> dict[str, object]:
-    """`logprobs` of a text completion's choice; `start`: characters before the first token."""
+    """Return `logprobs` of a text completion's choice; the first token is at character `start`."""
     return {
-        "tokens": [text_of(told.spelled) for told in tokens],
-        "token_logprobs": [told.logprob for told in tokens],
+        "tokens": [text_of(one.spelled) for one in tokens],
+        "token_logprobs": [one.logprob for one in tokens],
         "top_logprobs": [
             None
-            if told.logprob is None
-            else {text_of(spelled): logprob for _, spelled, logprob in told.top}
-            for told in tokens
+            if one.logprob is None
+            else {text_of(spelled): logprob for _, spelled, logprob in one.top}
+            for one in tokens
         ],
-        "text_offset": [told.offset + start for told in tokens],
+        "text_offset": [one.offset + start for one in tokens],
     }
 
 
 def llama_probabilities(tokens: Sequence[TokenLogprobs]) -> list[dict[str, object]]:
-    """`completion_probabilities` of llama-server's /completion."""
+    """Return `completion_probabilities` of llama-server's /completion."""
     return [
         {
-            **_llama_token(told.token, told.spelled, told.logprob or 0.0),
-            "top_logprobs": [_llama_token(*alternative) for alternative in told.top],
+            **_llama_token(one.token, one.spelled, one.logprob or 0.0),
+            "top_logprobs": [_llama_token(*alternative) for alternative in one.top],
         }
-        for told in tokens
+        for one in tokens
     ]
 
 

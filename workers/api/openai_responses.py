@@ -1,7 +1,4 @@
-"""OpenAI's response bodies, and the chunks of a stream.
-
-Responses of /v1/chat/completions: content, reasoning and tool calls.
-"""
+"""Response bodies and stream chunks of /v1/completions and /v1/chat/completions."""
 
 from __future__ import annotations
 
@@ -23,10 +20,10 @@ from workers.requests.resume import ResponseIdentity
 
 @dataclass(frozen=True)
 class Echo:
-    """A prompt as it is told back."""
+    """A prompt that the response repeats before the answer."""
 
     text: str
-    told: list[TokenLogprobs]
+    logprobs: list[TokenLogprobs]
 
 
 NO_ECHO = Echo("", [])
@@ -35,7 +32,7 @@ _encode = msgspec.json.encode
 
 
 def usage(timings: Timings) -> dict[str, object]:
-    """Token counts as OpenAI names them."""
+    """Return token counts in OpenAI's format."""
     return {
         "prompt_tokens": timings.prompt_tokens,
         "completion_tokens": timings.predicted_tokens,
@@ -45,11 +42,11 @@ def usage(timings: Timings) -> dict[str, object]:
 
 
 def llama_timings(timings: Timings) -> dict[str, object]:
-    """`timings` as llama-server names them; times in milliseconds."""
+    """Return `timings` in llama-server's format; times in milliseconds."""
     prompt = timings.prompt_tokens - timings.cached_tokens
     predicted = timings.predicted_tokens
     prompt_ms, predicted_ms = timings.prompt_seconds * 1e3, timings.predicted_seconds * 1e3
-    guesses = {"draft_n": timings.guessed, "draft_n_accepted": timings.right}
+    drafts = {"draft_n": timings.guessed, "draft_n_accepted": timings.right}
     return {
         "cache_n": timings.cached_tokens,
         "prompt_n": prompt,
@@ -60,14 +57,14 @@ def llama_timings(timings: Timings) -> dict[str, object]:
         "predicted_ms": predicted_ms,
         "predicted_per_token_ms": predicted_ms / max(predicted, 1),
         "predicted_per_second": predicted / predicted_ms * 1e3 if predicted_ms else 0.0,
-        **(guesses if timings.guessed else {}),
+        **(drafts if timings.guessed else {}),
     }
 
 
 class ResponseShape:
-    """What distinguishes the responses of an endpoint; one for each request.
+    """Response bodies and chunks of one request; a subclass for each endpoint.
 
-    The bytes around a chunk's text are encoded once, so a token costs its own text only.
+    The bytes around a chunk's text are encoded once, so a token costs the encoding of its text.
     """
 
     prefix: str
@@ -75,12 +72,12 @@ class ResponseShape:
     part: str
 
     def __init__(
-        self, model: str, count: int, birth: ResponseIdentity, *, with_usage: bool = False
+        self, model: str, count: int, identity: ResponseIdentity, *, with_usage: bool = False
     ) -> None:
-        """For so many answers; `with_usage`: a stream ends with a chunk that tells it."""
+        """Take the number of answers; `with_usage`: a stream ends with a usage chunk."""
         self._head: dict[str, object] = {
-            "id": f"{self.prefix}-{birth.name}",
-            "created": birth.created,
+            "id": f"{self.prefix}-{identity.name}",
+            "created": identity.created,
             "model": model,
         }
         self._count = count
@@ -88,7 +85,7 @@ class ResponseShape:
         self._around: dict[int, tuple[bytes, bytes]] = {}
 
     def response(self, parts: list[AnswerDelta], timings: Timings) -> dict[str, object]:
-        """The body of a response that was not streamed: a part for each answer."""
+        """Return the body of a response that is not streamed, given a part for each answer."""
         return {
             **self._head,
             "object": self.whole,
@@ -98,14 +95,14 @@ class ResponseShape:
         }
 
     def opening(self) -> bytes:
-        """What a stream begins with."""
+        """Return the opening events of a stream."""
         return b""
 
     def news(self, part: AnswerDelta) -> bytes:
-        """A stream's chunks for a part: its text, and the reason where it ends."""
+        """Return the chunks for a part: its text, and the finish reason if the answer ended."""
         written = b""
-        if part.told:
-            written = self._event(self._piece(part.index, part.text, part.told))
+        if part.logprobs:
+            written = self._event(self._piece(part.index, part.text, part.logprobs))
         elif part.text:
             before, after = self._around.get(part.index) or self._surroundings(part.index)
             written = before + _encode(part.text) + after
@@ -114,7 +111,7 @@ class ResponseShape:
         return written
 
     def closing(self, timings: Timings) -> bytes:
-        """A stream's last chunks: the usage if wished, and the end mark."""
+        """Return the last events of a stream: the usage if requested, then `[DONE]`."""
         if not self._with_usage:
             return DONE
         body = {**self._head, "object": self.part, "choices": [], "usage": usage(timings)}
@@ -125,25 +122,25 @@ class ResponseShape:
         return self._event(choice, {} if self._with_usage else {"timings": llama_timings(timings)})
 
     def _surroundings(self, index: int) -> tuple[bytes, bytes]:
-        """What comes before and after the text of a plain chunk."""
-        mark = "\x00"
-        before, after = self._event(self._piece(index, mark, [])).split(_encode(mark))
+        """Return the bytes before and after the text of a chunk."""
+        marker = "\x00"
+        before, after = self._event(self._piece(index, marker, [])).split(_encode(marker))
         self._around[index] = before, after
         return before, after
 
     def _event(self, choice: dict[str, Any], more: dict[str, object] | None = None) -> bytes:
-        """A chunk with one choice."""
+        """Return a chunk with one choice."""
         return _event({**self._head, "object": self.part, "choices": [choice], **(more or {})})
 
     def _choice(self, part: AnswerDelta, reason: str) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _piece(self, index: int, text: str | None, told: list[TokenLogprobs]) -> dict[str, Any]:
+    def _piece(self, index: int, text: str | None, logprobs: list[TokenLogprobs]) -> dict[str, Any]:
         raise NotImplementedError
 
 
 class CompletionResponses(ResponseShape):
-    """Responses of /v1/completions."""
+    """Response bodies and chunks of /v1/completions."""
 
     prefix, whole, part = "cmpl", "text_completion", "text_completion"
 
@@ -151,17 +148,17 @@ class CompletionResponses(ResponseShape):
         self,
         model: str,
         count: int,
-        birth: ResponseIdentity,
+        identity: ResponseIdentity,
         *,
         with_usage: bool = False,
         echo: Sequence[Echo] | None = None,
     ) -> None:
-        """`echo`: for each answer, the prompt that comes before it."""
-        super().__init__(model, count, birth, with_usage=with_usage)
+        """Take in `echo` the prompt to repeat before each answer; None: repeat no prompts."""
+        super().__init__(model, count, identity, with_usage=with_usage)
         self._echo = echo
 
     def opening(self) -> bytes:
-        """The prompts, if they are to be there."""
+        """Return the echoed prompts, if there are any."""
         if self._echo is None:
             return b""
         return b"".join(
@@ -169,7 +166,7 @@ class CompletionResponses(ResponseShape):
                 {
                     "index": index,
                     "text": echo.text,
-                    "logprobs": text_logprobs(echo.told) if echo.told else None,
+                    "logprobs": text_logprobs(echo.logprobs) if echo.logprobs else None,
                     "finish_reason": None,
                 },
             )
@@ -178,35 +175,35 @@ class CompletionResponses(ResponseShape):
 
     def _choice(self, part: AnswerDelta, reason: str) -> dict[str, Any]:
         echo = NO_ECHO if self._echo is None else self._echo[part.index]
-        told = [
-            *echo.told,
-            *(replace(one, offset=one.offset + len(echo.text)) for one in part.told),
+        logprobs = [
+            *echo.logprobs,
+            *(replace(one, offset=one.offset + len(echo.text)) for one in part.logprobs),
         ]
         return {
             "index": part.index,
             "text": echo.text + part.text,
-            "logprobs": text_logprobs(told) if told else None,
+            "logprobs": text_logprobs(logprobs) if logprobs else None,
             "finish_reason": reason,
         }
 
-    def _piece(self, index: int, text: str | None, told: list[TokenLogprobs]) -> dict[str, Any]:
+    def _piece(self, index: int, text: str | None, logprobs: list[TokenLogprobs]) -> dict[str, Any]:
         start = 0 if self._echo is None else len(self._echo[index].text)
         return {
             "index": index,
             "text": text or "",
-            "logprobs": text_logprobs(told, start) if told else None,
+            "logprobs": text_logprobs(logprobs, start) if logprobs else None,
             "finish_reason": None,
         }
 
 
 def _ended(part: AnswerDelta) -> Finished:
     if part.end is None:
-        raise RuntimeError("an answer that was waited for has no end")
+        raise RuntimeError("the answer has not ended")
     return part.end
 
 
 def error_event(message: str) -> bytes:
-    """What ends a stream that broke: an error, and no end mark after it."""
+    """Return the last event of a stream that failed: an error, without `[DONE]` after it."""
     error = {"message": message, "type": "server_error", "param": None, "code": None}
     return _event({"error": error})
 
@@ -216,7 +213,7 @@ def _event(body: dict[str, object]) -> bytes:
 
 
 class ChatResponses(ResponseShape):
-    """The responses to one request."""
+    """Response bodies and chunks of /v1/chat/completions: content, reasoning and tool calls."""
 
     prefix, whole, part = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
@@ -224,42 +221,42 @@ class ChatResponses(ResponseShape):
         self,
         model: str,
         parsers: Sequence[OutputParser],
-        birth: ResponseIdentity,
+        identity: ResponseIdentity,
         *,
         with_usage: bool = False,
     ) -> None:
-        """`parsers`: one for each answer."""
-        super().__init__(model, len(parsers), birth, with_usage=with_usage)
+        """Take an output parser for each answer."""
+        super().__init__(model, len(parsers), identity, with_usage=with_usage)
         self._parsers = parsers
         self._calls = [0] * len(parsers)
-        self._told: list[list[TokenLogprobs]] = [[] for _ in parsers]
-        """Tokens of text that is held back."""
+        self._pending: list[list[TokenLogprobs]] = [[] for _ in parsers]
+        """Tokens of text that the parsers hold back."""
 
     def opening(self) -> bytes:
-        """The role comes first, and alone."""
+        """Return a chunk with only the role for each answer."""
         return b"".join(
             self._chunk(index, {"role": "assistant", "content": ""}, [])
             for index in range(self._count)
         )
 
     def news(self, part: AnswerDelta) -> bytes:
-        """As Shape promises."""
+        """Return the chunks for a part: content, reasoning, tool calls, and the finish reason."""
         parser = self._parsers[part.index]
-        if parser.idle:
+        if parser.passthrough:
             return super().news(part)
         pieces = parser.feed(part.text)
         if part.end is not None:
             pieces += parser.finish()
-        told = self._told[part.index] + part.told
+        logprobs = self._pending[part.index] + part.logprobs
         written = []
         for piece in pieces:
-            written.append(self._chunk(part.index, self._delta(part.index, piece), told))
-            told = []
+            written.append(self._chunk(part.index, self._delta(part.index, piece), logprobs))
+            logprobs = []
         if part.end is not None:
-            if told:
-                written.append(self._chunk(part.index, {}, told))
+            if logprobs:
+                written.append(self._chunk(part.index, {}, logprobs))
             written.append(self._last(part.index, part.end.reason, part.end.timings))
-        self._told[part.index] = told
+        self._pending[part.index] = logprobs
         return b"".join(written)
 
     def _last(self, index: int, reason: str, timings: Timings) -> bytes:
@@ -283,24 +280,24 @@ class ChatResponses(ResponseShape):
         return {
             "index": part.index,
             "message": message,
-            "logprobs": chat_logprobs(part.told) if part.told else None,
+            "logprobs": chat_logprobs(part.logprobs) if part.logprobs else None,
             "finish_reason": _reason(reason, calls),
         }
 
-    def _piece(self, index: int, text: str | None, told: list[TokenLogprobs]) -> dict[str, Any]:
-        return _choice_of(index, {} if text is None else {"content": text}, told)
+    def _piece(self, index: int, text: str | None, logprobs: list[TokenLogprobs]) -> dict[str, Any]:
+        return _choice_of(index, {} if text is None else {"content": text}, logprobs)
 
-    def _chunk(self, index: int, delta: dict[str, Any], told: list[TokenLogprobs]) -> bytes:
-        return self._event(_choice_of(index, delta, told))
+    def _chunk(self, index: int, delta: dict[str, Any], logprobs: list[TokenLogprobs]) -> bytes:
+        return self._event(_choice_of(index, delta, logprobs))
 
 
-def _choice_of(index: int, delta: dict[str, Any], told: list[TokenLogprobs]) -> dict[str, Any]:
+def _choice_of(index: int, delta: dict[str, Any], logprobs: list[TokenLogprobs]) -> dict[str, Any]:
     choice = {"index": index, "delta": delta, "finish_reason": None}
-    return {**choice, "logprobs": chat_logprobs(told)} if told else choice
+    return {**choice, "logprobs": chat_logprobs(logprobs)} if logprobs else choice
 
 
 def _message(pieces: list[Piece]) -> tuple[dict[str, Any], int]:
-    """The message that `pieces` make, and how many calls there are in it."""
+    """Join the pieces into a message; return it with the number of its tool calls."""
     texts: dict[type[Piece], str] = {ContentPart: "", ReasoningPart: ""}
     calls: list[dict[str, Any]] = []
     for piece in pieces:

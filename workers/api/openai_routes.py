@@ -1,4 +1,4 @@
-"""OpenAI's endpoints."""
+"""OpenAI's endpoints: /v1/chat/completions, /v1/completions, /v1/embeddings and /v1/models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from array import array
 
 from aiohttp import web
 
-from workers.api.answers import MOST_ANSWERS, Answers
+from workers.api.answers import MAX_ANSWERS, Answers
 from workers.api.chat_request import open_chat
 from workers.api.echo import echoes
 from workers.api.json_response import json_response
@@ -27,13 +27,13 @@ from workers.service import WorkerService, run_with_backoff
 
 
 class OpenAIRoutes:
-    """The handlers of /v1/…"""
+    """Handlers of /v1/…"""
 
     def __init__(self, worker: WorkerService) -> None:
         self._worker = worker
 
     async def chat(self, http: web.Request) -> web.StreamResponse:
-        """POST /v1/chat/completions."""
+        """Handle POST /v1/chat/completions."""
         call, request = await read_call(http, self._worker, ChatRequest)
         chat = await open_chat(self._worker, request, call.birth.created)
         answers = Answers(
@@ -43,7 +43,7 @@ class OpenAIRoutes:
             call,
             grammar=chat.grammar,
             calls=chat,
-            tell=request.alternatives,
+            alternatives=request.alternatives,
         )
         parsers = [chat.parser() for _ in range(answers.count)]
         name = self._name(request)
@@ -51,12 +51,12 @@ class OpenAIRoutes:
         return await respond(http, call, answers, shape, streaming=bool(request.stream))
 
     async def complete(self, http: web.Request) -> web.StreamResponse:
-        """POST /v1/completions."""
+        """Handle POST /v1/completions."""
         call, request = await read_call(http, self._worker, CompletionRequest)
         worker, suffix = self._worker, request.suffix
         texts = prompts = await run_with_backoff(
             len(call.body),
-            lambda: token_lists(worker.model, request.prompt, "prompt", MOST_ANSWERS),
+            lambda: token_lists(worker.model, request.prompt, "prompt", MAX_ANSWERS),
         )
         if suffix:
             prompts = await run_with_backoff(
@@ -71,8 +71,8 @@ class OpenAIRoutes:
             request,
             prompts,
             call,
-            grammar=worker.grammars.wished(request) or worker.grammars.default,
-            tell=request.logprobs,
+            grammar=worker.grammars.requested(request) or worker.grammars.default,
+            alternatives=request.logprobs,
         )
         echo = None
         if request.echo:
@@ -92,7 +92,7 @@ class OpenAIRoutes:
         return request.model or self._worker.settings.name
 
     async def embed(self, http: web.Request) -> web.Response:
-        """POST /v1/embeddings."""
+        """Handle POST /v1/embeddings."""
         body = await http.read()
         request = decode(body, EmbeddingRequest)
         if request.encoding_format not in (None, "float", "base64"):
@@ -100,7 +100,7 @@ class OpenAIRoutes:
                 400, "`encoding_format` must be float or base64.", param="encoding_format"
             )
         if self._worker.engine.embedding_options.pooling == "rank":
-            raise ApiError(400, "This model ranks, and computes no embeddings.")
+            raise ApiError(400, "This model is a reranker and computes no embeddings.")
         model = self._worker.model
         width = model.n_embd
         if request.dimensions not in (None, width):
@@ -128,7 +128,7 @@ class OpenAIRoutes:
         )
 
     async def models(self, _http: web.Request) -> web.Response:
-        """GET /v1/models."""
+        """Handle GET /v1/models."""
         worker, model = self._worker, self._worker.model
         meta = {
             "vocab_type": model.vocab_type,
@@ -159,5 +159,5 @@ class OpenAIRoutes:
 
 
 def _base64(vector: list[float]) -> str:
-    """32-bit floats, little-endian, as OpenAI's clients read them."""
+    """Encode as little-endian 32-bit floats, as OpenAI's clients decode them."""
     return base64.b64encode(array("f", vector).tobytes()).decode("ascii")

@@ -1,10 +1,9 @@
-"""The HTTP side of the process: listening before the model is there, draining at SIGTERM.
+"""The HTTP server: it listens before the model is loaded, and drains at SIGTERM.
 
-Keeps web pages away from a worker that belongs to a supervisor.
-
-A page in a browser on this machine can send requests to any local port, and read the answers if a
-name of its own resolves to this machine. The supervisor judges hosts and origins before it passes
-a request on, and takes the origin out; so whatever comes with one did not come through it.
+A supervised worker rejects requests from web pages. A page in a browser on the same machine can
+send requests to any local port, and can read the responses if its host name resolves to the
+machine (DNS rebinding). The supervisor checks hosts and origins before it forwards a request, and
+removes the `Origin` header; so a request with that header did not come through the supervisor.
 """
 
 from __future__ import annotations
@@ -28,21 +27,22 @@ from workers.errors import ApiError
 from workers.heartbeat import Heartbeat
 from workers.service import WorkerService
 
-STRAYED = frozenset({"cross-site", "same-site"})
+CROSS_ORIGIN_SITES = frozenset({"cross-site", "same-site"})
 
 
 def reject_browsers(headers: Mapping[str, str]) -> None:
-    """Raises ApiError 403 for what a web page sent."""
-    if "Origin" in headers or headers.get("Sec-Fetch-Site") in STRAYED:
-        raise ApiError(403, "This worker answers no web page: ask swapd.", "permission_error")
+    """Raise ApiError 403 if a web page sent the request."""
+    if "Origin" in headers or headers.get("Sec-Fetch-Site") in CROSS_ORIGIN_SITES:
+        sentence = "This worker rejects requests from web pages; send them to swapd."
+        raise ApiError(403, sentence, "permission_error")
     host = headers.get("Host", "")
     if not _is_address(host):
-        sentence = f"This worker is not known as {host!r}: ask swapd, or call it by its address."
+        sentence = f"This worker rejects host {host!r}; use swapd, or the worker's IP address."
         raise ApiError(403, sentence, "permission_error")
 
 
 def _is_address(host: str) -> bool:
-    """Whether `host` is no name that somebody else could have made resolve to this machine."""
+    """True if `host` is an IP address or localhost, which no foreign DNS server can control."""
     name = host.rpartition(":")[0] if host[-1:].isdigit() and ":" in host else host
     if name.lower() in ("localhost", ""):
         return True
@@ -53,15 +53,16 @@ def _is_address(host: str) -> bool:
     return True
 
 
-LARGEST_BODY = 64 * 1024 * 1024
+MAX_BODY = 64 * 1024 * 1024
+"""Bytes of a request body."""
 LEAVING = "X-Swapd-Leaving"
-"""Tells swapd to have the request answered by the next worker."""
-RANKING = ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking")
+"""Response header by which swapd sends the request to the next worker."""
+RERANK_PATHS = ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking")
 LOADING = {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}
 
 
 class WorkerServer:
-    """Answers on one socket from before the model is loaded until everything is served."""
+    """A listening socket, open from before the model is loaded until all requests are served."""
 
     def __init__(
         self,
@@ -69,29 +70,29 @@ class WorkerServer:
         *,
         owned: bool = False,
     ) -> None:
-        """`owned`: all requests come through a supervisor, and none from web pages."""
+        """Make a server; `owned`: a supervisor forwards all requests, none are from web pages."""
         self._owned = owned
-        self._patience = ConnectionTimeouts(limits)
+        self._timeouts = ConnectionTimeouts(limits)
         self._routes: dict[tuple[str, str], Handler] = {}
         self._active = 0
         self._draining = False
         self._status = 0
-        self._pulse: Heartbeat | None = None
+        self._heartbeat: Heartbeat | None = None
         self._listener: socket.socket | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self._stop = asyncio.Event()
         self.stopped_at = 0.0
-        """`time.monotonic()` when it was told to stop."""
+        """`time.monotonic()` when `stop` was called; 0 before."""
         self._runner = web.AppRunner(
             self._application(),
-            handler_cancellation=True,  # a client that goes away cancels its handler
+            handler_cancellation=True,  # a disconnected client cancels its handler
             access_log=None,
             handle_signals=False,
         )
 
     async def listen(self, host: str, port: int) -> tuple[str, int]:
-        """Starts to answer; returns the address. Raises OSError if it can't have it."""
+        """Listen; return the bound address. Raises OSError if the address is not available."""
         await self._runner.setup()
         listener = socket.create_server(
             (host, port),
@@ -100,7 +101,7 @@ class WorkerServer:
         )
         await web.SockSite(self._runner, listener).start()
         if self._runner.server is not None:
-            self._patience.watch(self._runner.server)
+            self._timeouts.watch(self._runner.server)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
         loop.add_signal_handler(signal.SIGINT, os._exit, 128 + signal.SIGINT)
@@ -108,9 +109,9 @@ class WorkerServer:
         address = listener.getsockname()
         return address[0], address[1]
 
-    def serve(self, worker: WorkerService, pulse: Heartbeat) -> None:
-        """From now on there is a model. `pulse` is told of its requests."""
-        self._pulse = pulse
+    def serve(self, worker: WorkerService, heartbeat: Heartbeat) -> None:
+        """Open the routes of a loaded model. `heartbeat` counts its requests."""
+        self._heartbeat = heartbeat
         openai, llama = OpenAIRoutes(worker), LlamaRoutes(worker)
         adapters = AdapterRoutes(worker)
         completion = CompletionRoutes(worker)
@@ -137,21 +138,18 @@ class WorkerServer:
             ("POST", "/tokenize"): llama.tokenize,
             ("POST", "/detokenize"): llama.detokenize,
             ("POST", "/apply-template"): llama.apply_template,
-            **{("POST", path): completion.rerank for path in RANKING},
+            **{("POST", path): completion.rerank for path in RERANK_PATHS},
         }
 
     def stop(self, status: int) -> None:
-        """Takes no more requests; `until_drained` will return `status`."""
+        """Stop accepting requests; `until_drained` will return `status`."""
         self._draining = True
         self._status = status
         self.stopped_at = time.monotonic()
         self._stop.set()
 
     async def until_drained(self) -> int:
-        """Waits for SIGTERM, then for what is being served, then for its last bytes to go.
-
-        Returns the exit status.
-        """
+        """Wait for `stop`, for open requests, and for their last bytes; return the exit status."""
         await self._stop.wait()
         await self._stop_accepting()
         await self._idle.wait()
@@ -159,16 +157,16 @@ class WorkerServer:
         connections = [] if server is None else list(server.connections)
         transports = [c.transport for c in connections if c.transport is not None]
         await self._runner.cleanup()
-        # asyncio tells nobody when a closed transport has sent its last bytes
+        # asyncio has no event for a closed transport that has sent its last bytes
         while any(transport.get_write_buffer_size() for transport in transports):  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         return self._status
 
     async def _stop_accepting(self) -> None:
-        """Closes the listening socket, but not under a connection that was just accepted.
+        """Close the listening socket without losing a connection that was just accepted.
 
-        asyncio makes the transport of an accepted connection in a later callback, and where the
-        server has been closed by then, it forgets the connection: the client would wait for ever.
+        asyncio makes the transport of an accepted connection in a later callback. If the server
+        has been closed by then, it drops the connection, and the client would wait for ever.
         """
         if self._listener is not None:
             asyncio.get_running_loop().remove_reader(self._listener)
@@ -181,12 +179,12 @@ class WorkerServer:
         if self._draining:
             os._exit(128 + signal.SIGTERM)
         if not self._routes:
-            os._exit(0)  # the model is still loading: there is nothing to finish
+            os._exit(0)  # the model is still loading: there are no requests to finish
         self.stop(0)
 
     def _application(self) -> web.Application:
         application = web.Application(
-            middlewares=[errors_as_json, self._counted], client_max_size=LARGEST_BODY
+            middlewares=[errors_as_json, self._counted], client_max_size=MAX_BODY
         )
         application.router.add_route("GET", "/health", self._health)
         application.router.add_route("*", "/{path:.*}", self._dispatch)
@@ -194,22 +192,22 @@ class WorkerServer:
 
     @web.middleware
     async def _counted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Knows how many requests are being served; refuses new ones at the end."""
+        """Count the requests in progress; reject new ones while draining."""
         if self._draining:
             stopping = ApiError(503, "The worker is stopping.", "unavailable_error")
             return json_response(stopping.body, stopping.status, {LEAVING: "1"})
         self._active += 1
         self._idle.clear()
-        pulse = self._pulse
-        if pulse is not None:
-            pulse.begin()
-        self._patience.begin(request)
+        heartbeat = self._heartbeat
+        if heartbeat is not None:
+            heartbeat.begin()
+        self._timeouts.begin(request)
         try:
             return await handler(request)
         finally:
-            self._patience.end(request)
-            if pulse is not None:
-                pulse.end()
+            self._timeouts.end(request)
+            if heartbeat is not None:
+                heartbeat.end()
             self._active -= 1
             if self._active == 0:
                 self._idle.set()
@@ -218,9 +216,9 @@ class WorkerServer:
         return json_response({"status": "ok"}) if self._routes else json_response(LOADING, 503)
 
     async def _dispatch(self, request: web.Request) -> web.StreamResponse:
-        """Routes by table, so that it can be filled when the model is there.
+        """Route by a table, because aiohttp's router is frozen before the model is loaded.
 
-        A `*` in it stands for any last part of a path.
+        A `*` in the table matches any last segment of a path.
         """
         if self._owned:
             reject_browsers(request.headers)

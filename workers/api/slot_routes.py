@@ -1,7 +1,4 @@
-"""llama-server's POST /slots/{id}?action=save|restore|erase.
-
-The endpoints of adapters: llama-server's and vLLM's.
-"""
+"""Endpoints for saved slots (llama-server's) and for adapters (llama-server's and vLLM's)."""
 
 from __future__ import annotations
 
@@ -23,8 +20,8 @@ from workers.requests.bodies import LoraScale, decode
 from workers.requests.sampling import parse_natural
 from workers.service import WorkerService
 
-PLAIN_NAME = re.compile(r"[^\x00-\x1f/\\.][^\x00-\x1f/\\]{0,199}")
-"""Names of files, and nothing that leads out of the folder or hides in it."""
+SAFE_NAME = re.compile(r"[^\x00-\x1f/\\.][^\x00-\x1f/\\]{0,199}")
+"""File names without a path, a leading dot or control characters."""
 
 
 class FileName(msgspec.Struct):
@@ -34,7 +31,10 @@ class FileName(msgspec.Struct):
 
 
 class SlotRoutes:
-    """What a slot has in the cache, written to a file of a name that the client chooses."""
+    """Handlers of POST /slots/{id}?action=save|restore|erase.
+
+    A slot's cached sequence is saved to a file, whose name the client chooses.
+    """
 
     def __init__(self, worker: WorkerService) -> None:
         self._worker = worker
@@ -46,7 +46,7 @@ class SlotRoutes:
         }
 
     async def act(self, http: web.Request) -> web.Response:
-        """The handler."""
+        """Handle POST /slots/{id}."""
         name = http.path.rpartition("/")[2]
         slot = parse_natural(name)
         if slot is None or slot >= len(self._scheduler.slots):
@@ -65,15 +65,15 @@ class SlotRoutes:
     # On the engine's thread
 
     def _save(self, slot: int, body: bytes) -> dict[str, object]:
-        """What is in the slot, or was in it last; a running one is written as far as it is."""
-        conversations, path = self._file(body)
+        """Save the slot's running sequence as far as it is computed, or its last cached one."""
+        store, path = self._file(body)
         began = time.perf_counter()
-        held = self._held(slot)
+        held = self._held_cells(slot)
         if held is None:
-            raise ApiError(400, f"Slot {slot} has nothing in the cache.")
+            raise ApiError(400, f"Slot {slot} has no cached sequence.")
         tokens = held.tokens[: held.cached]
         try:
-            saved = conversations.save(held.seq_id, path, tokens, held.adapters)
+            saved = store.save(held.seq_id, path, tokens, held.adapters)
         except OSError as error:
             raise ApiError(500, f"{path.name} can't be written: {error}.", "server_error") from None
         return {
@@ -84,49 +84,47 @@ class SlotRoutes:
         }
 
     def _restore(self, slot: int, body: bytes) -> dict[str, object]:
-        """Makes what is in the file the slot's; requests in it are not touched."""
-        conversations, path = self._file(body)
+        """Load the file into the cache as the slot's; requests in the slot are not affected."""
+        store, path = self._file(body)
         began = time.perf_counter()
         try:
-            saved: SavedSequence = conversations.files.read(path)
-            kept = conversations.restore(saved, slot=slot, pending=self._scheduler.pending_tokens)
+            saved: SavedSequence = store.files.read(path)
+            cached = store.restore(saved, slot=slot, pending=self._scheduler.pending_tokens)
         except DamagedError as damage:
             raise ApiError(400, f"{path.name} is not restored: {damage}.") from None
-        if kept is None:
-            raise ApiError(400, f"There is no room for the {len(saved.tokens)} tokens in it.")
+        if cached is None:
+            raise ApiError(400, f"The cache has no room for {len(saved.tokens)} tokens.")
         return {
             "filename": path.name,
-            "n_restored": kept.cached,
+            "n_restored": cached.cached,
             "n_read": saved.size,
             "timings": {"restore_ms": 1e3 * (time.perf_counter() - began)},
         }
 
     def _erase(self, slot: int, _body: bytes) -> dict[str, object]:
-        """Gives up all that was kept of the slot's past requests."""
+        """Evict the cached sequences of the slot's past requests."""
         cache = self._scheduler.cache
-        mine = [kept for kept in cache.entries if kept.slot == slot]
-        for kept in mine:
-            cache.evict(kept)
-        return {"n_erased": sum(kept.cached for kept in mine)}
+        cached = [one for one in cache.entries if one.slot == slot]
+        for one in cached:
+            cache.evict(one)
+        return {"n_erased": sum(one.cached for one in cached)}
 
-    def _held(self, slot: int) -> HeldCells | None:
+    def _held_cells(self, slot: int) -> HeldCells | None:
         running = self._scheduler.slots[slot]
         if running is not None:
             return running if running.cached else None
-        mine = [kept for kept in self._scheduler.cache.entries if kept.slot == slot]
-        return mine[-1] if mine else None
+        cached = [one for one in self._scheduler.cache.entries if one.slot == slot]
+        return cached[-1] if cached else None
 
     def _file(self, body: bytes) -> tuple[PersistentKvCache, Path]:
-        """Where the named file lies. Raises ApiError."""
-        conversations = self._scheduler.persistent_cache
-        if conversations is None:
-            raise ApiError(
-                501, "Start the worker with --slot-save-path for this.", "not_supported_error"
-            )
+        """Return the store and the path of the named file. Raises ApiError."""
+        store = self._scheduler.persistent_cache
+        if store is None:
+            raise ApiError(501, "The worker runs without --slot-save-path.", "not_supported_error")
         name = decode(body, FileName).filename
-        if not PLAIN_NAME.fullmatch(name) or name.endswith(MANIFEST):
+        if not SAFE_NAME.fullmatch(name) or name.endswith(MANIFEST):
             raise ApiError(400, "`filename` must be a plain name.", param="filename")
-        return conversations, conversations.files.root / name
+        return store, store.files.root / name
 
 
 class LoadAdapter(msgspec.Struct):
@@ -144,14 +142,14 @@ class UnloadAdapter(msgspec.Struct):
 
 
 class AdapterRoutes:
-    """The handlers."""
+    """Handlers of the adapter endpoints."""
 
     def __init__(self, worker: WorkerService) -> None:
         self._worker = worker
         self._names = worker.adapters
 
     async def list(self, _http: web.Request) -> web.Response:
-        """GET /lora-adapters: each with the scale that requests get which name none."""
+        """Handle GET /lora-adapters: each adapter with its default scale."""
         return json_response(
             [
                 {"id": number, "name": one.name, "path": str(one.path), "scale": one.scale}
@@ -160,25 +158,25 @@ class AdapterRoutes:
         )
 
     async def scale(self, http: web.Request) -> web.Response:
-        """POST /lora-adapters: that scale, for each one; 0 for those that are left out."""
+        """Handle POST /lora-adapters: set the default scales; adapters left out get 0."""
         scales = decode(await http.read(), list[LoraScale])
         adapters = self._names.all()
-        for wish in scales:
-            if not 0 <= wish.id < len(adapters):
-                raise ApiError(404, f"There is no adapter {wish.id}.", param="id")
+        for scale in scales:
+            if not 0 <= scale.id < len(adapters):
+                raise ApiError(404, f"There is no adapter {scale.id}.", param="id")
         for named in adapters:
             named.scale = 0.0
-        for wish in scales:
-            adapters[wish.id].scale = float(wish.scale)
+        for scale in scales:
+            adapters[scale.id].scale = float(scale.scale)
         return json_response({"success": True})
 
     async def load(self, http: web.Request) -> web.Response:
-        """POST /v1/load_lora_adapter: names an adapter, and loads it before it is asked for."""
-        wish = decode(await http.read(), LoadAdapter)
-        if not wish.lora_name or ":" in wish.lora_name:
+        """Handle POST /v1/load_lora_adapter: register an adapter and load it at once."""
+        request = decode(await http.read(), LoadAdapter)
+        if not request.lora_name or ":" in request.lora_name:
             raise ApiError(400, "`lora_name` must be a name without colons.", param="lora_name")
-        known = self._names.find(wish.lora_name)
-        named = self._names.add(wish.lora_name, wish.lora_path)
+        known = self._names.find(request.lora_name)
+        named = self._names.add(request.lora_name, request.lora_path)
         try:
             await self._worker.load_adapter(named.path)
         except LoadError as error:
@@ -189,11 +187,11 @@ class AdapterRoutes:
         return web.Response(text=f"Success: LoRA adapter '{named.name}' added successfully.")
 
     async def unload(self, http: web.Request) -> web.Response:
-        """POST /v1/unload_lora_adapter: forgets it; requests that use it come to their end."""
-        wish = decode(await http.read(), UnloadAdapter)
-        named = self._names.find(wish.lora_name)
+        """Handle POST /v1/unload_lora_adapter: unregister it; requests that use it finish."""
+        request = decode(await http.read(), UnloadAdapter)
+        named = self._names.find(request.lora_name)
         if named is None:
-            raise ApiError(404, f"There is no adapter {wish.lora_name!r}.", param="lora_name")
+            raise ApiError(404, f"There is no adapter {request.lora_name!r}.", param="lora_name")
         self._names.remove(named)
         await self._worker.discard_adapter(named.path)
         return web.Response(text=f"Success: LoRA adapter '{named.name}' removed successfully.")

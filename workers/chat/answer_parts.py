@@ -1,4 +1,4 @@
-"""What an answer is made of, and what a reader of calls has to be."""
+"""Parts of a parsed answer, the parser's buffer, and the protocol of tool-call readers."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class ReasoningPart:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call begins."""
+    """The start of a tool call."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class ArgumentsPart:
-    """More of the last call's arguments: JSON when put together."""
+    """A fragment of the last call's arguments; all fragments together are JSON."""
 
     text: str
 
@@ -41,33 +41,33 @@ Emit = Callable[[Piece], None]
 
 
 class Buffer:
-    """Text that came and is not understood yet."""
+    """Received text that is not parsed yet."""
 
     def __init__(self) -> None:
         self.text = ""
         self.final = False
-        """Nothing follows."""
+        """True if no more text follows."""
 
     def take(self, length: int) -> str:
-        """Removes and returns the beginning."""
+        """Remove and return the first `length` characters."""
         taken, self.text = self.text[:length], self.text[length:]
         return taken
 
     def skip_blanks(self) -> None:
-        """Removes white space from the beginning."""
+        """Remove white space from the beginning."""
         self.text = self.text.lstrip()
 
 
 class ParserState(Enum):
-    """How far a reader is."""
+    """State of a tool-call reader."""
 
-    MORE = "it needs more text"
-    DONE = "the call is over"
-    NONE = "this is no call"
+    MORE = "more text is needed"
+    DONE = "the call is complete"
+    NONE = "the text is no call"
 
 
 class CallReader(Protocol):
-    """Reads one call from the beginning of a buffer."""
+    """A reader of one tool call at the beginning of a buffer."""
 
     def read(self, buffer: Buffer, emit: Emit) -> ParserState:
-        """Takes what it understands out of `buffer`. NONE: nothing was taken."""
+        """Remove parsed text from `buffer` and emit its parts. NONE: no text was removed."""

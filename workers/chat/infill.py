@@ -1,8 +1,7 @@
-"""Filling in the middle: the prompt that a model trained for it expects.
+"""Infill (fill in the middle): prompts for models that are trained for it.
 
-What comes before the gap and what comes after it are marked with tokens of their own, and the
-model goes on with what is between; files that belong to it come first. The arrangement is that
-of llama-server's /infill.
+Special tokens mark the prefix and the suffix, and the model generates the text between them. Files
+for context come first. The layout is that of llama-server's /infill.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from workers.llama.model import Model, api
 REPOSITORY = "myproject\n"
 FILE = "filename\n"
 SNIPPET = "\n\n--- snippet ---\n\n"
-"""What llama-server writes where nobody gave a name."""
+"""llama-server's defaults for missing names."""
 
 
 @dataclass(frozen=True)
 class Markers:
-    """A model's tokens for filling in; -1: it has none for this."""
+    """A model's infill tokens; -1: the model has no such token."""
 
     prefix: int
     suffix: int
@@ -31,7 +30,7 @@ class Markers:
 
     @classmethod
     def of(cls, model: Model) -> Markers:
-        """Those that the GGUF names, or that llama.cpp knows by their text."""
+        """Return the tokens that the GGUF names or llama.cpp recognizes by their text."""
         return cls(
             prefix=api.llama_vocab_fim_pre(model.vocab),
             suffix=api.llama_vocab_fim_suf(model.vocab),
@@ -42,7 +41,7 @@ class Markers:
 
     @property
     def complete(self) -> bool:
-        """Whether the model can fill in at all."""
+        """True if the model supports infill."""
         return min(self.prefix, self.suffix, self.middle) >= 0
 
 
@@ -51,29 +50,31 @@ def infill_prompt(
     prefix: Sequence[int],
     suffix: str,
     *,
-    begun: Sequence[int] = (),
+    middle: Sequence[int] = (),
     files: Sequence[tuple[str, str]] = (),
 ) -> list[int]:
-    """The prompt for what is between `prefix` and `suffix` and begins with `begun`; `files` are
-    names and texts. Raises ApiError 400 for a model that was not trained to fill in."""
+    """Return the prompt for the text between `prefix` and `suffix`, which starts with `middle`.
+
+    `files` are names and texts. Raises ApiError 400 if the model does not support infill.
+    """
     markers = Markers.of(model)
     if not markers.complete:
-        raise ApiError(400, "This model can't fill in: it has no tokens for it.", param="suffix")
+        raise ApiError(400, "This model can't infill: it has no infill tokens.", param="suffix")
     if model.adds_bos and prefix and prefix[0] == model.bos:
         prefix = prefix[1:]
 
-    def plain(text: str) -> list[int]:
+    def tokenize(text: str) -> list[int]:
         return model.tokenize(text, add_special=False, parse_special=False)
 
     prompt = [model.bos] if model.adds_bos else []
     if markers.repository >= 0:
-        prompt += [markers.repository, *plain(REPOSITORY)]
+        prompt += [markers.repository, *tokenize(REPOSITORY)]
     for name, text in files:
         if markers.file >= 0:
-            prompt += [markers.file, *plain(f"{name}\n{text}")]
+            prompt += [markers.file, *tokenize(f"{name}\n{text}")]
         else:
-            prompt += plain(SNIPPET + text)
+            prompt += tokenize(SNIPPET + text)
     if markers.repository >= 0 and markers.file >= 0:
-        prompt += [markers.file, *plain(FILE)]
-    prompt += [markers.prefix, *prefix, *begun]
-    return [*prompt, markers.suffix, *plain(suffix), markers.middle]
+        prompt += [markers.file, *tokenize(FILE)]
+    prompt += [markers.prefix, *prefix, *middle]
+    return [*prompt, markers.suffix, *tokenize(suffix), markers.middle]

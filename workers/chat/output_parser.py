@@ -1,9 +1,9 @@
-"""An answer's text taken apart as it comes: reasoning, content and tool calls.
+"""A streaming parser that splits an answer into reasoning, content and tool calls.
 
-Markers never show, not even a part of one; what only looked like one comes through as content.
-Pure, and indifferent to how the text is cut.
+Markers are never part of the output, not even in part; text that only resembles a marker is
+content. The parser is pure, and its result does not depend on how the text is cut into chunks.
 
-Where in a growing answer a call begins. Pure: text in, what follows the mark out.
+`CallStart` is the detector that finds the first tool call in an answer while it is generated.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ END_CALL = "</tool_call>"
 
 
 class Dialect(Enum):
-    """How a model writes its calls."""
+    """A model family's syntax of tool calls."""
 
     HERMES = "<tool_call>{json}</tool_call>: Hermes, Qwen"
     TAGS = "<tool_call><function=…><parameter=…>: Qwen3-coder"
@@ -44,55 +44,57 @@ MARKERS: Mapping[Dialect | None, tuple[str, ...]] = {
     Dialect.MISTRAL: ("[TOOL_CALLS]",),
     Dialect.MISTRAL_NAMED: ("[TOOL_CALLS]",),
 }
-"""What a call begins with."""
+"""Markers at the start of a call."""
 
 
-SPELLED = (
+CONTROL_MARKERS = (
     THINK, END_THINK, "<tool_call>", END_CALL, "<|python_tag|>", "[TOOL_CALLS]", "[CALL_ID]",
     "[ARGS]",
 )  # fmt: skip
-"""What may be a token of its own in a vocabulary, and must be read all the same."""
+"""Markers that may be control tokens in a vocabulary, and that the parser has to see as text."""
 
 
 class OutputParser:
-    """One answer."""
+    """A parser for one answer: a state machine over a buffer."""
 
     def __init__(
         self, dialect: Dialect | None, schemas: Mapping[str, Any], *, thinking: bool = False
     ) -> None:
-        """`dialect`: None if there are no tools; `schemas`: the tools' parameters by name;
-        `thinking`: the prompt has opened the think tag already."""
+        """Take the dialect, None without tools, and the tools' parameter schemas by name.
+
+        `thinking`: the prompt ends with an open think tag.
+        """
         self._dialect = dialect
         self._markers = MARKERS[dialect]
         self._schemas = schemas
         self._buffer = Buffer()
         self._pieces: list[Piece] = []
         self._blanks = ""
-        """White space whose fate depends on what follows."""
+        """White space that is output only if more text of the same kind follows."""
         self._drops_blanks = True
-        """What comes next is not preceded by white space."""
+        """True if white space before the next text is dropped."""
         self._reader: CallReader | None = None
         self._undo = ""
-        """What goes to the content if the reader finds no call."""
+        """Text that becomes content if the reader finds no call."""
         self._in_list = False
-        """Between the brackets of Mistral's list."""
+        """True between the brackets of Mistral's list."""
         self._step: Callable[[], bool] = self._reason if thinking else self._begin
-        self.idle = False
-        """All that may come is content, as it is."""
+        self.passthrough = False
+        """True if all further text is content without changes."""
 
     def feed(self, text: str) -> list[Piece]:
-        """More text; what is certain now."""
+        """Add text; return the parts that are certain now."""
         self._buffer.text += text
         while self._step():
             pass
         return self._taken()
 
     def finish(self) -> list[Piece]:
-        """The text has ended; what was held back."""
+        """Mark the end of the text; return the parts that were held back."""
         self._buffer.final = True
         while self._step():
             pass
-        if self._blanks and self._step == self._say:
+        if self._blanks and self._step == self._content:
             self._pieces.append(ContentPart(self._blanks))
         return self._taken()
 
@@ -100,10 +102,10 @@ class OutputParser:
         pieces, self._pieces = self._pieces, []
         return pieces
 
-    # The steps: each looks at the buffer, and says whether there is more to do at once.
+    # The steps: each parses the buffer, and returns True if another step can follow at once.
 
     def _begin(self) -> bool:
-        """At the very start: a think tag, a call of Llama's, or content with its white space."""
+        """Parse the start of the answer: a think tag, a Llama call, or content."""
         text = self._buffer.text
         stripped = text.lstrip()
         if not stripped and not self._buffer.final:
@@ -118,13 +120,13 @@ class OutputParser:
         return self._begin_answer()
 
     def _begin_answer(self) -> bool:
-        """Where reasoning is over or there was none."""
+        """Parse the start of the content, after reasoning if there was any."""
         if self._drops_blanks:
             self._buffer.skip_blanks()
             if not self._buffer.text:
                 self._step = self._begin_answer
                 return False
-        self._step = self._say
+        self._step = self._content
         if self._dialect is Dialect.LLAMA and self._buffer.text.lstrip().startswith("{"):
             self._start(_json_call(self._schemas), undo="")
         return True
@@ -132,33 +134,33 @@ class OutputParser:
     def _reason(self) -> bool:
         text, found = self._until((END_THINK,))
         if text:
-            self._tell(ReasoningPart, text)
+            self._emit_text(ReasoningPart, text)
         if found:
             self._buffer.take(len(found))
             self._blanks, self._drops_blanks = "", True
             self._step = self._begin_answer
         return bool(found)
 
-    def _say(self) -> bool:
+    def _content(self) -> bool:
         if not self._markers and not self._blanks and not self._drops_blanks:
             if self._buffer.text:
                 self._pieces.append(ContentPart(self._buffer.take(len(self._buffer.text))))
-            self.idle = True
+            self.passthrough = True
             return False
         text, found = self._until(self._markers)
         if text:
-            self._tell(ContentPart, text)
+            self._emit_text(ContentPart, text)
         if not found:
             return False
         if found == "<function=":
             self._start(_tagged_call(self._schemas), undo="")
         else:
             self._undo = self._buffer.take(len(found))
-            self._step = self._choose
+            self._step = self._choose_reader
         return True
 
-    def _choose(self) -> bool:
-        """After a marker: what kind of call it is."""
+    def _choose_reader(self) -> bool:
+        """Choose the reader for the call after a marker."""
         stripped = self._buffer.text.lstrip()
         if not stripped and not self._buffer.final:
             return False
@@ -184,28 +186,28 @@ class OutputParser:
         state = self._reader.read(self._buffer, self._emit_call)
         if state is ParserState.MORE:
             return False
-        self._step = self._after_call if state is ParserState.DONE else self._say
+        self._step = self._after_call if state is ParserState.DONE else self._content
         if state is ParserState.NONE:
             self._in_list = False
             if self._undo:
-                self._tell(ContentPart, self._undo)
+                self._emit_text(ContentPart, self._undo)
             self._drops_blanks = False
-            return self._pass_first()
+            return self._skip_candidate()
         return True
 
-    def _pass_first(self) -> bool:
-        """What turned out to be no call is not looked at as the beginning of one again."""
+    def _skip_candidate(self) -> bool:
+        """Emit the first character of text that is no call, so that it is not tried again."""
         if self._buffer.text and not self._undo:
-            self._tell(ContentPart, self._buffer.take(1))
+            self._emit_text(ContentPart, self._buffer.take(1))
         return True
 
     def _emit_call(self, piece: Piece) -> None:
         if isinstance(piece, ToolCall):
-            self._blanks = ""  # that was between the text and the call
+            self._blanks = ""  # the space between the text and the call
         self._pieces.append(piece)
 
     def _after_call(self) -> bool:
-        """Closing marks, and what comes between calls."""
+        """Skip closing markers, and separators between calls."""
         buffer = self._buffer
         buffer.skip_blanks()
         if not buffer.text:
@@ -226,22 +228,24 @@ class OutputParser:
             if buffer.text.startswith("{"):
                 self._start(_json_call(self._schemas), undo="")
                 return True
-        self._blanks, self._drops_blanks, self._step = "", True, self._say
+        self._blanks, self._drops_blanks, self._step = "", True, self._content
         return True
 
     def _after_listed(self) -> bool:
-        mark = self._buffer.take(1)
-        if mark == ",":
+        closing = self._buffer.take(1)
+        if closing == ",":
             self._start(_json_call(), undo=",")
         else:
-            self._in_list, self._drops_blanks, self._step = False, True, self._say
-            if mark != "]":
-                self._tell(ContentPart, mark)
+            self._in_list, self._drops_blanks, self._step = False, True, self._content
+            if closing != "]":
+                self._emit_text(ContentPart, closing)
         return True
 
     def _until(self, markers: tuple[str, ...]) -> tuple[str, str]:
-        """Takes the text before the first of `markers`, or before what may be the beginning of
-        one; and the marker, if it is there."""
+        """Take the text before the first of `markers`; return it with the marker.
+
+        Without a complete marker, a suffix that may be the start of one stays in the buffer.
+        """
         text = self._buffer.text
         found = [(at, marker) for marker in markers if (at := text.find(marker)) >= 0]
         if found:
@@ -252,19 +256,20 @@ class OutputParser:
         keep = max((_overlap(text, marker) for marker in markers), default=0)
         return self._buffer.take(len(text) - keep), ""
 
-    def _tell(self, kind: type[ContentPart] | type[ReasoningPart], text: str) -> None:
-        """`text` but the white space at its end, which may not be wanted."""
+    def _emit_text(self, kind: type[ContentPart] | type[ReasoningPart], text: str) -> None:
+        """Emit `text`, and hold back the white space at its end, which may have to be dropped."""
         text = self._blanks + text
         if self._drops_blanks:
             text = text.lstrip()
-        told = text.rstrip()
-        self._blanks = text[len(told) :]
-        if told:
+        stripped = text.rstrip()
+        self._blanks = text[len(stripped) :]
+        if stripped:
             self._drops_blanks = False
-            self._pieces.append(kind(told))
+            self._pieces.append(kind(stripped))
 
 
-# Their expressions take milliseconds to compile, and few answers need them.
+# Imported late: the readers' regular expressions take milliseconds to compile, and few answers
+# need them.
 
 
 def _json_call(names: Collection[str] | None = None) -> CallReader:
@@ -286,7 +291,7 @@ def _named_call() -> CallReader:
 
 
 def _overlap(text: str, marker: str) -> int:
-    """Length of the longest end of `text` that `marker` begins with."""
+    """Return the length of the longest suffix of `text` that is a proper prefix of `marker`."""
     for length in range(min(len(text), len(marker) - 1), 0, -1):
         if text.endswith(marker[:length]):
             return length
@@ -294,27 +299,27 @@ def _overlap(text: str, marker: str) -> int:
 
 
 class CallStart:
-    """Watches one answer for the first mark of a call that is no part of a thought."""
+    """A detector of the first marker of a tool call outside of reasoning, for one answer."""
 
-    def __init__(self, marks: Collection[str], *, thinking: bool = False) -> None:
-        """`thinking`: it begins within a thought."""
-        self._marks = marks
-        self._kept = max(map(len, (*marks, THINK, END_THINK))) - 1
-        """Characters that may be the beginning of something."""
+    def __init__(self, markers: Collection[str], *, thinking: bool = False) -> None:
+        """Take the markers; `thinking`: the answer begins inside reasoning."""
+        self._markers = markers
+        self._overlap = max(map(len, (*markers, THINK, END_THINK))) - 1
+        """Characters at the end of the text that may be the start of a marker."""
         self._thinking = thinking
         self._text = ""
 
     def see(self, text: str) -> str | None:
-        """More of the answer; what follows the mark, as soon as that is there."""
+        """Add text of the answer; return the text after the marker once it is found, else None."""
         self._text += text
         while True:
-            wanted = (END_THINK,) if self._thinking else (*self._marks, THINK)
-            found = [(at, mark) for mark in wanted if (at := self._text.find(mark)) >= 0]
+            wanted = (END_THINK,) if self._thinking else (*self._markers, THINK)
+            found = [(at, marker) for marker in wanted if (at := self._text.find(marker)) >= 0]
             if not found:
-                self._text = self._text[-self._kept :]
+                self._text = self._text[-self._overlap :]
                 return None
-            at, mark = min(found)
-            self._text = self._text[at + len(mark) :]
-            if mark not in (THINK, END_THINK):
+            at, marker = min(found)
+            self._text = self._text[at + len(marker) :]
+            if marker not in (THINK, END_THINK):
                 return self._text
-            self._thinking = mark == THINK
+            self._thinking = marker == THINK

@@ -1,10 +1,10 @@
-"""A model's own chat template, rendered where it can do no harm.
+"""Chat templates, rendered under limits of time and memory.
 
-Templates come with models and their variables with requests, so neither is trusted: with a name
-of one's own choice Jinja can be made to loop for ever, or to fill all memory. Nearly all are done
-in a millisecond. They are rendered here, in the event loop's thread, by an environment that gives
-up what is out of proportion, and until an alarm clock rings. What has been given up is tried once
-more in a process of its own (`template_process`), which has more time, but bounds that hold.
+Templates come with models and their variables with requests, so neither is trusted: a Jinja
+template can loop for ever or fill all memory. Nearly all render in a millisecond. So a template is
+rendered first in the event loop's thread, in an environment that rejects disproportionate steps,
+and under a timer. A rendering that is stopped there is repeated in a separate process
+(`template_sandbox`), which has more time, and limits that the kernel enforces.
 """
 
 from __future__ import annotations
@@ -26,42 +26,42 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""For a model without a template, as llama-server does."""
-PATIENCE, LEAST_PATIENCE = 0.25, 0.01
-"""Seconds that the event loop waits for a template; less, where it has waited in vain."""
+"""Template of models without one, as in llama-server."""
+INLINE_TIMEOUT, MIN_INLINE_TIMEOUT = 0.25, 0.01
+"""Seconds for a rendering on the event loop; halved after each timeout, down to the minimum."""
 PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import workers.chat.template_sandbox
 workers.chat.template_sandbox.main()
 """
-APART = 6
-"""Seconds for a template in a process of its own, which may use the processor for less."""
+PROCESS_TIMEOUT = 6
+"""Seconds for a rendering in a separate process; its limit of processor time is lower."""
 
 
 class TemplateError(Exception):
-    """The template does not render; the message is Jinja's, or the template's own."""
+    """A template that does not render; the message is Jinja's or the template's."""
 
 
 class ChatTemplate:
-    """One template. Compiled once: by `prepare`, or at the first rendering."""
+    """A chat template, compiled once: by `prepare` or at the first rendering."""
 
     def __init__(self, source: str, *, bos: str, eos: str, defaults: Mapping[str, Any]) -> None:
-        """`bos` and `eos` as the vocabulary writes them; `defaults` are further variables."""
+        """Take the text of the `bos` and `eos` tokens; `defaults` are further variables."""
         self.source = source
         self._variables = {"bos_token": bos, "eos_token": eos, **defaults}
         self._template: Template | None = None
         self._fault = ""
-        """Why it can't be compiled."""
+        """Reason why the template does not compile; empty if it does."""
         self._lock = threading.Lock()
-        self._patience = PATIENCE
-        self._alone = asyncio.Semaphore()
-        """One process at a time: what is slow waits for what is slow."""
+        self._timeout = INLINE_TIMEOUT
+        self._process_slot = asyncio.Semaphore()
+        """Limit of one process at a time, so that slow templates delay only each other."""
 
     def prepare(self) -> None:
-        """Imports Jinja and compiles the template: what the first rendering would wait for.
+        """Import Jinja and compile the template before the first rendering has to.
 
-        A template that does not compile is found out at the rendering.
+        A template that does not compile is reported at the rendering.
         """
         from workers.chat.template_sandbox import FAULTS, compiled
 
@@ -76,8 +76,10 @@ class ChatTemplate:
     async def render(
         self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any], *, at: float
     ) -> str:
-        """The prompt for `messages`, written at that time. Raises TemplateError. On the main
-        thread."""
+        """Return the prompt for `messages`. Raises TemplateError. On the main thread only.
+
+        `at` is the current time for the template, in seconds since the epoch.
+        """
         from workers.chat.template_sandbox import TemplateLimitError
 
         given = {
@@ -88,41 +90,47 @@ class ChatTemplate:
         }
         try:
             prompt = self._render(given, at)
-        except (TemplateLimitError, _RangError):
-            self._patience = max(self._patience / 2, LEAST_PATIENCE)
-            async with self._alone:
-                return await asyncio.to_thread(_render_apart, self.source, given, at)
-        self._patience = min(self._patience * 2, PATIENCE)
+        except (TemplateLimitError, _TimerExpiredError):
+            self._timeout = max(self._timeout / 2, MIN_INLINE_TIMEOUT)
+            async with self._process_slot:
+                return await asyncio.to_thread(_render_in_process, self.source, given, at)
+        self._timeout = min(self._timeout * 2, INLINE_TIMEOUT)
         return prompt
 
     def _render(self, given: Mapping[str, Any], at: float) -> str:
-        """Here and now."""
+        """Render on the event loop."""
         from workers.chat.template_sandbox import FAULTS, clock
 
         self.prepare()
         if self._template is None:
             raise TemplateError(self._fault)
         try:
-            with _alarm(self._patience):
+            with _time_limit(self._timeout):
                 return self._template.render({"strftime_now": clock(at), **given})
         except FAULTS as error:
             raise TemplateError(f"The chat template does not render: {error}") from error
 
 
-class _RangError(BaseException):
-    """The alarm clock rang. No `Exception`: a filter might take that for its own."""
+class _TimerExpiredError(BaseException):
+    """The timer's signal. Not an `Exception`, which a filter might catch."""
 
 
-def _render_apart(source: str, variables: Mapping[str, Any], at: float) -> str:
-    """The prompt, from a process of its own. Raises TemplateError."""
+def _render_in_process(source: str, variables: Mapping[str, Any], at: float) -> str:
+    """Return the prompt, rendered in a separate process. Raises TemplateError."""
     import subprocess
 
     job = json.dumps({"source": source, "variables": variables, "at": float(at)}).encode()
     command = [sys.executable, "-I", "-c", PROGRAM, str(Path(__file__).parents[2])]
-    too_slow = TemplateError(f"The chat template took more than {APART} seconds.")
+    too_slow = TemplateError(f"The chat template took more than {PROCESS_TIMEOUT} seconds.")
     try:
         done = subprocess.run(
-            command, input=job, capture_output=True, timeout=APART, env={}, cwd="/", check=False
+            command,
+            input=job,
+            capture_output=True,
+            timeout=PROCESS_TIMEOUT,
+            env={},
+            cwd="/",
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise too_slow from None
@@ -131,7 +139,7 @@ def _render_apart(source: str, variables: Mapping[str, Any], at: float) -> str:
     try:
         answer = json.loads(done.stdout)
     except ValueError:
-        raise TemplateError("The chat template took more memory than there is for it.") from None
+        raise TemplateError("The chat template took more memory than its limit.") from None
     if "error" in answer:
         raise TemplateError(answer["error"])
     prompt: str = answer["prompt"]
@@ -139,11 +147,11 @@ def _render_apart(source: str, variables: Mapping[str, Any], at: float) -> str:
 
 
 @contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
-    """Raises _RangError in what takes longer. On the main thread."""
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise _TimerExpiredError in a block that takes longer. On the main thread only."""
 
     def ring(*_: object) -> None:
-        raise _RangError
+        raise _TimerExpiredError
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -1,14 +1,14 @@
-"""Jinja's sandbox as chat templates need it, and with bounds on what a template takes.
+"""Jinja's sandbox for chat templates, with limits on memory and time; also a process for one job.
 
-Beyond Jinja's own names a template may use those that Hugging Face's `apply_chat_template` gives
-it: `raise_exception`, `strftime_now` (a variable of each rendering), a `tojson` that leaves
-characters as they are, loop controls, and `generation`, which marks what the model has said.
+Beside Jinja's own names a template may use those of Hugging Face's `apply_chat_template`:
+`raise_exception`, `strftime_now` (a variable of each rendering), a `tojson` that does not escape
+characters, loop controls, and `generation`, which marks text of the model.
 
-What takes many steps can be interrupted. What takes one, and any amount of memory in it, can't: so
-a bounded environment looks at the numbers and lengths first, and gives up. See `template`.
+Many small steps can be interrupted. A single step can't, and may take any amount of memory: so the
+bounded environment checks numbers and lengths before the step, and stops. See `template`.
 
-One rendering in a process that ends with it: a job on standard input, what came of it on
-standard output. What the process may take holds whatever the template does.
+`main` is a process for one rendering: the job on standard input, the result on standard output. The
+kernel enforces its limits for any template.
 """
 
 from __future__ import annotations
@@ -32,40 +32,40 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 LONGEST = 16_000_000
-"""Characters of a prompt, and of what one is made of."""
+"""Characters of a prompt, and of each value in it."""
 LONGEST_SOURCE = 100_000
-"""Characters of a template; the longest of known models have some ten thousand."""
-LARGEST = 100_000
-"""A number that may be given to a function."""
-WIDEST = 100
-"""A number that may be given to a filter."""
-INDENTED = 200_000
-"""Characters of a value that may be written as JSON on many lines."""
+"""Characters of a template; the longest known ones have some ten thousand."""
+MAX_ARGUMENT = 100_000
+"""Number in an argument of a function; also bits of a product or power."""
+MAX_FILTER_ARGUMENT = 100
+"""Number in an argument of a filter."""
+MAX_INDENTED = 200_000
+"""Characters of a value that is written as indented JSON."""
 _WIDE = re.compile(r"\d{4}|\*")
 _GROWING = frozenset({"translate", "expandtabs", "fromkeys", "to_bytes"})
-"""Methods that may return far more than they were given."""
+"""Methods whose result may be far larger than their arguments."""
 _RARE = ("center", "wordwrap", "urlize", "xmlattr", "batch", "slice", "pprint")
-"""Filters of the same kind, which hardly a chat template uses."""
+"""Filters of the same kind, which chat templates hardly use."""
 FAULTS = (
     JinjaError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError,
     RecursionError, MemoryError, SyntaxError,
 )  # fmt: skip
-"""What may come of a template that is wrong."""
+"""Exceptions that a faulty template may raise."""
 
 
 class TemplateLimitError(Exception):
-    """A step that might take more than there is."""
+    """A step that might take too much memory or time."""
 
 
 def clock(at: float) -> Callable[[str], str]:
-    """`strftime_now`, for which it is the time `at`."""
+    """Return `strftime_now` for the time `at`."""
     return lambda pattern: datetime.fromtimestamp(at).strftime(pattern[:100])
 
 
 def compiled(source: str, *, bounded: bool) -> Template:
-    """A template that can be rendered. Raises one of FAULTS.
+    """Compile a template. Raises one of FAULTS.
 
-    `bounded`: rendering it raises TooMuchError before a step that may be out of all proportion.
+    `bounded`: its rendering raises TemplateLimitError before a disproportionate step.
     """
     if len(source) > LONGEST_SOURCE:
         raise ValueError(f"it has more than {LONGEST_SOURCE} characters")
@@ -76,7 +76,7 @@ def compiled(source: str, *, bounded: bool) -> Template:
     return template
 
 
-def _too_much(*_: Any, **__: Any) -> None:
+def _reject(*_: Any, **__: Any) -> None:
     raise TemplateLimitError
 
 
@@ -122,7 +122,7 @@ class _Generation(Extension):
     tags = {"generation"}  # noqa: RUF012  as Jinja declares it
 
     def parse(self, parser: Parser) -> list[Node]:
-        """What is marked, without the marks."""
+        """Return the marked block without the tags."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
@@ -142,17 +142,17 @@ class _Bounded(_Environment):
 
     def __init__(self) -> None:
         super().__init__()
-        self.binop_table = {**self.binop_table, "+": _plus, "*": _times, "**": _power, "%": _rest}
+        self.binop_table = {**self.binop_table, "+": _plus, "*": _times, "**": _power, "%": _modulo}
         for name in _RARE:
-            self.filters[name] = _too_much
+            self.filters[name] = _reject
         for name, check in _CHECKS.items():
             self.filters[name] = _checked(self.filters[name], check)
         self.filters["join"] = _join
-        self.globals["lipsum"] = _too_much
+        self.globals["lipsum"] = _reject
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        """As Jinja's, where the arguments are in proportion."""
-        _check_numbers((*args, *kwargs.values()), LARGEST)
+        """Call as Jinja does, after checks of the arguments."""
+        _check_numbers((*args, *kwargs.values()), MAX_ARGUMENT)
         name = getattr(__obj, "__name__", "")
         method = getattr(__obj, "__wrapped__", __obj)  # Jinja wraps `format`
         owner = getattr(method, "__self__", None)
@@ -163,7 +163,7 @@ class _Bounded(_Environment):
         return super().call(__context, __obj, *args, **kwargs)
 
 
-# What an operator may make of its operands.
+# Checked operators: the result must not be out of proportion to the operands.
 
 
 def _size(value: Any) -> int:
@@ -191,18 +191,18 @@ def _power(left: Any, right: Any) -> Any:
     return left**right
 
 
-def _rest(left: Any, right: Any) -> Any:
+def _modulo(left: Any, right: Any) -> Any:
     if isinstance(left, str):
         _check_format(left, *(right if isinstance(right, tuple) else (right,)))
     return left % right
 
 
 def _check_bits(count: int) -> None:
-    if count > LARGEST:
+    if count > MAX_ARGUMENT:
         raise TemplateLimitError
 
 
-# What filters and methods may make of what they are given. They are called as these are.
+# Checks of filters and methods, called with the same arguments.
 
 
 def _check_replace(text: object, old: object = "", new: object = "", *_: Any, **__: Any) -> None:
@@ -233,13 +233,13 @@ def _check_indent(text: object, width: object = 4, *_: Any, **__: Any) -> None:
 
 def _check_tojson(value: Any, indent: object = None, **_: Any) -> None:
     if indent is not None:
-        _check_numbers((indent,), WIDEST)
-        if len(json.dumps(value)) > INDENTED:
+        _check_numbers((indent,), MAX_FILTER_ARGUMENT)
+        if len(json.dumps(value)) > MAX_INDENTED:
             raise TemplateLimitError
 
 
 def _check_rest(_: Any, *values: Any, **named: Any) -> None:
-    _check_numbers((*values, *named.values()), WIDEST)
+    _check_numbers((*values, *named.values()), MAX_FILTER_ARGUMENT)
 
 
 def _check_sum(_: Any, __: object = None, start: object = 0) -> None:
@@ -265,10 +265,10 @@ _CHECKS: Mapping[str, Callable[..., None]] = {
 
 
 def _checked(filtered: Callable[..., Any], check: Callable[..., None]) -> Callable[..., Any]:
-    """A filter whose arguments are looked at before."""
-    first = 1 if hasattr(filtered, "jinja_pass_arg") else 0  # it is given the context too
+    """Wrap a filter so that its arguments are checked first."""
+    first = 1 if hasattr(filtered, "jinja_pass_arg") else 0  # such a filter gets the context too
 
-    @wraps(filtered)  # which copies what Jinja has noted on it
+    @wraps(filtered)  # copies Jinja's attributes
     def checked(*args: Any, **kwargs: Any) -> Any:
         check(*args[first:], **kwargs)
         return filtered(*args, **kwargs)
@@ -276,31 +276,33 @@ def _checked(filtered: Callable[..., Any], check: Callable[..., None]) -> Callab
     return checked
 
 
-SECONDS = 3
+CPU_SECONDS = 3
+"""Processor time of a rendering in a process."""
 MEMORY = 1024 * 1024 * 1024
+"""Bytes of address space of a rendering in a process."""
 
 
 def main() -> None:
-    """The process."""
-    _bound(resource.RLIMIT_CPU, SECONDS)
-    if sys.platform == "linux":  # elsewhere it is not heeded
-        _bound(resource.RLIMIT_AS, MEMORY)
+    """Render one job from standard input, and write the result to standard output."""
+    _set_limit(resource.RLIMIT_CPU, CPU_SECONDS)
+    if sys.platform == "linux":  # other systems do not enforce it
+        _set_limit(resource.RLIMIT_AS, MEMORY)
     job = json.load(sys.stdin)
     json.dump(_render(job), sys.stdout)
 
 
-def _bound(what: int, most: int) -> None:
-    """No more than that, and than the worker may have."""
-    _, hard = resource.getrlimit(what)
+def _set_limit(kind: int, most: int) -> None:
+    """Lower a limit of this process, never above the inherited one."""
+    _, hard = resource.getrlimit(kind)
     most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    resource.setrlimit(what, (most, most))
+    resource.setrlimit(kind, (most, most))
 
 
 def _render(job: dict[str, object]) -> dict[str, str]:
-    """The prompt, or the error."""
+    """Return the prompt, or the error."""
     source, at, variables = job["source"], job["at"], job["variables"]
     if not (isinstance(source, str) and isinstance(at, float) and isinstance(variables, dict)):
-        raise TypeError("this is no job")
+        raise TypeError("invalid job")
     try:
         prompt = compiled(source, bounded=False).render({"strftime_now": clock(at), **variables})
     except MemoryError:

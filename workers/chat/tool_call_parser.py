@@ -1,8 +1,8 @@
-"""Tool calls, read as they are written: in JSON, or in Qwen3-coder's tags.
+"""Streaming readers of tool calls: JSON, Qwen3-coder's tags, and Mistral's named calls.
 
-A call is told as soon as its name is certain, and its arguments as they come. Until then it may
-turn out to be no call; afterwards, what is broken is passed on as it is, for nobody can take back
-what a client has read. Pure, and indifferent to how the text is cut.
+A call is emitted as soon as its name is certain, and its arguments as they arrive. Until then the
+text may turn out to be no call; afterwards invalid text is passed on unchanged, because the client
+has already read the start of the call. Readers are pure, and do not depend on how the text is cut.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from workers.chat.answer_parts import ArgumentsPart, Buffer, Emit, ParserState, 
 
 
 class JsonScan:
-    """Finds where a JSON value in braces or brackets ends."""
+    """A scanner for the end of a JSON value in braces or brackets."""
 
     def __init__(self, depth: int = 0) -> None:
         self._depth = depth
@@ -24,9 +24,9 @@ class JsonScan:
         self._escaped = False
 
     def end(self, text: str) -> int | None:
-        """How much of `text`, which goes on from the last one, belongs to the value.
+        """Scan the next `text`; return the length of its part of the value.
 
-        None: all, and more is missing.
+        None: the value does not end in `text`.
         """
         for at, character in enumerate(text):
             if self._in_string:
@@ -56,10 +56,10 @@ _KEYS = ("name", "type", "arguments", "parameters", "id", "function")
 
 
 class JsonCall:
-    """`{"name": …, "arguments": {…}}`, in any order of the members; `parameters` will do too."""
+    """A reader of `{"name": …, "arguments": {…}}`, in any order; `parameters` is a synonym."""
 
     def __init__(self, names: Collection[str] | None = None) -> None:
-        """`names`: the calls there can be; None: any."""
+        """Take the names of tools that can be called; None: any."""
         self._names = names
         self._whole = JsonScan()
         self._scanned = 0
@@ -67,7 +67,7 @@ class JsonCall:
         self._rest: JsonScan | None = None
 
     def read(self, buffer: Buffer, emit: Emit) -> ParserState:
-        """As CallReader promises."""
+        """Remove parsed text from `buffer` and emit its parts."""
         if self._rest is None and self._arguments is None:
             state = self._read_head(buffer, emit)
             if state is not ParserState.MORE or self._arguments is None:
@@ -81,7 +81,7 @@ class JsonCall:
                 return ParserState.DONE if buffer.final else ParserState.MORE
             self._arguments, self._rest = None, JsonScan(depth=1)
         if self._rest is None:
-            raise RuntimeError("a call without arguments has no end")
+            raise RuntimeError("the call has no arguments yet")
         end = self._rest.end(buffer.text)
         buffer.take(len(buffer.text) if end is None else end)
         return ParserState.DONE if end is not None or buffer.final else ParserState.MORE
@@ -106,7 +106,7 @@ class JsonCall:
         return self._read_whole(buffer, end, emit)
 
     def _read_whole(self, buffer: Buffer, end: int, emit: Emit) -> ParserState:
-        """A value that is there as a whole, and does not begin as usual."""
+        """Read a complete value whose members are in another order."""
         value = _loaded(buffer.text[:end])
         if not isinstance(value, dict):
             return ParserState.NONE
@@ -140,9 +140,9 @@ class JsonCall:
 
 
 class XmlCall:
-    """`<function=name> <parameter=key> value </parameter> … </function>`, as Qwen3-coder writes.
+    """A reader of Qwen3-coder's `<function=name> <parameter=key> value </parameter> … </function>`.
 
-    A value is JSON where the tool's schema does not say that it is a string.
+    A value is JSON unless the tool's schema declares it a string.
     """
 
     _NAME = re.compile(r"<function=([^<>\s]+)>")
@@ -150,13 +150,13 @@ class XmlCall:
     _END_KEY, _END = "</parameter>", "</function>"
 
     def __init__(self, schemas: Mapping[str, Any]) -> None:
-        """`schemas`: of the parameters, by the tool's name."""
+        """Take the parameter schemas by the tool's name."""
         self._schemas = schemas
         self._name = ""
         self._count = 0
 
     def read(self, buffer: Buffer, emit: Emit) -> ParserState:
-        """As CallReader promises."""
+        """Remove parsed text from `buffer` and emit its parts."""
         if not self._name:
             blanks = len(buffer.text) - len(buffer.text.lstrip())
             head = self._NAME.match(buffer.text, blanks)
@@ -186,11 +186,11 @@ class XmlCall:
                 if buffer.final:
                     buffer.take(len(buffer.text))
                 return ParserState.DONE if buffer.final else ParserState.MORE
-            emit(ArgumentsPart("}"))  # something else: the call is taken to be over
+            emit(ArgumentsPart("}"))  # other text: the call is complete
             return ParserState.DONE
 
     def _may_go_on(self, text: str) -> bool:
-        """Whether `text` may become the next parameter, or the end."""
+        """Return True if `text` may become the next parameter or the end."""
         begun = text.startswith("<parameter=") and not set("<>\n") & set(text[11:])
         return begun or "<parameter=".startswith(text) or self._END.startswith(text)
 
@@ -209,7 +209,7 @@ class XmlCall:
 
 
 class NamedCall:
-    """`name[ARGS]{…}`, as Mistral's later models write after `[TOOL_CALLS]`."""
+    """A reader of `name[ARGS]{…}`, which Mistral's later models write after `[TOOL_CALLS]`."""
 
     _HEAD = re.compile(r"\s*([A-Za-z0-9_.-]+)(?:\[CALL_ID\][A-Za-z0-9]*)?(?:\[ARGS\])?\s*(?=\{)")
     _BEGUN = re.compile(
@@ -220,7 +220,7 @@ class NamedCall:
         self._arguments: JsonScan | None = None
 
     def read(self, buffer: Buffer, emit: Emit) -> ParserState:
-        """As CallReader promises."""
+        """Remove parsed text from `buffer` and emit its parts."""
         if self._arguments is None:
             head = self._HEAD.match(buffer.text)
             if head is None:
@@ -237,7 +237,7 @@ class NamedCall:
 
 
 def _loaded(text: str, otherwise: object = None) -> Any:
-    """`text` as JSON; `otherwise` if it is none."""
+    """Decode `text` as JSON; return `otherwise` if it is invalid."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
-"""Tools in a request: what there are, whether one must be called, and how the model writes it.
+"""Tools of a request, and the grammars of tool calls in each dialect.
 
-The grammars of calls, in each dialect: of an answer that has to be one, and of what follows the
-mark with which a model begins one of its own accord.
+There are two grammars: for an answer that has to be a call, and for the text after the marker of a
+call that the model begins by itself.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ class Tools:
     """The tools that an answer may call."""
 
     given: list[dict[str, Any]]
-    """As the request has them, which is how templates want them."""
+    """The tools as in the request, which is the templates' format."""
     schemas: Mapping[str, Any]
-    """Of their parameters, by name."""
+    """Schemas of their parameters, by name."""
     dialect: Dialect
     must: tuple[str, ...]
-    """One of these has to be called; none: that is up to the model."""
+    """Tools of which one has to be called; empty: the model decides."""
     several: bool
-    """Whether an answer may have more than one call."""
+    """True if an answer may have more than one call."""
 
 
 def dialect_of(template: str) -> Dialect | None:
-    """How calls are written by a model with this chat template; None: it knows no tools.
+    """Return the dialect of a model with this chat template; None: it does not support tools.
 
-    What is looked for is what the templates of each family write between calls.
+    The dialect is recognized by text that each family's templates write around calls.
     """
     if "tools" not in template:
         return None
@@ -56,17 +56,17 @@ def dialect_of(template: str) -> Dialect | None:
 def tools_of(
     given: Sequence[Any] | None, choice: object, *, several: bool | None, dialect: Dialect | None
 ) -> Tools | None:
-    """The request's tools; None if it has none, or does not want them called.
+    """Return the request's tools; None if it has none or excludes calls.
 
-    `several`: whether they may be called more than once; None: if that is up to the model.
-    Raises ApiError 400 for what are no tools, and for a model that can't call them.
+    `several`: an answer may have several calls; None: only if the model decides whether to call.
+    Raises ApiError 400 for invalid tools, and for a model that does not support tools.
     """
     schemas = _schemas(given or [])
     must = _must(choice, schemas)
     if not schemas or choice == "none":
         return None
     if dialect is None:
-        raise ApiError(400, "This model's chat template knows no tools.", param="tools")
+        raise ApiError(400, "This model's chat template does not support tools.", param="tools")
     return Tools(
         list(given or []), schemas, dialect, must, not must if several is None else several
     )
@@ -111,29 +111,29 @@ def _must(choice: object, schemas: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def new_call_id() -> str:
-    """Of 9 letters and digits, because Mistral's templates take no others."""
+    """Return a random id of 9 letters and digits, the only form Mistral's templates accept."""
     return os.urandom(5).hex()[:9]
 
 
 THOUGHT = '([^<] | "<" [^/] | "</" [^t])* "</think>" [ \\n]*'
-"""The rest of a thought that the prompt has begun."""
+"""Rest of the reasoning that the prompt opens."""
 BLANK = "[ \\n]{0,2}"
 RAW = '([^<] | "<" [^/])*'
-"""A text parameter between tags."""
+"""Text of a parameter between tags."""
 
 
-def tool_grammar(tools: Tools, *, thinking: bool = False) -> str:
-    """What admits a call of one of the tools that must be called, or several if that is allowed.
+def forced_call_grammar(tools: Tools, *, thinking: bool = False) -> str:
+    """Return the grammar of an answer that has to be a call. Raises SchemaError.
 
-    `thinking`: the prompt has opened a think tag. Raises SchemaError.
+    `thinking`: the prompt ends with an open think tag.
     """
     compiler = SchemaCompiler(lenient=True)
     body = _wrapped(_any_call(tools.must, tools, compiler), tools)
     return compiler.grammar(f"{THOUGHT} {body}" if thinking else body)
 
 
-def begun_call(tools: Tools) -> str:
-    """What admits the rest of an answer behind the mark of a call. Raises SchemaError."""
+def begun_call_grammar(tools: Tools) -> str:
+    """Return the grammar of the text after a call's marker. Raises SchemaError."""
     compiler = SchemaCompiler(lenient=True)
     call = _any_call(tuple(tools.schemas), tools, compiler)
     if tools.dialect in {Dialect.HERMES, Dialect.TAGS}:

@@ -1,23 +1,18 @@
-"""GBNF, llama.cpp's notation for grammars: written, and looked over before llama.cpp reads it.
+"""Checks of GBNF, llama.cpp's grammar notation, before llama.cpp reads it. Pure.
 
-llama.cpp trusts whoever writes a grammar: a repetition that ends before it begins takes all
-memory, deep nesting all of the stack, a rule that begins with itself behind something empty all of
-the time, and tokens by number (`!<[5]>`) end the process. And it prints its reason for refusing a
-grammar instead of returning it. So a client's is checked here first. What the notation is,
-llama.cpp's `grammars/README.md` tells; tokens by number are left out.
+llama.cpp trusts the author of a grammar: a repetition whose upper bound is below the lower one
+takes all memory, deep nesting overflows the stack, left recursion after an empty expression never
+ends, and tokens by number (`!<[5]>`) abort the process. It also prints the reason for rejecting a
+grammar instead of returning it. So grammars of clients are checked here first, in three passes:
 
-What can be seen of a grammar before it runs: rules that would never come to an end.
-
-llama.cpp finds a rule that begins with itself, but not where what stands before it may be empty,
-and repeats what may be empty without end; then it hangs, and every stream with it.
-
-In how many ways at once a text can be read by a grammar. Pure.
-
-llama.cpp keeps one stack for each way in which what has come so far may go on. For most grammars
-these are a handful. But where a rule leads back to itself along several paths that look alike, each
-character may double them, and a few dozen of them take all time and memory there is. So it is tried
-here before: characters that keep as many ways open as possible, for a while. A grammar that gets
-through may still be slow, but none that explodes at once does.
+1. Syntax. llama.cpp's `grammars/README.md` describes the notation; tokens by number are excluded.
+2. Termination. llama.cpp detects left recursion, but not after an expression that can be empty, and
+   it repeats an expression that can be empty without end; then it hangs, with every stream.
+3. Ambiguity. llama.cpp keeps one stack for each way in which the text so far may continue. Most
+   grammars have a handful. But if a rule leads back to itself along several similar paths, each
+   character may double them, and a few dozen characters take all time and memory. So the check
+   simulates characters that keep as many ways open as possible, up to a fixed effort. A grammar
+   that passes may still be slow, but does not explode at once.
 """
 
 from __future__ import annotations
@@ -32,74 +27,74 @@ Sequence = list["Item"]
 
 @dataclass(eq=False)
 class Item:
-    """A place in a sequence: a rule's name, a group, or a terminal (neither)."""
+    """An element of a sequence: a rule's name, a group, or a terminal (neither)."""
 
     name: str = ""
     group: list[Sequence] | None = None
     empty: bool = False
-    """It may be left out, or is an empty terminal."""
+    """True if it is optional, or an empty terminal."""
     repeats: bool = False
-    """It may come more than once."""
+    """True if it may occur more than once."""
     word: str = ""
-    """A terminal as it is written."""
+    """Source text of a terminal."""
     least: int = 1
-    """How often a group comes."""
+    """Repetitions of a group at least."""
     most: int | None = 1
-    """None: as often as may be."""
+    """Repetitions of a group at most; None: no limit."""
 
 
 @dataclass
 class GrammarShape:
-    """A grammar's rules, filled word by word from left to right."""
+    """A grammar's rules, built token by token from left to right."""
 
     rules: dict[str, list[Sequence]] = field(default_factory=dict)
     _open: list[list[Sequence]] = field(default_factory=list)
 
     def rule(self, name: str) -> None:
-        """A rule begins; one that was there before is replaced."""
+        """Begin a rule; an earlier one of the same name is replaced."""
         self.rules[name] = [[]]
         self._open = [self.rules[name]]
 
     def add(self, item: Item) -> None:
-        """The next item of the sequence."""
+        """Append an item to the sequence."""
         self._open[-1][-1].append(item)
 
     def alternative(self) -> None:
-        """Another sequence instead of the last one."""
+        """Begin an alternative sequence."""
         self._open[-1].append([])
 
     def open(self) -> None:
-        """A group begins."""
+        """Begin a group."""
         group: list[Sequence] = [[]]
         self.add(Item(group=group))
         self._open.append(group)
 
     def close(self) -> None:
-        """It ends."""
+        """End the group."""
         self._open.pop()
 
     def repeat(self, least: int, most: int | None) -> None:
-        """The last item comes so many times."""
+        """Repeat the last item."""
         before = self._open[-1][-1].pop()
         repeats = most is None or most > 1
         item = Item(group=[[before]], empty=least == 0, repeats=repeats, least=least, most=most)
         self._open[-1][-1].append(item)
 
 
-def endless(shape: GrammarShape) -> str | None:
-    """Why a text could never be told to fit or not to fit; None: it can."""
+def termination_error(shape: GrammarShape) -> str | None:
+    """Return the reason why matching may not terminate; None if it does."""
     empty = _empty_rules(shape.rules)
     for name, sequences in shape.rules.items():
         for item in _all_items(sequences):
             if item.repeats and _group_empty(item.group or [], empty):
-                return f"rule {name} repeats what may be empty"
+                return f"rule {name} repeats an item that may be empty"
     edges = {name: set(_first_names(found, empty)) for name, found in shape.rules.items()}
     looping = _in_cycles(edges)
     return f"rule {looping} begins with itself" if looping else None
 
 
 def _empty_rules(rules: Mapping[str, list[Sequence]]) -> set[str]:
-    """The rules that an empty text fits."""
+    """Return the rules that match an empty text."""
     empty: set[str] = set()
     while True:
         more = {name for name, found in rules.items() if _group_empty(found, empty)} - empty
@@ -125,7 +120,7 @@ def _all_items(sequences: list[Sequence]) -> Iterator[Item]:
 
 
 def _first_names(sequences: list[Sequence], empty: set[str]) -> Iterator[str]:
-    """The rules that a text of these may begin with."""
+    """Yield the rules that may come first in a match."""
     for sequence in sequences:
         for item in sequence:
             if item.name:
@@ -136,7 +131,7 @@ def _first_names(sequences: list[Sequence], empty: set[str]) -> Iterator[str]:
 
 
 def _in_cycles(edges: dict[str, set[str]]) -> str:
-    """A name that leads back to itself; empty if there is none."""
+    """Return a name on a cycle; empty if there is none."""
     left = dict(edges)
     while True:
         ends = {name for name, others in left.items() if not others & left.keys()}
@@ -146,49 +141,49 @@ def _in_cycles(edges: dict[str, set[str]]) -> str:
             del left[name]
 
 
-MOST_WAYS = 256
-"""Ways at once that any grammar may have; one with many alternatives may have twice as many."""
+MAX_WAYS = 256
+"""Simultaneous ways that any grammar may have; the limit is twice its alternatives if more."""
 EFFORT = 6_000
-"""Looks at a place in the grammar before it is taken for fine: some 10 ms."""
+"""Visits of grammar positions until the grammar passes: some 10 ms."""
 TRIED = 6
-"""Characters that are tried behind one text."""
+"""Characters that are tried after one text."""
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
 _CHARACTER = re.compile(r"\\x(..)|\\u(....)|\\U(........)|\\(.)|(.)", re.DOTALL)
 _ELSEWHERE = "a0 \n一"
-"""What may be in a set that only says what is not."""
+"""Candidate characters for a negated set."""
 
 Set = tuple[bool, tuple[tuple[int, int], ...]]
-"""Characters from and to; True: all but these."""
+"""Ranges of characters, first and last; True: all except these."""
 Element = Set | int
 """A set, or the number of a rule."""
 Node = tuple[int, int, int]
-"""A place: the number of an alternative, how far in it, and the place to go on from after it."""
+"""A position: the number of an alternative, the index in it, and the node to return to."""
 
 
 class AmbiguousGrammarError(ValueError):
-    """A text can be read in too many ways; the message tells how many at least."""
+    """A grammar with too many simultaneous ways; the message is their number at least."""
 
 
-def check_ways(shape: GrammarShape) -> None:
-    """Raises TooManyWaysError for a grammar whose ways get out of hand."""
-    _Ways(shape).explore()
+def check_ambiguity(shape: GrammarShape) -> None:
+    """Raise AmbiguousGrammarError for a grammar with too many simultaneous ways."""
+    _AmbiguitySearch(shape).explore()
 
 
-class _Ways:
+class _AmbiguitySearch:
     def __init__(self, shape: GrammarShape) -> None:
         self._alternatives: list[list[Element]] = []
         self._rules: list[list[int]] = []
-        """The numbers of each rule's alternatives."""
+        """Numbers of each rule's alternatives."""
         self._names = {name: self._reserve() for name in shape.rules}
         for name, sequences in shape.rules.items():
             self._define(self._names[name], sequences)
         self._nodes: dict[Node, int] = {}
         self._places: list[Node] = []
         self._effort = EFFORT
-        self._limit = max(MOST_WAYS, 2 * len(self._alternatives))
+        self._limit = max(MAX_WAYS, 2 * len(self._alternatives))
 
     def explore(self) -> None:
-        """Looks for texts with as many ways as possible."""
+        """Search for texts with as many ways as possible, the most ambiguous states first."""
         start = self._expand(
             [self._node(alternative, 0, -1) for alternative in self._rules[self._names["root"]]]
         )
@@ -204,7 +199,7 @@ class _Ways:
                     number += 1
                     heappush(waiting, (-len(after), number, after))
 
-    # From a shape to alternatives of sets and rules, as llama.cpp has them.
+    # Conversion to alternatives of sets and rules, as in llama.cpp.
 
     def _reserve(self) -> int:
         self._rules.append([])
@@ -239,7 +234,7 @@ class _Ways:
             rest = [optional]
         return found + rest
 
-    # Places, and what follows them.
+    # Positions and their successors.
 
     def _node(self, alternative: int, at: int, then: int) -> int:
         place = (alternative, at, then)
@@ -250,7 +245,7 @@ class _Ways:
         return number
 
     def _expand(self, nodes: list[int]) -> frozenset[int]:
-        """The places before a character that can be reached from these."""
+        """Return the positions before a character that are reachable from `nodes`."""
         found, seen = set(), set(nodes)
         while nodes:
             self._effort -= 1
@@ -273,7 +268,7 @@ class _Ways:
         alternative, at, _ = self._places[node]
         element = self._alternatives[alternative][at]
         if isinstance(element, int):
-            raise TypeError("a rule is no set")
+            raise TypeError("the element is a rule, not a set")
         return element
 
     def _after(self, state: frozenset[int], character: int) -> frozenset[int]:
@@ -286,7 +281,7 @@ class _Ways:
         return self._expand(going)
 
     def _characters(self, state: frozenset[int]) -> list[int]:
-        """Those that most of the places take."""
+        """Return the characters that most of the positions match."""
         sets = {self._set(node) for node in state}
         offered = {ranges[0][0] for negated, ranges in sets if ranges and not negated}
         if any(negated for negated, _ in sets):
@@ -302,7 +297,7 @@ def _has(wanted: Set, character: int) -> bool:
 
 
 def _sets(word: str) -> Iterator[Set]:
-    """A terminal: a text, a set, or any character."""
+    """Yield the sets of a terminal: a text, a set, or any character."""
     if word == ".":
         yield (True, ())
     elif word.startswith('"'):
@@ -323,7 +318,7 @@ def _characters_of(text: str) -> Iterator[int]:
                 else ord(_ESCAPES.get(found[4], found[4]) if found[4] else found[5])
             )
         except ValueError:
-            yield 0  # llama.cpp refuses it
+            yield 0  # llama.cpp rejects it
 
 
 def _ranges(inner: str) -> Iterator[tuple[int, int]]:
@@ -341,13 +336,13 @@ def _ranges(inner: str) -> Iterator[tuple[int, int]]:
 
 LONGEST = 1_000_000
 """Characters of a grammar."""
-MOST_RULES = 10_000
-DEEPEST = 100
-"""Parentheses within each other; llama.cpp reads them by recursion."""
-MOST_REPEATED = 2000
-"""llama.cpp's own bound for one repetition (MAX_REPETITION_THRESHOLD)."""
+MAX_RULES = 10_000
+MAX_DEPTH = 100
+"""Nested parentheses; llama.cpp parses them by recursion."""
+MAX_REPETITIONS = 2000
+"""llama.cpp's limit for one repetition (MAX_REPETITION_THRESHOLD)."""
 
-_WORD = re.compile(
+_TOKEN = re.compile(
     r"""(?P<blank>(?:\s|\#[^\n]*)+)
     | (?P<rule>[A-Za-z0-9-]+[ \t]*::=)
     | (?P<name>[A-Za-z0-9-]+)
@@ -360,11 +355,11 @@ _PLAIN = re.compile(r'[^"\\\x00-\x1f\x7f]*')
 
 
 class GrammarError(ValueError):
-    """A grammar that can't be used; the message is one sentence."""
+    """An invalid or unsupported grammar; the message is one sentence."""
 
 
 def literal(text: str) -> str:
-    """`text` as a terminal."""
+    """Return `text` as a terminal."""
     return '"' + "".join(map(_escaped, text)) + '"' if not _PLAIN.fullmatch(text) else f'"{text}"'
 
 
@@ -375,47 +370,48 @@ def _escaped(character: str) -> str:
 
 
 def check(text: str) -> None:
-    """Raises GrammarError for a grammar that is none, or that llama.cpp would choke on."""
+    """Raise GrammarError for an invalid grammar, or one that llama.cpp can't process."""
     if len(text) > LONGEST:
         raise GrammarError(f"The grammar has more than {LONGEST} characters.")
     if "\x00" in text:
         raise GrammarError("The grammar has a zero byte.")
+        # Syntax, token by token, which fills the shape for the other two passes.
     shape = GrammarShape()
     used: dict[str, int] = {}
     opened: list[int] = []
     before, at = "", 0
     while at < len(text):
-        word = _WORD.match(text, at)
-        if word is None:
-            raise _error(text, at, f"{_shown(text, at)} makes no sense there")
-        kind = str(word.lastgroup)
+        token = _TOKEN.match(text, at)
+        if token is None:
+            raise _error(text, at, f"{_excerpt(text, at)} is not allowed there")
+        kind = str(token.lastgroup)
         if kind != "blank":
-            _check_place(text, at, kind, before, opened)
+            _check_token(text, at, kind, before, opened)
             before = kind
         if kind == "name":
-            used.setdefault(word[0], at)
+            used.setdefault(token[0], at)
         elif kind == "open":
             opened.append(at)
         elif kind == "close":
             opened.pop()
-        _note(shape, kind, text, at, word[0])
-        at = word.end()
+        _add_token(shape, kind, text, at, token[0])
+        at = token.end()
     if opened:
         raise _error(text, opened[-1], "the parenthesis is never closed")
     _check_names(text, shape.rules.keys(), used)
-    reason = endless(shape)
+    reason = termination_error(shape)
     if reason is not None:
-        raise GrammarError(f"The grammar has no end: {reason}.")
+        raise GrammarError(f"The grammar may not terminate: {reason}.")
     try:
-        check_ways(shape)
+        check_ambiguity(shape)
     except AmbiguousGrammarError as error:
         raise GrammarError(
-            f"The grammar is too ambiguous: a text can be read in {error} ways at once."
+            f"The grammar is too ambiguous: a text has {error} simultaneous parses."
         ) from error
 
 
-def _note(shape: GrammarShape, kind: str, text: str, at: int, word: str) -> None:
-    """Adds a word to what is known of the grammar."""
+def _add_token(shape: GrammarShape, kind: str, text: str, at: int, word: str) -> None:
+    """Add a token to the shape of the grammar."""
     if kind == "rule":
         shape.rule(word.rstrip(":= \t"))
     elif kind == "name":
@@ -432,33 +428,33 @@ def _note(shape: GrammarShape, kind: str, text: str, at: int, word: str) -> None
         shape.repeat(*_bounds(text, at, word))
 
 
-def _check_place(text: str, at: int, kind: str, before: str, opened: list[int]) -> None:
-    """Whether a word of this `kind` may stand here."""
+def _check_token(text: str, at: int, kind: str, before: str, opened: list[int]) -> None:
+    """Raise GrammarError if a token of this `kind` is not allowed here."""
     if not before and kind != "rule":
         raise _error(text, at, "a rule was expected, as in root ::= ...")
     if kind == "rule" and opened:
         raise _error(text, opened[-1], "the parenthesis is never closed")
     if kind == "close" and not opened:
-        raise _error(text, at, "nothing was opened that this closes")
+        raise _error(text, at, "there is no open parenthesis to close")
     if kind == "item" and text.startswith(("[]", "[^]"), at):
         raise _error(text, at, "the set of characters is empty")
     if kind == "repeat" and before == "repeat":
-        raise _error(text, at, "a repetition is repeated, which has too many meanings")
+        raise _error(text, at, "a repetition is repeated, which is ambiguous")
     if kind == "repeat" and before not in {"name", "item", "close"}:
         raise _error(text, at, "there is nothing to repeat")
-    if kind == "open" and len(opened) >= DEEPEST:
-        raise _error(text, at, f"more than {DEEPEST} parentheses are open")
+    if kind == "open" and len(opened) >= MAX_DEPTH:
+        raise _error(text, at, f"more than {MAX_DEPTH} parentheses are open")
 
 
 def _bounds(text: str, at: int, repeat: str) -> tuple[int, int | None]:
-    """How often at least, and at most; None: as often as may be."""
+    """Return the lower and upper bound of a repetition; None: no upper bound."""
     if repeat in "*+?":
         return int(repeat == "+"), 1 if repeat == "?" else None
     bounds = [int(number) for number in re.findall(r"\d+", repeat)]
     if len(bounds) == 2 and bounds[1] < bounds[0]:
         raise _error(text, at, f"{repeat} ends before it begins")
-    if any(bound > MOST_REPEATED for bound in bounds):
-        raise _error(text, at, f"{repeat} is more than {MOST_REPEATED} times")
+    if any(bound > MAX_REPETITIONS for bound in bounds):
+        raise _error(text, at, f"{repeat} is more than {MAX_REPETITIONS} times")
     return bounds[0], None if "," in repeat and len(bounds) == 1 else bounds[-1]
 
 
@@ -468,8 +464,8 @@ def _check_names(text: str, defined: Collection[str], used: dict[str, int]) -> N
             raise _error(text, at, f"there is no rule {name}")
     if "root" not in defined:
         raise GrammarError("The grammar has no rule root.")
-    if len(defined) > MOST_RULES:
-        raise GrammarError(f"The grammar has more than {MOST_RULES} rules.")
+    if len(defined) > MAX_RULES:
+        raise GrammarError(f"The grammar has more than {MAX_RULES} rules.")
 
 
 def _error(text: str, at: int, what: str) -> GrammarError:
@@ -478,5 +474,5 @@ def _error(text: str, at: int, what: str) -> GrammarError:
     return GrammarError(f"The grammar does not parse: line {line}, column {column}: {what}.")
 
 
-def _shown(text: str, at: int) -> str:
+def _excerpt(text: str, at: int) -> str:
     return repr(text[at : at + 12].partition("\n")[0])

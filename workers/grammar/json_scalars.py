@@ -1,9 +1,7 @@
-"""GBNF for JSON numbers within bounds.
+"""GBNF for JSON numbers within bounds, and for JSON strings of a length, format or pattern.
 
-GBNF for JSON strings: of any length, of a format, or after a regular expression.
-
-The expressions are those that JSON Schema recommends (the common part of ECMA-262's), as far as
-a grammar can say them: no look-around, no references back.
+Patterns are the regular expressions that JSON Schema recommends (the common subset of ECMA-262's),
+except those that no grammar can express: look-around and back-references.
 """
 
 from __future__ import annotations
@@ -14,11 +12,11 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 
-from workers.grammar.gbnf import MOST_REPEATED, literal
+from workers.grammar.gbnf import MAX_REPETITIONS, literal
 
 DIGITS = 16
-"""Digits of a number at most: more are beyond what a double tells apart, and a model that has
-lost its way would write them for ever."""
+"""Digits of a number at most: a double can't distinguish more, and a model that repeats itself
+would generate them without end."""
 FRACTION = f'("." [0-9]{{1,{DIGITS}}})'
 NOT_WHOLE = f'("." [0-9]{{0,{DIGITS - 2}}} [1-9])'
 INTEGER = f'"-"? ("0" | [1-9] [0-9]{{0,{DIGITS - 1}}})'
@@ -27,29 +25,29 @@ NUMBER = f"{INTEGER} {FRACTION}? ([eE] [-+]? [0-9]{{1,2}})?"
 
 @dataclass(frozen=True)
 class LengthBounds:
-    """Of a number; None: there is none on this side."""
+    """Lower and upper bound of a number; None: unbounded."""
 
     least: Decimal | None = None
     most: Decimal | None = None
     above: bool = False
-    """`least` itself is not allowed."""
+    """True if `least` itself is excluded."""
     below: bool = False
-    """`most` itself is not allowed."""
+    """True if `most` itself is excluded."""
 
     @property
     def none(self) -> bool:
-        """Whether any number will do."""
+        """True if the number is unbounded on both sides."""
         return self.least is None and self.most is None
 
     def holds(self, value: Decimal) -> bool:
-        """Whether `value` lies within."""
+        """Return True if `value` is within the bounds."""
         if self.least is not None and (value < self.least or (self.above and value == self.least)):
             return False
         return self.most is None or value < self.most or (not self.below and value == self.most)
 
     @property
     def first(self) -> int | None:
-        """The smallest whole number within."""
+        """The smallest integer within the bounds; None: unbounded."""
         if self.least is None:
             return None
         first = math.ceil(self.least)
@@ -57,7 +55,7 @@ class LengthBounds:
 
     @property
     def last(self) -> int | None:
-        """The largest whole number within."""
+        """The largest integer within the bounds; None: unbounded."""
         if self.most is None:
             return None
         last = math.floor(self.most)
@@ -65,7 +63,7 @@ class LengthBounds:
 
 
 def integers(first: int | None, last: int | None) -> list[str]:
-    """Alternatives for the whole numbers from `first` to `last`, both included; none if empty."""
+    """Return alternatives for the integers from `first` to `last`, both included."""
     if first is None and last is None:
         return [INTEGER]
     found = []
@@ -79,10 +77,10 @@ def integers(first: int | None, last: int | None) -> list[str]:
 
 
 def numbers(bounds: LengthBounds) -> list[str]:
-    """Alternatives for numbers within `bounds`: not each of them, but nothing else.
+    """Return alternatives for numbers within `bounds`; an empty list if there are none.
 
-    All whole numbers, all decimal fractions whose neighbouring whole numbers are within too,
-    and the bounds themselves. None if that leaves nothing.
+    They match a subset: all integers, all decimal fractions whose neighbouring integers are within
+    the bounds too, and the bounds themselves.
     """
     if bounds.none:
         return [NUMBER]
@@ -96,9 +94,9 @@ def numbers(bounds: LengthBounds) -> list[str]:
 
 
 def _fractions(sign: str, least: Decimal | None, most: Decimal | None, *, open_: bool) -> list[str]:
-    """Decimal fractions, positive but for `sign`, between whole numbers within the bounds.
+    """Return alternatives for fractions between integers within the bounds, each after `sign`.
 
-    `open_`: `least` itself is not allowed.
+    `open_`: `least` itself is excluded.
     """
     first = 0 if least is None or least < 0 else math.ceil(least)
     last = None if most is None else math.floor(most) - 1
@@ -116,7 +114,7 @@ def _negated(bound: Decimal | None) -> Decimal | None:
 
 
 def _naturals(first: int, last: int | None) -> list[str]:
-    """Whole numbers from `first` (0 or more) on, without leading zeros."""
+    """Return alternatives for integers from `first`, 0 or more, without leading zeros."""
     length = len(str(first))
     found = []
     if last is None:
@@ -132,7 +130,7 @@ def _naturals(first: int, last: int | None) -> list[str]:
 
 
 def _between(least: str, most: str) -> list[str]:
-    """Digit strings of one length from `least` to `most`."""
+    """Return alternatives for digit strings of one length from `least` to `most`."""
     rest = len(least) - 1
     if rest == 0:
         return [f"[{least}-{most}]"]
@@ -156,7 +154,7 @@ CHARACTER = (
     r'[^"\\\x00-\x1F\x7F] | "\\" (["\\/bfnrt]'
     r' | "u" ([0-9a-cA-CefEF] [0-9a-fA-F]{3} | [dD] [0-7] [0-9a-fA-F]{2}))'
 )
-"""One character of a string: never half of a surrogate pair."""
+"""A character of a string, never half of a surrogate pair."""
 
 _DAYS = (
     '(("0" [13578] | "1" [02]) "-" ("0" [1-9] | [12] [0-9] | "3" [01])'
@@ -176,27 +174,30 @@ FORMATS = {
     "ipv4": f'{_BYTE} ("." {_BYTE}){{3}}',
     "email": '[a-z0-9] [a-z0-9._+]{0,30} [a-z0-9] "@" ([a-z0-9]{1,30} "."){1,4} [a-z]{2,10}',
 }
-"""`format`s of JSON Schema that are enforced, without the quotes; others are annotations."""
+"""Formats of JSON Schema that are enforced, without the quotes; others are annotations."""
 
 
 class PatternError(ValueError):
-    """A regular expression that no grammar can be made of; the message is one sentence."""
+    """A regular expression without a grammar; the message is one sentence."""
 
 
 def of_length(least: int, most: int | None) -> str:
-    """A string of so many characters, given a rule `char`."""
+    """Return GBNF for a string of `least` to `most` characters; it uses a rule `char`."""
     if least == 0 and most is None:
         return '"\\"" char* "\\""'
     return f'"\\"" char{{{least},{"" if most is None else most}}} "\\""'
 
 
 def of_format(name: str) -> str:
-    """A string of one of FORMATS."""
+    """Return GBNF for a string of a format in FORMATS."""
     return f'"\\"" {FORMATS[name]} "\\""'
 
 
 def matching(pattern: str) -> str:
-    """A string in which `pattern` is found, given a rule `char`. Raises PatternError."""
+    """Return GBNF for a string that contains `pattern`; it uses a rule `char`.
+
+    Raises PatternError.
+    """
     return f'"\\"" ({_Pattern(pattern).whole()}) "\\""'
 
 
@@ -209,24 +210,24 @@ _CONTROLS = {"t": "\t", "n": "\n", "r": "\r", "f": "\f", "v": "\v", "0": "\0"}
 _NOT_PLAIN: Ranges = [
     (0x00, 0x1F), (0x22, 0x22), (0x5C, 0x5C), (0x7F, 0x7F), (0xD800, 0xDFFF)
 ]  # fmt: skip
-"""What a JSON string can't have as it is."""
+"""Characters that a JSON string must escape."""
 
 
 class _Pattern:
-    """A regular expression, read from left to right into GBNF."""
+    """A recursive-descent translator of one regular expression to GBNF."""
 
     def __init__(self, source: str) -> None:
         self._source = source
         self._at = 0
 
     def whole(self) -> str:
-        """The expression, with anything before and after it where it has no anchor."""
-        found = [self._anchored()]
+        """Return the GBNF; without an anchor, any text may come before or after a match."""
+        alternatives = [self._anchored()]
         while self._take("|"):
-            found.append(self._anchored())
+            alternatives.append(self._anchored())
         if self._at < len(self._source):
-            raise self._error("a parenthesis is closed that was never opened")
-        return " | ".join(found)
+            raise self._error("there is no open parenthesis to close")
+        return " | ".join(alternatives)
 
     def _anchored(self) -> str:
         start = self._take("^")
@@ -252,7 +253,7 @@ class _Pattern:
         character = self._next()
         if character == "(":
             if self._take("?") and not self._take(":"):
-                raise self._error("there is no look-around, and no named group, in a grammar")
+                raise self._error("look-around and named groups are not supported")
             inner = self._alternatives()
             if not self._take(")"):
                 raise self._error("a parenthesis is not closed")
@@ -264,7 +265,7 @@ class _Pattern:
         if character == "\\":
             return _one_of(self._escape())
         if character in "^*+?{":
-            raise self._error(f"{character} makes no sense there")
+            raise self._error(f"{character} is not allowed there")
         return _one_of([(ord(character), ord(character))])
 
     def _quantifier(self) -> str:
@@ -272,14 +273,14 @@ class _Pattern:
         if found is None:
             return ""
         self._at = found.end()
-        self._take("?")  # lazy or greedy: the same strings
+        self._take("?")  # lazy and greedy match the same strings
         bounds = [int(bound) for bound in (found[1], found[3]) if bound]
-        if any(bound > MOST_REPEATED for bound in bounds) or sorted(bounds) != bounds:
-            raise self._error(f"{found[0]} is no repetition for a grammar")
+        if any(bound > MAX_REPETITIONS for bound in bounds) or sorted(bounds) != bounds:
+            raise self._error(f"{found[0]} is no valid repetition")
         return found[0]
 
     def _escape(self) -> Ranges:
-        """What follows a backslash, as ranges of characters."""
+        """Parse an escape after its backslash; return ranges of characters."""
         character = self._next()
         if character.lower() in _SETS:
             ranges = _SETS[character.lower()]
@@ -293,7 +294,7 @@ class _Pattern:
         elif character in _CONTROLS:
             code = ord(_CONTROLS[character])
         elif character.isalnum():
-            raise self._error(f"\\{character} can't be said in a grammar")
+            raise self._error(f"\\{character} is not supported")
         else:
             code = ord(character)
         return [(code, code)]
@@ -322,7 +323,7 @@ class _Pattern:
     def _next(self) -> str:
         character = self._peek()
         if not character:
-            raise self._error("it ends too early")
+            raise self._error("it is incomplete")
         self._at += 1
         return character
 
@@ -337,7 +338,7 @@ class _Pattern:
 
 
 def _without(ranges: Ranges, holes: Ranges) -> Ranges:
-    """`ranges` less `holes`."""
+    """Return `ranges` without `holes`."""
     for low, high in holes:
         ranges = [
             part
@@ -349,7 +350,7 @@ def _without(ranges: Ranges, holes: Ranges) -> Ranges:
 
 
 def _one_of(ranges: Ranges) -> str:
-    """One character of `ranges`, as a JSON string has it."""
+    """Return GBNF for one character of `ranges` in a JSON string."""
     plain = _without(ranges, _NOT_PLAIN)
     found = []
     if plain:
@@ -360,7 +361,7 @@ def _one_of(ranges: Ranges) -> str:
         if any(low <= ord(character) <= high for low, high in ranges)
     ]
     if not found:
-        raise PatternError("The pattern has a set of characters that a JSON string can't have.")
+        raise PatternError("The pattern has a set of characters that no JSON string can contain.")
     return found[0] if len(found) == 1 else f"({' | '.join(found)})"
 
 

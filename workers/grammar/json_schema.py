@@ -1,14 +1,10 @@
-"""From a JSON schema to a grammar in which every text is a JSON value that the schema admits.
+"""A compiler from JSON Schema to GBNF: every text of the grammar is valid under the schema.
 
-The other way round it need not hold: members come in the schema's order and not in any other,
-numbers have 16 digits, and an object that names its properties has only these unless
-`additionalProperties` asks for more. Keywords as in JSON Schema 2020-12, and OpenAPI's habits
-where they differ in nothing. `oneOf` is taken as `anyOf`. What would admit values that the
-schema does not (`not`, `if`, `uniqueItems` and their like) is refused, or left out if `lenient`.
-
-The keywords of JSON Schema: read singly, and those of several schemas taken together.
-
-GBNF for the members of a JSON object.
+The converse does not hold: members come in the schema's order only, numbers have at most 16 digits,
+and an object with `properties` has no others unless `additionalProperties` allows them. Keywords
+are those of JSON Schema 2020-12, and OpenAPI's where they do not conflict. `oneOf` is treated as
+`anyOf`. Keywords that a grammar can't enforce (`not`, `if`, `uniqueItems` and others) are rejected,
+or ignored if `lenient`.
 """
 
 from __future__ import annotations
@@ -18,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from workers.grammar.gbnf import MOST_REPEATED, MOST_RULES, literal
+from workers.grammar.gbnf import MAX_REPETITIONS, MAX_RULES, literal
 from workers.grammar.json_scalars import (
     CHARACTER,
     FORMATS,
@@ -43,20 +39,20 @@ ANNOTATIONS = frozenset(
         "discriminator", "contentEncoding", "contentMediaType",
     }
 )  # fmt: skip
-"""Keywords that forbid nothing."""
+"""Keywords without effect on validity."""
 
 
 class SchemaError(ValueError):
-    """A schema that no grammar can be made of; the message is one sentence."""
+    """A schema without a grammar; the message is one sentence."""
 
     def __init__(self, message: str, *, empty: bool = False) -> None:
-        """`empty`: because there is no value that it admits, which is fine for one of several."""
+        """Take the message; `empty`: the schema admits no value, which a union may ignore."""
         super().__init__(message)
         self.empty = empty
 
 
 def number_bounds(schema: Schema) -> LengthBounds:
-    """Both ways of writing exclusive bounds: as numbers and, in draft 4, as booleans."""
+    """Return the bounds; exclusive bounds are numbers or, as in draft 4, booleans."""
     least, most = _decimal(schema, "minimum"), _decimal(schema, "maximum")
     above = least is not None and schema.get("exclusiveMinimum") is True
     below = most is not None and schema.get("exclusiveMaximum") is True
@@ -80,32 +76,32 @@ def _decimal(schema: Schema, word: str) -> Decimal | None:
 
 
 def count(schema: Schema, word: str) -> int | None:
-    """A number of things. None: no bound."""
+    """Return the count that a keyword such as `minItems` sets; None: no bound."""
     value = schema.get(word)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise SchemaError(f"`{word}` must be a whole number, 0 or more.")
-    if value > MOST_REPEATED:
-        raise SchemaError(f"`{word}` must be {MOST_REPEATED} or less for a grammar.")
+    if value > MAX_REPETITIONS:
+        raise SchemaError(f"`{word}` must be {MAX_REPETITIONS} or less for a grammar.")
     return value
 
 
 def check_order(least: int, most: int | None, word: str) -> None:
-    """Raises SchemaError if no count is left."""
+    """Raise SchemaError if the bounds exclude every count."""
     if most is not None and most < least:
-        raise SchemaError(f"`{word}` leaves less room than is asked for.", empty=True)
+        raise SchemaError(f"`{word}` is less than the required minimum.", empty=True)
 
 
 def listed(value: object, word: str, *, may_be_empty: bool = False) -> list[Any]:
-    """`value` if it is a list."""
+    """Return `value` if it is a list. Raises SchemaError."""
     if not isinstance(value, list) or not (value or may_be_empty):
         raise SchemaError(f"`{word}` must be a list, and not an empty one.")
     return value
 
 
 def of_type(value: object, kind: str) -> bool:
-    """Whether `value` is of JSON Schema's type `kind`."""
+    """Return True if `value` is of JSON Schema's type `kind`."""
     if isinstance(value, bool):
         return kind == "boolean"
     if isinstance(value, (int, float)):
@@ -115,7 +111,7 @@ def of_type(value: object, kind: str) -> bool:
 
 
 def within(value: object, schema: Schema) -> bool:
-    """Whether a scalar keeps the bounds of `schema`."""
+    """Return True if a scalar is within the bounds of `schema`."""
     if isinstance(value, str):
         most = count(schema, "maxLength")
         return len(value) >= (count(schema, "minLength") or 0) and (
@@ -127,12 +123,12 @@ def within(value: object, schema: Schema) -> bool:
 
 
 def same(one: object, other: object) -> bool:
-    """Equality as JSON has it: true is not 1."""
+    """Return True if both are equal as JSON, where true is not 1."""
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def merged(one: Schema, other: object) -> Schema:
-    """A schema that admits what both do. Raises SchemaError if it can't be said in one."""
+    """Return a schema for the values that both admit. Raises SchemaError if there is none."""
     if other is True:
         return one
     if not isinstance(other, Mapping):
@@ -149,17 +145,17 @@ def merged(one: Schema, other: object) -> Schema:
 
 
 def _check_closed(one: Schema, other: Schema) -> None:
-    """One that allows no other properties than its own does not allow the other's."""
+    """Raise SchemaError if `one` is closed and `other` has a property that `one` lacks."""
     names = one.get("properties", {})
-    strangers = [name for name in other.get("properties", {}) if name not in names]
-    if one.get("additionalProperties") is False and strangers:
+    unknown = [name for name in other.get("properties", {}) if name not in names]
+    if one.get("additionalProperties") is False and unknown:
         raise SchemaError(
-            f"A part of the schema has the property {strangers[0]!r}, and another forbids it."
+            f"A part of the schema has the property {unknown[0]!r}, and another forbids it."
         )
 
 
 def _combine(found: dict[str, Any], word: str, value: Any) -> None:
-    """Narrows `found[word]` by `value`."""
+    """Narrow the keyword `word` in `found` by `value`."""
     before = found[word]
     if word in {"anyOf", "oneOf", "$ref"}:
         found["allOf"] = [*found.get("allOf", []), {word: value}]
@@ -205,7 +201,7 @@ def _shared_types(one: object, other: object) -> list[object]:
 
 
 PLAIN = r'[^"\\\x00-\x1F\x7F'
-"""A set of characters that needs no escape, left open for more exceptions."""
+"""An open set of the characters that need no escape, to which exceptions can be added."""
 
 
 def members(
@@ -215,23 +211,24 @@ def members(
     needs_one: bool,
     add: Callable[[str], str],
 ) -> str | None:
-    """Members in their order, with commas between those that are there.
+    """Return GBNF for an object's members in order, with commas between those present.
 
-    `pairs`: rules, and whether each must be there; `other`: a rule for any number of further
-    ones, or empty; `needs_one`: there must be one, whichever. `add` makes a rule. None: what is
-    needed can't be had.
+    `pairs` are rules, with True for required members. `other` is a rule for any number of further
+    members, or empty. `needs_one`: at least one member is required. `add` makes a rule. None if a
+    member is required and none is allowed.
     """
     following = f'("," ws {other})*' if other else ""
-    """What may come after a member."""
+    """Rule for the rest after a member."""
     first = f"{other} {following}" if other else ""
-    """What may come first, as far as it is something."""
-    for pair, must in reversed(pairs):
-        begun = f"{pair} {following}".strip()
-        if must:
-            first, following = begun, f'"," ws {begun}'
+    """Rule for the members from here on, at least one."""
+    # From the last member to the first: each rule contains the rule for the members after it.
+    for pair, required in reversed(pairs):
+        here = f"{pair} {following}".strip()
+        if required:
+            first, following = here, f'"," ws {here}'
             needs_one = True
         else:
-            first = add(f"{begun} | {first}") if first else begun
+            first = add(f"{here} | {first}") if first else here
             following = f'("," ws {pair})? {following}'.strip()
         following = add(following)
     if needs_one:
@@ -240,7 +237,7 @@ def members(
 
 
 def other_name(names: Sequence[str], add: Callable[[str], str]) -> str:
-    """Any text but `names`, inside quotes. Without escapes, which could spell one of them."""
+    """Return GBNF for any text except `names`. It has no escapes, which could spell a name."""
     if not names:
         return f"{PLAIN}]*"
     starts: dict[str, list[str]] = {}
@@ -279,25 +276,25 @@ _IMPLIED = {
     "string": ("minLength", "maxLength", "pattern"),
     "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
 }
-"""Keywords that say nothing about other types. Who uses them without `type` means this one."""
-_NEVER = ("not", "if", "contains", "uniqueItems", "multipleOf")
-_UNLESS_EMPTY = (
+"""Keywords that apply to one type only. A schema with them and without `type` implies it."""
+_UNSUPPORTED = ("not", "if", "contains", "uniqueItems", "multipleOf")
+_UNSUPPORTED_UNLESS_EMPTY = (
     "dependentRequired", "dependentSchemas", "patternProperties", "propertyNames",
     "unevaluatedItems", "unevaluatedProperties",
 )  # fmt: skip
 
 
 def schema_grammar(schema: object, *, lenient: bool = False) -> str:
-    """The GBNF for `schema`. Raises SchemaError.
+    """Return the GBNF for `schema`. Raises SchemaError.
 
-    `lenient`: what can't be enforced is left out instead of refused.
+    `lenient`: keywords that can't be enforced are ignored.
     """
     compiler = SchemaCompiler(lenient=lenient)
     return compiler.grammar(compiler.rule(schema, root=schema))
 
 
 class SchemaCompiler:
-    """Rules as they are found; the same rule is written once."""
+    """A compiler that collects rules; equal rules are shared."""
 
     def __init__(self, *, lenient: bool = False) -> None:
         self._root: object = None
@@ -307,14 +304,14 @@ class SchemaCompiler:
         self._references: dict[str, str] = {}
 
     def grammar(self, body: str) -> str:
-        """All rules so far, and `body` as the root."""
+        """Return all rules so far, with `body` as the root."""
         rules = {"root": body, **self._rules}
         return "".join(f"{name} ::= {text}\n" for name, text in rules.items())
 
     def rule(self, schema: object, *, root: object) -> str:
-        """The name of a rule for `schema`, whose references start from `root`.
+        """Return the name of a rule for `schema`. Raises SchemaError.
 
-        Raises SchemaError.
+        References are resolved from `root`.
         """
         if root is not self._root:
             self._root, self._references = root, {}
@@ -326,7 +323,7 @@ class SchemaCompiler:
             raise SchemaError("The schema is nested too deeply, or refers to itself.") from error
 
     def add(self, body: str) -> str:
-        """The name of a rule `body`."""
+        """Return the name of a rule with this body."""
         if body in self._names:
             return self._names[body]
         name = self._reserve()
@@ -334,7 +331,7 @@ class SchemaCompiler:
         return name
 
     def primitive(self, name: str) -> str:
-        """The name of a rule of JSON's own, with all that it needs."""
+        """Return the name of a built-in rule, after adding it and the rules that it uses."""
         if name not in self._rules:
             self._rules[name] = _PRIMITIVE[name]
             for need in _NEEDS.get(name, ()):
@@ -342,7 +339,7 @@ class SchemaCompiler:
         return name
 
     def _reserve(self) -> str:
-        if len(self._rules) >= MOST_RULES - 20:
+        if len(self._rules) >= MAX_RULES - 20:
             raise SchemaError("The schema is too large for a grammar.")
         name = f"r{len(self._rules)}"
         self._rules[name] = ""
@@ -356,11 +353,11 @@ class SchemaCompiler:
             raise SchemaError(f"The schema, or a part of it, {what}.")
         if isinstance(schema.get("$ref"), str) and schema.keys() <= {"$ref", *ANNOTATIONS}:
             return self._reference(schema["$ref"])
-        schema = self._whole(schema)
+        schema = self._expand(schema)
         for word in ("anyOf", "oneOf"):
             if word in schema:
                 return self._union(schema, word)
-        self._check_refused(schema)
+        self._check_unsupported(schema)
         if "const" in schema or "enum" in schema:
             return self._literals(schema)
         types = self._types(schema)
@@ -368,8 +365,8 @@ class SchemaCompiler:
             return self.primitive("value")
         return self.add(" | ".join(self._typed(kind, schema) for kind in types))
 
-    def _whole(self, schema: Schema) -> Schema:
-        """`schema` with its `$ref` and `allOf` worked in."""
+    def _expand(self, schema: Schema) -> Schema:
+        """Return `schema` with its `$ref` and `allOf` merged in."""
         for _ in range(100):
             if "$ref" in schema:
                 target = self._resolve(schema["$ref"])
@@ -385,7 +382,7 @@ class SchemaCompiler:
         raise SchemaError("The schema refers to itself without end.")
 
     def _reference(self, pointer: str) -> str:
-        """A rule for what `pointer` names: one for all who do, so it may contain itself."""
+        """Return the rule for the target of `pointer`; it is shared, so it may be recursive."""
         if pointer not in self._references:
             name = self._references[pointer] = self._reserve()
             self._rules[name] = self._rule(self._resolve(pointer))
@@ -413,17 +410,17 @@ class SchemaCompiler:
         for part in listed(schema[word], word):
             try:
                 branches.append(self._rule(merged(base, part) if base else part))
-            except SchemaError as error:  # one that nothing fits is no choice
+            except SchemaError as error:  # an empty branch is dropped
                 reason = error
         if reason is not None and (not branches or not reason.empty):
             raise reason
         return self.add(" | ".join(dict.fromkeys(branches)))
 
-    def _check_refused(self, schema: Schema) -> None:
-        for word in (*_NEVER, *_UNLESS_EMPTY):
+    def _check_unsupported(self, schema: Schema) -> None:
+        for word in (*_UNSUPPORTED, *_UNSUPPORTED_UNLESS_EMPTY):
             value = schema.get(word)
             enforced = value is None or value is False
-            if not enforced and word in _UNLESS_EMPTY:
+            if not enforced and word in _UNSUPPORTED_UNLESS_EMPTY:
                 enforced = value is True or value == {}
             if not enforced and not self._lenient:
                 raise SchemaError(f"A grammar can't enforce `{word}`.")
@@ -443,7 +440,7 @@ class SchemaCompiler:
         return self.add(" | ".join(dict.fromkeys(found)))
 
     def _types(self, schema: Schema) -> list[str]:
-        """The types that are admitted; none: all of them."""
+        """Return the admitted types; an empty list: all of them."""
         given = schema.get("type")
         if given is None:
             return [kind for kind, words in _IMPLIED.items() if any(w in schema for w in words)]
@@ -509,7 +506,7 @@ class SchemaCompiler:
         return self.add(self._items(first, rest, least, most))
 
     def _items(self, first: list[str], rest: object, least: int, most: int | None) -> str:
-        """`[`, the items in their places, the rest of them, `]`."""
+        """Return GBNF for an array: the items in their positions, then the rest."""
         if most == 0:
             return '"[" ws "]"'
         more = ""
@@ -546,11 +543,11 @@ class SchemaCompiler:
         self.primitive("ws")
         pairs = []
         for name, value in named.items():
-            must = name in required
+            must_have = name in required
             try:
-                pairs.append((self._member(str(name), value), must))
+                pairs.append((self._member(str(name), value), must_have))
             except SchemaError as error:
-                if must or not error.empty:
+                if must_have or not error.empty:
                     raise
         more = "" if others is False else self._other_member(list(named), others)
         inside = members(pairs, more, needs_one=needs_one, add=self.add)
@@ -561,7 +558,7 @@ class SchemaCompiler:
     def _check_counts(
         self, schema: Schema, named: Schema, required: list[Any], others: object
     ) -> bool:
-        """Whether there must be at least one member, though none is required."""
+        """Check the bounds; return True if a member is needed although none is required."""
         least, most = count(schema, "minProperties") or 0, count(schema, "maxProperties")
         too_many = most is not None and (others is not False or len(named) > most)
         if (too_many or least > max(len(required), 1)) and not self._lenient:
@@ -574,7 +571,7 @@ class SchemaCompiler:
         return self.add(f'{key} ":" " "? {self._rule(value)}')
 
     def _other_member(self, names: list[str], value: object) -> str:
-        """A member of any other name."""
+        """Return the rule for a member of any other name."""
         rule = self._rule(value)
         plain = [name for name in names if json.dumps(name, ensure_ascii=False)[1:-1] == name]
         key = other_name(plain, self.add)

@@ -1,7 +1,4 @@
-"""OpenAI's request bodies: decoded, checked, and turned into what the engine understands.
-
-Prompts and inputs, however a body writes them, as tokens.
-"""
+"""OpenAI's request bodies: their structs, decoding, checks, and conversion of prompts to tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from workers.requests.sampling import SamplingOptions, check_lists, check_number
 
 T = TypeVar("T")
 Texts = list[str | int | list[int]]
-"""Texts, or one text's tokens, or several texts' tokens."""
+"""Several texts, the tokens of one text, or the tokens of several texts."""
 
 
 class StreamOptions(msgspec.Struct):
@@ -33,7 +30,7 @@ class LoraScale(msgspec.Struct):
 
 
 class Generation(SamplingOptions, kw_only=True):
-    """What chat and text completions have in common. None: the server's default."""
+    """Fields that chat and text completions share. None: the server's default."""
 
     model: str | None = None
     stream: bool | None = None
@@ -44,18 +41,18 @@ class Generation(SamplingOptions, kw_only=True):
     ignore_eos: bool | None = None
     user: str | None = None
     lora: list[LoraScale] | None = None
-    """The adapters to compute with, by their places in /lora-adapters; the others are not."""
+    """The adapters to use, by their ids in /lora-adapters; the others are not used."""
     deterministic: bool | None = None
-    """True: greedy, and bit for bit the same whatever else is served."""
+    """True: greedy, and bit for bit the same, independent of other requests."""
     cache_prompt: bool | None = None
-    """False: nothing of the cache is used for it, and nothing of it is kept."""
+    """False: the request neither reads nor fills the prefix cache."""
     grammar: str | None = None
     json_schema: Any = msgspec.UNSET
     response_format: dict[str, Any] | None = None
 
     @property
     def stops(self) -> list[str]:
-        """The stop strings, however they were written."""
+        """The stop strings as a list."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     @property
@@ -65,7 +62,7 @@ class Generation(SamplingOptions, kw_only=True):
 
     @property
     def wants_usage(self) -> bool:
-        """Whether a stream ends with a chunk that tells the usage."""
+        """True if a stream ends with a usage chunk."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
@@ -83,12 +80,12 @@ class ChatRequest(Generation, kw_only=True):
 
     @property
     def alternatives(self) -> int | None:
-        """Likely tokens to tell beside each of the answer; None: tell nothing."""
+        """Number of likely tokens to report beside each token; None: no log-probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def token_limit(self) -> int | None:
-        """`max_completion_tokens` is the newer name and goes first."""
+        """Tokens to generate at most. `max_completion_tokens`, the newer name, has precedence."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
@@ -112,7 +109,7 @@ class EmbeddingRequest(msgspec.Struct, kw_only=True):
 
 
 def decode(body: bytes, kind: type[T]) -> T:
-    """The body as a `kind`. Raises ApiError 400 that says what is wrong and where."""
+    """Decode the body as a `kind`. Raises ApiError 400 with the reason and the field."""
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
@@ -126,7 +123,7 @@ def decode(body: bytes, kind: type[T]) -> T:
 
 
 def check(request: Generation) -> None:
-    """Raises ApiError 400 for values that mean nothing, and for what this worker can't do."""
+    """Raise ApiError 400 for values out of range and for unsupported options."""
     check_numbers(request)
     check_lists(request)
     if isinstance(request, ChatRequest):
@@ -137,15 +134,18 @@ def check(request: Generation) -> None:
         request.n or 1,
     ):
         raise ApiError(
-            400, "`best_of` must be `n`: this worker gives every answer it makes.", param="best_of"
+            400, "`best_of` must be `n`: this worker returns all of its answers.", param="best_of"
         )
 
 
 def token_lists(
     model: Model, given: object, param: str, most: int | None = None
 ) -> list[list[int]]:
-    """One list of tokens for each text that `given` names: a text, a text's tokens (and texts
-    among them, as llama-server allows), or a list of such, `most` of them. Raises ApiError 400."""
+    """Return one list of tokens for each text in `given`. Raises ApiError 400.
+
+    `given` is a text, the tokens of a text (mixed with texts, as in llama-server), or a list of at
+    most `most` of these.
+    """
     if not isinstance(given, list):
         return [_tokens(model, given, param)]
     if not given:
@@ -166,7 +166,7 @@ def _tokens(model: Model, text: object, param: str) -> list[int]:
     for number, part in enumerate(text):
         tokens += _part(model, part, param, first=number == 0)
     if not all(0 <= token < model.n_vocab for token in tokens):
-        raise ApiError(400, f"`{param}` has a token the model does not.", param=param)
+        raise ApiError(400, f"`{param}` has a token id that the model does not have.", param=param)
     return tokens
 
 

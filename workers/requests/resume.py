@@ -1,14 +1,14 @@
-"""Streams that another worker can go on with: what each event carries for that, and going on.
+"""Resumable streams: the `id:` lines of events, and requests that resume after one of them.
 
-Whoever asks with `X-Swapd-Resumable: 1` gets an `id:` line with each event: the tokens that were
-drawn since the event before it, and in the first also what is the same in all of the answer. With
-the request as it was and these lines, up to any event, `/resume/PATH` goes on behind that event:
-it lets the same tokens pass through the same samplers and parsers, and says nothing of what was
-sent before.
+With the header `X-Swapd-Resumable: 1`, each event has an `id:` line with the tokens drawn since
+the previous event; the first line also has the response's identity. `/resume/PATH` takes the
+original request with the lines up to any event, and continues the stream after that event: the
+same tokens pass through the same samplers and parsers, and events that were sent are left out.
 
-A line is `HEAD;PLACE=TOKENS`. HEAD, in the first one only, is the answer's name, its time, its seed
-and the identity of the worker that began it. PLACE is left out for the first of several answers.
-TOKENS are numbers, `-` for none, or `.` for what comes when all answers have ended.
+A line is `HEAD;INDEX=TOKENS`. HEAD, in the first line only, is the response's id, its time in
+seconds, its seed and the identity of the worker that started it. INDEX is the answer's; it is left
+out for the first answer. TOKENS are token ids, `-` for none, or `.` for an event after the end of
+all answers.
 """
 
 from __future__ import annotations
@@ -38,61 +38,61 @@ _LINE = re.compile(
 
 @dataclass(frozen=True)
 class ResponseIdentity:
-    """What is the same in all of an answer, whoever gives which part of it."""
+    """Properties of a response that do not change when another worker resumes it."""
 
     name: str
     created: int
     seed: int
-    """For its samplers, where nobody names another."""
+    """Seed of the samplers if the request has none."""
     of: str
-    """The identity of the worker that began it; one with another can't go on with it."""
+    """Identity of the worker that started it; only a worker with the same one can resume it."""
 
     @classmethod
     def now(cls, identity: str) -> ResponseIdentity:
-        """Of an answer that begins."""
+        """Return the identity of a new response."""
         seed = int.from_bytes(os.urandom(4), "little") & 0x7FFFFFFF
         return cls(os.urandom(16).hex(), int(time.time()), seed, identity)
 
     @property
     def line(self) -> str:
-        """As the first `id:` line has it."""
+        """The head of the first `id:` line."""
         return f"{self.name}.{self.created}.{self.seed}.{self.of};"
 
 
 @dataclass
 class ResumeState:
-    """What there was of one answer."""
+    """The part of one answer that was sent before."""
 
     tokens: list[int] = field(default_factory=list)
     events: int = 0
-    """How many told of it."""
+    """Number of events sent for it."""
 
 
 @dataclass(frozen=True)
 class ResumedCall:
-    """A request that may be answered by a stream of events."""
+    """A generation request: its body, and the state to resume from if it is not new."""
 
     body: bytes
     tenant: str
-    """Who asks, as far as fairness goes; empty if the headers don't tell."""
+    """The tenant, for fairness; empty if the headers have none."""
     birth: ResponseIdentity
     resumable: bool
     past: Mapping[int, ResumeState] | None = None
-    """What there was of each answer; None: it begins."""
+    """The part of each answer that was sent before; None for a new request."""
     closed: int = 0
-    """How many events came when all answers had ended."""
+    """Number of events sent after the end of all answers."""
 
     def tokens(self, place: int) -> list[int]:
-        """What was drawn of an answer before."""
+        """Return the tokens of an answer that were drawn before."""
         return self.past[place].tokens if self.past and place in self.past else []
 
     def events(self, place: int) -> int:
-        """How many events told of it."""
+        """Return the number of events that were sent for an answer."""
         return self.past[place].events if self.past and place in self.past else 0
 
     @property
     def seed(self) -> int | None:
-        """What samplers begin with where nobody names a seed; None: each draws its own."""
+        """Seed of the samplers if the request has none; None: each sampler draws its own."""
         return self.birth.seed if self.resumable else None
 
 
@@ -104,8 +104,10 @@ class Resumption(msgspec.Struct):
 
 
 def call_of(path: str, headers: Mapping[str, str], body: bytes, identity: str) -> ResumedCall:
-    """The request, or that which is to be gone on with. Raises ApiError 400, and 409 where that
-    was begun by a worker with another model or other settings."""
+    """Return a new request, or the one to resume.
+
+    Raises ApiError 400, and 409 if a worker with another model or other settings started it.
+    """
     tenant = headers.get("X-Tenant-Id", "")
     if not path.startswith(PREFIX):
         return ResumedCall(body, tenant, ResponseIdentity.now(identity), headers.get(HEADER) == "1")
@@ -114,17 +116,19 @@ def call_of(path: str, headers: Mapping[str, str], body: bytes, identity: str) -
 
 
 def _resumed(body: bytes, tenant: str, lines: list[str], identity: str) -> ResumedCall:
-    birth, past, closed = ResponseIdentity.now(identity), dict[int, ResumeState](), 0
+    response_identity, past, closed = ResponseIdentity.now(identity), dict[int, ResumeState](), 0
     for number, line in enumerate(lines):
         found = _LINE.fullmatch(line)
         if found is None or (found["name"] is None) != (number > 0):
             raise ApiError(
-                400, f"`resume` has {line[:80]!r}, which no event of ours carries.", param="resume"
+                400,
+                f"`resume` has {line[:80]!r}, which is not an event id of this API.",
+                param="resume",
             )
         if found["name"] is not None:
             if found["of"] != identity:
-                raise lost("it was begun with another model, or with other settings")
-            birth = ResponseIdentity(
+                raise lost("it was started with another model or other settings")
+            response_identity = ResponseIdentity(
                 found["name"], int(found["created"]), int(found["seed"]), identity
             )
         if found["tokens"] == CLOSING:
@@ -134,24 +138,26 @@ def _resumed(body: bytes, tenant: str, lines: list[str], identity: str) -> Resum
         if found["tokens"] != NOTHING:
             answer.tokens += map(int, found["tokens"].split(","))
         answer.events += 1
-    return ResumedCall(body, tenant, birth, resumable=True, past=past, closed=closed)
+    return ResumedCall(body, tenant, response_identity, resumable=True, past=past, closed=closed)
 
 
 def lost(why: str) -> ApiError:
-    """The answer can't be gone on with."""
-    return ApiError(409, f"The answer can't be gone on with: {why}.", code="not_resumable")
+    """Return the error for a stream that cannot be resumed."""
+    return ApiError(409, f"The stream can't be resumed: {why}.", code="not_resumable")
 
 
 def check_resumed(tokens: list[int], limit: int, model: Model, grammar: Grammar | None) -> None:
-    """Raises ApiError 409 for tokens that are no beginning of an answer with this `limit`, which
-    has to follow `grammar`: llama.cpp would fail at them, or end the process."""
+    """Raise ApiError 409 unless `tokens` can start an answer of `limit` tokens after `grammar`.
+
+    llama.cpp would fail at other tokens, or abort the process.
+    """
     if len(tokens) > limit:
-        raise lost(f"it has {limit} tokens at most, and {len(tokens)} were sent")
-    place = None if grammar is None else grammar.clone()
+        raise lost(f"its limit is {limit} tokens, and the events have {len(tokens)}")
+    state = None if grammar is None else grammar.clone()
     for number, token in enumerate(tokens, 1):
         if not (0 <= token < model.n_vocab or (token == NO_TOKEN and number == len(tokens))):
             raise lost(f"the model has no token {token}")
-        if place is not None and model.piece(token) is not None:
-            if not place.admits(token):
-                raise lost(f"its form has no room for token {number} of those that were sent")
-            place.accept(token)
+        if state is not None and model.piece(token) is not None:
+            if not state.admits(token):
+                raise lost(f"token {number} of the events does not match its grammar")
+            state.accept(token)

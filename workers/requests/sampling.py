@@ -1,7 +1,4 @@
-"""A request's wishes about sampling: llama-server's names, checked, over the server's settings.
-
-Numbers that clients write as text.
-"""
+"""A request's sampling parameters, checked, and merged over the server's defaults."""
 
 from __future__ import annotations
 
@@ -15,23 +12,23 @@ import msgspec
 from workers.errors import ApiError
 from workers.settings import SamplerNameError, Sampling, sampler_order
 
-LONGEST = 9
-"""Digits. Python refuses to read more than some thousand, and nothing here has so many."""
+MAX_DIGITS = 9
+"""Digits of a number in text form. Python rejects more than some thousand with an error."""
 
 
 def parse_natural(text: str) -> int | None:
-    """The number that `text` is in plain digits; None if it is none, or one beyond all bounds."""
-    plain = text.isascii() and text.isdecimal() and len(text) <= LONGEST
-    return int(text) if plain else None
+    """Return the number in `text`; None unless it is at most `MAX_DIGITS` ASCII digits."""
+    valid = text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS
+    return int(text) if valid else None
 
 
 Number = float | int
 Biases = dict[str, Number | bool] | list[tuple[int | str, Number | bool]]
-"""By token id; in a list also by text, which means each of its tokens. `false` means never."""
-LARGEST_INT = 2**31 - 1
-LONGEST_LIST = {"stop": 128, "dry_sequence_breakers": 32, "samplers": 64}
-"""Members. Each stop string is looked for after every token, and for each breaker of DRY llama.cpp
-looks through the vocabulary, 1.7 ms for 32,000 words, while everybody waits."""
+"""Biases by token id, or in a list also by text for each of its tokens. `false` bans a token."""
+MAX_INT = 2**31 - 1
+MAX_LENGTHS = {"stop": 128, "dry_sequence_breakers": 32, "samplers": 64}
+"""Members of lists. Each stop string is searched after every token; for each DRY breaker llama.cpp
+scans the vocabulary, 1.7 ms for 32,000 tokens, while all streams wait."""
 AT_LEAST = {
     "temperature": 0, "top_p": 0, "min_p": 0, "typical_p": 0, "repeat_last_n": -1, "min_keep": 0,
     "dynatemp_range": 0, "xtc_probability": 0, "xtc_threshold": 0, "dry_multiplier": 0,
@@ -80,16 +77,16 @@ class SamplingOptions(msgspec.Struct, kw_only=True):
 
 
 class Vocabulary(Protocol):
-    """What of a model decides which biases there are."""
+    """The part of a model that checks logit biases."""
 
     n_vocab: int
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Text to tokens."""
+        """Return the tokens of `text`."""
 
 
 def check_numbers(request: msgspec.Struct) -> None:
-    """Raises ApiError 400 for numbers that mean nothing."""
+    """Raise ApiError 400 for numbers out of range."""
     for name in request.__struct_fields__:
         value = getattr(request, name)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -98,45 +95,47 @@ def check_numbers(request: msgspec.Struct) -> None:
             raise ApiError(400, f"`{name}` must be {AT_LEAST[name]} or more.", param=name)
         if value > AT_MOST.get(name, value):
             raise ApiError(400, f"`{name}` must be {AT_MOST[name]} or less.", param=name)
-        if name != "seed" and abs(value) > LARGEST_INT:
+        if name != "seed" and abs(value) > MAX_INT:
             raise ApiError(400, f"`{name}` is too large.", param=name)
 
 
 def check_lists(request: msgspec.Struct) -> None:
-    """Raises ApiError 400 for lists so long that others would wait for what comes of them."""
-    for name, most in LONGEST_LIST.items():
+    """Raise ApiError 400 for lists that would take long enough to delay other requests."""
+    for name, most in MAX_LENGTHS.items():
         value = getattr(request, name, None)
-        one = name == "stop" and isinstance(value, str)
-        if value is not None and not one and len(value) > most:
-            raise ApiError(400, f"`{name}` has more than {most}.", param=name)
+        single = name == "stop" and isinstance(value, str)
+        if value is not None and not single and len(value) > most:
+            raise ApiError(400, f"`{name}` has more than {most} members.", param=name)
 
 
 def sampling_of(request: SamplingOptions, defaults: Sampling, vocabulary: Vocabulary) -> Sampling:
-    """The request's sampler settings over the server's. Raises ApiError 400."""
+    """Return the request's sampler settings over the server's. Raises ApiError 400."""
     if request.repeat_penalty is not None and request.repeat_penalty <= 0:
         raise ApiError(400, "`repeat_penalty` must be above 0.", param="repeat_penalty")
-    wished = {
+    options = {
         name: value
         for name in SamplingOptions.__struct_fields__
         if (value := getattr(request, name)) is not None
     }
     if request.logit_bias is None:
-        wished["logit_bias"] = {**defaults.logit_bias}
+        options["logit_bias"] = {**defaults.logit_bias}
     else:
-        wished["logit_bias"] = _bias(request.logit_bias, vocabulary)
-    if "dry_sequence_breakers" in wished:
-        wished["dry_sequence_breakers"] = tuple(wished["dry_sequence_breakers"])
+        options["logit_bias"] = _bias(request.logit_bias, vocabulary)
+    if "dry_sequence_breakers" in options:
+        options["dry_sequence_breakers"] = tuple(options["dry_sequence_breakers"])
     if request.samplers is not None:
         try:
-            wished["samplers"] = sampler_order(request.samplers)
+            options["samplers"] = sampler_order(request.samplers)
         except SamplerNameError as error:
             raise ApiError(400, str(error), param="samplers") from error
-    return replace(defaults, **wished)
+    return replace(defaults, **options)
 
 
 def _bias(given: Biases, vocabulary: Vocabulary) -> dict[int, float]:
     if len(given) > vocabulary.n_vocab:
-        raise ApiError(400, "`logit_bias` has more than the model has tokens.", param="logit_bias")
+        raise ApiError(
+            400, "`logit_bias` has more members than the model has tokens.", param="logit_bias"
+        )
     bias = {}
     tokens: Sequence[int | None]
     pairs = given.items() if isinstance(given, dict) else given
@@ -148,7 +147,9 @@ def _bias(given: Biases, vocabulary: Vocabulary) -> dict[int, float]:
         for token in tokens:
             if token is None or not 0 <= token < vocabulary.n_vocab:
                 raise ApiError(
-                    400, f"`logit_bias` names no token of this model: {key!r}.", param="logit_bias"
+                    400,
+                    f"`logit_bias` names no token of this model: {key!r}.",
+                    param="logit_bias",
                 )
             bias[token] = -math.inf if value is False else float(value)
     return bias

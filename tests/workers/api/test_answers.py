@@ -1,4 +1,4 @@
-"""Several answers, prompts told back, and what is told of tokens."""
+"""Several answers to a request, echoed prompts, and log-probabilities."""
 
 from __future__ import annotations
 
@@ -83,17 +83,17 @@ def test_logprobs_of_a_chat(client: openai.OpenAI, streamed: bool) -> None:
         "temperature": 0, "logprobs": True, "top_logprobs": 3,
     }  # fmt: skip
     if streamed:
-        told: list[Any] = []
+        tokens: list[Any] = []
         text = ""
         for chunk in client.chat.completions.create(**ask, stream=True):
             text += chunk.choices[0].delta.content or ""
             if chunk.choices[0].logprobs:
-                told += chunk.choices[0].logprobs.content or []
+                tokens += chunk.choices[0].logprobs.content or []
     else:
         choice = client.chat.completions.create(**ask).choices[0]
-        told, text = choice.logprobs.content, choice.message.content
-    assert "".join(one.token for one in told) == text
-    for one in told:
+        tokens, text = choice.logprobs.content, choice.message.content
+    assert "".join(one.token for one in tokens) == text
+    for one in tokens:
         assert bytes(one.bytes or b"").decode() == one.token
         assert len(one.top_logprobs) == 3
         assert one.top_logprobs[0].logprob == one.logprob, "greedy takes the likeliest"
@@ -115,7 +115,7 @@ def test_logprobs_are_those_before_the_samplers(bard: WorkerProcess) -> None:
 
 
 def test_all_probabilities_add_up(tiny: WorkerProcess) -> None:
-    """20 of 320: the rest is what the least of them leaves room for."""
+    """Check the 20 likeliest of 320: each of the rest is at most the least of them."""
     ask = {"prompt": "go", "max_tokens": 1, "logprobs": 20, "logit_bias": {"65": 1000}}
     (top,) = tiny.post("/v1/completions", ask)["choices"][0]["logprobs"]["top_logprobs"]
     listed = [math.exp(logprob) for logprob in top.values()]
@@ -123,7 +123,7 @@ def test_all_probabilities_add_up(tiny: WorkerProcess) -> None:
     assert sum(listed) < 1
 
 
-def test_a_stop_string_swallows_its_tokens_too(bard: WorkerProcess) -> None:
+def test_a_stop_string_removes_its_tokens_too(bard: WorkerProcess) -> None:
     ask = {"prompt": "The king", "max_tokens": 30, "temperature": 0, "logprobs": 0}
     whole = bard.text(**ask)
     stop = whole[20:26]
@@ -138,15 +138,15 @@ def test_a_stop_string_swallows_its_tokens_too(bard: WorkerProcess) -> None:
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_an_echo_with_logprobs_scores_the_prompt(bard: WorkerProcess, streamed: bool) -> None:
-    """As evaluations ask for it: the score of a text under the model."""
+    """Score a text under the model, as evaluations do."""
     prompt = "The king is dead, long live the king. " * 5
     body = {"prompt": prompt, "echo": True, "max_tokens": 3, "logprobs": 1, "temperature": 0}
     if streamed:
         with bard.stream("/v1/completions", body) as chunks:
             choices = [chunk["choices"][0] for chunk in chunks]
         text = "".join(choice["text"] for choice in choices)
-        told = [choice["logprobs"] for choice in choices if choice["logprobs"]]
-        logprobs = {key: [item for one in told for item in one[key]] for key in told[0]}
+        parts = [choice["logprobs"] for choice in choices if choice["logprobs"]]
+        logprobs = {key: [item for one in parts for item in one[key]] for key in parts[0]}
     else:
         choice = bard.post("/v1/completions", body)["choices"][0]
         text, logprobs = choice["text"], choice["logprobs"]
@@ -162,17 +162,17 @@ def test_an_echo_with_logprobs_scores_the_prompt(bard: WorkerProcess, streamed: 
         {"prompt": tokens[:at], "max_tokens": 1, "logprobs": 1, "logit_bias": {tokens[at]: 1000}},
     )["choices"][0]["logprobs"]
     assert logprobs["token_logprobs"][at - 1] == pytest.approx(one["token_logprobs"][0], abs=0.05)
-    assert len(logprobs["tokens"]) - 3 == len(tokens) - 1, "the start of text is not told"
+    assert len(logprobs["tokens"]) - 3 == len(tokens) - 1, "no beginning of text"
 
 
-def test_the_first_token_of_all_has_no_probability(tiny: WorkerProcess) -> None:
+def test_the_first_token_of_a_text_has_no_probability(tiny: WorkerProcess) -> None:
     body = {"prompt": "go", "echo": True, "max_tokens": 1, "logprobs": 0, "logit_bias": {"65": 99}}
     logprobs = tiny.post("/v1/completions", body)["choices"][0]["logprobs"]
     assert [logprob is None for logprob in logprobs["token_logprobs"]] == [True, False, False]
     assert logprobs["top_logprobs"][0] is None
 
 
-def test_an_echo_of_nothing_more(bard: WorkerProcess) -> None:
+def test_an_echo_without_generated_text(bard: WorkerProcess) -> None:
     choice = bard.post("/v1/completions", {"prompt": "The king", "echo": True, "max_tokens": 0})
     assert choice["choices"][0]["text"] == "The king"
     assert choice["usage"]["completion_tokens"] == 0
@@ -183,14 +183,14 @@ FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|repo_name|>", "<
 
 @pytest.fixture(scope="module")
 def filler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
-    """A random model with the tokens for filling in."""
+    """Start a random model with infill tokens."""
     path: Path = tmp_path_factory.mktemp("fim") / "fim.gguf"
     worker = WorkerProcess(write_random_gguf(path, control=FIM))
     yield worker
     worker.kill()
 
 
-def test_a_suffix_is_filled_up_to(filler: WorkerProcess) -> None:
+def test_a_suffix_makes_an_infill_prompt(filler: WorkerProcess) -> None:
     body = {"prompt": "def f(", "suffix": "): pass", "max_tokens": 4, "temperature": 0}
     answer = filler.post("/v1/completions", body)
     marked = "<|repo_name|>myproject\n<|file_sep|>filename\n<|fim_prefix|>def f(<|fim_suffix|>"

@@ -1,4 +1,4 @@
-"""Bad input gets one sentence and the right status, and the worker goes on."""
+"""Bad input: one sentence, the right status, and a worker that continues."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ TABLE: list[tuple[str, object, str, str | None]] = [
     (CHAT, {"messages": HI, "logprobs": True, "top_logprobs": 21}, "20 or less", "top_logprobs"),
     (TEXT, {"prompt": "a", "logprobs": -1}, "0 or more", "logprobs"),
     (TEXT, {"prompt": "a", "n": 2, "best_of": 3}, "`best_of` must be `n`", "best_of"),
-    (TEXT, {"prompt": "a", "suffix": "b"}, "can't fill in", "suffix"),
+    (TEXT, {"prompt": "a", "suffix": "b"}, "can't infill", "suffix"),
     (TEXT, {"prompt": ["a"] * 100, "n": 100}, "More than 256", "n"),
     (CHAT, {"messages": HI, "top_k": 10**12}, "too large", "top_k"),
     (CHAT, {"messages": HI, "logit_bias": {"99999999": 1}}, "no token", "logit_bias"),
@@ -54,7 +54,7 @@ TABLE: list[tuple[str, object, str, str | None]] = [
     (CHAT, {"messages": HI, "logit_bias": [["king", True], [-5, 1]]}, "no token", "logit_bias"),
     (CHAT, {"messages": HI, "logit_bias": {"9" * 5000: 1}}, "no token", "logit_bias"),
     (CHAT, {"messages": HI, "logit_bias": {"٣": 1}}, "no token", "logit_bias"),
-    (CHAT, {"messages": HI, "logit_bias": [["a", 1]] * 999}, "more than the mod", "logit_bias"),
+    (CHAT, {"messages": HI, "logit_bias": [["a", 1]] * 999}, "more members", "logit_bias"),
     (CHAT, {"messages": HI, "stop": ["x"] * 129}, "has more than 128", "stop"),
     (CHAT, {"messages": HI, "samplers": "k" * 65}, "has more than 64", "samplers"),
     (
@@ -72,7 +72,7 @@ TABLE: list[tuple[str, object, str, str | None]] = [
     (CHAT, {"messages": HI, "stop": 5}, "Expected `", "stop"),
     (CHAT, {"messages": HI, "tools": [{"type": "function"}]}, "must be a `function`", "tools"),
     (CHAT, {"messages": HI, "tools": [TOOL, TOOL]}, "Two tools have the name 'f'", "tools"),
-    (CHAT, {"messages": HI, "tools": [TOOL]}, "template knows no tools", "tools"),
+    (CHAT, {"messages": HI, "tools": [TOOL]}, "template does not support tools", "tools"),
     (CHAT, {"messages": HI, "tool_choice": "required"}, "no `tools` to call", "tool_choice"),
     (
         CHAT,
@@ -122,8 +122,8 @@ TABLE: list[tuple[str, object, str, str | None]] = [
     (TEXT, {"prompt": ""}, "is empty", "prompt"),
     (TEXT, {"prompt": ["a", ""]}, "is empty", "prompt"),
     (TEXT, {"prompt": ["a"] * 257}, "more than 256 texts", "prompt"),
-    (TEXT, {"prompt": [5, 10**9]}, "a token the model does not", "prompt"),
-    (TEXT, {"prompt": [-1]}, "a token the model does not", "prompt"),
+    (TEXT, {"prompt": [5, 10**9]}, "a token id that the model does not", "prompt"),
+    (TEXT, {"prompt": [-1]}, "a token id that the model does not", "prompt"),
     (TEXT, {"prompt": "x " * 5_000_000}, "the context holds", None),
     (EMBED, {"input": []}, "must not be empty", "input"),
     (EMBED, {"input": [""]}, "must not be empty", "input"),
@@ -136,9 +136,9 @@ TABLE: list[tuple[str, object, str, str | None]] = [
     ("/completion", {"prompt": "a", "n_predict": -2}, "must be -1 or more", "n_predict"),
     ("/completion", {"prompt": "a", "n_probs": -1}, "must be 0 or more", "n_probs"),
     ("/infill", {"input_prefix": "a"}, "missing required field `input_suffix`", "input_suffix"),
-    ("/infill", {"input_prefix": "a", "input_suffix": "b"}, "can't fill in", "suffix"),
+    ("/infill", {"input_prefix": "a", "input_suffix": "b"}, "can't infill", "suffix"),
     ("/v1/rerank", {"query": "a", "documents": ["b"]}, "can't rank", None),
-    ("/detokenize", {"tokens": [-7]}, "a token the model does not", "tokens"),
+    ("/detokenize", {"tokens": [-7]}, "a token id that the model does not", "tokens"),
     ("/tokenize", {"content": 5}, "Expected `str`", "content"),
     ("/apply-template", {"messages": [{"role": "forbidden"}]}, "is forbidden", "messages"),
 ]
@@ -196,13 +196,13 @@ def test_an_unknown_path_a_wrong_method_and_too_large_a_body(tiny: WorkerProcess
         (["-m", "x", "--grammer", "x"], "did you mean --grammar?"),
     ],
 )
-def test_flags_that_make_no_sense(arguments: list[str], sentence: str) -> None:
+def test_invalid_flags(arguments: list[str], sentence: str) -> None:
     with pytest.raises(FlagError) as caught:
         parse(arguments)
     assert sentence in str(caught.value)
 
 
-def test_flags_as_llama_server_has_them() -> None:
+def test_flags_of_llama_server() -> None:
     line = (
         "-m a/b.gguf --host 0.0.0.0 --port 1 -c 99 -np 3 -t 5 -tb 6 -b 64 -ub 32 -ngl all"
         " --no-mmap --mlock -fa --jinja -ctk q8_0 -a me -cb --metrics --temp 0.5 --top-k 3"
@@ -245,10 +245,10 @@ HOLDING_UP: list[tuple[str, object]] = [
 
 
 @pytest.mark.parametrize(("path", "body"), HOLDING_UP, ids=[path for path, _ in HOLDING_UP])
-def test_long_work_on_a_body_is_done_beside_the_event_loop(
+def test_long_work_on_a_body_is_done_off_the_event_loop(
     tiny: WorkerProcess, path: str, body: object
 ) -> None:
-    """While it goes on, others are answered, none of whom waits for most of it."""
+    """Check that other requests are answered meanwhile, without waiting for most of it."""
     longest, began = 0.0, now()
     with ThreadPoolExecutor(1) as pool:
         long = pool.submit(tiny.ask, path, body)
@@ -261,8 +261,8 @@ def test_long_work_on_a_body_is_done_beside_the_event_loop(
 
 
 @pytest.mark.parametrize("name", ["repeat_last_n", "dry_penalty_last_n"])
-def test_looking_back_on_more_than_there_is_takes_no_memory(tiny: WorkerProcess, name: str) -> None:
-    """llama.cpp makes room for as many tokens as it is told: 8 GB."""
-    wish = {"repeat_penalty": 1.1, "dry_multiplier": 0.5, name: 2**31 - 1}
+def test_a_penalty_range_beyond_the_context_takes_no_memory(tiny: WorkerProcess, name: str) -> None:
+    """Check that llama.cpp does not allocate memory for the given range: 8 GB."""
+    extra = {"repeat_penalty": 1.1, "dry_multiplier": 0.5, name: 2**31 - 1}
     tiny.text(prompt="a", max_tokens=1)
-    assert tiny.grows_by(lambda: tiny.text(prompt="a", max_tokens=3, **wish)) < 100_000_000
+    assert tiny.grows_by(lambda: tiny.text(prompt="a", max_tokens=3, **extra)) < 100_000_000

@@ -1,4 +1,4 @@
-"""A worker under a supervisor answers no web page."""
+"""A supervised worker rejects requests from web pages."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ def status_of(worker: WorkerProcess, headers: dict[str, str]) -> int:
     ],
     ids=str,
 )
-def test_what_a_page_sends_is_refused(tiny: WorkerProcess, headers: dict[str, str]) -> None:
+def test_a_request_from_a_web_page_is_rejected(
+    tiny: WorkerProcess, headers: dict[str, str]
+) -> None:
     assert status_of(tiny, headers) == 403
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:9", "localhost", "LocalHost:80", "[::1]:8080"])
-def test_what_calls_it_by_its_address_is_answered(tiny: WorkerProcess, host: str) -> None:
+def test_a_request_by_address_is_accepted(tiny: WorkerProcess, host: str) -> None:
     assert status_of(tiny, {"Host": host}) == 200

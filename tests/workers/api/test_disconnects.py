@@ -1,4 +1,4 @@
-"""Clients that hang up at any moment leave nothing behind."""
+"""Clients that disconnect at any moment: no slot, cell or memory stays allocated."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.workers.process import WorkerProcess
 CELLS, SLOTS = 2048, 4
 REQUESTS = 150
 MORE_MEMORY = 24_000_000
-"""Bytes of allocators' slack; 150 leaked requests of this size would be more by far."""
+"""Bytes of allocator overhead; 150 leaked requests of this size would be far more."""
 
 
 def one(worker: WorkerProcess, number: int) -> None:
-    """A request of any kind; every second one is hung up on before, in or after its answer."""
+    """Send a request of any kind; disconnect every second one before, in or after its answer."""
     dice = random.Random(number)
     body: dict[str, Any] = {
         "prompt": [dice.randrange(300, 900) for _ in range(dice.randrange(1, 500))],
@@ -44,7 +44,7 @@ def one(worker: WorkerProcess, number: int) -> None:
 
 
 def storm(worker: WorkerProcess, numbers: range) -> None:
-    """All of them, twelve at a time, and then until the worker has nothing to do."""
+    """Send all requests, twelve at a time, and wait until the worker is idle."""
     with ThreadPoolExecutor(12) as pool:
         list(pool.map(lambda number: one(worker, number), numbers))
     eventually(
@@ -52,7 +52,7 @@ def storm(worker: WorkerProcess, numbers: range) -> None:
     )
 
 
-def test_requests_cancelled_at_random_leave_nothing_behind(bard_gguf: Path, start: Start) -> None:
+def test_requests_cancelled_at_random_leak_nothing(bard_gguf: Path, start: Start) -> None:
     worker = start(bard_gguf, "--parallel", str(SLOTS), "--ctx-size", str(CELLS))
     process = psutil.Process(worker.process.pid)
     storm(worker, range(40))
@@ -66,7 +66,7 @@ def test_requests_cancelled_at_random_leave_nothing_behind(bard_gguf: Path, star
     _, slots = worker.ask("/slots")
     assert [slot["is_processing"] for slot in slots] == [False] * SLOTS
     whole = {"prompt": [400] * 900, "max_tokens": 100, "ignore_eos": True, "n": 2}
-    with ThreadPoolExecutor(SLOTS) as pool:  # every slot and every cell is to be had
+    with ThreadPoolExecutor(SLOTS) as pool:  # every slot and cell is free
         answers = list(pool.map(lambda _: worker.post("/v1/completions", whole), range(SLOTS)))
     assert {answer["usage"]["completion_tokens"] for answer in answers} == {200}
     worker.process.terminate()

@@ -1,4 +1,4 @@
-"""Prompts that are scored: what is taken for it is given back, whoever goes when."""
+"""Scored prompts: their memory is freed whenever the client disconnects."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from workers.settings import Settings
 
 @pytest.fixture
 async def worker(tiny_gguf: Path) -> WorkerService:
-    """One in this process, with its engine's thread."""
+    """Load a worker in this process, with its engine's thread."""
     worker = load(Settings(str(tiny_gguf), parallel=2, ctx_size=512, threads=1, log=False))
     worker.engine.attach(asyncio.get_running_loop(), lambda: None)
     threading.Thread(target=worker.engine.run, daemon=True).start()
     return worker
 
 
-class Books:
-    """Contexts that were made, and those that were given back."""
+class ContextCounter:
+    """Numbers of contexts that were made and freed."""
 
     def __init__(self) -> None:
         self.made = self.freed = 0
 
     def context(self, *arguments: Any) -> Context:
-        """As Context, and booked."""
-        books, context = self, Context(*arguments)
+        """Make a Context, and count it."""
+        counter, context = self, Context(*arguments)
         free = context.free
 
         def freed() -> None:
-            books.freed += 1
+            counter.freed += 1
             free()
 
         context.free = freed  # type: ignore[method-assign]
@@ -46,8 +46,8 @@ class Books:
         return context
 
 
-async def ask_and_go(worker: WorkerService) -> None:
-    """Somebody asks for a score while the engine is busy, goes, and then the engine comes to it."""
+async def ask_and_cancel(worker: WorkerService) -> None:
+    """Request a score while the engine is busy, and cancel it before the engine starts on it."""
     gate = threading.Event()
 
     def busy() -> None:
@@ -59,13 +59,13 @@ async def ask_and_go(worker: WorkerService) -> None:
         await asyncio.wait_for(echo.echoes(worker, [[65] * 100], 1, 1), 0.02)
 
 
-async def test_who_goes_before_it_is_read_leaves_nothing(
+async def test_a_request_cancelled_before_it_is_read_leaks_nothing(
     worker: WorkerService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    books = Books()
-    monkeypatch.setattr(echo, "Context", books.context)
+    counter = ContextCounter()
+    monkeypatch.setattr(echo, "Context", counter.context)
     for _ in range(3):
-        await ask_and_go(worker)
-    (told,) = await echo.echoes(worker, [[65] * 100], 1, 1)
-    assert len(told.told) == 100
-    assert books.made == books.freed == 4
+        await ask_and_cancel(worker)
+    (scored,) = await echo.echoes(worker, [[65] * 100], 1, 1)
+    assert len(scored.logprobs) == 100
+    assert counter.made == counter.freed == 4

@@ -1,4 +1,4 @@
-"""Bytes from others, whatever they are: a sentence where they are wrong, and never a failure."""
+"""Arbitrary input: one sentence for an error, and never a failure of the worker."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from workers.grammar import gbnf
 from workers.grammar.json_schema import SchemaError, schema_grammar
 from workers.requests.bodies import ChatRequest, CompletionRequest, EmbeddingRequest
 from workers.requests.resume import NOTHING, Resumption, call_of
-from workers.spare import arguments_in
+from workers.spare import parse_arguments
 
 ROUTES: dict[str, type[msgspec.Struct]] = {
     "/v1/chat/completions": ChatRequest,
@@ -56,7 +56,7 @@ WORDS = (
     "[CALL_ID]", "<|python_tag|>", "<think>", "</think>", '"', "\\", ";", "1", "\n", "x", "",
     '{"name": "f", "arguments": {',
 )  # fmt: skip
-"""What answers are made of."""
+"""Texts that answers are composed of."""
 FITTING: dict[str, st.SearchStrategy[Any]] = {
     "messages": st.lists(
         st.fixed_dictionaries(
@@ -88,11 +88,11 @@ POOL: list[Any] = [
     [["a", True]], [{"id": 0, "scale": 0.5}], {"type": "object"}, {"include_usage": True},
     [{"text": "a"}],
 ]  # fmt: skip
-"""Something for every member."""
+"""Values of any type."""
 
 
 def fitting(kind: type[msgspec.Struct]) -> dict[str, st.SearchStrategy[Any]]:
-    """For each member, what has its type."""
+    """Return a strategy for each member, with values of its type."""
     found = {}
     for field in msgspec.structs.fields(kind):
         fits = []
@@ -109,7 +109,7 @@ MEMBERS = {path: fitting(kind) for path, kind in ROUTES.items()}
 
 @st.composite
 def requests(draw: st.DrawFn) -> tuple[str, bytes]:
-    """A route, and a body that has some of its members, nearly all as they should be."""
+    """Draw a route, and a body with some of its members, nearly all of them valid."""
     path = draw(st.sampled_from(sorted(ROUTES)))
     members = MEMBERS[path]
     body = {}
@@ -123,12 +123,12 @@ def requests(draw: st.DrawFn) -> tuple[str, bytes]:
 SAME: dict[str, Any] = {
     "deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)
 }  # fmt: skip
-"""The same requests in every run."""
+"""Settings with the same requests in every run."""
 
 
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
-    """A worker whose answers are short."""
+    """Start a worker with short answers."""
     folder = tmp_path_factory.mktemp("fuzz")
     template = "{% if tools %}<tool_call>{% endif %}" + CHAT_TEMPLATE
     path = write_random_gguf(folder / "m.gguf", context=256, chat_template=template)
@@ -140,14 +140,14 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
 
 @pytest.fixture(scope="module")
 def connection(worker: WorkerProcess) -> Iterator[http.client.HTTPConnection]:
-    """One that is kept."""
-    kept = worker.connect()
-    yield kept
-    kept.close()
+    """Open a connection that stays open."""
+    connection = worker.connect()
+    yield connection
+    connection.close()
 
 
 def answered(connection: http.client.HTTPConnection, path: str, body: bytes) -> None:
-    """That it is answered, or refused in a sentence."""
+    """Check that the request succeeds, or is rejected with one sentence."""
     connection.request("POST", path, body)
     response = connection.getresponse()
     data = response.read()
@@ -206,11 +206,11 @@ def test_any_id_line(line: str) -> None:
 
 
 @given(st.binary(max_size=40) | VALUES.map(lambda value: json.dumps(value).encode()))
-def test_any_line_for_a_spare(line: bytes) -> None:
+def test_any_line_for_a_standby(line: bytes) -> None:
     try:
-        assert all(isinstance(one, str) for one in arguments_in(line))
+        assert all(isinstance(one, str) for one in parse_arguments(line))
     except ValueError as error:
-        assert "spare worker" in str(error)
+        assert "standby worker" in str(error)
 
 
 @given(

@@ -1,4 +1,4 @@
-"""llama-server's own /completion, /infill and /rerank."""
+"""llama-server's /completion, /infill and /rerank."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ASK: dict[str, Any] = {"prompt": "The king", "n_predict": 8, "temperature": 0}
 
 
 def stream(worker: WorkerProcess, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The events of a stream, which has no end mark here."""
+    """Return the events of a stream, which has no [DONE] here."""
     connection = worker.connect()
     connection.request("POST", path, json.dumps({**body, "stream": True}))
     lines = connection.getresponse().read().decode().split("\n\n")
@@ -66,13 +66,13 @@ def test_why_it_stopped(bard: WorkerProcess, tiny: WorkerProcess) -> None:
 
 
 def test_probabilities(bard: WorkerProcess) -> None:
-    told = bard.post("/completion", {**ASK, "n_probs": 3})["completion_probabilities"]
-    assert len(told) == 8
-    assert all(len(one["top_logprobs"]) == 3 for one in told)
-    assert all(one["id"] == one["top_logprobs"][0]["id"] for one in told)
+    tokens = bard.post("/completion", {**ASK, "n_probs": 3})["completion_probabilities"]
+    assert len(tokens) == 8
+    assert all(len(one["top_logprobs"]) == 3 for one in tokens)
+    assert all(one["id"] == one["top_logprobs"][0]["id"] for one in tokens)
     events = stream(bard, "/completion", {**ASK, "n_probs": 3})
     again = [one for event in events for one in event.get("completion_probabilities", [])]
-    assert [one["id"] for one in again] == [one["id"] for one in told]
+    assert [one["id"] for one in again] == [one["id"] for one in tokens]
 
 
 def test_prompts_of_all_kinds(tiny: WorkerProcess) -> None:
@@ -94,7 +94,7 @@ def test_without_a_limit_it_goes_to_the_end_of_the_context(start: Start, tmp_pat
 
 @pytest.fixture(scope="module")
 def filler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
-    """A random model with tokens for filling in."""
+    """Start a random model with infill tokens."""
     path = write_random_gguf(tmp_path_factory.mktemp("fim") / "fim.gguf", control=FIM)
     worker = WorkerProcess(path)
     yield worker
@@ -114,7 +114,7 @@ def test_infill_puts_everything_in_its_place(filler: WorkerProcess) -> None:
 
 @pytest.fixture(scope="module")
 def ranker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
-    """A model that ranks, at random."""
+    """Start a reranker with random weights."""
     worker = WorkerProcess(write_ranking_gguf(tmp_path_factory.mktemp("rank") / "rank.gguf"))
     yield worker
     worker.kill()
@@ -123,7 +123,7 @@ def ranker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
 DOCUMENTS = ["the sun", "a moon of Mars", "eggs and ham", "Phobos", "go " * 30]
 
 
-def test_a_rank_for_each_document_the_best_first(ranker: WorkerProcess) -> None:
+def test_each_document_gets_a_score_and_the_best_is_first(ranker: WorkerProcess) -> None:
     body = {"query": "What turns around Mars?", "documents": DOCUMENTS}
     answer = ranker.post("/v1/rerank", body)
     scores = [result["relevance_score"] for result in answer["results"]]
@@ -139,19 +139,19 @@ def test_a_rank_for_each_document_the_best_first(ranker: WorkerProcess) -> None:
     assert ranker.post("/rerank", {**body, "top_n": 2})["results"] == answer["results"][:2]
 
 
-def test_what_only_embeds_or_ranks_takes_more_than_a_ubatch(ranker: WorkerProcess) -> None:
+def test_an_embedding_or_ranking_model_takes_more_than_a_ubatch(ranker: WorkerProcess) -> None:
     long = ranker.post("/v1/rerank", {"query": "a", "documents": ["b " * 800]})
     assert long["usage"]["prompt_tokens"] > 1600
 
 
-def test_ranks_as_text_embeddings_inference_has_them(ranker: WorkerProcess) -> None:
+def test_ranks_in_the_format_of_text_embeddings_inference(ranker: WorkerProcess) -> None:
     body = {"query": "Mars?", "texts": DOCUMENTS, "return_text": True}
     answer = ranker.post("/rerank", body)
     assert [set(one) for one in answer] == [{"index", "score", "text"}] * 5
     assert all(one["text"] == DOCUMENTS[one["index"]] for one in answer)
 
 
-def test_what_a_ranking_model_refuses(ranker: WorkerProcess) -> None:
+def test_requests_that_a_reranker_rejects(ranker: WorkerProcess) -> None:
     status, answer = ranker.ask("/v1/rerank", {"query": "a", "documents": []})
     assert (status, answer["error"]["param"]) == (400, "documents")
     status, answer = ranker.ask("/v1/rerank", {"query": "a", "documents": ["b " * 1100]})
@@ -160,21 +160,21 @@ def test_what_a_ranking_model_refuses(ranker: WorkerProcess) -> None:
     status, answer = ranker.ask("/v1/embeddings", {"input": "a"})
     assert (status, answer["error"]["message"]) == (
         400,
-        "This model ranks, and computes no embeddings.",
+        "This model is a reranker and computes no embeddings.",
     )
 
 
-def test_ranking_by_a_model_without_a_head_is_refused_at_the_start(
+def test_ranking_by_a_model_without_a_head_fails_at_the_start(
     start: Start, tiny_gguf: Path
 ) -> None:
     worker = start(tiny_gguf, "--rerank")
-    assert "no head" in worker.first["error"]
+    assert "no classification head" in worker.first["error"]
 
 
-def test_a_long_text_for_each_of_many_is_refused_at_the_first(
+def test_a_long_text_repeated_for_many_is_rejected_at_the_first(
     ranker: WorkerProcess, filler: WorkerProcess
 ) -> None:
-    """Together they would be tokens by the ten million."""
+    """Check that ten million tokens are not computed before the rejection."""
 
     def ask(worker: WorkerProcess, path: str, body: dict[str, Any]) -> None:
         status, answer = worker.ask(path, body)

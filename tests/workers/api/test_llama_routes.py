@@ -1,4 +1,4 @@
-"""llama-server's endpoints, and what a stream looks like on the wire."""
+"""llama-server's endpoints, and the bytes of a stream."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def test_tokens_and_back(bard: WorkerProcess, tiny: WorkerProcess) -> None:
     assert bytes(plain) == b"<|end|>"
 
 
-def test_the_template_is_the_models_own(tiny: WorkerProcess) -> None:
+def test_the_default_template_is_the_models(tiny: WorkerProcess) -> None:
     messages = [{"role": "user", "content": "Hi"}]
     prompt = tiny.post("/apply-template", {"messages": messages})["prompt"]
     assert prompt == "<|start|>user\nHi<|end|>\n<|start|>assistant\n"
     assert tiny.ask("/props")[1]["chat_template"].startswith("{% for m in messages %}")
 
 
-def test_a_template_of_the_flags_goes_first(start: Start, tiny_gguf: Path) -> None:
+def test_a_template_in_the_flags_has_precedence(start: Start, tiny_gguf: Path) -> None:
     worker = start(
         tiny_gguf,
         "--chat-template",
@@ -122,13 +122,13 @@ def test_embeddings_of_tokens_equal_those_of_text(bard: WorkerProcess) -> None:
 def test_embeddings_in_base64_are_the_same_numbers(bard: WorkerProcess) -> None:
     body = {"input": ["The king", "is dead"]}
     numbers, texts = (
-        [one["embedding"] for one in bard.post("/v1/embeddings", {**body, **wish})["data"]]
-        for wish in ({}, {"encoding_format": "base64"})
+        [one["embedding"] for one in bard.post("/v1/embeddings", {**body, **extra})["data"]]
+        for extra in ({}, {"encoding_format": "base64"})
     )
     assert [array("f", b64decode(text)) for text in texts] == [array("f", one) for one in numbers]
 
 
-def test_embeddings_are_pooled_as_the_model_says(
+def test_embeddings_are_pooled_as_the_model_specifies(
     start: Start, tiny_gguf: Path, tmp_path: Path
 ) -> None:
     last = write_random_gguf(tmp_path / "m.gguf", context=32768, pooling=PoolingType.LAST)

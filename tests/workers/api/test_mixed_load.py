@@ -1,4 +1,4 @@
-"""Whatever others ask for at the same time, and leave: a sentence for each, and nothing breaks."""
+"""Mixed requests at the same time, with disconnects: the worker answers each and keeps running."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Ask = tuple[str, dict[str, Any] | list[Any]]
 
 
 def made_up(dice: random.Random, identity: str) -> Ask:
-    """What touches what others use: adapters, slots, the cache; and what is forged."""
+    """Return a request that changes shared state (adapters, slots, cache), or a forged one."""
     adapter, slot, file = dice.randrange(ADAPTERS), dice.randrange(5), dice.choice("ab")
     body: dict[str, Any] = {
         "prompt": dice.choice([SPEECH, "x", "The king " * dice.randrange(1, 150)]),
@@ -65,7 +65,7 @@ def made_up(dice: random.Random, identity: str) -> Ask:
 
 
 def ask(worker: WorkerProcess, number: int, identity: str) -> int:
-    """One of these; two in five go before they are answered, or in the middle of it."""
+    """Send one of these; two in five disconnect before or in the answer."""
     dice = random.Random(number)
     path, body = made_up(dice, identity)
     connection = worker.connect()

@@ -1,4 +1,4 @@
-"""The official client, unchanged."""
+"""OpenAI's official client, unchanged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def client(bard: WorkerProcess) -> Iterator[openai.OpenAI]:
 
 
 def dot(one: list[float], other: list[float]) -> float:
-    """Their cosine, as they have length 1."""
+    """Return the cosine of two vectors of length 1."""
     return sum(a * b for a, b in zip(one, other, strict=True))
 
 
@@ -38,7 +38,7 @@ def test_chat(client: openai.OpenAI) -> None:
     assert answer.usage.total_tokens - answer.usage.prompt_tokens == answer.usage.completion_tokens
 
 
-def test_streamed_chat_says_the_same_as_whole(client: openai.OpenAI) -> None:
+def test_a_streamed_chat_equals_a_whole_one(client: openai.OpenAI) -> None:
     messages: list[ChatCompletionMessageParam] = [
         {"role": "system", "content": "You are a poet."},
         {"role": "user", "content": [{"type": "text", "text": "Speak."}]},

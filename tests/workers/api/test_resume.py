@@ -1,4 +1,4 @@
-"""Streams cut anywhere and gone on with by another worker: together they are the whole one."""
+"""Streams that break at any event and are resumed by another worker: the parts equal the whole."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from workers.grammar.gbnf import literal
 ASIDE = re.compile(
     r'"timings":\{[^}]*\}|"cached_tokens":\d+|"id_slot":-?\d+|"tokens_cached":\d+|"id":"[0-9a-f]{9}"'
 )
-"""What may differ: how long it took, what was in the cache, and the random names of calls."""
+"""Fields that may differ: timings, cache hits, and the random ids of calls."""
 Event = tuple[str, str]
-"""Its `id:` line, and its data."""
+"""The `id:` line of an event, and its data."""
 
 
 Pair = tuple[WorkerProcess, WorkerProcess]
@@ -34,7 +34,7 @@ Pair = tuple[WorkerProcess, WorkerProcess]
 
 @pytest.fixture(scope="module")
 def pair(bard_gguf: Path) -> Iterator[Pair]:
-    """Two processes with the same model and the same flags.
+    """Start two processes with the same model and flags.
 
     With flash attention, because then it makes no difference which cells of the cache are used.
     """
@@ -47,7 +47,7 @@ def pair(bard_gguf: Path) -> Iterator[Pair]:
 
 
 def events(worker: WorkerProcess, path: str, body: object, *, wanted: bool = True) -> list[Event]:
-    """All events of a stream that may be gone on with."""
+    """Return all events of a resumable stream."""
     status, data = post(worker, path, body, {"X-Swapd-Resumable": "1"} if wanted else {})
     assert status == 200, data
     found = []
@@ -62,7 +62,7 @@ def events(worker: WorkerProcess, path: str, body: object, *, wanted: bool = Tru
 def post(
     worker: WorkerProcess, path: str, body: object, headers: dict[str, str] | None = None
 ) -> tuple[int, bytes]:
-    """(status, body) of a request."""
+    """Send a request; return status and body."""
     connection = worker.connect()
     try:
         connection.request("POST", path, json.dumps(body), headers or {})
@@ -75,13 +75,13 @@ def post(
 def rest_of(
     worker: WorkerProcess, path: str, body: dict[str, Any], sent: list[Event]
 ) -> list[Event]:
-    """What comes after the events that were sent."""
+    """Return the events after those that were sent."""
     lines = [line for line, _ in sent]
     return events(worker, f"/resume{path}", {"request": body, "resume": lines})
 
 
 def by_choice(found: list[Event]) -> dict[object, list[Event]]:
-    """The events of each answer; several answers take turns as it happens."""
+    """Group the events by answer, because the order between answers is not fixed."""
     sorted_out: dict[object, list[Event]] = {}
     for line, data in found:
         body = json.loads(data) if data != "[DONE]" else {}
@@ -91,16 +91,16 @@ def by_choice(found: list[Event]) -> dict[object, list[Event]]:
 
 
 def made_up(rng: random.Random) -> tuple[str, dict[str, Any]]:
-    """A request with any settings."""
+    """Return a request with random settings."""
     path = rng.choice(["/v1/chat/completions", "/v1/completions", "/completion"])
-    said = rng.choice(["Who goes there?", "My lord,", "To be, or not to be"])
+    text = rng.choice(["Who goes there?", "My lord,", "To be, or not to be"])
     body: dict[str, Any] = {"stream": True, "max_tokens": rng.choice([1, 12, 40, 40])}
     if path == "/v1/chat/completions":
-        body["messages"] = [{"role": "user", "content": said}]
+        body["messages"] = [{"role": "user", "content": text}]
     else:
-        body["prompt"] = said
+        body["prompt"] = text
     body["temperature"] = rng.choice([0, 0, 0.8, 1.5])
-    wishes: list[dict[str, Any]] = [
+    variants: list[dict[str, Any]] = [
         {"seed": rng.randrange(1000)},
         {"top_k": 0, "top_p": 1.0, "min_p": 0.0},
         {"typical_p": 0.6},
@@ -113,7 +113,7 @@ def made_up(rng: random.Random) -> tuple[str, dict[str, Any]]:
         {"stop": ["the", "lord"]},
         {"logit_bias": {"20": 3.0}},
         {"stream_options": {"include_usage": True}},
-        {"n": 3, "deterministic": True},  # else their company rounds them
+        {"n": 3, "deterministic": True},  # otherwise co-batched requests affect rounding
         {"grammar": 'root ::= [a-z ,]{3,30} "."'},
         {"response_format": {"type": "json_object"}},
         {"deterministic": True},
@@ -122,8 +122,8 @@ def made_up(rng: random.Random) -> tuple[str, dict[str, Any]]:
         {"model": "bard:alice"},
         {"logprobs": True, "top_logprobs": 2} if "chat" in path else {"logprobs": 3, "echo": True},
     ]
-    for wish in rng.sample(wishes, rng.randrange(4)):
-        body |= wish
+    for extra in rng.sample(variants, rng.randrange(4)):
+        body |= extra
     if "grammar" in body:
         body.pop("response_format", None)
     if path == "/completion" and "logprobs" in body:
@@ -133,7 +133,7 @@ def made_up(rng: random.Random) -> tuple[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("seed", range(80))
-def test_a_cut_stream_is_gone_on_with_elsewhere(pair: Pair, seed: int) -> None:
+def test_a_broken_stream_is_resumed_by_another_worker(pair: Pair, seed: int) -> None:
     rng = random.Random(seed)
     path, body = made_up(rng)
     whole = events(pair[0], path, body)
@@ -145,7 +145,7 @@ def test_a_cut_stream_is_gone_on_with_elsewhere(pair: Pair, seed: int) -> None:
         assert by_choice(whole[:cut] + rest) == by_choice(whole), (path, body, cut)
 
 
-def test_the_rest_can_be_cut_again(pair: Pair) -> None:
+def test_a_resumed_stream_can_be_resumed_again(pair: Pair) -> None:
     body = {"prompt": "The king", "stream": True, "max_tokens": 40, "temperature": 1.2}
     whole = events(pair[0], "/v1/completions", body)
     first = whole[:10]
@@ -154,38 +154,38 @@ def test_the_rest_can_be_cut_again(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("flags", [(), ("--spec-lookup",)], ids=["plain", "guessing"])
-def test_characters_of_several_tokens_and_guesses(
+def test_characters_of_several_tokens_and_drafts(
     start: Start, tiny_gguf: Path, flags: tuple[str, ...]
 ) -> None:
     flags = ("--parallel", "2", "--ctx-size", "4096", "--flash-attn", "on", *flags)
     one, other = start(tiny_gguf, *flags), start(tiny_gguf, *flags)
     body: dict[str, Any] = {"prompt": "Grüße, 世界!", "stream": True, "max_tokens": 90}
-    wishes: list[dict[str, Any]] = [
+    variants: list[dict[str, Any]] = [
         {"temperature": 0},
         {"temperature": 2.0, "top_k": 0, "seed": 3, "stop": ["\n\n", "abc"]},
         {"temperature": 1.0, "seed": 8, "grammar": "root ::= ([α-ω] | [一-龥] | [a-c] | [a-c])+"},
     ]
-    for wish in wishes:
-        whole = events(one, "/v1/completions", body | wish)
+    for extra in variants:
+        whole = events(one, "/v1/completions", body | extra)
         for cut in range(1, len(whole), max(len(whole) // 12, 1)):
-            rest = rest_of(other, "/v1/completions", body | wish, whole[:cut])
-            assert rest == whole[cut:], (wish, cut)
+            rest = rest_of(other, "/v1/completions", body | extra, whole[:cut])
+            assert rest == whole[cut:], (extra, cut)
 
 
 @pytest.mark.parametrize("write", [write_recurrent_gguf, write_sliding_gguf])
-def test_memories_that_can_t_be_cut(start: Start, tmp_path: Path, write: Any) -> None:
+def test_caches_that_can_not_be_truncated(start: Start, tmp_path: Path, write: Any) -> None:
     path = write(tmp_path / "odd.gguf")
     flags = ("--parallel", "2", "--ctx-size", "512")
     one, other = start(path, *flags), start(path, *flags)
     body: dict[str, Any] = {"prompt": "a b c d e f", "stream": True, "max_tokens": 40}
-    for wish in ({"temperature": 0}, {"temperature": 0.9, "seed": 4, "repeat_penalty": 1.2}):
-        whole = events(one, "/v1/completions", body | wish)
+    for extra in ({"temperature": 0}, {"temperature": 0.9, "seed": 4, "repeat_penalty": 1.2}):
+        whole = events(one, "/v1/completions", body | extra)
         for cut in (1, len(whole) // 2, len(whole) - 2):
-            rest = rest_of(other, "/v1/completions", body | wish, whole[:cut])
-            assert rest == whole[cut:], (wish, cut)
+            rest = rest_of(other, "/v1/completions", body | extra, whole[:cut])
+            assert rest == whole[cut:], (extra, cut)
 
 
-def test_calls_and_thoughts(start: Start, tmp_path: Path) -> None:
+def test_tool_calls_and_reasoning(start: Start, tmp_path: Path) -> None:
     model = write_random_gguf(
         tmp_path / "tools.gguf",
         context=8192,
@@ -194,7 +194,7 @@ def test_calls_and_thoughts(start: Start, tmp_path: Path) -> None:
     )
     flags = ("--ctx-size", "4096", "--flash-attn", "on")
     one, other = start(model, *flags), start(model, *flags)
-    said = (
+    text = (
         "<think>\nIs it <tool_call>?\n</think>\n\nI look. <tool_call>\n"
         '{"name": "weather", "arguments": {"city": "Köln", "days": 3}}\n</tool_call>\n<tool_call>\n'
         '{"name": "stop", "arguments": {}}\n</tool_call>'
@@ -203,17 +203,17 @@ def test_calls_and_thoughts(start: Start, tmp_path: Path) -> None:
         "messages": [{"role": "user", "content": "How is the weather?"}],
         "tools": TOOLS,
         "stream": True,
-        "grammar": f"root ::= {literal(said)}",
+        "grammar": f"root ::= {literal(text)}",
         "logprobs": True,
         "temperature": 0,
-        "cache_prompt": False,  # else it is read in other pieces from the second time on
+        "cache_prompt": False,  # otherwise its chunks differ from the second time on
     }
     whole = events(one, "/v1/chat/completions", body)
     assert len(whole) > 30
     for cut in range(1, len(whole) + 1, 7):
         rest = rest_of(other, "/v1/chat/completions", body, whole[:cut])
         assert rest == whole[cut:], cut
-    # and one that is made freely, and bound from its mark on
+    # and a free call, constrained from its marker on
     (mark,) = one.post("/tokenize", {"content": "<tool_call>"})["tokens"]
     free = {**body, "logit_bias": {mark: 9}, "temperature": 1.0, "seed": 5, "max_tokens": 90}
     del free["grammar"]
@@ -223,7 +223,7 @@ def test_calls_and_thoughts(start: Start, tmp_path: Path) -> None:
         assert rest_of(other, "/v1/chat/completions", free, whole[:cut]) == whole[cut:], cut
 
 
-def test_filling_in(start: Start, tmp_path: Path) -> None:
+def test_infill(start: Start, tmp_path: Path) -> None:
     model = write_random_gguf(tmp_path / "fim.gguf", context=2048, control=FIM)
     flags = ("--ctx-size", "1024", "--flash-attn", "on")
     one, other = start(model, *flags), start(model, *flags)
@@ -231,26 +231,24 @@ def test_filling_in(start: Start, tmp_path: Path) -> None:
         "input_prefix": "def f(", "input_suffix": "): pass", "prompt": "a",
         "input_extra": [{"filename": "x.py", "text": "import y"}], "stream": True, "n_predict": 40,
     }  # fmt: skip
-    wishes: list[dict[str, Any]] = [
+    variants: list[dict[str, Any]] = [
         {"temperature": 0, "n_probs": 2, "return_tokens": True},
         {"seed": 7, "repeat_penalty": 1.2},
     ]
-    for wish in wishes:
-        whole = events(one, "/infill", body | wish)
+    for extra in variants:
+        whole = events(one, "/infill", body | extra)
         assert len(whole) > 20
         for cut in range(1, len(whole) + 1, 5):
-            assert rest_of(other, "/infill", body | wish, whole[:cut]) == whole[cut:], (wish, cut)
+            assert rest_of(other, "/infill", body | extra, whole[:cut]) == whole[cut:], (extra, cut)
 
 
-def test_many_are_gone_on_with_at_once_where_there_is_no_room(
-    start: Start, tiny_gguf: Path
-) -> None:
+def test_many_streams_are_resumed_at_once_without_free_cells(start: Start, tiny_gguf: Path) -> None:
     flags = ("--ctx-size", "600", "--flash-attn", "on", "--parallel")
     one, other = start(tiny_gguf, *flags, "1"), start(tiny_gguf, *flags, "4")
     bodies = [
-        {"prompt": f"Number {number}", "stream": True, "max_tokens": 250, "seed": number, **wish}
+        {"prompt": f"Number {number}", "stream": True, "max_tokens": 250, "seed": number, **extra}
         for number in range(3)
-        for wish in ({"temperature": 0}, {"temperature": 1.0, "repeat_penalty": 1.1})
+        for extra in ({"temperature": 0}, {"temperature": 1.0, "repeat_penalty": 1.1})
     ]
     begun = [events(one, "/v1/completions", {**body, "ignore_eos": True}) for body in bodies]
 
@@ -267,7 +265,7 @@ def test_many_are_gone_on_with_at_once_where_there_is_no_room(
         assert len(tokens) == 250
 
 
-def test_nothing_sent_is_a_stream_from_the_beginning(pair: Pair) -> None:
+def test_resuming_without_events_starts_from_the_beginning(pair: Pair) -> None:
     body = {"prompt": "The king", "stream": True, "max_tokens": 9, "temperature": 0}
     whole = events(pair[0], "/v1/completions", body)
     again = rest_of(pair[1], "/v1/completions", body, [])
@@ -275,14 +273,14 @@ def test_nothing_sent_is_a_stream_from_the_beginning(pair: Pair) -> None:
     assert texts[0] == texts[1]
 
 
-def test_a_stream_has_no_ids_unless_they_are_wanted(pair: Pair) -> None:
+def test_a_stream_has_ids_only_on_request(pair: Pair) -> None:
     body = {"prompt": "The king", "stream": True, "max_tokens": 9, "temperature": 0}
     with_ids = events(pair[0], "/v1/completions", body)
     without = events(pair[0], "/v1/completions", body, wanted=False)
     assert len(with_ids) == len(without) == 11
 
 
-def test_a_worker_says_that_it_can(pair: Pair) -> None:
+def test_a_worker_reports_that_it_can_resume(pair: Pair) -> None:
     assert pair[0].first["resumable"] is True
 
 
@@ -301,7 +299,9 @@ def test_a_worker_says_that_it_can(pair: Pair) -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_what_can_t_be_gone_on_with_is_refused(pair: Pair, lines: list[str], status: int) -> None:
+def test_a_stream_that_can_not_be_resumed_is_rejected(
+    pair: Pair, lines: list[str], status: int
+) -> None:
     body = {"prompt": "The king", "stream": True, "max_tokens": 4}
     head = events(pair[0], "/v1/completions", body)[0][0].split(";")[0]
     sent = [line.replace("HEAD", head) for line in lines]
@@ -309,7 +309,7 @@ def test_what_can_t_be_gone_on_with_is_refused(pair: Pair, lines: list[str], sta
     assert (answer[0], list(json.loads(answer[1]))) == (status, ["error"])
 
 
-def test_nothing_goes_on_with_another_models_answer(pair: Pair, start: Start) -> None:
+def test_an_answer_of_another_model_is_not_resumed(pair: Pair, start: Start) -> None:
     body = {"prompt": "The king", "stream": True, "max_tokens": 9}
     lines = [line for line, _ in events(pair[0], "/v1/completions", body)[:3]]
     asked = {"request": body, "resume": lines}
@@ -317,11 +317,11 @@ def test_nothing_goes_on_with_another_models_answer(pair: Pair, start: Start) ->
     assert (status, "with another model" in answer.decode()) == (409, True)
 
 
-def test_tokens_that_the_form_has_no_room_for_are_refused(pair: Pair) -> None:
+def test_tokens_that_the_grammar_does_not_admit_are_rejected(pair: Pair) -> None:
     body = {"prompt": "The king", "stream": True, "max_tokens": 9}
     sent = events(pair[0], "/v1/completions", body)[:2]
     strict = {**body, "grammar": 'root ::= "0"{9}'}
     lines = [line for line, _ in sent]
     status, answer = post(pair[0], "/resume/v1/completions", {"request": strict, "resume": lines})
     assert status == 409
-    assert "form" in json.loads(answer)["error"]["message"]
+    assert "grammar" in json.loads(answer)["error"]["message"]

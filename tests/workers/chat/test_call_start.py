@@ -1,4 +1,4 @@
-"""Where a call begins, however the text is cut."""
+"""Detection of a tool call's start, for any cuts of the text."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from workers.chat.output_parser import CallStart
 
-MARK = "<tool_call>"
+MARKER = "<tool_call>"
 
 
 def seen(text: str, places: list[int], *, thinking: bool = False) -> str | None:
-    """What follows the mark, put together as it comes."""
-    start = CallStart((MARK,), thinking=thinking)
+    """Feed `text` in chunks cut at `places`; return the text after the marker, or None."""
+    start = CallStart((MARKER,), thinking=thinking)
     ends = [*sorted(place % (len(text) + 1) for place in places), len(text)]
     begin, found = 0, None
     for end in ends:
@@ -38,10 +38,12 @@ def seen(text: str, places: list[int], *, thinking: bool = False) -> str | None:
     ],
 )
 @given(places=st.lists(st.integers(0, 100)))
-def test_the_first_mark_that_is_no_thought(text: str, rest: str | None, places: list[int]) -> None:
+def test_the_first_marker_outside_of_reasoning(
+    text: str, rest: str | None, places: list[int]
+) -> None:
     assert seen(text, places) == rest
 
 
-def test_a_thought_that_the_prompt_began() -> None:
+def test_reasoning_that_the_prompt_begins() -> None:
     assert seen("a <tool_call> b", [], thinking=True) is None
     assert seen("a <tool_call> b</think> <tool_call>c", [], thinking=True) == "c"

@@ -1,4 +1,4 @@
-"""An answer's text taken apart: the same however it is cut, and no marker ever shows in part."""
+"""The output parser: equal results for any cuts, and no part of a marker in the output."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCHEMAS: dict[str, Any] = {
 
 
 def merged(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
-    """What a client puts together: neighbours of a kind joined."""
+    """Join neighbouring parts of a kind, as a client does."""
     found: list[tuple[str, str]] = []
     for piece in pieces:
         kind = type(piece).__name__
@@ -36,7 +36,7 @@ def merged(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
 def parse(
     text: str, dialect: Dialect | None, places: Sequence[int] = (), *, thinking: bool = False
 ) -> list[Piece]:
-    """All pieces of `text`, cut at `places`."""
+    """Return all parts of `text`, fed in chunks cut at `places`."""
     parser = OutputParser(dialect, SCHEMAS, thinking=thinking)
     edges = [0, *sorted(min(place, len(text)) for place in places), len(text)]
     pieces = []
@@ -46,106 +46,112 @@ def parse(
 
 
 ONE = '{"name": "add", "arguments": {"a": 1, "b": [2, "}"]}}'
-ONE_READ = [("Call", "add"), ("Arguments", '{"a": 1, "b": [2, "}"]}')]
+ONE_READ = [("ToolCall", "add"), ("ArgumentsPart", '{"a": 1, "b": [2, "}"]}')]
 TWO = '{"arguments": {"text": "a \\"b\\" </tool_call>"}, "name": "say"}'
-TWO_READ = [("Call", "say"), ("Arguments", '{"text": "a \\"b\\" </tool_call>"}')]
+TWO_READ = [("ToolCall", "say"), ("ArgumentsPart", '{"text": "a \\"b\\" </tool_call>"}')]
 LLAMA_ONE = ONE.replace("arguments", "parameters")
 XML = (
     "<tool_call>\n<function=say>\n<parameter=text>\nlet <b> = 1;\n\nend\n</parameter>\n"
     "<parameter=loud>\ntrue\n</parameter>\n</function>\n</tool_call>"
 )
-XML_READ = [("Call", "say"), ("Arguments", '{"text": "let <b> = 1;\\n\\nend", "loud": true}')]
+XML_READ = [
+    ("ToolCall", "say"),
+    ("ArgumentsPart", '{"text": "let <b> = 1;\\n\\nend", "loud": true}'),
+]
 
 KNOWN: list[tuple[Dialect | None, str, list[tuple[str, str]]]] = [
-    (None, " plain <tool_call> text \n", [("Content", " plain <tool_call> text \n")]),
-    (None, "<think>\n why? \n</think>\n\nso ", [("Reasoning", "why?"), ("Content", "so ")]),
-    (None, "\n<think>only", [("Reasoning", "only")]),
-    (None, "<thinkers> unite", [("Content", "<thinkers> unite")]),
-    (None, "x <think>y</think>", [("Content", "x <think>y</think>")]),
+    (None, " plain <tool_call> text \n", [("ContentPart", " plain <tool_call> text \n")]),
+    (None, "<think>\n why? \n</think>\n\nso ", [("ReasoningPart", "why?"), ("ContentPart", "so ")]),
+    (None, "\n<think>only", [("ReasoningPart", "only")]),
+    (None, "<thinkers> unite", [("ContentPart", "<thinkers> unite")]),
+    (None, "x <think>y</think>", [("ContentPart", "x <think>y</think>")]),
     (Dialect.HERMES, f"<tool_call>\n{ONE}\n</tool_call>", ONE_READ),
     (
         Dialect.HERMES,
         f"I add. \n<tool_call>{ONE}</tool_call>\n<tool_call>{TWO}</tool_call>\n Done.",
-        [("Content", "I add."), *ONE_READ, *TWO_READ, ("Content", "Done.")],
+        [("ContentPart", "I add."), *ONE_READ, *TWO_READ, ("ContentPart", "Done.")],
     ),
     (
         Dialect.HERMES,
         f"<think>\nHm <tool_call>\n</think>\n\n<tool_call>\n{ONE}",
-        [("Reasoning", "Hm <tool_call>"), *ONE_READ],
+        [("ReasoningPart", "Hm <tool_call>"), *ONE_READ],
     ),
-    (Dialect.HERMES, "<tool_call>nothing", [("Content", "<tool_call>nothing")]),
-    (Dialect.HERMES, "<tool_call>\n{'a'}\n", [("Content", "<tool_call>\n{'a'}\n")]),
-    (Dialect.HERMES, '<tool_call>{"name": 5}', [("Content", '<tool_call>{"name": 5}')]),
-    (Dialect.HERMES, '<tool_call>{"name": "a', [("Content", '<tool_call>{"name": "a')]),
+    (Dialect.HERMES, "<tool_call>nothing", [("ContentPart", "<tool_call>nothing")]),
+    (Dialect.HERMES, "<tool_call>\n{'a'}\n", [("ContentPart", "<tool_call>\n{'a'}\n")]),
+    (Dialect.HERMES, '<tool_call>{"name": 5}', [("ContentPart", '<tool_call>{"name": 5}')]),
+    (Dialect.HERMES, '<tool_call>{"name": "a', [("ContentPart", '<tool_call>{"name": "a')]),
     (
         Dialect.HERMES,
         '<tool_call>{"name": "add", "arguments": "{\\"a\\": 1}"}</tool_call>',
-        [("Call", "add"), ("Arguments", '{"a": 1}')],
+        [("ToolCall", "add"), ("ArgumentsPart", '{"a": 1}')],
     ),
     (
         Dialect.HERMES,
         '<tool_call>{"name": "add", "arguments": {"a": ',
-        [("Call", "add"), ("Arguments", '{"a": ')],
+        [("ToolCall", "add"), ("ArgumentsPart", '{"a": ')],
     ),
-    (Dialect.HERMES, "1 < 2 <tool", [("Content", "1 < 2 <tool")]),
+    (Dialect.HERMES, "1 < 2 <tool", [("ContentPart", "1 < 2 <tool")]),
     (Dialect.HERMES, XML, XML_READ),
-    (Dialect.TAGS, f"Look: {XML}\n{XML}", [("Content", "Look:"), *XML_READ, *XML_READ]),
+    (Dialect.TAGS, f"Look: {XML}\n{XML}", [("ContentPart", "Look:"), *XML_READ, *XML_READ]),
     (Dialect.TAGS, XML.removeprefix("<tool_call>\n"), XML_READ),
-    (Dialect.TAGS, "<function=>x", [("Content", "<function=>x")]),
+    (Dialect.TAGS, "<function=>x", [("ContentPart", "<function=>x")]),
     (
         Dialect.TAGS,
         "<function=add><parameter=a>7</parameter><parameter=b>{x</parameter></function>.",
-        [("Call", "add"), ("Arguments", '{"a": 7, "b": "{x"}'), ("Content", ".")],
+        [("ToolCall", "add"), ("ArgumentsPart", '{"a": 7, "b": "{x"}'), ("ContentPart", ".")],
     ),
     (
         Dialect.TAGS,
         "<function=add><parameter=a>7</parameter><param",
-        [("Call", "add"), ("Arguments", '{"a": 7')],
+        [("ToolCall", "add"), ("ArgumentsPart", '{"a": 7')],
     ),
     (Dialect.LLAMA, f" {LLAMA_ONE}", ONE_READ),
     (Dialect.LLAMA, f"{LLAMA_ONE}; {LLAMA_ONE}", ONE_READ * 2),
     (Dialect.LLAMA, f"<|python_tag|>{LLAMA_ONE}", ONE_READ),
     (Dialect.LLAMA, f'{{"type": "function", {LLAMA_ONE[1:]}', ONE_READ),
-    (Dialect.LLAMA, '{"answer": 5}', [("Content", '{"answer": 5}')]),
+    (Dialect.LLAMA, '{"answer": 5}', [("ContentPart", '{"answer": 5}')]),
     (
         Dialect.LLAMA,
         '{"name": "Ada", "parameters": {"a": 1}}',
-        [("Content", '{"name": "Ada", "parameters": {"a": 1}}')],
+        [("ContentPart", '{"name": "Ada", "parameters": {"a": 1}}')],
     ),
-    (Dialect.LLAMA, f"Not at first {LLAMA_ONE}", [("Content", f"Not at first {LLAMA_ONE}")]),
-    (Dialect.LLAMA, "<|python_tag|>print(1)", [("Content", "<|python_tag|>print(1)")]),
+    (Dialect.LLAMA, f"Not at first {LLAMA_ONE}", [("ContentPart", f"Not at first {LLAMA_ONE}")]),
+    (Dialect.LLAMA, "<|python_tag|>print(1)", [("ContentPart", "<|python_tag|>print(1)")]),
     (Dialect.MISTRAL, f"[TOOL_CALLS][{ONE}, {TWO}]", [*ONE_READ, *TWO_READ]),
-    (Dialect.MISTRAL, f"[TOOL_CALLS] [{ONE}] yes", [*ONE_READ, ("Content", "yes")]),
-    (Dialect.MISTRAL, "[TOOL_CALLS] [1]", [("Content", "[TOOL_CALLS] [1]")]),
+    (Dialect.MISTRAL, f"[TOOL_CALLS] [{ONE}] yes", [*ONE_READ, ("ContentPart", "yes")]),
+    (Dialect.MISTRAL, "[TOOL_CALLS] [1]", [("ContentPart", "[TOOL_CALLS] [1]")]),
     (
         Dialect.MISTRAL_NAMED,
         '[TOOL_CALLS]add[ARGS]{"a": 1}[TOOL_CALLS]say{"text": ""}',
         [
-            ("Call", "add"),
-            ("Arguments", '{"a": 1}'),
-            ("Call", "say"),
-            ("Arguments", '{"text": ""}'),
+            ("ToolCall", "add"),
+            ("ArgumentsPart", '{"a": 1}'),
+            ("ToolCall", "say"),
+            ("ArgumentsPart", '{"text": ""}'),
         ],
     ),
-    (Dialect.MISTRAL_NAMED, "[TOOL_CALLS]no call", [("Content", "[TOOL_CALLS]no call")]),
+    (Dialect.MISTRAL_NAMED, "[TOOL_CALLS]no call", [("ContentPart", "[TOOL_CALLS]no call")]),
 ]
 
 
 @pytest.mark.parametrize(("dialect", "text", "expected"), KNOWN, ids=lambda value: str(value)[:50])
-def test_what_is_known(dialect: Dialect | None, text: str, expected: list[tuple[str, str]]) -> None:
+def test_known_outputs(dialect: Dialect | None, text: str, expected: list[tuple[str, str]]) -> None:
     assert merged(parse(text, dialect)) == expected
     each = merged(parse(text, dialect, range(len(text))))
-    assert each == expected, "letter by letter it was something else"
+    assert each == expected, "the result differs letter by letter"
     for place in range(len(text)):
         assert merged(parse(text, dialect, [place])) == expected
 
 
-def test_a_prompt_may_have_opened_the_tag() -> None:
+def test_a_prompt_may_open_the_think_tag() -> None:
     text = "\nwhy\n</think>\n\nso"
-    assert merged(parse(text, None, thinking=True)) == [("Reasoning", "why"), ("Content", "so")]
+    assert merged(parse(text, None, thinking=True)) == [
+        ("ReasoningPart", "why"),
+        ("ContentPart", "so"),
+    ]
 
 
-def test_a_name_comes_first_and_arguments_as_they_come() -> None:
+def test_the_name_comes_first_and_arguments_are_streamed() -> None:
     parser = OutputParser(Dialect.HERMES, SCHEMAS)
     assert parser.feed("Well <tool_call>") == [ContentPart("Well")]
     assert parser.feed('{"name": "add"') == []
@@ -155,10 +161,10 @@ def test_a_name_comes_first_and_arguments_as_they_come() -> None:
     assert parser.finish() == []
 
 
-def test_a_plain_answer_is_passed_on_at_once() -> None:
+def test_text_without_markers_is_passed_on_at_once() -> None:
     parser = OutputParser(None, {})
     assert parser.feed(" a") == [ContentPart(" a")]
-    assert parser.idle
+    assert parser.passthrough
 
 
 PARTS = st.sampled_from(
@@ -184,15 +190,15 @@ def test_the_cuts_do_not_matter(
 
 
 @given(TEXTS, TEXTS, st.sampled_from([None, *Dialect]), st.booleans())
-def test_what_was_told_stays_true_whatever_follows(
+def test_emitted_parts_stay_valid_for_any_continuation(
     text: str, more: str, dialect: Dialect | None, thinking: bool
 ) -> None:
-    """So no marker can have shown in part."""
+    """Check thereby that no part of a marker was emitted."""
     parser = OutputParser(dialect, SCHEMAS, thinking=thinking)
-    told = merged(parser.feed(text))
+    emitted = merged(parser.feed(text))
     finally_ = merged(parse(text + more, dialect, thinking=thinking))
-    assert [kind for kind, _ in told] == [kind for kind, _ in finally_[: len(told)]]
-    for (_, begun), (_, whole) in zip(told, finally_, strict=False):
+    assert [kind for kind, _ in emitted] == [kind for kind, _ in finally_[: len(emitted)]]
+    for (_, begun), (_, whole) in zip(emitted, finally_, strict=False):
         assert whole.startswith(begun)
 
 
@@ -203,7 +209,7 @@ def test_no_beginning_of_a_marker_is_content(dialect: Dialect) -> None:
             parser = OutputParser(dialect, SCHEMAS)
             first = "" if marker == "<think>" else "x"
             assert merged(parser.feed(first + marker[:length])) == (
-                [("Content", "x")] * bool(first)
+                [("ContentPart", "x")] * bool(first)
             )
 
 

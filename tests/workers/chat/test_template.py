@@ -1,4 +1,4 @@
-"""Chat templates: what they may use, and that none of them takes more than there is for it."""
+"""Chat templates: supported features, and limits of time and memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOON = 1_700_000_000.0
 
 
 async def rendered(source: str, **variables: Any) -> str:
-    """What a template makes of a short chat."""
+    """Render a short chat."""
     template = ChatTemplate(source, bos="<s>", eos="</s>", defaults={"kept": 1})
     return await template.render([{"role": "user", "content": "Hi"}], variables, at=NOON)
 
@@ -46,7 +46,7 @@ async def rendered(source: str, **variables: Any) -> str:
     ],
     ids=str,
 )  # fmt: skip
-async def test_what_templates_use(source: str, text: str) -> None:
+async def test_features_that_templates_use(source: str, text: str) -> None:
     assert await rendered(source) == text
     values = {"messages": [{"content": "Hi"}], "bos_token": "<s>", "eos_token": "</s>", "kept": 1}
     assert compiled(source, bounded=False).render(values) == text
@@ -90,8 +90,8 @@ HUGE = [
 
 
 @pytest.mark.parametrize("source", HUGE)
-def test_a_step_out_of_proportion_is_not_made_here(source: str) -> None:
-    """Before it has taken anything: the largest text that is made here has LONGEST characters."""
+def test_a_disproportionate_step_is_not_run_inline(source: str) -> None:
+    """Check that it is rejected early: the largest text made inline has LONGEST characters."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(TemplateLimitError):
         compiled(source, bounded=True).render()
@@ -111,28 +111,28 @@ def test_a_step_out_of_proportion_is_not_made_here(source: str) -> None:
     ],
     ids=lambda text: text[:40],
 )
-async def test_what_does_not_render_is_told_in_a_sentence(
+async def test_a_rendering_error_is_one_sentence(
     source: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "APART", 60)
+    monkeypatch.setattr(module, "PROCESS_TIMEOUT", 60)
     with pytest.raises(TemplateError, match=message) as error:
         await rendered(source)
     assert str(error.value).startswith("The chat template ")
 
 
-async def test_what_takes_its_time_gets_it_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_template_is_rendered_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = "{% for i in range(300) %}{% for j in range(3000) %}{% endfor %}{% endfor %}{{ kept }}"
-    monkeypatch.setattr(module, "PATIENCE", 0.01)
+    monkeypatch.setattr(module, "INLINE_TIMEOUT", 0.01)
     template = ChatTemplate(slow, bos="", eos="", defaults={"kept": "ü"})
-    template._patience = 0.01
+    template._timeout = 0.01
     assert await template.render([], {}, at=NOON) == "ü"
-    assert template._patience < 0.02
+    assert template._timeout < 0.02
 
 
 FOR_EVER = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
 
 
-def test_a_request_that_loops_for_ever_holds_up_nobody(start: Start, tmp_path: Path) -> None:
+def test_a_template_that_loops_does_not_delay_other_requests(start: Start, tmp_path: Path) -> None:
     template = f"{{% if loops %}}{FOR_EVER}{{% endif %}}{{{{ 'a' * (times or 1) }}}}"
     path = write_random_gguf(tmp_path / "m.gguf", context=4096, chat_template=template)
     worker = start(path, "--ctx-size", "4096")
@@ -151,7 +151,7 @@ def test_a_request_that_loops_for_ever_holds_up_nobody(start: Start, tmp_path: P
 
 
 def ask(worker: WorkerProcess, **variables: Any) -> tuple[int, Any]:
-    """A chat with variables for the template."""
+    """Request a chat with variables for the template."""
     body = {
         "messages": [{"role": "user", "content": "Hi"}],
         "chat_template_kwargs": variables,

@@ -1,7 +1,7 @@
-"""Tools over the wire: the official client, real workers, and each dialect's own template.
+"""Tools over HTTP: the official client, worker processes, and a template of each dialect.
 
-The demo models call no tools by themselves. What they should say is forced with a grammar that
-admits one answer only; that a call must be made is forced by the worker.
+The demo models call no tools by themselves. Their output is forced with a grammar that admits one
+answer only; a required call is forced by the worker.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ ASK: dict[str, Any] = {
 def worker(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Dialect, WorkerProcess]]:
-    """A random model that has each dialect's markers as control tokens, and its template."""
+    """Start a random model with a dialect's markers as control tokens, and its template."""
     folder: Path = tmp_path_factory.mktemp("tools")
     control = ("[TOOL_CALLS]", "[ARGS]", "<|python_tag|>")
     template = TEMPLATES[request.param] + MESSAGES + "{% if thinks %}<think>\n{% endif %}"
@@ -78,7 +78,7 @@ def client(worker: tuple[Dialect, WorkerProcess]) -> Iterator[openai.OpenAI]:
 
 
 def streamed(client: openai.OpenAI, **ask: Any) -> tuple[str, str, list[dict[str, str]], str]:
-    """(content, reasoning, calls, finish reason) as a client puts a stream together."""
+    """Join a stream as a client does: (content, reasoning, calls, finish reason)."""
     content = reasoning = reason = ""
     calls: list[dict[str, str]] = []
     for chunk in client.chat.completions.create(**ask, stream=True):
@@ -111,7 +111,7 @@ SAID = {
 
 
 def exactly(text: str) -> dict[str, Any]:
-    """The request's field that leaves the model nothing else to say."""
+    """Return the request fields that force this text."""
     return {"extra_body": {"grammar": f"root ::= {literal(text)}"}}
 
 
@@ -136,8 +136,8 @@ def test_calls_are_answered_whole(
     assert choice.finish_reason == "tool_calls"
 
 
-def test_a_call_that_must_be_made_is_made(client: openai.OpenAI) -> None:
-    """By a model that talks nonsense."""
+def test_a_required_call_is_made(client: openai.OpenAI) -> None:
+    """Use a model that generates nonsense."""
     named = {"type": "function", "function": {"name": "weather"}}
     for seed in range(3):
         *_, calls, reason = streamed(client, **ASK, tool_choice=named, seed=seed)
@@ -151,15 +151,15 @@ def test_a_call_that_must_be_made_is_made(client: openai.OpenAI) -> None:
         assert len(names) == 1
 
 
-def test_a_call_that_is_made_freely_is_held_to_its_schema(
+def test_a_free_call_follows_its_schema(
     worker: tuple[Dialect, WorkerProcess],
 ) -> None:
-    """The model talks nonsense, and is made to write the mark of a call now and then."""
+    """Use a model that generates nonsense, with a bias towards the marker of a call."""
     dialect, process = worker
-    mark, *others = process.post("/tokenize", {"content": MARKERS[dialect][0]})["tokens"]
+    marker, *others = process.post("/tokenize", {"content": MARKERS[dialect][0]})["tokens"]
     if others:
-        pytest.skip("its mark is many tokens here, which nothing makes it write")
-    ask = {**ASK, "logit_bias": {mark: 8.0}, "parallel_tool_calls": False, "temperature": 1.5}
+        pytest.skip("the marker is several tokens here, which a bias can't force")
+    ask = {**ASK, "logit_bias": {marker: 8.0}, "parallel_tool_calls": False, "temperature": 1.5}
     called = []
     for seed in range(6):
         choice = process.post("/v1/chat/completions", {**ask, "seed": seed})["choices"][0]
@@ -173,7 +173,7 @@ def test_a_call_that_is_made_freely_is_held_to_its_schema(
         assert is_valid(schema, arguments), arguments
 
 
-def test_a_thought_comes_before_a_call_that_must_be_made(
+def test_reasoning_comes_before_a_required_call(
     worker: tuple[Dialect, WorkerProcess],
 ) -> None:
     ask = {**ASK, "tool_choice": "required", "chat_template_kwargs": {"thinks": True}}
@@ -183,7 +183,7 @@ def test_a_thought_comes_before_a_call_that_must_be_made(
     assert choice["finish_reason"] == "length" or choice["message"]["tool_calls"]
 
 
-def test_what_is_no_call_is_content(client: openai.OpenAI) -> None:
+def test_text_that_is_no_call_is_content(client: openai.OpenAI) -> None:
     text = "<tool_call> [TOOL_CALLS is how one begins, {or this."
     content, _, calls, reason = streamed(client, **ASK, **exactly(text))
     assert (content, calls, reason) == (text, [], "stop")
@@ -197,7 +197,7 @@ def test_no_tools_no_calls(worker: tuple[Dialect, WorkerProcess]) -> None:
     assert "tool_calls" not in choice["message"]
 
 
-def test_reasoning_is_told_apart(client: openai.OpenAI) -> None:
+def test_reasoning_is_separated(client: openai.OpenAI) -> None:
     text = "<think>\nIs it 4 < 5?\n</think>\n\nYes."
     plain = {key: value for key, value in ASK.items() if key != "tools"}
     assert streamed(client, **plain, **exactly(text))[:2] == ("Yes.", "Is it 4 < 5?")
@@ -206,7 +206,9 @@ def test_reasoning_is_told_apart(client: openai.OpenAI) -> None:
     assert choice.message.model_dump()["reasoning_content"] == "Is it 4 < 5?"
 
 
-def test_a_wished_form_is_not_taken_for_a_thought(worker: tuple[Dialect, WorkerProcess]) -> None:
+def test_constrained_output_is_not_parsed_as_reasoning(
+    worker: tuple[Dialect, WorkerProcess],
+) -> None:
     ask = {**ASK, "tools": [], "chat_template_kwargs": {"thinks": True}}
     ask["json_schema"] = {"const": 7}
     message = worker[1].post("/v1/chat/completions", ask)["choices"][0]["message"]
@@ -230,19 +232,19 @@ def test_the_template_gets_tools_calls_and_results(
     assert dialect_of(TEMPLATES[dialect]) is dialect
 
 
-def test_logprobs_tell_of_every_token_of_a_call(client: openai.OpenAI) -> None:
+def test_logprobs_have_every_token_of_a_call(client: openai.OpenAI) -> None:
     text = '{"name": "stop", "parameters": {}} and so on'
-    told, content = [], ""
+    tokens, content = [], ""
     for chunk in client.chat.completions.create(**ASK, **exactly(text), logprobs=True, stream=True):
         content += chunk.choices[0].delta.content or ""
         if chunk.choices[0].logprobs:
-            told += [one.token for one in chunk.choices[0].logprobs.content or []]
-    assert "".join(told) == text
+            tokens += [one.token for one in chunk.choices[0].logprobs.content or []]
+    assert "".join(tokens) == text
     assert content in {text, "and so on"}
 
 
 def test_templates_of_known_families() -> None:
-    """By what is typical of them; the rest of the template does not matter."""
+    """Recognize them by typical text; the rest of the template does not matter."""
     assert dialect_of("{{ messages }}") is None
     assert dialect_of("{% if tools %}{{ tools }}{% endif %}") is None
     assert dialect_of("tools ... <|python_tag|>") is Dialect.LLAMA

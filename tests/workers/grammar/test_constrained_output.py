@@ -1,4 +1,4 @@
-"""Answers that obey: any schema, any grammar, whatever the model would rather say."""
+"""Constrained output: answers that follow any schema or grammar."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ PATTERNS = ["^[a-z]{2,5}$", r"^\d{3}-\d{4}$", r"^(on|off)\w?$", r'^"[^"\\]{1,3}"
 
 @st.composite
 def between(draw: st.DrawFn, low: int, high: int) -> tuple[int, int]:
-    """Two bounds, the lower one first."""
+    """Draw two bounds, the lower one first."""
     least = draw(st.integers(low, high))
     return least, draw(st.integers(least, high))
 
 
 @st.composite
 def scalars(draw: st.DrawFn) -> dict[str, Any]:
-    """A schema for a value that has no parts, and always an end."""
+    """Draw a schema for a scalar of bounded length."""
     kind = draw(st.sampled_from(["integer", "number", "string", "boolean", "null", "enum", "re"]))
     if kind == "enum":
         value = st.one_of(
@@ -61,13 +61,13 @@ def scalars(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def composed(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
-    """Schemas made of `inner` ones."""
+    """Return schemas composed of `inner` ones."""
     return st.one_of(objects(inner), arrays(inner), unions(inner))
 
 
 @st.composite
 def objects(draw: st.DrawFn, inner: st.SearchStrategy[dict[str, Any]]) -> dict[str, Any]:
-    """Some members required, some not, in any order."""
+    """Draw an object with required and optional members in any order."""
     members = draw(st.dictionaries(NAMES, inner, max_size=4))
     required = [name for name in members if draw(st.booleans())]
     closed = draw(st.sampled_from([{}, {"additionalProperties": False}]))
@@ -76,7 +76,7 @@ def objects(draw: st.DrawFn, inner: st.SearchStrategy[dict[str, Any]]) -> dict[s
 
 @st.composite
 def arrays(draw: st.DrawFn, inner: st.SearchStrategy[dict[str, Any]]) -> dict[str, Any]:
-    """With a first few items of their own kind, perhaps."""
+    """Draw an array, perhaps with `prefixItems`."""
     least, most = draw(between(0, 3))
     schema = {"type": "array", "items": draw(inner), "minItems": least, "maxItems": most}
     first = draw(st.lists(inner, max_size=2))
@@ -85,7 +85,7 @@ def arrays(draw: st.DrawFn, inner: st.SearchStrategy[dict[str, Any]]) -> dict[st
 
 @st.composite
 def unions(draw: st.DrawFn, inner: st.SearchStrategy[dict[str, Any]]) -> dict[str, Any]:
-    """One of several."""
+    """Draw a union."""
     return {"anyOf": draw(st.lists(inner, min_size=1, max_size=3))}
 
 
@@ -95,8 +95,11 @@ def unions(draw: st.DrawFn, inner: st.SearchStrategy[dict[str, Any]]) -> dict[st
 def test_an_answer_to_a_random_schema_validates(
     bard: WorkerProcess, schema: dict[str, Any], draw: int
 ) -> None:
-    wish = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
-    body = {"prompt": "The king", "response_format": wish, "seed": draw, "temperature": 1.3}
+    extra = {
+        "type": "json_schema",
+        "json_schema": {"name": "x", "schema": schema, "strict": True},
+    }
+    body = {"prompt": "The king", "response_format": extra, "seed": draw, "temperature": 1.3}
     choice = bard.post("/v1/completions", {**body, "max_tokens": 900})["choices"][0]
     if choice["finish_reason"] == "stop":
         assert is_valid(schema, json.loads(choice["text"])), choice["text"]
@@ -125,7 +128,7 @@ OPEN = {
 @pytest.mark.parametrize("schema", [LINKED, OPEN], ids=["linked", "open"])
 def test_references_and_open_objects(tiny: WorkerProcess, schema: dict[str, Any]) -> None:
     body: dict[str, Any] = {"prompt": "O", "json_schema": schema, "max_tokens": 150}
-    body["logit_bias"] = {str(ord('"')): 4, str(ord("}")): 4}  # else its texts hardly ever end
+    body["logit_bias"] = {str(ord('"')): 4, str(ord("}")): 4}  # otherwise its strings rarely end
     ended = 0
     for number in range(16):
         choice = tiny.post("/v1/completions", {**body, "seed": number})["choices"][0]
@@ -137,22 +140,22 @@ def test_references_and_open_objects(tiny: WorkerProcess, schema: dict[str, Any]
 
 def test_json_object_is_an_object(bard: WorkerProcess) -> None:
     body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 300, "temperature": 1}
-    wish: dict[str, Any] = {"response_format": {"type": "json_object"}}
+    extra: dict[str, Any] = {"response_format": {"type": "json_object"}}
     ended = 0
     for number in range(6):
-        choice = bard.post("/v1/chat/completions", {**body, **wish, "seed": number})["choices"][0]
+        choice = bard.post("/v1/chat/completions", {**body, **extra, "seed": number})["choices"][0]
         assert choice["message"]["content"].startswith("{")
         if choice["finish_reason"] == "stop":
             assert isinstance(json.loads(choice["message"]["content"]), dict)
             ended += 1
     schema = {"type": "object", "properties": {"ok": {"const": True}}, "required": ["ok"]}
-    wish = {"response_format": {"type": "json_object", "schema": schema}}
-    text = bard.post("/v1/chat/completions", {**body, **wish})["choices"][0]["message"]["content"]
+    extra = {"response_format": {"type": "json_object", "schema": schema}}
+    text = bard.post("/v1/chat/completions", {**body, **extra})["choices"][0]["message"]["content"]
     assert json.loads(text) == {"ok": True}
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_a_grammar_has_the_last_word(bard: WorkerProcess, streamed: bool) -> None:
+def test_an_answer_follows_its_grammar(bard: WorkerProcess, streamed: bool) -> None:
     body: dict[str, Any] = {"prompt": "The king", "max_tokens": 50, "temperature": 0}
     body["grammar"] = 'root ::= ("7" | "é♜") " of " [x-z]{3} "\\n"? # done'
     if streamed:
@@ -170,7 +173,7 @@ def _three(letters: str) -> list[str]:
     return [a + b + c for a in letters for b in letters for c in letters]
 
 
-def test_what_the_model_says_anyway_is_not_changed_by_a_grammar(bard: WorkerProcess) -> None:
+def test_a_grammar_does_not_change_an_answer_that_follows_it(bard: WorkerProcess) -> None:
     body = {"prompt": "The king", "max_tokens": 24, "seed": 4, "temperature": 1.1}
     free = bard.text(**body)
     assert bard.text(**body, grammar="root ::= [^\\x00]*") == free
@@ -179,7 +182,7 @@ def test_what_the_model_says_anyway_is_not_changed_by_a_grammar(bard: WorkerProc
 
 
 def test_bytes_of_no_character_are_not_drawn(tiny: WorkerProcess) -> None:
-    """Every byte is a token of this model; the text stays UTF-8 all the same."""
+    """Use a model with a token for each byte; the text is valid UTF-8 all the same."""
     body = {"prompt": "go", "max_tokens": 120, "temperature": 3, "top_k": 0, "min_p": 0, "top_p": 1}
     for number in range(4):
         text = tiny.text(**body, seed=number, grammar="root ::= [^a-z]{40}")
@@ -187,7 +190,7 @@ def test_bytes_of_no_character_are_not_drawn(tiny: WorkerProcess) -> None:
         assert len(text) <= 40
 
 
-def test_a_model_that_can_not_go_on_ends(tiny: WorkerProcess) -> None:
+def test_an_answer_ends_if_no_token_can_follow(tiny: WorkerProcess) -> None:
     body = {"prompt": "go", "max_tokens": 50, "temperature": 0, "grammar": 'root ::= "abc"'}
     banned = {**body, "logit_bias": {str(ord("b")): False}}
     choice = tiny.post("/v1/completions", banned)["choices"][0]
@@ -197,7 +200,7 @@ def test_a_model_that_can_not_go_on_ends(tiny: WorkerProcess) -> None:
 
 
 def test_half_a_surrogate_is_no_beginning_of_a_character(tiny: WorkerProcess) -> None:
-    """Nothing could follow, so the answer would end there. Its tokens are bytes."""
+    """Use a model with a token for each byte; after such a half no token could follow."""
     bias = {str(0xED): 30, str(0xA0): 30, str(0xBF): 20}
     body = {"prompt": "O", "grammar": "root ::= .{3}", "logit_bias": bias, "temperature": 0}
     choice = tiny.post("/v1/completions", {**body, "max_tokens": 20})["choices"][0]
@@ -224,7 +227,7 @@ async def test_a_grammar_that_takes_too_long_for_a_token_ends_its_answer(
     assert bench.engine.slots == [None, None]
 
 
-def test_what_the_flags_say_of_answers_holds_unless_a_request_says_otherwise(
+def test_a_constraint_by_flag_applies_unless_a_request_has_another(
     start: Start, tiny_gguf: Path
 ) -> None:
     worker = start(tiny_gguf, "--grammar", 'root ::= "ab" "c"{2}', "--ctx-size", "256")
@@ -232,8 +235,8 @@ def test_what_the_flags_say_of_answers_holds_unless_a_request_says_otherwise(
     chat = {"messages": [{"role": "user", "content": "Hi"}], **body}
     assert worker.text(**body) == "abcc"
     assert worker.post("/completion", body)["content"] == "abcc"
-    said = worker.post("/v1/chat/completions", chat)["choices"][0]["message"]["content"]
-    assert said == "abcc"
+    text = worker.post("/v1/chat/completions", chat)["choices"][0]["message"]["content"]
+    assert text == "abcc"
     assert worker.text(**body, grammar='root ::= "x"') == "x"
     assert worker.text(**body, json_schema={"const": 5}) == "5"
     bound = start(tiny_gguf, "--json-schema", '{"enum": [12, 13]}', "--logit-bias", "51+90")
@@ -241,7 +244,7 @@ def test_what_the_flags_say_of_answers_holds_unless_a_request_says_otherwise(
     assert bound.text(**body, logit_bias={"50": 90}) == "12", "as llama-server, instead of it"
 
 
-def test_flags_that_only_a_loaded_model_can_judge(start: Start, tiny_gguf: Path) -> None:
+def test_flags_that_are_checked_after_loading(start: Start, tiny_gguf: Path) -> None:
     for flag, sentence in (
         (("--grammar", "root ::= x"), "there is no rule x."),
         (("--json-schema", '{"type": "x"}'), "--json-schema: "),
@@ -252,10 +255,10 @@ def test_flags_that_only_a_loaded_model_can_judge(start: Start, tiny_gguf: Path)
         assert sentence in error
 
 
-def test_a_worker_whose_answers_nothing_ends(start: Start, tiny_gguf: Path) -> None:
+def test_a_worker_that_ignores_eos(start: Start, tiny_gguf: Path) -> None:
     worker = start(tiny_gguf, "--ignore-eos")
     end = worker.ask("/v1/models")[1]["data"][0]["meta"]["n_vocab"] - 2
     body = {"prompt": "go", "max_tokens": 9, "logit_bias": {str(end): 90}}
-    for wish, count in (({}, 9), ({"ignore_eos": False}, 1)):
-        usage = worker.post("/v1/completions", {**body, **wish})["usage"]
+    for extra, count in (({}, 9), ({"ignore_eos": False}, 1)):
+        usage = worker.post("/v1/completions", {**body, **extra})["usage"]
         assert usage["completion_tokens"] == count

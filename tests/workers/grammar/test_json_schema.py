@@ -1,4 +1,4 @@
-"""Grammars from schemas, and grammars looked over: what can be said without a model."""
+"""Grammars of schemas, and checks of grammars, without a model."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from workers.grammar.json_schema import SchemaError, schema_grammar
         ({"type": "array", "uniqueItems": True}, "can't enforce `uniqueItems`"),
         ({"type": "integer", "minimum": 3, "maximum": 2}, "No number"),
         ({"type": "number", "minimum": "3"}, "must be a number"),
-        ({"type": "string", "minLength": 3, "maxLength": 2}, "less room"),
+        ({"type": "string", "minLength": 3, "maxLength": 2}, "less than the required minimum"),
         ({"type": "string", "maxLength": 10**6}, "2000 or less"),
         ({"type": "string", "pattern": "a(?=b)"}, "look-around"),
         ({"type": "string", "pattern": "(a"}, "not closed"),
-        ({"type": "string", "pattern": "a)"}, "never opened"),
+        ({"type": "string", "pattern": "a)"}, "no open parenthesis"),
         ({"type": "string", "pattern": "[z-a]"}, "ends before it begins"),
-        ({"type": "string", "pattern": "[a"}, "ends too early"),
-        ({"type": "string", "pattern": "\\bword"}, "can't be said"),
-        ({"type": "string", "pattern": "a{3,1}"}, "no repetition"),
+        ({"type": "string", "pattern": "[a"}, "is incomplete"),
+        ({"type": "string", "pattern": "\\bword"}, "is not supported"),
+        ({"type": "string", "pattern": "a{3,1}"}, "no valid repetition"),
         ({"properties": {"a": False}, "required": ["a"]}, "admits nothing"),
         (
             {"properties": {}, "required": ["a"], "additionalProperties": False},
@@ -49,27 +49,27 @@ from workers.grammar.json_schema import SchemaError, schema_grammar
     ],
     ids=str,
 )
-def test_schemas_that_no_grammar_can_follow(schema: Any, sentence: str) -> None:
+def test_schemas_without_a_grammar_are_rejected(schema: Any, sentence: str) -> None:
     with pytest.raises(SchemaError) as caught:
         schema_grammar(schema)
     assert sentence in str(caught.value)
 
 
-def test_leniency_leaves_out_what_can_not_be_enforced() -> None:
+def test_lenient_mode_ignores_keywords_it_can_not_enforce() -> None:
     schema = {"type": "array", "items": {"type": "null"}, "uniqueItems": True}
     assert schema_grammar(schema, lenient=True) == schema_grammar(
         {key: value for key, value in schema.items() if key != "uniqueItems"}
     )
 
 
-def test_a_branch_that_admits_nothing_is_no_branch() -> None:
+def test_an_empty_branch_is_dropped() -> None:
     branches = [{"type": "integer", "minimum": 9}, {"type": "null"}]
     assert schema_grammar({"anyOf": branches, "maximum": 5}) == schema_grammar(
         {"anyOf": [{"type": "null", "maximum": 5}]}
     )
 
 
-def test_a_deeply_nested_schema_is_refused_and_not_the_end() -> None:
+def test_a_deeply_nested_schema_is_rejected() -> None:
     schema: dict[str, Any] = {"type": "null"}
     for _ in range(900):
         schema = {"type": "array", "items": schema}
@@ -94,7 +94,7 @@ def test_bounds_are_kept(
 
 
 def derives(body: str, text: str) -> bool:
-    """Whether a grammar of terminals and sets alone, which is a regular expression, has `text`."""
+    """Return True if a regular grammar, of terminals and sets alone, derives `text`."""
     import re
 
     pattern = re.sub(r'"((?:[^"\\]|\\.)*)"', lambda found: f"(?:{re.escape(found[1])})", body)
@@ -109,9 +109,9 @@ def derives(body: str, text: str) -> bool:
         ('foo ::= "a"', "no rule root"),
         ('root ::= "a" b', "column 14: there is no rule b"),
         ('root ::= "a"\n  | ("b"', "line 2, column 5: the parenthesis is never closed"),
-        ('root ::= "a")', "nothing was opened"),
-        ('root ::= "a', "makes no sense there"),
-        ("root ::= [a", "makes no sense there"),
+        ('root ::= "a")', "no open parenthesis"),
+        ('root ::= "a', "is not allowed there"),
+        ("root ::= [a", "is not allowed there"),
         ('root ::= "a" | * "b"', "there is nothing to repeat"),
         ('root ::= "a"{3,1}', "{3,1} ends before it begins"),
         ('root ::= "a"{5000}', "more than 2000 times"),
@@ -119,9 +119,9 @@ def derives(body: str, text: str) -> bool:
         ("root ::= [^]", "the set of characters is empty"),
         ("root ::= root", "rule root begins with itself"),
         ('root ::= ("" | "a"?) x\nx ::= "b"? root', "begins with itself"),
-        ('root ::= ("a"?)*', "rule root repeats what may be empty"),
-        ('root ::= x{2}\nx ::= "a"* | "b"', "repeats what may be empty"),
-        ('root ::= !<[5]> "a"', "makes no sense there"),
+        ('root ::= ("a"?)*', "rule root repeats an item that may be empty"),
+        ('root ::= x{2}\nx ::= "a"* | "b"', "repeats an item that may be empty"),
+        ('root ::= !<[5]> "a"', "is not allowed there"),
         (f"root ::= {'(' * 200}", "more than 100 parentheses"),
         ('root ::= "\x00"', "zero byte"),
         ("#" * 1_000_001, "more than 1000000 characters"),
@@ -130,14 +130,14 @@ def derives(body: str, text: str) -> bool:
     ],
     ids=lambda text: str(text)[:30],
 )
-def test_grammars_that_llama_cpp_must_not_see(text: str, sentence: str) -> None:
+def test_grammars_that_llama_cpp_must_not_get(text: str, sentence: str) -> None:
     with pytest.raises(gbnf.GrammarError) as caught:
         gbnf.check(text)
     assert sentence in str(caught.value)
 
 
-def test_two_lists_that_look_alike_are_too_ambiguous() -> None:
-    """Each bracket may open either, and llama.cpp follows both."""
+def test_two_similar_lists_are_too_ambiguous() -> None:
+    """Use two rules that a bracket may open, of which llama.cpp follows both."""
     items = {"anyOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}]}
     array = {"type": "array", "items": items}
     schema = {"$defs": {"a": array, "b": {**array, "maxItems": 3}}, "$ref": "#/$defs/a"}
@@ -158,11 +158,11 @@ def test_two_lists_that_look_alike_are_too_ambiguous() -> None:
     ],
     ids=lambda text: text[:30],
 )
-def test_many_ways_that_stay_within_bounds_are_fine(text: str) -> None:
+def test_bounded_ambiguity_is_accepted(text: str) -> None:
     gbnf.check(text)
 
 
-def test_a_grammar_of_all_notations_is_fine() -> None:
+def test_a_grammar_with_all_notations_is_accepted() -> None:
     gbnf.check(
         'root ::= item+ (ws | "\\"" [^\\]\\n]* # a comment "{\n  | .) {2,3}\n'
         'item ::= [b] ("(" root ")")? | ws{2} "x" ws{1,}\r\n\nws ::=\n  [ \\t]'
