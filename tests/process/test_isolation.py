@@ -138,7 +138,7 @@ with open("big", "wb") as file:
     file.truncate(600 * 2**20)
 with open("big", "rb") as file:
     mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-assert not any(found[i] for i in range(0, len(seen), 2**20))
+assert not any(mapped[i] for i in range(0, len(mapped), 2**20))
 print("the file was read", flush=True)
 held = []
 while True:
