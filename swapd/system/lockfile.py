@@ -1,4 +1,4 @@
-"""One swapd per data directory: a file lock that the kernel releases when its holder ends."""
+"""File lock that allows one swapd per data directory; the kernel releases it with its holder."""
 
 from __future__ import annotations
 

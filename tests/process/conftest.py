@@ -30,14 +30,14 @@ def place(tmp_path: Path) -> Iterator[SpawnContext]:
 class Heard:
     """Listener with which a test waits for a worker's messages."""
 
-    words: asyncio.Queue[ReadyMessage] = field(default_factory=asyncio.Queue)
+    messages: asyncio.Queue[ReadyMessage] = field(default_factory=asyncio.Queue)
     ends: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     killed_externally: bool | None = None
     """True if another process killed the worker; None until it has ended."""
 
-    def worker_spoke(self, worker: int, word: ReadyMessage) -> None:
+    def worker_spoke(self, worker: int, message: ReadyMessage) -> None:
         assert worker == 1
-        self.words.put_nowait(word)
+        self.messages.put_nowait(message)
 
     def worker_exited(self, worker: int, reason: str, killed_externally: bool) -> None:
         assert worker == 1
@@ -45,7 +45,7 @@ class Heard:
         self.ends.put_nowait(reason)
 
     async def word(self) -> ReadyMessage:
-        return await asyncio.wait_for(self.words.get(), 20)
+        return await asyncio.wait_for(self.messages.get(), 20)
 
     async def end(self) -> str:
         return await asyncio.wait_for(self.ends.get(), 20)
@@ -56,17 +56,17 @@ async def spawn(place: SpawnContext) -> AsyncIterator[Callable[..., tuple[Worker
     made: list[tuple[WorkerProcess, Heard]] = []
 
     def make(command: str, **fields: object) -> tuple[WorkerProcess, Heard]:
-        heard = Heard()
+        listener = Heard()
         given = {"argv": tuple(command.split()), **fields}
         spec = model_spec("m", **given)  # type: ignore[arg-type]
-        made.append((WorkerProcess(1, spec, place, heard, LOG), heard))
+        made.append((WorkerProcess(1, spec, place, listener, LOG), listener))
         return made[-1]
 
     yield make
-    for process, heard in made:
-        if heard.killed_externally is None:
+    for process, listener in made:
+        if listener.killed_externally is None:
             process.kill()
-            await heard.end()
+            await listener.end()
 
 
 Spawn = Callable[..., tuple[WorkerProcess, Heard]]

@@ -89,9 +89,9 @@ def _descriptors(pid: int) -> dict[int, str]:
 async def test_a_worker_inherits_only_its_pipes(place: SpawnContext) -> None:
     inherited = os.open(place.home, os.O_RDONLY)
     os.set_inheritable(inherited, True)
-    heard = Heard()
+    listener = Heard()
     spec = model_spec("m", ("sleep", "600"), builtin=False, proxy="http://127.0.0.1:${PORT}")
-    process = WorkerProcess(1, spec, place, heard, LOG)
+    process = WorkerProcess(1, spec, place, listener, LOG)
     try:
         # At the start of the program, its loader has libraries open.
         eventually(lambda: _descriptors(process.pid).keys() == {0, 1, 2})
@@ -101,23 +101,23 @@ async def test_a_worker_inherits_only_its_pipes(place: SpawnContext) -> None:
     finally:
         os.close(inherited)
         process.kill()
-        await heard.end()
+        await listener.end()
 
 
-def _runs(place: SpawnContext, heard: Heard, script: str, limits: WorkerLimits) -> WorkerProcess:
+def _runs(place: SpawnContext, listener: Heard, script: str, limits: WorkerLimits) -> WorkerProcess:
     argv = (sys.executable, "-c", script)
     proxy = "http://127.0.0.1:${PORT}"
     spec = model_spec("m", argv, builtin=False, proxy=proxy, limits=limits)
-    return WorkerProcess(1, spec, place, heard, LOG)
+    return WorkerProcess(1, spec, place, listener, LOG)
 
 
 async def test_limits_apply_to_the_worker_and_its_children(
     place: SpawnContext, tmp_path: Path
 ) -> None:
-    heard = Heard()
+    listener = Heard()
     limits = WorkerLimits(memory=300 * 2**20, files=99, nice=7)
     script = "import subprocess,sys; sys.stdin.read(1); subprocess.run(['sleep', '600'])"
-    process = _runs(place, heard, script, limits)
+    process = _runs(place, listener, script, limits)
     try:
         assert process._process.stdin is not None
         process._process.stdin.write(b".")
@@ -129,7 +129,7 @@ async def test_limits_apply_to_the_worker_and_its_children(
             assert child.rlimit(resource.RLIMIT_DATA) == (300 * 2**20,) * 2
     finally:
         process.kill()
-        await heard.end()
+        await listener.end()
 
 
 LEAKS = """
@@ -138,7 +138,7 @@ with open("big", "wb") as file:
     file.truncate(600 * 2**20)
 with open("big", "rb") as file:
     mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-assert not any(found[i] for i in range(0, len(seen), 2**20))
+assert not any(mapped[i] for i in range(0, len(mapped), 2**20))
 print("the file was read", flush=True)
 held = []
 while True:
@@ -148,9 +148,9 @@ while True:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux only")
 async def test_a_leak_ends_at_the_limit_and_mapped_files_do_not_count(place: SpawnContext) -> None:
-    heard = Heard()
-    _runs(place, heard, LEAKS, WorkerLimits(memory=200 * 2**20))
-    reason = await heard.end()
+    listener = Heard()
+    _runs(place, listener, LEAKS, WorkerLimits(memory=200 * 2**20))
+    reason = await listener.end()
     assert "exit status 1" in reason
     assert "the file was read" in reason
     assert reason.endswith("MemoryError (its limits.memory, 200 MiB, may be too small)")
@@ -163,9 +163,9 @@ async def test_a_failed_start_names_the_limit_that_may_be_the_cause(
     place: SpawnContext, script: str
 ) -> None:
     for limits in (WorkerLimits(memory=300 * 2**20), WorkerLimits(nice=1)):
-        heard = Heard()
-        _runs(place, heard, script, limits)
-        assert ("limits.memory, 300 MiB" in await heard.end()) == bool(limits.memory)
+        listener = Heard()
+        _runs(place, listener, script, limits)
+        assert ("limits.memory, 300 MiB" in await listener.end()) == bool(limits.memory)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="files are limited on Linux only")

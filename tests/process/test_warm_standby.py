@@ -39,9 +39,9 @@ def _pid(standby: WarmStandby) -> int:
     return standby._waiting.process.pid
 
 
-async def _stop(process: WorkerProcess, heard: Heard) -> str:
+async def _stop(process: WorkerProcess, listener: Heard) -> str:
     process.stop()
-    return await heard.end()
+    return await listener.end()
 
 
 async def test_it_becomes_the_worker_of_the_given_command(
@@ -51,14 +51,14 @@ async def test_it_becomes_the_worker_of_the_given_command(
     pid = _pid(standby)
     standby.prepare()
     assert _pid(standby) == pid
-    heard = Heard()
-    process = WorkerProcess(1, BARD, place, heard, LOG, standby)
+    listener = Heard()
+    process = WorkerProcess(1, BARD, place, listener, LOG, standby)
     assert process.pid == pid
-    message = await heard.word()
+    message = await listener.word()
     assert (message.ready, message.slots) == (True, 3)
     answer = await asyncio.to_thread(httpx.get, f"{process.base_url}/v1/models")
     assert answer.json()["data"][0]["id"] == "bard"
-    assert await _stop(process, heard) == "the worker ended with exit status 0"
+    assert await _stop(process, listener) == "the worker ended with exit status 0"
     assert not alive(pid)
 
 
@@ -67,12 +67,12 @@ async def test_it_stays_when_a_model_cannot_use_it(
 ) -> None:
     """A model with its own environment, and an external command."""
     standby.prepare()
-    heard = Heard()
+    listener = Heard()
     with_env = model_spec("bard", BARD.launch.argv, env=(("X", "1"),))
-    process = WorkerProcess(1, with_env, place, heard, LOG, standby)
+    process = WorkerProcess(1, with_env, place, listener, LOG, standby)
     assert process.pid != _pid(standby)
-    assert (await heard.word()).ready
-    await _stop(process, heard)
+    assert (await listener.word()).ready
+    await _stop(process, listener)
     assert standby.take(model_spec("x", ("sleep", "1"), builtin=False), ("sleep", "1")) is None
     assert alive(_pid(standby))
 
@@ -84,11 +84,11 @@ async def test_a_process_that_has_died_is_not_taken(
     pid = _pid(standby)
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: not alive(pid))
-    heard = Heard()
-    process = WorkerProcess(1, BARD, place, heard, LOG, standby)
+    listener = Heard()
+    process = WorkerProcess(1, BARD, place, listener, LOG, standby)
     assert process.pid != pid
-    assert (await heard.word()).ready
-    await _stop(process, heard)
+    assert (await listener.word()).ready
+    await _stop(process, listener)
 
 
 async def test_a_process_killed_while_it_is_taken_is_replaced(
@@ -98,14 +98,14 @@ async def test_a_process_killed_while_it_is_taken_is_replaced(
     standby.prepare()
     pid = _pid(standby)
     os.kill(pid, signal.SIGSTOP)
-    heard = Heard()
-    process = WorkerProcess(1, BARD, place, heard, LOG, standby)
+    listener = Heard()
+    process = WorkerProcess(1, BARD, place, listener, LOG, standby)
     assert process.pid == pid
     os.kill(pid, signal.SIGKILL)
-    assert (await heard.word()).ready
+    assert (await listener.word()).ready
     assert process.pid != pid
-    assert heard.ends.empty()
-    await _stop(process, heard)
+    assert listener.ends.empty()
+    await _stop(process, listener)
 
 
 def test_a_stopped_process_can_be_dismissed(standby: WarmStandby) -> None:
@@ -116,10 +116,10 @@ def test_a_stopped_process_can_be_dismissed(standby: WarmStandby) -> None:
 
 async def test_wrong_arguments_are_reported(place: SpawnContext, standby: WarmStandby) -> None:
     standby.prepare()
-    heard = Heard()
+    listener = Heard()
     wrong = model_spec("bard", (*SERVE, "--model", "no.gguf", "--prot", "0"))
-    WorkerProcess(1, wrong, place, heard, LOG, standby)
-    assert "--port" in await heard.end()
+    WorkerProcess(1, wrong, place, listener, LOG, standby)
+    assert "--port" in await listener.end()
 
 
 def test_dismissal_leaves_no_process_and_no_descriptors(standby: WarmStandby) -> None:
