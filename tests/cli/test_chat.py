@@ -136,7 +136,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(
         (user.home / "swapd/.swapd/swapd.sock").unlink()
     with user.at_terminal("run", "slow") as chat:
         if over == "HTTP":
-            chat.expect(rf"can't be opened: .*; asking http://127.0.0.1:{user.port} instead")
+            chat.expect(rf"can't be opened: .*; using http://127.0.0.1:{user.port} instead")
         chat.expect("slow is ready")
         chat.expect(PROMPT)
         chat.sendline("Speak")

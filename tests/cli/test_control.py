@@ -75,7 +75,7 @@ def test_a_stop_that_takes_long_says_what_it_waits_for(user: User) -> None:
         terminal.expect_exact("waiting for running requests to end; ")
         terminal.expect_exact("stop --now does not wait for them")
     with user.at_terminal("stop", "--now") as terminal:
-        terminal.expect_exact("waiting for the workers to be gone")
+        terminal.expect_exact("waiting for the workers to exit")
         os.kill(pid, signal.SIGCONT)
         terminal.expect_exact("swapd has stopped")
 
@@ -151,7 +151,7 @@ def test_a_restart_with_a_broken_configuration_stops_nothing(user: User) -> None
     before = msgspec.json.decode(user.says("status", "--json"))["pid"]
     mine.write_text("models: [\n")
     told = user.fails("restart")
-    assert told.startswith("swapd: it was not stopped, for it could not start again: ")
+    assert told.startswith("swapd: swapd was not stopped, since it could not start again: ")
     assert str(mine) in told
     mine.unlink()
     assert "was not stopped" in user.fails("restart")

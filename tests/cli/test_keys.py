@@ -21,7 +21,7 @@ def test_keys_are_made_used_and_taken_out(user: User) -> None:
     assert "names no model" in user.fails("key", "add", "none", "--models", "", status=2)
     assert "names no model" in user.fails("key", "add", "none", "--models", " , ", status=2)
     both = ("key", "add", "none", "--models", "bard", "--admin")
-    assert "--admin opens every model" in user.fails(*both, status=2)
+    assert "--admin allows every model" in user.fails(*both, status=2)
     assert key not in user.custom.read_text() + user.config.read_text()
     listed = msgspec.json.decode(user.says("key", "list", "--json"))["keys"]
     terms = {"models": ["bard"], "admin": False, "rate": 100, "priority": -2}

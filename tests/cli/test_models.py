@@ -52,7 +52,9 @@ def test_what_is_not_served_yet_is_marked(user: User) -> None:
     told = user.says("list").splitlines()
     assert [line for line in told if line.endswith("not served yet")] == [told[3]]
     assert "late" in told[3]
-    assert told[-1].startswith("those not served yet are after ") and told[-1].endswith(" sync")
+    assert told[-1].startswith("models not served yet are served after ") and told[-1].endswith(
+        " sync"
+    )
     assert "not served yet: run" in user.says("show", "late.gguf")
     states = {m["name"]: m["state"] for m in msgspec.json.decode(user.says("list", "--json"))}
     assert sorted(states.values()) == ["not served yet", "unloaded", "unloaded"]

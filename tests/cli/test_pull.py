@@ -48,7 +48,7 @@ def test_a_model_of_the_hub_is_pulled_served_and_removed(user: User, hub: Hub) -
     assert user.says("run", name, "Who goes there?", "--max-tokens", "4").strip()
     assert "there already" in user.says("pull", "hf:pub/Tiny-GGUF")
     assert len(hub.ranges) == 1
-    assert user.fails("rm", name) == "swapd: nothing was removed; --yes does not ask\n"
+    assert user.fails("rm", name) == "swapd: nothing was removed; --yes skips the question\n"
     assert file.exists()
     with user.at_terminal("rm", name) as asked:
         asked.expect(r"remove ls/.*\? \[y/N\] ")
@@ -66,7 +66,7 @@ def test_several_quantisations_are_listed_and_one_is_chosen(user: User, hub: Hub
     hub.add("pub/Many", "many-Q4_K_M.gguf", ALICE)
     hub.add("pub/Many", "many.imatrix.gguf", b"GGUF")
     told = user.fails("pull", "hf:pub/Many")
-    assert "pub/Many has several; say which, such as hf:pub/Many:Q4_K_M" in told
+    assert "pub/Many has several; choose one, such as hf:pub/Many:Q4_K_M" in told
     assert [line.split()[1] for line in told.splitlines()[2:]] == ["Q4_K_M", "Q8_0"]
     assert "did you mean Q4_K_M?" in user.fails("pull", "hf:pub/Many:q4_k_s")
     assert list(_place(user).iterdir()) == []
@@ -110,7 +110,7 @@ def test_a_download_that_fails_is_gone_on_with_by_the_next_command(user: User, h
     hub.break_at = [700_000, 0, 0, 0]
     told = user.fails("pull", "hf:pub/Tiny")
     assert "broke off: the connection ended at 700,000 of" in told
-    assert "the same command goes on from there" in told
+    assert "the same command resumes from there" in told
     file = _place(user, "pub", "Tiny", "Tiny-Q8_0.gguf")
     assert parts(file)[0].read_bytes() == BARD[:700_000]
     assert "2 models" in user.says("list")
@@ -126,9 +126,9 @@ def test_what_is_not_what_was_promised_is_thrown_away(user: User, hub: Hub) -> N
     hub.sums["Tiny-Q8_0.gguf"] = "0" * 64
     found = hashlib.sha256(BARD).hexdigest()
     told = user.fails("pull", "hf:pub/Tiny")
-    assert f"has the SHA-256 sum {found} instead of {'0' * 64}; it was thrown away" in told
+    assert f"has the SHA-256 sum {found} instead of {'0' * 64}; it was deleted" in told
     hub.add("pub/Page", "page-Q8_0.gguf", b"<html>")
-    assert "is not a GGUF file; it was thrown away" in user.fails("pull", "hf:pub/Page")
+    assert "is not a GGUF file; it was deleted" in user.fails("pull", "hf:pub/Page")
     assert [p for p in _place(user).rglob("*") if p.is_file()] == []
 
 
@@ -136,8 +136,8 @@ def test_what_the_disk_cannot_hold_is_asked_for_first(user: User, hub: Hub) -> N
     hub.add("pub/Huge", "Huge-Q8_0.gguf", BARD)
     hub.claims["Huge-Q8_0.gguf"] = 2**60
     told = user.fails("pull", "hf:pub/Huge")
-    assert "are to come and" in told
-    assert "make room, or use --yes" in told
+    assert "the download needs " in told
+    assert "free some space, or use --yes" in told
     with user.at_terminal("pull", "hf:pub/Huge") as asked:
         asked.expect(r"begin all the same\? \[y/N\] ")
         asked.sendline("n")
@@ -154,7 +154,7 @@ def test_a_disk_that_is_full_midway_is_told(user: User, hub: Hub) -> None:
     part.parent.mkdir(parents=True)
     part.symlink_to("/dev/full")
     told = user.fails("pull", "hf:pub/Tiny")
-    assert f"the disk is full: {part} has nothing; make room and give the same command" in told
+    assert f"the disk is full: {part} has nothing; free some space and repeat the command" in told
     part.unlink()
     user.says("pull", "hf:pub/Tiny")
 
@@ -212,7 +212,7 @@ def test_one_file_is_fetched_by_one_command_at_a_time(user: User, hub: Hub) -> N
             told = user.fails("pull", url)
         finally:
             hold.set()
-        assert told == f"swapd: {file} is being fetched already\n"
+        assert told == f"swapd: {file} is already being downloaded\n"
         assert first.result().returncode == 0, first.result().stderr
     assert file.read_bytes() == BARD
     assert parts(file) == []
@@ -222,7 +222,7 @@ def test_a_mirror_that_tells_less_than_the_hub_is_told(user: User, hub: Hub) -> 
     hub.add("pub/Tiny", "Tiny-Q8_0.gguf", BARD)
     hub.pointers = False
     told = user.fails("pull", "hf:pub/Tiny")
-    assert f"{hub.url} does not tell of pub/Tiny as the hub does: 'pointerSize'" in told
+    assert f"{hub.url} does not describe pub/Tiny as the hub does: 'pointerSize'" in told
 
 
 def test_what_cannot_be_pulled_is_told(user: User, hub: Hub) -> None:
@@ -254,7 +254,7 @@ def test_a_file_that_another_model_uses_stays(user: User) -> None:
     user.says("sync")
     user.custom.write_text("models:\n  other:\n    base_model: tiny:q8_0\n")
     told = user.fails("rm", "tiny:q8_0", "--yes")
-    assert "ls/other would be without a file: take it out of custom_models.yaml first" in told
+    assert "ls/other would be without a file: remove it from custom_models.yaml first" in told
     assert "is no file of its own" in user.fails("rm", "other", "--yes")
     user.custom.unlink()
     user.says("rm", "tiny:q8_0", "--yes")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from swapd.cli import service_manager
+from swapd.cli import service
 from swapd.paths import Paths
 from tests.cli.user import User
 from tests.daemon import ROOT
@@ -113,7 +113,7 @@ def test_a_restart_goes_through_the_manager_that_runs_it(user: User, tools: Path
     # One that it does not run is started as it was, and told so.
     user.says("service", "stop")
     tools.write_text("")
-    assert "service start would" in user.types("start").stderr
+    assert "service start it would be" in user.types("start").stderr
     assert "swapd runs at" in user.says("restart")
     assert "systemctl --user start" not in tools.read_text()
     user.says("stop")
@@ -161,7 +161,7 @@ def test_systemd_finds_no_fault_with_the_unit(tmp_path: Path) -> None:
     home = Paths(tmp_path / AWKWARD)
     home.folder.mkdir()
     unit = tmp_path / "swapd.service"
-    unit.write_text(service_manager.systemd(home, {}).text)
+    unit.write_text(service.systemd(home, {}).text)
     done = subprocess.run(
         ["systemd-analyze", "--user", "verify", str(unit)],
         env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
@@ -174,7 +174,7 @@ def test_systemd_finds_no_fault_with_the_unit(tmp_path: Path) -> None:
 
 def test_the_agent_is_a_property_list_that_says_the_same(tmp_path: Path) -> None:
     home = Paths(tmp_path / AWKWARD)
-    agent = plistlib.loads(service_manager.launchd(home).text.encode())
+    agent = plistlib.loads(service.launchd(home).text.encode())
     assert agent["Label"] == "swapd"
     assert agent["ProgramArguments"] == [sys.executable, "-I", "-m", "swapd", "serve"]
     assert agent["EnvironmentVariables"]["SWAPD_HOME"] == str(home.folder)
@@ -182,7 +182,7 @@ def test_the_agent_is_a_property_list_that_says_the_same(tmp_path: Path) -> None
     assert agent["ProcessType"] == "Interactive"
     assert agent["KeepAlive"] == {"SuccessfulExit": False}
     if shutil.which("plutil"):
-        (tmp_path / "swapd.plist").write_text(service_manager.launchd(home).text)
+        (tmp_path / "swapd.plist").write_text(service.launchd(home).text)
         subprocess.run(["plutil", "-lint", str(tmp_path / "swapd.plist")], check=True)
 
 
