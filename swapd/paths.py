@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 WORKER_COMMAND = (sys.executable, "-I", "-m", "workers.serve")
 """What `${worker}` in a command means: our own worker, in the Python that runs swapd. Isolated
 (`-I`): a file that happens to lie in the working directory is never imported."""
@@ -60,7 +58,12 @@ class Paths:
 def find_paths(environ: Mapping[str, str] = os.environ) -> Paths:
     """The folder that `SWAPD_HOME` names, else the user's configuration folder for swapd."""
     named = environ.get("SWAPD_HOME")
-    folder = Path(named) if named else platformdirs.user_config_path("swapd")
+    if named:
+        folder = Path(named)
+    else:
+        import platformdirs  # Slow to import, and most often not needed.
+
+        folder = platformdirs.user_config_path("swapd")
     return Paths(folder.expanduser().absolute())
 
 

@@ -12,10 +12,9 @@ import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
 
 import typer
 
@@ -139,8 +138,7 @@ def _fenced(first: str, line: Callable[[str], str]) -> str:
     return "\n".join(lines).strip("\n")
 
 
-@dataclass(frozen=True, slots=True)
-class ChatDelta:
+class ChatDelta(NamedTuple):
     """The next part of an answer."""
 
     text: str = ""

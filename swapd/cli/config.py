@@ -26,7 +26,7 @@ File = Annotated[Path | None, typer.Argument(metavar="FILE", help="Another confi
 def group() -> typer.Typer:
     """Return the group of commands about the configuration."""
     app = typer.Typer(
-        help="Check and show the configuration, and the settings that result from it.",
+        help="Check and show the configuration and its settings.",
         invoke_without_command=True,
         rich_markup_mode=None,
     )

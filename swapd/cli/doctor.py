@@ -8,8 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from swapd.cli.options import Json
 from swapd.cli.output import FailedError, command, print_json, sanitize, show_bytes, waiting
@@ -28,8 +27,7 @@ CPU_BACKENDS = frozenset({"CPU", "RPC", "BLAS"})
 MIN_FREE_BYTES = 2 * 2**30
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """Result of one check."""
 
     well: bool
@@ -47,7 +45,7 @@ def doctor(as_json: Json = False) -> int:
         for check in (_machine, _data_directory, _llama, _models, _daemon):
             findings += list(check(paths))
     if as_json:
-        print_json(findings)
+        print_json([finding._asdict() for finding in findings])
     else:
         for finding in findings:
             text = "\n".join(sanitize(line) for line in finding.says.splitlines())

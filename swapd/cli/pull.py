@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import unquote, urlsplit
@@ -164,17 +163,22 @@ def _require_space(folder: Path, missing: int, assume_yes: bool) -> None:
         raise FailedError(f"{message}; free some space, or use --yes")
 
 
-@dataclass(frozen=True, slots=True)
 class _Observer:
     """Progress of one download at the terminal."""
 
-    download: Download
-    check_space: Callable[[int], None]
-    update: Callable[[int, int], None]
+    def __init__(
+        self,
+        download: Download,
+        check_space: Callable[[int], None],
+        update: Callable[[int, int], None],
+    ) -> None:
+        self._name = download.target.name
+        self.check_space = check_space
+        self.update = update
 
     def verifying(self) -> AbstractContextManager[None]:
         """Show a spinner while the checksum is computed."""
-        return waiting(f"checking {self.download.target.name}")
+        return waiting(f"checking {self._name}")
 
 
 def _download_all(files: list[Download], folder: Path, assume_yes: bool) -> None:

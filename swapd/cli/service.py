@@ -10,9 +10,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -27,12 +26,12 @@ START_TIMEOUT = 60.0
 """Seconds until the service must respond; systemd waits by itself, launchd does not."""
 NOT_INSTALLED = 3
 """Exit status of `service status` without a service."""
-_PID = re.compile(r"(?:^MainPID=|^\s*pid = )([1-9]\d*)$", re.MULTILINE)
+_PID = r"(?m)(?:^MainPID=|^\s*pid = )([1-9]\d*)$"
+"""Pattern of the main process in the output of both managers."""
 Command = tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Manager:
+class Manager(NamedTuple):
     """Commands and service file of a service manager."""
 
     file: Path
@@ -260,7 +259,7 @@ def is_managed(paths: Paths, pid: int) -> bool:
     if not manager.file.exists() or shutil.which(manager.pid[0]) is None:
         return False
     done = subprocess.run(manager.pid, capture_output=True, text=True, check=False)
-    return str(pid) in _PID.findall(done.stdout)
+    return str(pid) in re.findall(_PID, done.stdout)
 
 
 def stop(dry_run: DryRun = False) -> int:

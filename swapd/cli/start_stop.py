@@ -44,9 +44,8 @@ def start(host: Host = "", port: Port = None, config: Config = None) -> int:
         return 0
     _prepare_config(paths, config)
     if is_installed(paths):
-        print_error(
-            f"this swapd is not restarted after a failure; with {command()} service start it would be"
-        )
+        managed = f"with {command()} service start it would be"
+        print_error(f"this swapd is not restarted after a failure; {managed}")
     return _start_and_report(paths, _daemon_arguments(host, port, config))
 
 
@@ -58,7 +57,7 @@ def serve(host: Host = "", port: Port = None, config: Config = None) -> int:
 
 
 def stop(now: Now = False) -> int:
-    """Stop swapd and its workers when the running requests are finished."""
+    """Stop swapd and its workers after the running requests."""
     if _stop(find_paths(), now) is None:
         print("swapd is not running")
     else:

@@ -118,7 +118,7 @@ def _expires_in(worker: Worker) -> str:
 
 
 def ps(watch: Watch = False, as_json: Json = False) -> int:
-    """List the loaded models with their slots, memory and time to live."""
+    """List the loaded models: slots, memory, time to live."""
     return _show(_ps_lines, watch, as_json)
 
 

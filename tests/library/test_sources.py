@@ -257,8 +257,8 @@ def test_a_name_remembered_wrongly_is_not_taken(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("manifest", "reason"),
     [
-        ("{", "is no manifest of Ollama's: not the JSON it should be"),
-        ('{"layers": 3}', "is no manifest of Ollama's: not the JSON it should be"),
+        ("{", "is no manifest of Ollama: not the expected JSON"),
+        ('{"layers": 3}', "is no manifest of Ollama: not the expected JSON"),
         (
             '{"layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:../../x"}]}',
             "has a layer whose digest is no SHA-256: 'sha256:../../x'",
@@ -267,7 +267,7 @@ def test_a_name_remembered_wrongly_is_not_taken(machine: Machine) -> None:
             '{"layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:ab"}]}',
             "names sha256-ab, which is missing",
         ),
-        (" " * 2**22 + "{}", "is too long for what it should be"),
+        (" " * 2**22 + "{}", "is too long for a manifest"),
         (
             json.dumps({"layers": [{"mediaType": LAYER + "model", "digest": f"sha256:a{i}"} for i in (1, 2)]}),
             "has 2 model layers, where one can be used",
@@ -289,7 +289,7 @@ def test_a_damaged_manifest_is_told_and_stops_nothing(
 @pytest.mark.parametrize(
     ("manifest", "reason"),
     [
-        ({}, "holds no model; what it names runs elsewhere"),
+        ({}, "holds no model; the model it names runs elsewhere"),
         ({"layers": [{"mediaType": "application/vnd.ollama.image.tensor; name=a"}]},
          "holds single tensors and no GGUF file"),
     ],
