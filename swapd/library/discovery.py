@@ -377,7 +377,7 @@ def _as_named(candidate: Candidate) -> NamedModel:
     stem = candidate.path.stem if part is None else part.base
     if candidate.source == ollama.NAME:
         stem = candidate.place.name
-    return NamedModel(_key(candidate), candidate.place, stem, candidate.fallback_name)
+    return NamedModel(_key(candidate), candidate.place, stem, clean(candidate.fallback_name))
 
 
 def _key(candidate: Candidate) -> str:

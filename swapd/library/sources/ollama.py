@@ -18,7 +18,6 @@ from pathlib import Path, PurePath
 
 import msgspec
 
-from swapd.library.naming import clean
 from swapd.library.sources.base import Candidate, ScanResult, SkippedFile, skip_reason
 
 NAME = "ollama"
@@ -160,7 +159,7 @@ def _candidate(store: Path, tag: OllamaTag, path: Path) -> Candidate:
         path=blob,
         source=NAME,
         place=PurePath(folder, f"{folder}-{size}-{quant}"),
-        fallback_name=clean(f"{folder}:{tag.tag}"),
+        fallback_name=f"{folder}:{tag.tag}",
         known_as=(str(tag),),
         settled=True,
         projector=files["projector"][0] if files["projector"] else None,
