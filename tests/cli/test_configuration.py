@@ -25,9 +25,9 @@ def test_set_keeps_comments_and_syncs(user: User) -> None:
     user.says("sync")
     user.custom.write_text(CUSTOM)
     user.says("sync")
-    told = user.says("set", "bard", "ttl=5", "sampler_args=--temp 0.5")
-    assert f"{user.custom}: models.bard changed" in told
-    assert re.search(r"^changed +bard$", told, re.MULTILINE)
+    output = user.says("set", "bard", "ttl=5", "sampler_args=--temp 0.5")
+    assert f"{user.custom}: models.bard changed" in output
+    assert re.search(r"^changed +bard$", output, re.MULTILINE)
     text = user.custom.read_text()
     assert "# mine" in text and "bard:  # the poet" in text
     assert "ttl: 5  # a minute" in text
@@ -69,19 +69,19 @@ BAD_WORDS = [
 ]
 
 
-def test_bad_words_are_told_in_a_sentence_and_change_nothing(user: User) -> None:
+def test_bad_arguments_are_reported_in_a_sentence_and_change_nothing(user: User) -> None:
     user.says("sync")
     user.custom.write_text(CUSTOM)
     before = user.files()
     for words, status, says in BAD_WORDS:
-        told = user.fails(*words, status=status)
-        assert says.format(ROOT / "model") in told, words
-        assert len(told.splitlines()) == 1, words
+        output = user.fails(*words, status=status)
+        assert says.format(ROOT / "model") in output, words
+        assert len(output.splitlines()) == 1, words
         assert user.files() == before, words
     assert user.processes() == []
 
 
-def test_bad_yaml_is_told_and_changes_nothing(user: User) -> None:
+def test_bad_yaml_is_reported_and_changes_nothing(user: User) -> None:
     user.says("sync")
     for text, says in [
         ("models:\n\tbard: {}\n", "custom_models.yaml:2: a tab stands where"),
@@ -97,7 +97,7 @@ def test_bad_yaml_is_told_and_changes_nothing(user: User) -> None:
     assert says in user.fails("config")
 
 
-def test_config_says_where_what_and_whether(user: User) -> None:
+def test_config_prints_path_text_and_check(user: User) -> None:
     assert f"there is no {user.config}" in user.fails("config", "show")
     user.says("sync")
     assert user.says("config", "path") == f"{user.config}\n"
@@ -115,7 +115,7 @@ def test_config_says_where_what_and_whether(user: User) -> None:
     assert user.says("config", "check", "mine.yaml") == "✓ mine.yaml: 1 model\n"
 
 
-def test_check_and_doctor_look_at_the_files_that_start_and_requests_need(user: User) -> None:
+def test_check_and_doctor_read_the_files_that_a_start_needs(user: User) -> None:
     cmd = "${worker} --model m.gguf --adapter alice=alice.gguf --lora bard.gguf"
     folder = user.config.parent
     folder.mkdir()
@@ -141,13 +141,13 @@ def test_check_and_doctor_look_at_the_files_that_start_and_requests_need(user: U
     assert "1 model" in user.says("config", "check")
 
 
-def test_config_says_what_counts_in_the_end(user: User) -> None:
+def test_config_prints_the_resulting_settings(user: User) -> None:
     (user.home / "swapd").mkdir()
     (user.home / "swapd/.env").write_text("DEFAULT_CTX_SIZE=512\nMODEL_FOLDERS=/not/here\n")
     user.custom.write_text("max_resident: 3\nmemory: {threshold: 0}\napiKeys: [very-secret]\n")
-    told = user.says("config")
+    output = user.says("config")
     user.says("sync")
-    assert user.says("config").splitlines()[2:] == told.splitlines()[2:]
+    assert user.says("config").splitlines()[2:] == output.splitlines()[2:]
     for pattern in (
         rf"^listens at +127.0.0.1, port {user.port}$",
         r"^workers at once +3$",
@@ -156,9 +156,9 @@ def test_config_says_what_counts_in_the_end(user: User) -> None:
         r"^folders +/not/here \(not there\)$",
         r"^context +512 tokens",
     ):
-        assert re.search(pattern, told, re.MULTILINE), (pattern, told)
-    assert re.search("^keys +[a-z]", told, re.MULTILINE) and "secret" not in told
-    assert "none: requests" not in told
+        assert re.search(pattern, output, re.MULTILINE), (pattern, output)
+    assert re.search("^keys +[a-z]", output, re.MULTILINE) and "secret" not in output
+    assert "none: requests" not in output
 
 
 def test_editors_find_the_schema_of_what_sync_writes(user: User) -> None:
@@ -169,17 +169,17 @@ def test_editors_find_the_schema_of_what_sync_writes(user: User) -> None:
     schema = msgspec.json.decode(Path(unquote(urlsplit(address).path)).read_bytes())
     assert schema["title"] == "swapd: config.yaml"
     for name in ("custom_models.yaml", "config.example.yaml"):
-        told = (ROOT / name).read_text().splitlines()[0]
-        assert (ROOT / told.removeprefix("# yaml-language-server: $schema=")).is_file()
+        output = (ROOT / name).read_text().splitlines()[0]
+        assert (ROOT / output.removeprefix("# yaml-language-server: $schema=")).is_file()
 
 
 def test_the_doctor_finds_nothing_and_then_everything(user: User) -> None:
     user.says("start")
-    told = user.says("doctor")
-    assert f"✓ swapd runs at http://127.0.0.1:{user.port}" in told
-    assert re.search(r"^✓ llama.cpp by llama-cpp-python \d", told, re.MULTILINE)
-    assert re.search(r"^✓ .*GPU", told, re.MULTILINE)
-    assert "✗" not in told
+    output = user.says("doctor")
+    assert f"✓ swapd runs at http://127.0.0.1:{user.port}" in output
+    assert re.search(r"^✓ llama.cpp by llama-cpp-python \d", output, re.MULTILINE)
+    assert re.search(r"^✓ .*GPU", output, re.MULTILINE)
+    assert "✗" not in output
     user.says("stop")
     folder = user.home / "models/pub/gone"
     folder.mkdir(parents=True)
@@ -198,23 +198,23 @@ def test_the_doctor_finds_nothing_and_then_everything(user: User) -> None:
     ]
 
 
-def test_the_doctor_names_who_has_the_port(user: User) -> None:
+def test_the_doctor_names_the_owner_of_the_port(user: User) -> None:
     import socket
 
     with socket.create_server(("127.0.0.1", user.port)):
         for _ in range(2):  # With and without a configuration.
-            told = user.types("doctor")
-            assert told.returncode == 1
-            assert f"✗ port {user.port} is taken by pid {os.getpid()}" in told.stdout
+            output = user.types("doctor")
+            assert output.returncode == 1
+            assert f"✗ port {user.port} is taken by pid {os.getpid()}" in output.stdout
             user.says("sync")
 
 
-def test_the_doctor_misses_a_compiler(user: User) -> None:
+def test_the_doctor_reports_a_missing_compiler(user: User) -> None:
     (user.home / "bin").mkdir()
     for name in ("python3", "sh", "dirname", "cksum", "cat", "readlink"):
         if found := shutil.which(name):
             (user.home / "bin" / name).symlink_to(found)
     user.environ["PATH"] = str(user.home / "bin")
-    told = user.types("doctor")
-    assert told.returncode == 1
-    assert "✗ there is no C++ compiler" in told.stdout
+    output = user.types("doctor")
+    assert output.returncode == 1
+    assert "✗ there is no C++ compiler" in output.stdout
