@@ -59,7 +59,11 @@ BAD_WORDS = [
     (("show",), 2, "missing argument 'NAME'; see {} show --help"),
     (("show", ""), 1, "there is no model ''; there are: alice, bard"),
     (("set", "bard", "foo=1"), 1, "foo: unknown key; config.example.yaml lists all keys"),
-    (("set", "nobody", "ttl=1"), 1, "no model named nobody; a model of your own needs cmd or base"),
+    (
+        ("set", "unknown", "ttl=1"),
+        1,
+        "no model named unknown; a model of your own needs cmd or base",
+    ),
     (("config", "check", "/"), 1, "/ can't be read: Is a directory"),
     (("simulate", "--hours", "0"), 2, "'--hours' must be 0.01 or more"),
     (("simulate", "--trace", "none.csv"), 1, "none.csv: No such file or directory"),

@@ -28,19 +28,19 @@ def _options(text: str) -> set[str]:
 
 def _help(*words: str) -> str:
     """Return the help of a command without a process: there are many commands."""
-    printed = CliRunner().invoke(
+    result = CliRunner().invoke(
         build(), [*words, "--help"], prog_name="model", env={"COLUMNS": "80"}
     )
-    assert printed.exit_code == 0, printed.output
-    return printed.output
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
 def test_help_is_the_same_in_a_process(served: User) -> None:
     for words in ((), ("run",), ("service", "install")):
-        printed = served.says(*words, "--help")
-        assert printed == served.says(*words, "-h")
-        assert printed.split() == _help(*words).split()
-        assert "..." not in printed.partition("Commands:")[2], "a summary is cut off"
+        result = served.says(*words, "--help")
+        assert result == served.says(*words, "-h")
+        assert result.split() == _help(*words).split()
+        assert "..." not in result.partition("Commands:")[2], "a summary is cut off"
 
 
 def _commands(help_text: str) -> list[str]:
@@ -85,8 +85,8 @@ def test_every_command_is_documented_and_no_other() -> None:
 
 @pytest.mark.parametrize("heading", HEADINGS)
 def test_the_options_are_those_of_the_page(heading: str) -> None:
-    printed = _help(*_command(heading).split())
-    usage, _, rest = printed.partition("\n")
+    result = _help(*_command(heading).split())
+    usage, _, rest = result.partition("\n")
     described = rest.partition("Options:")[2].partition("Commands:")[0]
     listed = "\n".join(re.findall(r"^  (-.*?)(?:  |$)", described, re.MULTILINE))
     assert _options(listed) == _options(heading)

@@ -110,7 +110,7 @@ def test_a_restart_goes_through_the_manager_that_runs_it(user: User, tools: Path
         assert output == f"swapd runs at http://127.0.0.1:{user.port} (pid {second})\n"
         assert "systemctl --user start swapd.service" in tools.read_text()
         first = second
-    # One that it does not run is started as it was, and told so.
+    # One that it does not run is started as it was, and that is reported.
     user.says("service", "stop")
     tools.write_text("")
     assert "service start it would be" in user.types("start").stderr

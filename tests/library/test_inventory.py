@@ -110,7 +110,7 @@ def test_heads_are_read_once_and_again_when_the_file_changes(tmp_path: Path) -> 
     data = path.read_bytes() if os.geteuid() == 0 else b""
     again = ModelInfoCache(stored)
     if data:
-        # Root reads everything, so only other bytes show that nobody looked.
+        # Root reads everything, so only other bytes show that the file was not read.
         path.write_bytes(b"X" * len(data))
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert again.card(path, path.stat()) == card
