@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 WORKER_COMMAND = (sys.executable, "-I", "-m", "workers.serve")
 """Value of `${worker}` in commands: the built-in worker, run by the Python that runs swapd.
 
@@ -61,7 +59,12 @@ class Paths:
 def find_paths(environ: Mapping[str, str] = os.environ) -> Paths:
     """Return the paths below `SWAPD_HOME`, by default the user's configuration folder for swapd."""
     configured = environ.get("SWAPD_HOME")
-    folder = Path(configured) if configured else platformdirs.user_config_path("swapd")
+    if configured:
+        folder = Path(configured)
+    else:
+        import platformdirs  # Slow to import, and most often not needed.
+
+        folder = platformdirs.user_config_path("swapd")
     return Paths(folder.expanduser().absolute())
 
 

@@ -1,30 +1,39 @@
-"""A small measurement through the endpoint, as a client would see it."""
+"""`bench`: measure a model through the endpoint, as a client sees it."""
 
 from __future__ import annotations
 
-from statistics import median
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from swapd.cli.client import named, post, require_running, stream
 from swapd.cli.options import Json, Name
 from swapd.cli.output import FailedError, print_json, table, waiting
 from swapd.paths import find_paths
-from swapd.system.aio import now
-from swapd.system.lockfile import LockHolder
+
+if TYPE_CHECKING:
+    from swapd.system.lockfile import LockHolder
 
 PROMPT = "Tell me of the sea, the wind and the stars, and do not stop too soon."
 
 
-def measure(name: str, requests: int, tokens: int, as_json: bool) -> int:
-    """Ask so many times, one after the other; tell time to first token and tokens a second."""
+def bench(
+    name: Name,
+    requests: Annotated[int, typer.Option(help="Number of requests.", min=1)] = 3,
+    tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=2)] = 64,
+    as_json: Json = False,
+) -> int:
+    """Measure a model: time to first token and tokens per second."""
+    from statistics import median
+
+    from swapd.cli.client import post, require_running, with_model
+    from swapd.system.aio import now
+
     holder = require_running(find_paths())
     begun = now()
     with waiting(f"loading {name}"):
-        model = post(holder, named("/load", name))["loaded"]
+        model = post(holder, with_model("/load", name))["loaded"]
     loaded = now() - begun
-    with waiting(f"asking {model} {requests} times"):
+    with waiting(f"sending {requests} requests to {model}"):
         runs = [_measure(holder, model, tokens) for _ in range(requests)]
     if as_json:
         print_json({"model": model, "load_seconds": loaded, "requests": runs})
@@ -42,44 +51,38 @@ def _row(title: str, run: dict[str, float]) -> list[str]:
     return [title, f"{run['first_token_seconds'] * 1000:.1f}", f"{run['tokens']:.0f}", speed]
 
 
-def _measure(holder: LockHolder, model: str, tokens: int) -> dict[str, float]:
+def _measure(holder: LockHolder, model: str, max_tokens: int) -> dict[str, float]:
+    """Measure one streamed request."""
+    from swapd.cli.client import stream
+    from swapd.system.aio import now
+
     body = {
         "model": model,
         "messages": [{"role": "user", "content": PROMPT}],
-        "max_tokens": tokens,
+        "max_tokens": max_tokens,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    begun, first, last, pieces, counted, told = now(), 0.0, 0.0, 0, 0, 0.0
+    begun, first, last, chunks, counted, reported = now(), 0.0, 0.0, 0, 0, 0.0
     for event in stream(holder, "/v1/chat/completions", body):
         counted = (event.get("usage") or {}).get("completion_tokens", counted)
-        told = (event.get("timings") or {}).get("predicted_per_second", told)
-        if any(_says(choice) for choice in event.get("choices", ())):
+        reported = (event.get("timings") or {}).get("predicted_per_second", reported)
+        if any(_has_text(choice) for choice in event.get("choices", ())):
             last = now()
             first = first or last
-            pieces += 1
-    if not pieces:
-        raise FailedError(f"{model} answered with nothing; ask it for more tokens")
-    made = counted or pieces
-    # A worker's own word, if it gives it: a short answer may come in one piece, at no time at all.
-    seen = (made - 1) / (last - first) if last > first else 0.0
+            chunks += 1
+    if not chunks:
+        raise FailedError(f"{model} returned an empty answer; try more --tokens")
+    tokens = counted or chunks
+    # The speed that the worker reports wins: a short answer may arrive in one chunk, in no time.
+    measured = (tokens - 1) / (last - first) if last > first else 0.0
     return {
         "first_token_seconds": first - begun,
-        "tokens": made,
-        "tokens_per_second": told or seen,
+        "tokens": tokens,
+        "tokens_per_second": reported or measured,
     }
 
 
-def _says(choice: dict[str, Any]) -> bool:
+def _has_text(choice: dict[str, Any]) -> bool:
     delta = choice.get("delta") or {}
     return bool(delta.get("content") or delta.get("reasoning_content"))
-
-
-def bench(
-    name: Name,
-    requests: Annotated[int, typer.Option(help="How often to ask.", min=1)] = 3,
-    tokens: Annotated[int, typer.Option(help="Longest answer.", min=2)] = 64,
-    as_json: Json = False,
-) -> None:
-    """Measure a model: time to first token and tokens a second."""
-    raise typer.Exit(measure(name, requests, tokens, as_json))

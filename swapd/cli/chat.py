@@ -1,10 +1,7 @@
-"""Commands that talk with a model: their options, and no more.
+"""`run`: one question to a model, or a conversation at the terminal.
 
-What somebody types at a prompt: lines with a history, and messages of several lines.
-
-The ways to a model for a chat: the socket, and HTTP where there is none.
-
-Talking with a model: one question, or a conversation at the terminal.
+The transport is the control socket or, where it can't be opened, HTTP. Prompts of a conversation
+have a history and may span several lines.
 """
 
 from __future__ import annotations
@@ -15,42 +12,54 @@ import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Annotated, Any, Protocol
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
 
 import typer
 
-from swapd.cli.client import NoAnswerError, SocketClient, named, post, running, stream
 from swapd.cli.options import Name
 from swapd.cli.output import FailedError, print_error, waiting
-from swapd.cli.start_stop import ensure_running
 from swapd.paths import Paths, find_paths
-from swapd.system.lockfile import LockHolder
 
+if TYPE_CHECKING:
+    from swapd.cli.client import SocketClient
+    from swapd.system.lockfile import LockHolder
+
+HISTORY_LINES = 1000
+FENCE = '"""'
+HELP = '''/bye    end, as Ctrl-D does
+/clear  forget the conversation so far
+"""     begin and end a message of several lines; or end each line with \\
+Ctrl-C  stop the answer'''
+DIM, NORMAL = "\x1b[2m", "\x1b[0m"
+Message = dict[str, str]
 Prompt = Annotated[
-    list[str] | None, typer.Argument(metavar="PROMPT", help="What to ask; none: a chat.")
+    list[str] | None, typer.Argument(metavar="PROMPT", help="The question; none: a conversation.")
 ]
 
 
-def run(  # noqa: PLR0913, PLR0917
+def run(  # noqa: PLR0913, PLR0917  each is an option of the request
     name: Name,
     prompt: Prompt = None,
-    system: Annotated[str, typer.Option(help="What the model is told about itself.")] = "",
+    system: Annotated[str, typer.Option(help="System prompt.")] = "",
     temp: Annotated[float | None, typer.Option(help="Temperature.", min=0)] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus sampling.", min=0, max=1)] = None,
-    top_k: Annotated[int | None, typer.Option(help="Only the likeliest so many.", min=0)] = None,
-    min_p: Annotated[float | None, typer.Option(help="Least probability.", min=0, max=1)] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Number of most likely tokens to sample from.", min=0)
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(help="Least probability, relative to the most likely token.", min=0, max=1),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer.", min=1)] = None,
-) -> None:
-    """Chat with a model, or ask it one thing.
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer.", min=1)] = None,
+) -> int:
+    """Ask a model one question, or chat with it.
 
     Starts swapd if it does not run.
     """
-
-    wishes = {
+    options = {
         "temperature": temp,
         "top_p": top_p,
         "top_k": top_k,
@@ -58,27 +67,47 @@ def run(  # noqa: PLR0913, PLR0917
         "seed": seed,
         "max_tokens": max_tokens,
     }
-    settings = {key: value for key, value in wishes.items() if value is not None}
-    raise typer.Exit(run_chat(name, " ".join(prompt or ()), system, settings))
+    settings = {key: value for key, value in options.items() if value is not None}
+    return _run_chat(name, " ".join(prompt or ()), system, settings)
 
 
-KEPT = 1000
-"""Lines of history."""
-FENCE = '"""'
+def _run_chat(name: str, prompt: str, system: str, settings: Mapping[str, object]) -> int:
+    """Answer the prompt and the piped input; without either, begin a conversation.
+
+    `settings` are fields of the request, such as temperature.
+    """
+    from swapd.cli.start_stop import ensure_running
+
+    paths = find_paths()
+    question, system = _with_piped_input(_as_text(prompt)), _as_text(system)
+    if not question and not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise FailedError("there is nothing to ask: give a prompt, or send one through a pipe")
+    ensure_running(paths)
+    with open_transport(paths) as transport:
+        conversation = Conversation(transport, name, system, settings)
+        if question:
+            conversation.answer(question)
+            return 0
+        with waiting(f"loading {name}"):
+            loaded = transport.load(name)
+        print(f"{loaded} is ready; /? for help")
+        with history(paths.state / "history"):
+            _converse(conversation)
+    return 0
 
 
 @contextmanager
 def history(path: Path) -> Iterator[None]:
-    """Let the arrow keys bring back what was typed before, also in earlier chats."""
+    """Let the arrow keys recall earlier lines, those of earlier chats too."""
     try:
         import readline
     except ImportError:
-        # A Python without it has no arrow keys, and chats all the same.
+        # A Python without readline has no history; the chat works without.
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     os.close(os.open(path, os.O_CREAT, 0o600))
-    readline.set_history_length(KEPT)
+    readline.set_history_length(HISTORY_LINES)
     readline.read_history_file(path)
     try:
         yield
@@ -87,7 +116,7 @@ def history(path: Path) -> Iterator[None]:
 
 
 def read_message(line: Callable[[str], str] = input) -> str:
-    '''One message: a line; several between `"""`; or several where each but the last ends in `\\`.
+    '''Read a message: a line, several between `"""`, or several that end in `\\` but for the last.
 
     Raises EOFError at the end of the input.
     '''
@@ -109,37 +138,36 @@ def _fenced(first: str, line: Callable[[str], str]) -> str:
     return "\n".join(lines).strip("\n")
 
 
-@dataclass(frozen=True, slots=True)
-class ChatDelta:
-    """What comes next of an answer."""
+class ChatDelta(NamedTuple):
+    """The next part of an answer."""
 
     text: str = ""
-    thought: str = ""
-    """What the model says to itself."""
+    reasoning: str = ""
+    """Reasoning before the answer proper."""
 
 
-class RefusedAnswerError(FailedError):
-    """The model gave no answer, or half of one; what comes next may be answered."""
+class AnswerError(FailedError):
+    """The model gave no complete answer; the next request may succeed."""
 
 
 class StoppedError(Exception):
-    """The answer was told to stop, and there is no more of it."""
+    """The user stopped the answer."""
 
 
 class ChatTransport(Protocol):
-    """One conversation's connection; to be closed."""
+    """The connection of a conversation; a context manager that closes it."""
 
     def load(self, name: str) -> str:
-        """Have the model loaded; its own name. Raises FailedError."""
+        """Load the model and return its name. Raises FailedError."""
 
     def ask(self, request: Mapping[str, object]) -> Iterator[ChatDelta]:
-        """The answer to a chat request, as it comes.
+        """Send a chat request and yield the answer as it arrives.
 
-        Raises RefusedAnswerError, and StoppedError where `stop` ends it so.
+        Raises AnswerError, and StoppedError where `stop` ends the answer that way.
         """
 
     def stop(self) -> None:
-        """End the answer that is under way; called while the program waits for more of it."""
+        """Stop the current answer; called from a signal handler while `ask` waits for more."""
 
     def __enter__(self) -> ChatTransport: ...
 
@@ -151,127 +179,102 @@ class ChatTransport(Protocol):
     ) -> None: ...
 
 
-def open_transport(home: Paths) -> ChatTransport:
-    """The socket of a swapd that runs, or, where that can't be opened, HTTP. Raises FailedError."""
+def open_transport(paths: Paths) -> ChatTransport:
+    """Open the control socket or, where that fails, HTTP. Raises FailedError."""
+    from swapd.cli.client import SocketClient, running
+
     try:
-        return SocketTransport(SocketClient(home))
+        return SocketTransport(SocketClient(paths))
     except FailedError as error:
-        holder = running(home)
+        holder = running(paths)
         if holder is None:
             raise
-        print_error(f"{error}; asking {holder.endpoint} instead")
+        print_error(f"{error}; using {holder.endpoint} instead")
         return HttpTransport(holder)
 
 
 class SocketTransport:
-    """Over one line, with a number for each request."""
+    """Requests over one connection to the control socket, each with an id."""
 
-    def __init__(self, line: SocketClient) -> None:
-        self._line = line
+    def __init__(self, client: SocketClient) -> None:
+        self._client = client
         self._id = 0
 
     def load(self, name: str) -> str:
-        """As the protocol says."""
-        loaded = self._line.ask(id=0, op="load", model=name)
+        """Load the model, as in the protocol."""
+        loaded = self._client.request(id=0, op="load", model=name)
         if "error" in loaded:
             raise FailedError(loaded["error"]["message"])
         return str(loaded["model"])
 
     def ask(self, request: Mapping[str, object]) -> Iterator[ChatDelta]:
-        """As the protocol says."""
+        """Send a chat request, as in the protocol."""
         self._id += 1
-        self._line.say(id=self._id, **request)
+        self._client.send(id=self._id, **request)
         while True:
-            heard = self._line.hear()
-            if heard.get("id") != self._id:
-                continue  # A cancel that came too late is told so.
-            if "token" in heard:
-                yield ChatDelta(heard["token"])
-            elif "delta" in heard:
-                yield ChatDelta(thought=heard["delta"].get("reasoning_content", ""))
-            elif "error" in heard:
-                raise RefusedAnswerError(heard["error"]["message"])
+            message = self._client.receive()
+            if message.get("id") != self._id:
+                continue  # The response to a cancel that arrived too late.
+            if "token" in message:
+                yield ChatDelta(message["token"])
+            elif "delta" in message:
+                yield ChatDelta(reasoning=message["delta"].get("reasoning_content", ""))
+            elif "error" in message:
+                raise AnswerError(message["error"]["message"])
             else:
                 return
 
     def stop(self) -> None:
-        """Say so; the answer's last line comes then."""
-        self._line.say(id=self._id, op="cancel")
+        """Cancel the request; swapd then sends the last line of the answer."""
+        self._client.send(id=self._id, op="cancel")
 
     def __enter__(self) -> SocketTransport:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._line.__exit__()
+        self._client.__exit__()
 
 
 class HttpTransport:
-    """A request for each answer."""
+    """An HTTP request for each answer."""
 
     def __init__(self, holder: LockHolder) -> None:
         self._holder = holder
 
     def load(self, name: str) -> str:
-        """As the protocol says."""
-        return str(post(self._holder, named("/load", name))["loaded"])
+        """Load the model, as in the protocol."""
+        from swapd.cli.client import post, with_model
+
+        return str(post(self._holder, with_model("/load", name))["loaded"])
 
     def ask(self, request: Mapping[str, object]) -> Iterator[ChatDelta]:
-        """As the protocol says."""
+        """Send a chat request, as in the protocol."""
+        from swapd.cli.client import NoResponseError, stream
+
         try:
             for event in stream(self._holder, "/v1/chat/completions", {**request, "stream": True}):
                 for choice in event.get("choices", ()):
-                    yield _piece(choice.get("delta") or {})
-        except NoAnswerError as error:
-            raise RefusedAnswerError(str(error)) from error
+                    yield _delta(choice.get("delta") or {})
+        except NoResponseError as error:
+            raise AnswerError(str(error)) from error
 
     def stop(self) -> None:
-        """Leave: who leaves is not answered any further."""
+        """Raise StoppedError: closing the connection cancels the request."""
         raise StoppedError
 
     def __enter__(self) -> HttpTransport:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """There is nothing to close between requests."""
+        """Do nothing: no connection is open between requests."""
 
 
-def _piece(delta: dict[str, Any]) -> ChatDelta:
+def _delta(delta: dict[str, Any]) -> ChatDelta:
     return ChatDelta(delta.get("content") or "", delta.get("reasoning_content") or "")
 
 
-HELP = '''/bye    end, as Ctrl-D does
-/clear  forget what was said
-"""     begin and end a message of several lines; or end each line with \\
-Ctrl-C  stop the answer'''
-DIM, PLAIN = "\x1b[2m", "\x1b[0m"
-Message = dict[str, str]
-
-
-def run_chat(name: str, prompt: str, system: str, settings: Mapping[str, object]) -> int:
-    """Answer the prompt and what comes through a pipe; without either, begin a conversation.
-
-    `settings` are fields of the request, such as temperature. Starts swapd if it does not run.
-    """
-    home = find_paths()
-    asked, system = _with_pipe(_as_text(prompt)), _as_text(system)
-    if not asked and not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise FailedError("there is nothing to ask: give a prompt, or send one through a pipe")
-    ensure_running(home)
-    with open_transport(home) as way:
-        talk = Conversation(way, name, system, settings)
-        if asked:
-            talk.answer(asked)
-            return 0
-        with waiting(f"loading {name}"):
-            loaded = way.load(name)
-        print(f"{loaded} is ready; /? for help")
-        with history(home.state / "history"):
-            _converse(talk)
-    return 0
-
-
-def _with_pipe(prompt: str) -> str:
-    """The prompt, and after it what a pipe or a file brings."""
+def _with_piped_input(prompt: str) -> str:
+    """Return the prompt followed by the input from a pipe or a file."""
     mode = os.fstat(sys.stdin.fileno()).st_mode
     if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode)):
         return prompt
@@ -279,13 +282,13 @@ def _with_pipe(prompt: str) -> str:
     return "\n\n".join(part for part in (prompt, piped.strip()) if part)
 
 
-def _as_text(given: str) -> str:
-    """With a sign for each byte that is not UTF-8: what is not text can't be sent."""
-    return os.fsencode(given).decode("utf-8", "replace")
+def _as_text(argument: str) -> str:
+    """Replace each byte that is not UTF-8, since JSON can't hold it."""
+    return os.fsencode(argument).decode("utf-8", "replace")
 
 
-def _converse(talk: Conversation) -> None:
-    """Question and answer until the end of the input."""
+def _converse(conversation: Conversation) -> None:
+    """Read messages and print answers until the end of the input."""
     while True:
         try:
             text = read_message()
@@ -301,66 +304,67 @@ def _converse(talk: Conversation) -> None:
         if text == "/bye":
             return
         if text == "/clear":
-            talk.forget()
+            conversation.clear()
         elif text in ("/?", "/help"):
             print(HELP)
         elif text:
-            _answered(talk, _as_text(text))
+            _print_answer(conversation, _as_text(text))
 
 
-def _answered(talk: Conversation, text: str) -> None:
-    """Print the answer; what goes wrong with it does not end the chat."""
+def _print_answer(conversation: Conversation, text: str) -> None:
+    """Print the answer; a failed one does not end the conversation."""
     try:
-        with suppress(StoppedError), talk.stoppable():
-            talk.answer(text)
-    except RefusedAnswerError as error:
+        with suppress(StoppedError), conversation.stoppable():
+            conversation.answer(text)
+    except AnswerError as error:
         print_error(str(error))
 
 
 class Conversation:
-    """What was said so far, and the way to the model."""
+    """The messages so far, and the connection to the model."""
 
     def __init__(
-        self, way: ChatTransport, name: str, system: str, settings: Mapping[str, object]
+        self, transport: ChatTransport, name: str, system: str, settings: Mapping[str, object]
     ) -> None:
-        self._way = way
+        self._transport = transport
         self._name = name
         self._settings = settings
-        self._opening: list[Message] = [_message("system", system)] if system else []
-        self._said: list[Message] = []
+        self._system: list[Message] = [_message("system", system)] if system else []
+        self._messages: list[Message] = []
 
-    def forget(self) -> None:
-        """Begin anew."""
-        self._said = []
+    def clear(self) -> None:
+        """Forget all messages but the system prompt."""
+        self._messages = []
 
     def answer(self, text: str) -> None:
-        """Ask, and print the answer as it comes. Raises RefusedAnswerError."""
+        """Send the message and print the answer as it arrives. Raises AnswerError."""
         question = _message("user", text)
-        messages = [*self._opening, *self._said, question]
-        said = self._print({"model": self._name, "messages": messages, **self._settings})
-        if said:
-            self._said += [question, _message("assistant", said)]
+        messages = [*self._system, *self._messages, question]
+        answer = self._print({"model": self._name, "messages": messages, **self._settings})
+        if answer:
+            self._messages += [question, _message("assistant", answer)]
 
     def _print(self, request: Mapping[str, object]) -> str:
-        pieces: list[str] = []
-        with suppress(StoppedError), ExitStack() as end:
-            end.callback(_end_line, pieces)
-            sign = end.enter_context(ExitStack())
-            sign.enter_context(waiting(f"waiting for {self._name}"))
-            for piece in self._way.ask(request):
-                sign.close()
-                pieces.append(piece.text)
-                _write(piece.text)
-                _write_thought(piece.thought)
-        return "".join(pieces)
+        """Send the request, print the answer and return it."""
+        parts: list[str] = []
+        with suppress(StoppedError), ExitStack() as stack:
+            stack.callback(_end_line, parts)
+            spinner = stack.enter_context(ExitStack())
+            spinner.enter_context(waiting(f"waiting for {self._name}"))
+            for delta in self._transport.ask(request):
+                spinner.close()
+                parts.append(delta.text)
+                _write(delta.text)
+                _write_reasoning(delta.reasoning)
+        return "".join(parts)
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
-        """While the body runs, Ctrl-C stops the answer; a second one ends the program."""
+        """Let Ctrl-C stop the answer while the body runs; a second one ends the program."""
 
-        def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        def stop(*_: object) -> None:
             signal.signal(signal.SIGINT, before)
-            self._way.stop()
+            self._transport.stop()
 
         before = signal.signal(signal.SIGINT, stop)
         try:
@@ -373,9 +377,9 @@ def _message(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-def _end_line(pieces: list[str]) -> None:
-    said = "".join(pieces)
-    if said and not said.endswith("\n"):
+def _end_line(parts: list[str]) -> None:
+    text = "".join(parts)
+    if text and not text.endswith("\n"):
         _write("\n")
 
 
@@ -384,7 +388,7 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _write_thought(text: str) -> None:
-    """What a model says to itself is for people at a terminal only."""
+def _write_reasoning(text: str) -> None:
+    """Print reasoning at a terminal only: piped output holds the answer alone."""
     if text and sys.stdout.isatty():
-        _write(f"{DIM}{text}{PLAIN}")
+        _write(f"{DIM}{text}{NORMAL}")

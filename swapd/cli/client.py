@@ -1,73 +1,82 @@
-"""Asks a running swapd over HTTP, by the socket in its home, where no key is needed.
+"""Clients of the running swapd: HTTP by the socket in its data directory, and the control socket.
 
-The other end of the socket: one connection to a running swapd.
+Both sockets are open to the user alone, so that commands need no key.
 """
 
 from __future__ import annotations
 
-import http.client
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from swapd.cli.output import NOT_RUNNING, FailedError
+from swapd.cli.output import NOT_RUNNING, FailedError, print_error
 from swapd.paths import Paths
 from swapd.system.lockfile import LockHolder, read_holder
 
+if TYPE_CHECKING:
+    import http.client
+
+TIMEOUT = 5.0
+"""Seconds for a response that needs no model."""
+
+
+class NoResponseError(FailedError):
+    """The endpoint does not respond, or responds with an error."""
+
 
 class SocketClient:
-    """A connection; to be closed. Raises FailedError when there is nobody, or nobody any more."""
+    """A connection to the control socket. Raises FailedError when swapd does not respond."""
 
-    def __init__(self, home: Paths, timeout: float | None = None) -> None:
+    def __init__(self, paths: Paths, timeout: float | None = None) -> None:
         try:
-            self._sock = connected(home.socket, timeout)
+            self._sock = _connect(paths.socket, timeout)
         except OSError as error:
-            log = home.logs / "swapd.log"
-            message = f"{home.socket} can't be opened: {error.strerror}; see {log}"
+            log = paths.logs / "swapd.log"
+            message = f"{paths.socket} can't be opened: {error.strerror}; see {log}"
             raise FailedError(message) from error
-        self._heard = self._sock.makefile("rb")
+        self._reader = self._sock.makefile("rb")
 
     def __enter__(self) -> SocketClient:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._heard.close()
+        self._reader.close()
         self._sock.close()
 
-    def say(self, **request: object) -> None:
-        """Send one request."""
+    def send(self, **request: object) -> None:
+        """Send a request."""
         try:
             self._sock.sendall(msgspec.json.encode(request) + b"\n")
         except ConnectionError as error:
             raise FailedError("swapd is gone") from error
 
-    def hear(self) -> dict[str, Any]:
-        """The next line of an answer."""
+    def receive(self) -> dict[str, Any]:
+        """Return the next line of a response."""
         try:
-            line = self._heard.readline()
+            line = self._reader.readline()
         except ConnectionError as error:
             raise FailedError("swapd is gone") from error
         except TimeoutError as error:
-            raise FailedError("swapd does not answer") from error
+            raise FailedError("swapd does not respond") from error
         if not line.endswith(b"\n"):
             raise FailedError("swapd is gone")
-        heard: dict[str, Any] = msgspec.json.decode(line)
-        return heard
+        message: dict[str, Any] = msgspec.json.decode(line)
+        return message
 
-    def ask(self, **request: object) -> dict[str, Any]:
-        """Send a request that is answered with one line, and hear it."""
-        self.say(**request)
-        return self.hear()
+    def request(self, **request: object) -> dict[str, Any]:
+        """Send a request whose response is one line, and return it."""
+        self.send(**request)
+        return self.receive()
 
 
-def connected(path: Path, timeout: float | None = None) -> socket.socket:
-    """Connected from beside the socket's file: an address may have some 100 bytes, a path more.
+def _connect(path: Path, timeout: float | None = None) -> socket.socket:
+    """Connect from the socket's folder: an address has about 100 bytes, a path may have more.
 
     Raises OSError.
     """
@@ -86,98 +95,94 @@ def connected(path: Path, timeout: float | None = None) -> socket.socket:
     return sock
 
 
-SOON = 5.0
-"""Seconds in which what needs no model is answered."""
-
-
-class NoAnswerError(FailedError):
-    """The endpoint does not answer, or says why it refuses."""
-
-
-def running(home: Paths) -> LockHolder | None:
-    """Who serves this home, if anybody does."""
-    holder = read_holder(home.state)
+def running(paths: Paths) -> LockHolder | None:
+    """Return the swapd that serves this data directory, or None."""
+    holder = read_holder(paths.state)
     return holder if holder is not None and holder.alive() else None
 
 
-def require_running(home: Paths) -> LockHolder:
-    """The same; raises FailedError when nobody does."""
-    holder = running(home)
+def require_running(paths: Paths) -> LockHolder:
+    """Return the running swapd, or raise FailedError."""
+    holder = running(paths)
     if holder is None:
         raise FailedError("swapd is not running", NOT_RUNNING)
     return holder
 
 
-def get(holder: LockHolder, path: str, timeout: float | None = SOON) -> Any:
-    """The JSON at `path` of the swapd that `holder` describes. Raises NoAnswerError."""
-    return _asked(holder, "GET", path, None, timeout)
+def request_reload(paths: Paths) -> None:
+    """Let a running swapd reload its configuration; return when that is done."""
+    if running(paths) is None:
+        return
+    try:
+        with SocketClient(paths, TIMEOUT) as client:
+            response = client.request(id=1, op="reload")
+    except FailedError:
+        return  # It also watches the file, and reloads it some moments later.
+    if "error" in response:
+        print_error(response["error"]["message"])
+
+
+def get(holder: LockHolder, path: str, timeout: float | None = TIMEOUT) -> Any:
+    """Return the JSON at `path` of the running swapd. Raises NoResponseError."""
+    return _request(holder, "GET", path, None, timeout)
 
 
 def post(holder: LockHolder, path: str, timeout: float | None = None) -> Any:
-    """What a POST of nothing is answered. Raises NoAnswerError."""
-    return _asked(holder, "POST", path, b"", timeout)
+    """Return the JSON response to a POST without a body. Raises NoResponseError."""
+    return _request(holder, "POST", path, b"", timeout)
 
 
-def named(path: str, model: str) -> str:
-    """The path with the model in its query."""
+def with_model(path: str, model: str) -> str:
+    """Return the path with the model in its query."""
     return f"{path}?model={quote(model, safe='')}"
 
 
 def stream(holder: LockHolder, path: str, body: object) -> Iterator[dict[str, Any]]:
-    """The events that a POST is answered with, as they come. Raises NoAnswerError."""
+    """Yield the server-sent events of the response to a POST. Raises NoResponseError."""
     encoded = msgspec.json.encode(body)
-    with _answer(holder, "POST", path, encoded, None) as answer:
-        for line in answer:
+    with _response(holder, "POST", path, encoded, None) as response:
+        for line in response:
             if line.startswith(b"data:") and line[5:].strip() != b"[DONE]":
                 event: dict[str, Any] = msgspec.json.decode(line[5:])
                 if "error" in event:
-                    raise NoAnswerError(_message(line[5:]) or "the answer broke off")
+                    raise NoResponseError(_message(line[5:]) or "the answer broke off")
                 yield event
 
 
-def _asked(
+def _request(
     holder: LockHolder, method: str, path: str, body: bytes | None, timeout: float | None
 ) -> Any:
-    with _answer(holder, method, path, body, timeout) as answer:
-        return msgspec.json.decode(answer.read())
+    with _response(holder, method, path, body, timeout) as response:
+        return msgspec.json.decode(response.read())
 
 
 @contextmanager
-def _answer(
+def _response(
     holder: LockHolder, method: str, path: str, body: bytes | None, timeout: float | None
 ) -> Iterator[http.client.HTTPResponse]:
-    """An answer of status 200. Goes to the machine itself: proxies in the environment are not."""
-    connection = _Connection(holder, timeout)
+    """Return a response of status 200. Proxies in the environment are not used."""
+    import http.client
+
+    at = urlsplit(holder.endpoint)
+    connection = http.client.HTTPConnection(at.hostname or "", at.port, timeout=timeout)
     try:
+        if holder.socket:
+            # An open socket keeps the connection from connecting to the endpoint.
+            connection.sock = _connect(Path(holder.socket), timeout)
         connection.request(method, path, body, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        if answer.status != 200:
-            said = answer.read()
-            raise NoAnswerError(_message(said) or f"{answer.status} {answer.reason}")
-        yield answer
+        response = connection.getresponse()
+        if response.status != 200:
+            text = response.read()
+            raise NoResponseError(_message(text) or f"{response.status} {response.reason}")
+        yield response
     except (OSError, http.client.HTTPException, msgspec.DecodeError) as error:
-        raise NoAnswerError(f"{holder.endpoint} does not answer: {error}") from error
+        raise NoResponseError(f"{holder.endpoint} does not respond: {error}") from error
     finally:
         connection.close()
 
 
-class _Connection(http.client.HTTPConnection):
-    """A connection by the socket, or, where that could not be made, to the endpoint."""
-
-    def __init__(self, holder: LockHolder, timeout: float | None) -> None:
-        at = urlsplit(holder.endpoint)
-        super().__init__(at.hostname or "", at.port, timeout=timeout)
-        self._socket = holder.socket
-
-    def connect(self) -> None:
-        if self._socket:
-            self.sock = connected(Path(self._socket), self.timeout)
-        else:
-            super().connect()
-
-
 def _message(body: bytes) -> str:
-    """The sentence in an error of OpenAI's shape; empty when it is none."""
+    """Return the message of an OpenAI error body; empty for any other body."""
     try:
         return str(msgspec.json.decode(body)["error"]["message"])
     except (msgspec.DecodeError, KeyError, TypeError):

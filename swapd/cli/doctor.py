@@ -1,4 +1,4 @@
-"""What is wrong with this installation, in sentences that say what to do about it."""
+"""`doctor`: diagnose the installation. Each finding is a sentence; a problem names its remedy."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
-import msgspec
-
-from swapd.cli.client import NoAnswerError, get, running
-from swapd.cli.config import effective, in_its_files, in_use, models, read
+from swapd.cli.options import Json
 from swapd.cli.output import FailedError, command, print_json, sanitize, show_bytes, waiting
 from swapd.paths import Paths, find_paths
 
@@ -24,91 +21,96 @@ print(json.dumps({
     "system": llama_cpp.llama_print_system_info().decode("utf-8", "replace"),
 }))
 """
-"""Asked in a process of its own, since importing llama.cpp may end in more than an exception."""
-NO_GPU = frozenset({"CPU", "RPC", "BLAS"})
-"""Backends of llama.cpp that put nothing on a GPU of this machine; the others do."""
-LEAST_FREE = 2 * 2**30
+"""Program for a child process, since importing llama.cpp may crash instead of raising."""
+CPU_BACKENDS = frozenset({"CPU", "RPC", "BLAS"})
+"""Backends of llama.cpp that use no GPU of this machine; all others do."""
+MIN_FREE_BYTES = 2 * 2**30
 
 
-class Finding(msgspec.Struct, frozen=True):
-    """One thing that was looked at."""
+class Finding(NamedTuple):
+    """Result of one check."""
 
     well: bool
     says: str
 
 
-def doctor(as_json: bool) -> int:
-    """Look at everything; exit status 1 when something is wrong."""
-    home = find_paths()
+def doctor(as_json: Json = False) -> int:
+    """Diagnose this installation.
+
+    Exit status 1: there are problems.
+    """
+    paths = find_paths()
     findings = []
-    with waiting("looking"):
-        for look in (_machine, _home, _llama, _models, _daemon):
-            findings += list(look(home))
+    with waiting("checking"):
+        for check in (_machine, _data_directory, _llama, _models, _daemon):
+            findings += list(check(paths))
     if as_json:
-        print_json(findings)
+        print_json([finding._asdict() for finding in findings])
     else:
         for finding in findings:
-            said = "\n".join(sanitize(line) for line in finding.says.splitlines())
-            print(f"{'✓' if finding.well else '✗'} {said}")
+            text = "\n".join(sanitize(line) for line in finding.says.splitlines())
+            print(f"{'✓' if finding.well else '✗'} {text}")
     return 0 if all(finding.well for finding in findings) else 1
 
 
 def _machine(_: Paths) -> Iterator[Finding]:
     from swapd.process import memory
 
-    yield Finding(True, f"{platform.system()} {platform.machine()}, Python {_python()}")
-    total = memory.total()
-    yield Finding(True, f"{show_bytes(total)} of memory")
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    yield Finding(True, f"{platform.system()} {platform.machine()}, Python {version}")
+    yield Finding(True, f"{show_bytes(memory.total())} of memory")
     compiler = next((c for c in ("c++", "g++", "clang++") if shutil.which(c)), "")
     yield Finding(
         bool(compiler),
-        f"{compiler} is there to compile llama.cpp with"
+        f"{compiler} can compile llama.cpp"
         if compiler
         else "there is no C++ compiler, which a new installation of llama.cpp needs: install g++",
     )
 
 
-def _python() -> str:
-    return ".".join(str(part) for part in sys.version_info[:3])
+def _data_directory(paths: Paths) -> Iterator[Finding]:
+    from swapd.cli.catalog import active_config, read_config
+    from swapd.cli.config import file_problems
 
-
-def _home(home: Paths) -> Iterator[Finding]:
-    folder = next(p for p in (home.folder, *home.folder.parents) if p.is_dir())
+    folder = next(p for p in (paths.folder, *paths.folder.parents) if p.is_dir())
     if not os.access(folder, os.W_OK):
-        yield Finding(False, f"{folder} can't be written to, and swapd keeps its state there")
+        yield Finding(False, f"{folder} can't be written to, and swapd stores its state there")
     free = shutil.disk_usage(folder).free
-    told = f"{show_bytes(free) or 'nothing'} free on the disk of {home.folder}"
-    yield Finding(free >= LEAST_FREE, told if free >= LEAST_FREE else f"only {told}")
-    config = in_use(home)
+    text = f"{show_bytes(free) or 'nothing'} free on the disk of {paths.folder}"
+    yield Finding(free >= MIN_FREE_BYTES, text if free >= MIN_FREE_BYTES else f"only {text}")
+    config = active_config(paths)
     if not config.is_file():
-        yield Finding(True, f"{config} is not there yet; {command()} sync or start makes it")
+        yield Finding(True, f"{config} is not there yet; {command()} sync or start creates it")
         return
     try:
-        loaded = read(home, config)
+        loaded = read_config(paths, config)
     except FailedError as error:
         yield Finding(False, str(error))
         return
     yield Finding(True, f"{config} can be used")
-    for told in (*map(str, loaded.warnings), *in_its_files(loaded, config)):
-        yield Finding(False, told)
+    for problem in (*map(str, loaded.warnings), *file_problems(loaded, config)):
+        yield Finding(False, problem)
 
 
 def _llama(_: Paths) -> Iterator[Finding]:
+    import msgspec
+
     done = subprocess.run(
         [sys.executable, "-c", PROBE], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        said = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-        yield Finding(False, f"llama.cpp can't be loaded, so no model of ours can run: {said}")
+        reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        message = "llama.cpp can't be loaded, so the built-in worker can't run"
+        yield Finding(False, f"{message}: {reason}")
         return
     found: dict[str, Any] = msgspec.json.decode(done.stdout.splitlines()[-1])
     yield Finding(True, f"llama.cpp by llama-cpp-python {found['version']}")
     yield Finding(True, f"built with {_features(found['system'])}")
-    yield _offload({name for name, _ in _backends(found["system"])} - NO_GPU)
+    yield _offload({name for name, _ in _backends(found["system"])} - CPU_BACKENDS)
 
 
 def _backends(system: str) -> list[tuple[str, list[str]]]:
-    """`CPU : SSE3 = 1 | AVX = 1 | CUDA : …`, taken apart."""
+    """Parse `CPU : SSE3 = 1 | AVX = 1 | CUDA : …` into backends with their features."""
     found: list[tuple[str, list[str]]] = []
     for part in system.split("|"):
         name, colon, feature = part.rpartition(":")
@@ -120,7 +122,7 @@ def _backends(system: str) -> list[tuple[str, list[str]]]:
 
 
 def _features(system: str) -> str:
-    """What llama.cpp says it can use, without what it says it can't."""
+    """Return the features that llama.cpp can use, without those it reports as missing."""
     return "; ".join(
         f"{name}: {', '.join(f.removesuffix(' = 1') for f in features if not f.endswith(' = 0'))}"
         for name, features in _backends(system)
@@ -128,25 +130,27 @@ def _features(system: str) -> str:
 
 
 def _offload(gpus: set[str]) -> Finding:
-    """Whether layers can go to a GPU, and whether there is one that they do not go to."""
+    """Check whether layers can be put on a GPU, or a GPU is present without support for it."""
     if gpus:
         return Finding(True, f"models can be put on a GPU by {', '.join(sorted(gpus))}")
     if sys.platform == "darwin" and platform.machine() == "arm64":
-        return Finding(False, "llama.cpp was built without Metal: install it anew")
+        return Finding(False, "llama.cpp was built without Metal: install it again")
     if shutil.which("nvidia-smi"):
         remedy = f"remove .venv, then CMAKE_ARGS=-DGGML_CUDA=ON {command()} start"
         return Finding(False, f"there is an NVIDIA GPU that llama.cpp was not built for: {remedy}")
-    return Finding(True, "GPU offload is not built in, and no GPU is seen that it would serve")
+    return Finding(True, "GPU offload is not built in, and no GPU for it was found")
 
 
-def _models(home: Paths) -> Iterator[Finding]:
+def _models(paths: Paths) -> Iterator[Finding]:
+    from swapd.cli.catalog import list_models
     from swapd.process import memory
 
     try:
-        entries = models(home)
+        entries = list_models(paths)
     except FailedError as error:
         yield Finding(False, str(error))
         return
+    total = memory.total()
     usable = [entry for entry in entries if not entry.broken]
     yield Finding(bool(usable), f"{len(usable)} model{'' if len(usable) == 1 else 's'} found")
     for entry in entries:
@@ -154,31 +158,32 @@ def _models(home: Paths) -> Iterator[Finding]:
             yield Finding(False, f"{entry.path} {entry.broken}")
         elif entry.path is not None and not entry.path.exists():
             yield Finding(False, f"{entry.name}: {entry.path} is not there")
-        elif entry.need > memory.total():
-            has = show_bytes(memory.total())
-            needs = show_bytes(entry.need)
-            yield Finding(False, f"{entry.name} needs about {needs}, and the machine has {has}")
+        elif entry.need > total:
+            need = show_bytes(entry.need)
+            message = f"{entry.name} needs about {need}, and the machine has {show_bytes(total)}"
+            yield Finding(False, message)
 
 
-def _daemon(home: Paths) -> Iterator[Finding]:
+def _daemon(paths: Paths) -> Iterator[Finding]:
+    from swapd.cli.catalog import read_active_config
+    from swapd.cli.client import NoResponseError, get, running
     from swapd.process.ports import port_owner
 
-    holder = running(home)
+    holder = running(paths)
     if holder is not None:
         try:
             get(holder, "/health")
-        except NoAnswerError as error:
+        except NoResponseError as error:
             yield Finding(False, f"swapd runs as pid {holder.pid}, but: {error}")
             return
         yield Finding(True, f"swapd runs at {holder.endpoint} (pid {holder.pid})")
-        there = home.socket.is_socket()
-        yield Finding(there, f"{home.socket} {'is there' if there else 'is missing; see its log'}")
+        exists = paths.socket.is_socket()
+        yield Finding(exists, f"{paths.socket} {'exists' if exists else 'is missing; see its log'}")
         return
     try:
-        port = effective(home).settings.port
+        port = read_active_config(paths).settings.port
     except FailedError:
-        # Told already.
-        return
+        return  # The configuration's own check has reported it.
     pid = port_owner(port)
     taken = f"port {port} is taken by pid {pid}; choose another with --port or SWAPD_PORT"
     yield Finding(pid is None, taken if pid else f"swapd does not run; its port {port} is free")

@@ -1,13 +1,11 @@
-"""The command line: which words there are. What they do stands in the modules beside this one,
-which are imported when they are needed: the command line starts quickly.
+"""Entry point of the command line: commands, exit statuses, and completion in bash.
 
-A wrong word on the command line, as one sentence.
+Command modules import their heavier dependencies inside functions: every command imports all of
+these modules, and a command must start in about 0.1 s.
 
-Names with colons at a bash prompt.
-
-bash takes a colon for the end of a word: of `ls/qwen:q4` it hands over `ls/qwen`, `:` and `q4`, and
-puts what it is answered into the place of the last of them. So the words are joined before they are
-looked at, and what stands before the last colon is taken off every answer.
+Completion of names with colons: bash takes a colon for the end of a word. It passes `ls/qwen:q4` as
+`ls/qwen`, `:` and `q4`, and replaces only the last of them by the completion. So the words are
+joined before the lookup, and the text up to the last colon is removed from every completion.
 """
 
 from __future__ import annotations
@@ -24,95 +22,48 @@ from typing import Any
 
 import typer
 
-from swapd.cli import bench, keys, service, sync
-from swapd.cli import chat as talk
-from swapd.cli import models as model
-from swapd.cli import server as daemon
-from swapd.cli import simulate as simulation
+from swapd.cli import (
+    bench,
+    chat,
+    config,
+    cron,
+    doctor,
+    keys,
+    models,
+    pull,
+    remove,
+    service,
+    simulate,
+    start_stop,
+    status,
+    sync,
+)
 from swapd.cli.output import FailedError, command, print_error
 from swapd.system.stdio import hold_standard_descriptors
 
-WRONG = 2
-"""Exit status for wrong words and options."""
+USAGE_ERROR = 2
+"""Exit status for wrong commands and options."""
+READER_GONE = 141
+"""Exit status when the reader of the output is gone: that of a program killed by SIGPIPE."""
+INTERRUPTED = 130
+"""Exit status after Ctrl-C: that of a program killed by SIGINT."""
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
-"""What the library under typer raises; which library that is differs by version."""
-_PLAINLY = MappingProxyType(
+"""Exception of the library below typer; which library it is depends on typer's version."""
+_REPLACEMENTS = MappingProxyType(
     {
         r"Invalid value for (.*): .* is not a valid int.*": r"\1 must be a whole number",
         r"Invalid value for (.*): .* is not a valid float.*": r"\1 must be a number",
         r"Invalid value for (.*): .* is not in the range x>=(.*)\.": r"\1 must be \2 or more",
         r"Invalid value for (.*): .* is not in the range (.*)<=x<=(.*)\.":
             r"\1 must be from \2 to \3",
-        r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)": r"there is nothing to do with \1",
+        r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)": r"unexpected argument \1",
     }
 )  # fmt: skip
-
-
-def sentence(error: Any) -> str:
-    """What is wrong, with the nearest right thing and where to read on."""
-    said = str(error.format_message()).strip()
-    for pattern, plainly in _PLAINLY.items():
-        said = re.sub(pattern, plainly, said)
-    said = re.sub(r"\.? Did you mean (.*)\?$", r"; did you mean \1?", said).removesuffix(".")
-    said = re.sub(r" \(Possible options?: (.*)\)$", r"; did you mean \1?", said)
-    if re.match("[A-Z][a-z]", said):
-        said = said[0].lower() + said[1:]
-    where = error.ctx.command_path.partition(" ")[2] if error.ctx is not None else ""
-    told = " ".join(part for part in (command(), where, "--help") if part)
-    return f"{said}{'' if said.endswith('?') else ';'} {told} tells more"
-
-
-def is_help(error: Any) -> bool:
-    """Whether it is no fault, but a group of commands called without one."""
-    return "\n" in str(error.format_message())
-
-
-def is_bash_asking(program: str, environ: MutableMapping[str, str]) -> bool:
-    """Whether this process is to complete a line, for bash."""
-    variable = f"_{program}_COMPLETE".replace("-", "_").replace(".", "_").upper()
-    return environ.get(variable) == "complete_bash"
-
-
-def for_bash(complete: Callable[[], None], environ: MutableMapping[str, str] = os.environ) -> None:
-    """Let `complete` print what the line can go on with, and mend that for names with colons."""
-    before = join_words(environ)
-    said = io.StringIO()
-    try:
-        with redirect_stdout(said):
-            complete()
-    finally:
-        for line in said.getvalue().splitlines():
-            if line.startswith(before):
-                sys.stdout.write(line[len(before) :] + "\n")
-
-
-def join_words(environ: MutableMapping[str, str]) -> str:
-    """Join the words around colons; returns what bash keeps of the word that is completed."""
-    words = environ.get("COMP_WORDS", "").split("\n")
-    at = int(environ.get("COMP_CWORD") or 0)
-    joined: list[str] = []
-    current = 0
-    for i, word in enumerate(words):
-        follows = i > 1 and (word == ":" or words[i - 1] == ":") and len(joined) > 1
-        if follows:
-            joined[-1] += word
-        else:
-            joined.append(word)
-        if i == at:
-            current = len(joined) - 1
-    if at >= len(words) or ":" not in joined[current]:
-        return ""
-    environ["COMP_WORDS"], environ["COMP_CWORD"] = "\n".join(joined), str(current)
-    kept = joined[current]
-    return kept[: kept.rindex(":") + 1] if at < len(words) else ""
-
-
-READER_GONE = 141
-"""As a shell tells of a program that SIGPIPE ended."""
+"""Plainer messages by patterns of the library's."""
 
 
 def build() -> typer.Typer:
-    """All commands."""
+    """Return the application with all commands."""
     app = typer.Typer(
         help="Run many language models on the machine you have, behind one endpoint.",
         no_args_is_help=True,
@@ -120,34 +71,37 @@ def build() -> typer.Typer:
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for function in (daemon.start, daemon.stop, daemon.restart, daemon.status, daemon.serve):
-        app.command()(function)
+    app.command("start")(start_stop.start)
+    app.command("stop")(start_stop.stop)
+    app.command("restart")(start_stop.restart)
+    app.command("status")(status.status)
+    app.command("serve")(start_stop.serve)
     app.command("sync")(sync.sync)
-    app.command("list")(model.list_)
-    app.command("ls", hidden=True)(model.list_)
-    app.command("show")(model.show)
-    app.command("ps")(daemon.ps)
-    app.command("stats")(daemon.stats)
-    app.command("run")(talk.run)
-    app.command("chat", hidden=True)(talk.run)
-    app.command("pull")(model.pull)
-    app.command("rm")(model.rm)
-    app.command("set")(model.set_)
-    app.command("load")(model.load)
-    app.command("unload")(model.unload)
-    app.command("logs")(daemon.logs)
+    app.command("list")(models.list_)
+    app.command("ls", hidden=True)(models.list_)
+    app.command("show")(models.show)
+    app.command("ps")(status.ps)
+    app.command("stats")(status.stats)
+    app.command("run")(chat.run)
+    app.command("chat", hidden=True)(chat.run)
+    app.command("pull")(pull.pull)
+    app.command("rm")(remove.rm)
+    app.command("set")(models.set_)
+    app.command("load")(models.load)
+    app.command("unload")(models.unload)
+    app.command("logs")(status.logs)
     app.command("bench")(bench.bench)
-    app.command("simulate")(simulation.simulate)
-    app.command("doctor")(daemon.doctor)
-    app.add_typer(daemon.config(), name="config")
-    app.add_typer(keys.key(), name="key")
-    for name, group in service.groups().items():
-        app.add_typer(group, name=name)
+    app.command("simulate")(simulate.simulate)
+    app.command("doctor")(doctor.doctor)
+    app.add_typer(config.group(), name="config")
+    app.add_typer(keys.group(), name="key")
+    app.add_typer(service.group(), name="service")
+    app.add_typer(cron.group(), name="cron")
     return app
 
 
 def main() -> None:
-    """The entry of `swapd` and `python -m swapd`."""
+    """Run the command line and exit: the entry point of `swapd` and `python -m swapd`."""
     hold_standard_descriptors()
     try:
         _run()
@@ -156,51 +110,113 @@ def main() -> None:
 
 
 def _run() -> None:
+    """Run the command and exit with its status; print every expected error as one sentence."""
     program = Path(command()).name
     try:
-        if is_bash_asking(program, os.environ):
-            for_bash(lambda: build()(prog_name=program))
+        if is_bash_completion(program, os.environ):
+            complete_for_bash(lambda: build()(prog_name=program))
         sys.exit(build()(prog_name=program, standalone_mode=False) or 0)
     except UsageError as error:
         if is_help(error):
             print(error.format_message(), file=sys.stderr)  # type: ignore[attr-defined]
         else:
-            print_error(sentence(error))
-        sys.exit(WRONG)
+            print_error(usage_message(error))
+        sys.exit(USAGE_ERROR)
     except FailedError as error:
         print_error(str(error))
         sys.exit(error.status)
     except UnicodeError as error:
-        wrong = error.object if isinstance(error, UnicodeEncodeError | UnicodeDecodeError) else ""
-        print_error(f"{wrong!r:.99} is not text in UTF-8")
+        text = error.object if isinstance(error, UnicodeEncodeError | UnicodeDecodeError) else ""
+        print_error(f"{text!r:.99} is not text in UTF-8")
         sys.exit(1)
     except BrokenPipeError:
         sys.exit(READER_GONE)
     except OSError as error:
-        print_error(_about(error))
+        print_error(_describe(error))
         sys.exit(1)
     except (KeyboardInterrupt, typer.Abort):
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
+
+
+def usage_message(error: Any) -> str:
+    """Return the error as one sentence, with the nearest correct word and the page of help."""
+    message = str(error.format_message()).strip()
+    for pattern, replacement in _REPLACEMENTS.items():
+        message = re.sub(pattern, replacement, message)
+    message = re.sub(r"\.? Did you mean (.*)\?$", r"; did you mean \1?", message).removesuffix(".")
+    message = re.sub(r" \(Possible options?: (.*)\)$", r"; did you mean \1?", message)
+    if re.match("[A-Z][a-z]", message):
+        message = message[0].lower() + message[1:]
+    path = error.ctx.command_path.partition(" ")[2] if error.ctx is not None else ""
+    help_command = " ".join(part for part in (command(), path, "--help") if part)
+    return f"{message}{'' if message.endswith('?') else ';'} see {help_command}"
+
+
+def is_help(error: Any) -> bool:
+    """Return True if the error is the help page of a group called without a command."""
+    return "\n" in str(error.format_message())
+
+
+def is_bash_completion(program: str, environ: MutableMapping[str, str]) -> bool:
+    """Return True if bash has started this process to complete a line."""
+    variable = f"_{program}_COMPLETE".replace("-", "_").replace(".", "_").upper()
+    return environ.get(variable) == "complete_bash"
+
+
+def complete_for_bash(
+    complete: Callable[[], None], environ: MutableMapping[str, str] = os.environ
+) -> None:
+    """Run `complete`, which prints completions, and adapt them for names with colons."""
+    prefix = join_words(environ)
+    output = io.StringIO()
+    try:
+        with redirect_stdout(output):
+            complete()
+    finally:
+        for line in output.getvalue().splitlines():
+            if line.startswith(prefix):
+                sys.stdout.write(line[len(prefix) :] + "\n")
+
+
+def join_words(environ: MutableMapping[str, str]) -> str:
+    """Join the words around colons; return the part of the current word that bash keeps."""
+    words = environ.get("COMP_WORDS", "").split("\n")
+    at = int(environ.get("COMP_CWORD") or 0)
+    joined: list[str] = []
+    current = 0
+    for i, word in enumerate(words):
+        continues = i > 1 and (word == ":" or words[i - 1] == ":") and len(joined) > 1
+        if continues:
+            joined[-1] += word
+        else:
+            joined.append(word)
+        if i == at:
+            current = len(joined) - 1
+    if at >= len(words) or ":" not in joined[current]:
+        return ""
+    environ["COMP_WORDS"], environ["COMP_CWORD"] = "\n".join(joined), str(current)
+    completed = joined[current]
+    return completed[: completed.rindex(":") + 1]
 
 
 def _flush() -> None:
-    """Write what is left; whoever read the output may have seen enough, as `| head` has."""
+    """Write the buffered output; accept that its reader is gone, as with `| head`."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        _leave_unwritten()
+        _discard_output()
     except OSError as error:
-        _leave_unwritten()
-        print_error(f"standard output: {_about(error)}")
+        _discard_output()
+        print_error(f"standard output: {_describe(error)}")
         sys.exit(1)
 
 
-def _leave_unwritten() -> None:
-    """What is left would be tried again, and complained about, when Python ends."""
+def _discard_output() -> None:
+    """Redirect standard output, or Python would retry the write at exit and report it again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _about(error: OSError) -> str:
-    """What the system said, and of which file."""
-    what = error.strerror or str(error)
-    return f"{error.filename}: {what}" if error.filename else what
+def _describe(error: OSError) -> str:
+    """Return the system's message, with the file that it concerns."""
+    message = error.strerror or str(error)
+    return f"{error.filename}: {message}" if error.filename else message

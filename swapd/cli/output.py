@@ -1,4 +1,4 @@
-"""How the command line speaks: sentences, tables, sizes, and a sign of life while it waits."""
+"""Output of the command line: messages, tables, sizes, questions and a spinner."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import msgspec
 from swapd.config.units import show_size
 
 SPINNER_DELAY = 1.0
-"""Seconds after which somebody who waits is told what for."""
-WIDEST = 60
+"""Seconds until a command at a terminal shows what it waits for."""
+MAX_WIDTH = 60
 """Characters in a column of a table."""
 NOT_RUNNING = 3
-"""Exit status of what needs a running swapd when there is none."""
+"""Exit status of a command that needs a running swapd when there is none."""
 
 
 class FailedError(Exception):
-    """A command can't do what it was told: one sentence, and the exit status."""
+    """A failed command: one sentence, and the exit status."""
 
     def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(message)
@@ -30,38 +30,38 @@ class FailedError(Exception):
 
 
 def command() -> str:
-    """How this program is called by whoever reads the message."""
+    """Return the name by which the user calls this program."""
     return os.environ.get("SWAPD_COMMAND", "swapd")
 
 
 def print_error(message: str) -> None:
-    """A sentence on standard error."""
+    """Print a sentence on standard error."""
     print(f"swapd: {message}", file=sys.stderr, flush=True)
 
 
 def print_json(value: object) -> None:
-    """For programs: one line."""
+    """Print one line of JSON."""
     try:
         text = msgspec.json.encode(value).decode()
     except UnicodeEncodeError:
-        # The name of a file need not be text.
-        told = json.dumps(msgspec.to_builtins(value, enc_hook=str), ensure_ascii=False)
-        text = told.encode(errors="replace").decode()
+        # A file's name need not be valid text.
+        plain = json.dumps(msgspec.to_builtins(value, enc_hook=str), ensure_ascii=False)
+        text = plain.encode(errors="replace").decode()
     print(text)
 
 
 def sanitize(text: object) -> str:
-    """The text on one line, without what would steer a terminal: file names can hold anything."""
-    return "".join(c if c.isprintable() else "�" for c in str(text))
+    """Return the text as one line without control characters: file names can hold anything."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in str(text))
 
 
 def show_bytes(count: int) -> str:
-    """A size; empty for none."""
+    """Format a size; empty for 0."""
     return show_size(count) if count > 0 else ""
 
 
 def show_time(seconds: float) -> str:
-    """A duration in the two units that matter: `45 s`, `12 min`, `3 h 20 min`."""
+    """Format a duration in its two largest units: `45 s`, `12 min`, `3 h 20 min`."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     if seconds < 3600:
@@ -70,15 +70,15 @@ def show_time(seconds: float) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with columns as wide as their widest entry; what is headed by `>` goes to the right.
+    """Format lines with columns as wide as their widest cell; `>` in the head aligns right.
 
-    Nothing is cut off: a line that a terminal wraps still can be copied. What is longer than a
-    reasonable column pushes the rest of its own line alone.
+    Nothing is cut off: a line that a terminal wraps can still be copied. A cell wider than
+    MAX_WIDTH does not widen its column; it shifts the rest of its own line alone.
     """
     right = [title.startswith(">") for title in head]
     cells = [[title.removeprefix(">") for title in head], *rows]
     widths = [
-        max(len(row[i]) for row in cells if len(row[i]) <= WIDEST or row is cells[0])
+        max(len(row[i]) for row in cells if len(row[i]) <= MAX_WIDTH or row is cells[0])
         for i in range(len(head))
     ]
     return [
@@ -90,34 +90,39 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+def is_interactive() -> bool:
+    """Return True if a question can be asked at a terminal."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
 def confirm(question: str) -> bool:
-    """Ask somebody at the terminal; whether the answer is yes. Nobody there means no."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    """Ask at the terminal and return True for a yes; without a terminal, return False."""
+    if not is_interactive():
         return False
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 @contextmanager
-def waiting(what: str) -> Iterator[None]:
-    """While the body takes longer than a moment, somebody at a terminal sees that it goes on."""
+def waiting(message: str) -> Iterator[None]:
+    """Show a spinner at a terminal while the body takes longer than SPINNER_DELAY."""
     if not sys.stderr.isatty():
         yield
         return
     over = threading.Event()
-    sign = threading.Thread(target=_spin, args=(what, over), name="sign of life", daemon=True)
-    sign.start()
+    spinner = threading.Thread(target=_spin, args=(message, over), name="spinner", daemon=True)
+    spinner.start()
     try:
         yield
     finally:
         over.set()
-        sign.join()
+        spinner.join()
 
 
-def _spin(what: str, over: threading.Event) -> None:
+def _spin(message: str, over: threading.Event) -> None:
     if over.wait(SPINNER_DELAY):
         return
     from rich.console import Console
 
-    with Console(stderr=True).status(what):
+    with Console(stderr=True).status(message):
         over.wait()

@@ -1,7 +1,4 @@
-"""Get a model: from Ollama, from the Hugging Face hub, or from a URL.
-
-Take a model away, through whoever it belongs to.
-"""
+"""`pull`: download a model from Ollama, the Hugging Face hub or a URL."""
 
 from __future__ import annotations
 
@@ -9,73 +6,86 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
-from functools import partial
+from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import unquote, urlsplit
 
-from swapd.cli.client import NoAnswerError, named, post, running
-from swapd.cli.config import find, models
-from swapd.cli.output import FailedError, command, confirm, show_bytes, waiting
-from swapd.cli.sync import sync_models
-from swapd.library.download import Download, fetch_all, need_room
-from swapd.library.hub_files import PREFIXES, files_of
+import typer
+
+from swapd.cli.options import Yes
+from swapd.cli.output import (
+    FailedError,
+    command,
+    confirm,
+    is_interactive,
+    show_bytes,
+    table,
+    waiting,
+)
 from swapd.paths import Paths, find_paths
 
 if TYPE_CHECKING:
-    from swapd.config.env import ModelStores
-    from swapd.library.inventory import InventoryEntry
+    from swapd.library.download import Download
+    from swapd.library.hub_files import HubRepository, Quantisation
 
 
-def pull(name: str, sha256: str, assume_yes: bool) -> int:
-    """Get what `name` means and sync. Raises FailedError."""
-    home = find_paths()
+def pull(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="hf:owner/repo[:quant], a URL, or a name in Ollama's library."
+        ),
+    ],
+    sha256: Annotated[str, typer.Option(help="Expected SHA-256 sum of a URL's file.")] = "",
+    yes: Yes = False,
+) -> int:
+    """Download a model and sync; resumes a broken download."""
+    from swapd.cli.sync import run_sync
+    from swapd.library.download import DownloadError
+    from swapd.library.hub_files import PREFIXES
+
+    paths = find_paths()
     if sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise FailedError("a SHA-256 sum has 64 hexadecimal digits", 2)
     url = name.startswith(("http://", "https://"))
     prefix = next((p for p in PREFIXES if name.startswith(p)), "")
     if sha256 and not url:
-        raise FailedError("--sha256 is for a URL; elsewhere the sum is known", 2)
+        raise FailedError("--sha256 is for a URL; other sources state the sum themselves", 2)
     if not url and not prefix:
-        _from_ollama(name)
+        _pull_from_ollama(name)
     else:
-        env, folder = _settings(home)
-        if url:
-            files = [_from_url(name, folder, sha256)]
-        else:
-            files = files_of(name.removeprefix(prefix), folder, env)
-        _fetch(files, folder, assume_yes)
-    report = sync_models(force=False)
+        env, folder = _settings(paths)
+        try:
+            if url:
+                files = [_download_of(name, folder, sha256)]
+            else:
+                files = _choose_files(name.removeprefix(prefix), folder, env)
+            _download_all(files, folder, yes)
+        except DownloadError as error:
+            raise FailedError(str(error)) from error
+    report = run_sync()
     for model in report.added:
         print(f"try     {command()} run {model}")
     return 0
 
 
-def _fetch(files: list[Download], folder: Path, assume_yes: bool) -> None:
-    """All of it fits before any of it is begun, as far as the sizes are known."""
-    if all(file.size for file in files):
-        missing = sum(file.size - file.there() for file in files if not file.done)
-        need_room(folder, missing, assume_yes)
-        fetch_all(files, lambda _: None)
-    else:
-        fetch_all(files, lambda missing: need_room(folder, missing, assume_yes))
-
-
-def _settings(home: Paths) -> tuple[Mapping[str, str], Path]:
-    """The environment, and where files go."""
+def _settings(paths: Paths) -> tuple[Mapping[str, str], Path]:
+    """Return the environment, and the folder for downloads."""
     from swapd.config.env import find_stores, read_env
     from swapd.config.errors import ConfigError
 
     try:
-        env = read_env(home.folder, os.environ)
+        env = read_env(paths.folder, os.environ)
     except ConfigError as error:
         raise FailedError(str(error)) from error
     return env, find_stores(env).models_dir
 
 
-def _from_ollama(name: str) -> None:
-    """Ollama gets its own models, into its own store."""
+def _pull_from_ollama(name: str) -> None:
+    """Let Ollama download a model into its own store."""
     if name.startswith("-") or not name.strip():
         raise FailedError(f"{name!r} is no name of a model")
     if "://" in name:
@@ -85,11 +95,13 @@ def _from_ollama(name: str) -> None:
         raise FailedError(f"{message}; install it, or give hf:owner/repo or a URL")
     done = subprocess.run(["ollama", "pull", name], check=False)
     if done.returncode != 0:
-        raise FailedError(f"ollama pull {name} failed; what it says stands above")
+        raise FailedError(f"ollama pull {name} failed; its output is above")
 
 
-def _from_url(url: str, folder: Path, sha256: str) -> Download:
-    """To OWNER/REPO where the address looks like the hub's, else to HOST/STEM, in MODELS_DIR."""
+def _download_of(url: str, folder: Path, sha256: str) -> Download:
+    """Return the download of a URL to OWNER/REPO for the hub's addresses, else to HOST/STEM."""
+    from swapd.library.download import Download
+
     at = urlsplit(url)
     steps = [unquote(step) for step in at.path.split("/") if step]
     file = PurePosixPath(steps[-1]).name if steps else ""
@@ -100,167 +112,116 @@ def _from_url(url: str, folder: Path, sha256: str) -> Download:
         url = url.replace("/blob/", "/resolve/", 1) if steps[2] == "blob" else url
     else:
         owner, repo = at.hostname or "", PurePosixPath(file).stem
-    places = [re.sub(r"[^\w.-]|^\.+", "-", place) for place in (owner, repo)]
-    return Download(url, folder.joinpath(*places, file), 0, sha256)
+    parents = [re.sub(r"[^\w.-]|^\.+", "-", parent) for parent in (owner, repo)]
+    return Download(url, folder.joinpath(*parents, file), 0, sha256)
 
 
-def remove(name: str, assume_yes: bool) -> int:
-    """Ask, remove the model's files and sync. Raises FailedError."""
-    home = find_paths()
-    entries = models(home)
-    entry = find(entries, name)
-    _must_be_free(entry, entries)
-    assert entry.path is not None
-    stores = _stores(home)
-    doing: Callable[[], None]
-    if entry.source == "ollama":
-        tag = _tag(entry, name, stores)
-        what, doing = f"{tag} from Ollama", partial(_through_ollama, tag)
-    else:
-        files = _files(entry, entries, stores)
-        what, doing = ", ".join(str(file) for file in files), partial(_unlink, files, stores)
-    if not assume_yes and not confirm(f"remove {entry.name} ({show_bytes(entry.size)}): {what}?"):
-        raise FailedError("nothing was removed; --yes does not ask")
-    _unload(home, entry.name)
-    doing()
-    print(f"removed {entry.name}")
-    sync_models(force=False, files=False)
-    return 0
+def _choose_files(reference: str, folder: Path, env: Mapping[str, str]) -> list[Download]:
+    """Return the files of `owner/repo[:quant]`, with the model's projector if it has one."""
+    from swapd.library.hub_files import parse_reference, read_repository
+
+    repo, label = parse_reference(reference)
+    with waiting(f"reading {repo} from the hub"):
+        repository = read_repository(repo, folder, env)
+    chosen = repository.find(label) if label else _choose(repository)
+    projector = repository.projector_for(chosen)
+    if projector is None:
+        return list(chosen.files)
+    size = show_bytes(projector.size)
+    print(f"with    {projector.target.name}, the projector that belongs to it ({size})")
+    return [*chosen.files, projector]
 
 
-def _must_be_free(entry: InventoryEntry, entries: list[InventoryEntry]) -> None:
-    """Raises FailedError for what is not a file of its own, or is needed by another model."""
-    if entry.source == "demo":
-        raise FailedError(f"{entry.name} comes with swapd and is not removed")
-    from swapd.library.inventory import CUSTOM, WRITTEN
-
-    if entry.base or entry.path is None or entry.source in (WRITTEN, CUSTOM):
-        file = WRITTEN if entry.source == WRITTEN else CUSTOM
-        raise FailedError(f"{entry.name} is no file of its own: take it out of {file}")
-    others = [
-        e.name
-        for e in entries
-        if e is not entry
-        and e.path is not None
-        and not e.broken
-        and e.path.samefile(entry.path)
-        # Ollama itself keeps what another of its models needs.
-        and (e.base or entry.source != "ollama")
-    ]
-    if others:
-        message = f"{', '.join(others)} would be without a file: take it out of custom_models.yaml"
-        raise FailedError(f"{message} first")
+def _choose(repository: HubRepository) -> Quantisation:
+    """Return the only quantisation, or ask at the terminal. Raises FailedError without one."""
+    found = repository.quantisations
+    if len(found) == 1:
+        return found[0]
+    rows = [[str(i), one.label, show_bytes(one.size)] for i, one in enumerate(found, 1)]
+    listed = "\n".join(table(["", "QUANT", ">SIZE"], rows))
+    repo, default = repository.name, repository.default
+    if not is_interactive():
+        message = f"{repo} has several; choose one, such as hf:{repo}:{default}"
+        raise FailedError(f"{message}\n{listed}")
+    print(listed, file=sys.stderr)
+    print(f"Which one? [{default}] ", end="", file=sys.stderr, flush=True)
+    reply = sys.stdin.readline().strip() or default
+    if reply.isdigit() and 1 <= int(reply) <= len(found):
+        return found[int(reply) - 1]
+    return repository.find(reply)
 
 
-def _stores(home: Paths) -> ModelStores:
-    from swapd.config.env import find_stores, read_env
-
-    return find_stores(read_env(home.folder, os.environ))
-
-
-def _unload(home: Paths, name: str) -> None:
-    """Let its worker go, where there is one."""
-    holder = running(home)
-    if holder is None:
+def _require_space(folder: Path, missing: int, assume_yes: bool) -> None:
+    """Ask before a download that the disk can't hold. Raises FailedError on a no."""
+    parent = next(p for p in (folder, *folder.parents) if p.is_dir())
+    free = shutil.disk_usage(parent).free
+    if missing <= free or assume_yes:
         return
-    try:
-        with waiting(f"unloading {name}"):
-            post(holder, named("/unload", name))
-    except NoAnswerError:
-        # It is not configured there, so nothing of it runs.
-        return
+    message = f"the download needs {show_bytes(missing)} and {parent} has"
+    message += f" {show_bytes(free) or 'nothing'} free"
+    if not confirm(f"{message}: begin all the same?"):
+        raise FailedError(f"{message}; free some space, or use --yes")
 
 
-# -- Ollama's ------------------------------------------------------------------------------------
+class _Observer:
+    """Progress of one download at the terminal."""
+
+    def __init__(
+        self,
+        download: Download,
+        check_space: Callable[[int], None],
+        update: Callable[[int, int], None],
+    ) -> None:
+        self._name = download.target.name
+        self.check_space = check_space
+        self.update = update
+
+    def verifying(self) -> AbstractContextManager[None]:
+        """Show a spinner while the checksum is computed."""
+        return waiting(f"checking {self._name}")
 
 
-def _tag(entry: InventoryEntry, name: str, stores: ModelStores) -> str:
-    """Ollama's own name of the model. Raises FailedError when several of its names mean it."""
-    from swapd.library.sources import ollama
+def _download_all(files: list[Download], folder: Path, assume_yes: bool) -> None:
+    """Download the files one after the other, with progress bars at a terminal."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
-    offers = [offer for store in stores.ollama for offer in ollama.scan(store).offers]
-    tags = sorted({t for offer in offers if offer.path == entry.path for t in offer.also})
-    if name in tags:
-        return name
-    if len(tags) != 1:
-        raise FailedError(f"Ollama has it as {', '.join(tags)}: say which of them to remove")
-    return tags[0]
+    from swapd.library.download import fetch
 
+    # With all sizes known, all must fit before the first begins; else each is checked alone.
+    sizes_known = all(file.size for file in files)
+    if sizes_known:
+        missing = sum(file.size - file.received() for file in files if not file.done)
+        _require_space(folder, missing, assume_yes)
 
-def _through_ollama(tag: str) -> None:
-    if shutil.which("ollama") is None:
-        raise FailedError(f"{tag} is Ollama's, and there is no ollama command to remove it with")
-    done = subprocess.run(["ollama", "rm", tag], check=False)
-    if done.returncode != 0:
-        raise FailedError(f"ollama rm {tag} failed; what it says stands above")
+    def check_space(missing: int) -> None:
+        if not sizes_known:
+            _require_space(folder, missing, assume_yes)
 
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    disabled = not sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), disable=disabled) as progress:
+        for file in files:
+            if file.done:
+                print(f"there already  {file.target}")
+                continue
+            task = progress.add_task(file.target.name, total=file.size or None)
 
-# -- files ---------------------------------------------------------------------------------------
+            def update(received: int, total: int, task: object = task) -> None:
+                progress.update(task, completed=received, total=total or None)  # type: ignore[arg-type]
 
-
-def _files(entry: InventoryEntry, entries: list[InventoryEntry], stores: ModelStores) -> list[Path]:
-    """The model's parts, its projector if it has that for itself, and in the hub's cache the blobs.
-
-    Raises FailedError for a file outside of the stores.
-    """
-    from swapd.gguf.reader import split_parts
-
-    assert entry.path is not None
-    files = [Path(part) for part in split_parts(str(entry.path))]
-    shared = {e.projector for e in entries if e is not entry}
-    if entry.projector is not None and entry.projector not in shared:
-        files.append(entry.projector)
-    if entry.source == "hugging face":
-        files += [blob for file in files if (blob := _blob(file, files)) is not None]
-    for file in files:
-        if _store_of(file, stores) is None:
-            raise FailedError(f"{file} lies outside of the folders for models; remove it yourself")
-    return files
-
-
-def _blob(link: Path, going: list[Path]) -> Path | None:
-    """What the hub's cache keeps behind a link; None while another link needs it."""
-    if not link.is_symlink():
-        return None
-    blob = link.resolve()
-    repository = next((p.parent for p in link.parents if p.name == "snapshots"), None)
-    if repository is None or blob.parent != (repository / "blobs").resolve():
-        return None
-    for other in (repository / "snapshots").rglob("*"):
-        # A link that leads in a circle is nobody's; `resolve` would stumble over it.
-        if other.is_symlink() and other not in going and Path(os.path.realpath(other)) == blob:
-            return None
-    return repository / "blobs" / blob.name
-
-
-def _store_of(file: Path, stores: ModelStores) -> Path | None:
-    """The folder for models that the file lies in, whatever links lead there; None for others."""
-    place = file.parent.resolve()
-    for root in (stores.models_dir, *stores.lmstudio, *stores.hub, *stores.folders):
-        if place.is_relative_to(root.resolve()):
-            return root
-    return None
-
-
-def _is_empty(folder: Path) -> bool:
-    return folder.is_dir() and not any(folder.iterdir())
-
-
-def _unlink(files: list[Path], stores: ModelStores) -> None:
-    """Remove the files, and the folders that are empty then, up to their store.
-
-    Of a repository in the hub's cache with nothing left in it, the references go too.
-    """
-    for file in files:
-        try:
-            file.unlink(missing_ok=True)
-        except OSError as error:
-            raise FailedError(f"{file} can't be removed: {error.strerror}") from error
-        root = _store_of(file, stores)
-        for folder in file.parents:
-            if root is None or folder.resolve() == root.resolve() or not _is_empty(folder):
-                break
-            folder.rmdir()
-    for repository in {p.parent for file in files for p in file.parents if p.name == "snapshots"}:
-        if repository.is_dir() and {p.name for p in repository.iterdir()} <= {"refs", ".no_exist"}:
-            shutil.rmtree(repository)
+            fetch(file, _Observer(file, check_space, update))
+            print(f"fetched  {file.target}")

@@ -1,180 +1,316 @@
-"""Commands that have the system keep swapd running: their options, and no more.
-
-The fallback where there is no service manager: cron calls `start` every hour.
-"""
+"""`service`: run swapd under launchd on macOS or a systemd user unit on Linux."""
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
-from typing import Annotated
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple
 
 import typer
 
-from swapd.cli.output import FailedError, command
-from swapd.paths import Paths, find_paths
+from swapd.cli.output import FailedError, command, print_error
+from swapd.paths import Paths, find_paths, template_directory
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, do nothing.")]
-
-SERVICE = "Have launchd or systemd run swapd, from every login on."
-CRON = "Have cron start swapd every hour."
-
-
-def service_install(dry_run: DryRun = False) -> None:
-    """Install the service and start it."""
-    from swapd.cli import service_manager
-
-    raise typer.Exit(service_manager.install(dry_run))
-
-
-def service_uninstall(dry_run: DryRun = False) -> None:
-    """Stop the service and remove it."""
-    from swapd.cli import service_manager
-
-    raise typer.Exit(service_manager.uninstall(dry_run))
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the files and commands without running them.")
+]
+UNIT = "swapd.service"
+START_TIMEOUT = 60.0
+"""Seconds until the service must respond; systemd waits by itself, launchd does not."""
+NOT_INSTALLED = 3
+"""Exit status of `service status` without a service."""
+_PID = r"(?m)(?:^MainPID=|^\s*pid = )([1-9]\d*)$"
+"""Pattern of the main process in the output of both managers."""
+Command = tuple[str, ...]
 
 
-def service_start(dry_run: DryRun = False) -> None:
-    """Start the installed service."""
-    from swapd.cli import service_manager
+class Manager(NamedTuple):
+    """Commands and service file of a service manager."""
 
-    raise typer.Exit(service_manager.start(dry_run))
-
-
-def service_stop(dry_run: DryRun = False) -> None:
-    """Stop it; it stays installed."""
-    from swapd.cli import service_manager
-
-    raise typer.Exit(service_manager.stop(dry_run))
-
-
-def service_status(dry_run: DryRun = False) -> None:
-    """Show what the service manager says.
-
-    Exit status 3: not installed.
-    """
-    from swapd.cli import service_manager
-
-    raise typer.Exit(service_manager.status(dry_run))
+    file: Path
+    """Path of the service file of this user."""
+    text: str
+    """Content of the service file."""
+    install: tuple[Command, ...]
+    """Commands after the file is written."""
+    uninstall: tuple[Command, ...]
+    """Commands before the file is removed; may fail when nothing runs."""
+    after: tuple[Command, ...]
+    """Commands after the file is removed."""
+    start: Command
+    stop: Command
+    status: Command
+    pid: Command
+    """Command that prints the pid of the main process, in the form of `_PID`."""
+    linger: Command = ()
+    """Command that lets the user's services run without a login; empty: not needed."""
 
 
-def cron_install(dry_run: DryRun = False) -> None:
-    """Add the line to your crontab, and start swapd now."""
-
-    raise typer.Exit(install(dry_run))
-
-
-def cron_uninstall(dry_run: DryRun = False) -> None:
-    """Take the line out again; a swapd that runs goes on."""
-
-    raise typer.Exit(uninstall(dry_run))
-
-
-def cron_status() -> None:
-    """Show the line.
-
-    Exit status 3: there is none.
-    """
-
-    raise typer.Exit(status())
+def group() -> typer.Typer:
+    """Return the group of commands about the service."""
+    app = typer.Typer(
+        help="Let launchd or systemd run swapd, from every login on.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    )
+    app.command("install")(install)
+    app.command("uninstall")(uninstall)
+    app.command("start")(start)
+    app.command("stop")(stop)
+    app.command("status")(status)
+    return app
 
 
-def groups() -> dict[str, typer.Typer]:
-    """The two groups of commands by name."""
-    service = typer.Typer(help=SERVICE, no_args_is_help=True, rich_markup_mode=None)
-    service.command("install")(service_install)
-    service.command("uninstall")(service_uninstall)
-    service.command("start")(service_start)
-    service.command("stop")(service_stop)
-    service.command("status")(service_status)
-    cron = typer.Typer(help=CRON, no_args_is_help=True, rich_markup_mode=None)
-    cron.command("install")(cron_install)
-    cron.command("uninstall")(cron_uninstall)
-    cron.command("status")(cron_status)
-    return {"service": service, "cron": cron}
-
-
-MARK = "# swapd: keep it running"
-
-
-def line_for(home: Paths) -> str:
-    """The line in the user's crontab."""
-    variables = {
-        "SWAPD_HOME": str(home.folder),
-        "SWAPD_COMMAND": command(),
+def render(template: str, paths: Paths, quote: Callable[[str], str]) -> str:
+    """Fill in the placeholders of a template, each quoted by `quote`."""
+    text = (template_directory() / template).read_text(encoding="utf-8")
+    for name, value in {
+        "PYTHON": sys.executable,
+        "HOME": str(paths.folder),
+        "COMMAND": command(),
         "PATH": os.environ.get("PATH", os.defpath),
-    }
-    words = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
-    words += [shlex.quote(sys.executable), "-I", "-m", "swapd", "start"]
-    # To cron, a bare % is the end of a line.
-    called = " ".join(words).replace("%", "\\%")
-    return f"0 * * * * {called} >/dev/null 2>&1 {MARK}"
+    }.items():
+        text = text.replace(f"@{name}@", quote(value))
+    return text
 
 
-def install(dry_run: bool) -> int:
-    """Have swapd started every hour if it does not run, and now."""
-    wanted = line_for(find_paths())
+def systemd(paths: Paths, environ: Mapping[str, str]) -> Manager:
+    """Return the manager for a systemd unit of this user."""
+    folder = Path(environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    systemctl = ("systemctl", "--user")
+    return Manager(
+        file=folder / "systemd/user" / UNIT,
+        text=render(f"systemd/{UNIT}", paths, quote_for_systemd),
+        install=((*systemctl, "daemon-reload"), (*systemctl, "enable", "--now", UNIT)),
+        uninstall=((*systemctl, "disable", "--now", UNIT),),
+        after=((*systemctl, "daemon-reload"),),
+        start=(*systemctl, "start", UNIT),
+        stop=(*systemctl, "stop", UNIT),
+        status=(*systemctl, "--no-pager", "status", UNIT),
+        pid=(*systemctl, "show", "--property=MainPID", UNIT),
+        linger=("loginctl", "enable-linger"),
+    )
+
+
+def quote_for_systemd(text: str) -> str:
+    """Escape the text for quotes in a unit, where `$` has no meaning."""
+    for character, escaped in (("\\", "\\\\"), ('"', '\\"'), ("%", "%%")):
+        text = text.replace(character, escaped)
+    return text
+
+
+def launchd(paths: Paths) -> Manager:
+    """Return the manager for a launchd agent of this user."""
+    from xml.sax.saxutils import escape
+
+    domain = f"gui/{os.getuid()}"
+    file = Path.home() / "Library/LaunchAgents/swapd.plist"
+    return Manager(
+        file=file,
+        text=render("launchd/swapd.plist", paths, escape),
+        install=(("launchctl", "bootstrap", domain, str(file)),),
+        uninstall=(("launchctl", "bootout", f"{domain}/swapd"),),
+        after=(),
+        start=("launchctl", "kickstart", f"{domain}/swapd"),
+        stop=("launchctl", "kill", "SIGTERM", f"{domain}/swapd"),
+        status=("launchctl", "print", f"{domain}/swapd"),
+        pid=("launchctl", "print", f"{domain}/swapd"),
+    )
+
+
+def _manager(paths: Paths) -> Manager:
+    return launchd(paths) if sys.platform == "darwin" else systemd(paths, os.environ)
+
+
+def install(dry_run: DryRun = False) -> int:
+    """Install the service and start it."""
+    from swapd.cli.client import running
+
+    paths = find_paths()
+    manager = _manager(paths)
     if dry_run:
-        print(wanted)
+        print(f"# {manager.file}\n{manager.text}")
+        for words in (*manager.install, manager.linger):
+            if words:
+                print(f"# then: {shlex.join(words)}")
         return 0
-    before = _read()
-    after = [*_others(before), wanted]
-    if after != before:
-        _write(after)
-    print(f"cron starts swapd every hour; {command()} cron uninstall ends that")
-    from swapd.cli import start_stop
-
-    return start_stop.start("", 0, None)
-
-
-def uninstall(dry_run: bool) -> int:
-    """Take the line out of the crontab; a swapd that runs goes on."""
-    before = _read()
-    after = _others(before)
-    if dry_run:
-        for line in before:
-            if line not in after:
-                print(f"# would be removed: {line}")
-    elif after == before:
-        print("cron does not start swapd")
-    else:
-        _write(after)
-        print("cron does not start swapd any more")
+    _require(manager)
+    holder = running(paths)
+    if holder is not None and not manager.file.exists():
+        message = f"swapd runs already (pid {holder.pid}); end it first: {command()} stop"
+        raise FailedError(message)
+    before = manager.file.read_bytes() if manager.file.exists() else None
+    if before == manager.text.encode():
+        print(f"installed already: {manager.file}")
+        return start()
+    if before is not None:
+        # A changed file takes effect only when the service is started again.
+        for words in manager.uninstall:
+            _try(words, report=False)
+    manager.file.parent.mkdir(parents=True, exist_ok=True)
+    manager.file.write_text(manager.text, encoding="utf-8")
+    try:
+        for words in manager.install:
+            _run(words)
+    except FailedError:
+        if before is None:
+            _remove(manager, report=False)
+        else:
+            manager.file.write_bytes(before)
+        raise
+    print(f"installed {manager.file}")
+    _print_address(paths)
+    _enable_linger(manager)
     return 0
 
 
-def status() -> int:
-    """Whether the line is there; exit status 3: it is not."""
-    before = _read()
-    ours = [line for line in before if line.endswith(MARK)]
-    print("\n".join(f"✓ {line}" for line in ours) or "✗ cron does not start swapd")
-    return 0 if ours else 3
+def _print_address(paths: Paths) -> None:
+    """Wait until the service responds, and print its address. Raises FailedError."""
+    from swapd.cli.client import running
+
+    pause = threading.Event()
+    for _ in range(int(START_TIMEOUT / 0.1)):
+        if (holder := running(paths)) is not None:
+            print(f"swapd runs at {holder.endpoint} (pid {holder.pid})")
+            return
+        pause.wait(0.1)
+    message = f"the service does not respond after {START_TIMEOUT:g} s"
+    raise FailedError(f"{message}: see {command()} service status and {paths.logs / 'swapd.log'}")
 
 
-def _others(lines: list[str]) -> list[str]:
-    return [line for line in lines if not line.endswith(MARK)]
-
-
-def _read() -> list[str]:
-    """The crontab's lines; none when there is no crontab yet."""
-    done = _crontab(["-l"])
-    if done.returncode != 0 and "no crontab" not in done.stderr:
-        raise FailedError(f"crontab -l failed: {done.stderr.strip() or done.returncode}")
-    return done.stdout.splitlines()
-
-
-def _write(lines: list[str]) -> None:
-    done = _crontab(["-"], "".join(f"{line}\n" for line in lines))
-    if done.returncode != 0:
-        raise FailedError(f"the crontab was not changed: {done.stderr.strip() or done.returncode}")
-
-
-def _crontab(words: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
+def _enable_linger(manager: Manager) -> None:
+    """Let the service run without a login, where that needs a command, which may be denied."""
+    if not manager.linger:
+        return
     try:
-        return subprocess.run(
-            ["crontab", *words], input=text, capture_output=True, text=True, check=False
-        )
+        _run(manager.linger)
+    except FailedError as error:
+        print_error(f"it will run only while you are logged in: {error}")
+    else:
+        print("it runs from the boot of the machine on, also while you are not logged in")
+
+
+def uninstall(dry_run: DryRun = False) -> int:
+    """Stop the service and remove it."""
+    manager = _manager(find_paths())
+    if dry_run:
+        for words in (*manager.uninstall, ("rm", str(manager.file)), *manager.after):
+            print(f"# {shlex.join(words)}")
+        return 0
+    if not manager.file.exists():
+        print("the service is not installed")
+        return 0
+    _require(manager)
+    _remove(manager, report=True)
+    print(f"removed {manager.file}")
+    return 0
+
+
+def _remove(manager: Manager, report: bool) -> None:
+    """Stop the service and remove its file; failed commands are reported on request."""
+    for words in manager.uninstall:
+        _try(words, report)
+    manager.file.unlink()
+    for words in manager.after:
+        _try(words, report)
+
+
+def _try(words: Command, report: bool) -> None:
+    try:
+        _run(words)
+    except FailedError as error:
+        if report:
+            print_error(str(error))
+
+
+def start(dry_run: DryRun = False) -> int:
+    """Start the installed service."""
+    from swapd.cli.client import running
+
+    paths = find_paths()
+    manager = _manager(paths)
+    if dry_run:
+        print(f"# {shlex.join(manager.start)}")
+        return 0
+    if (holder := running(paths)) is not None:
+        print(f"swapd runs already at {holder.endpoint} (pid {holder.pid})")
+        return 0
+    _require_installed(manager)
+    _run(manager.start)
+    _print_address(paths)
+    return 0
+
+
+def is_installed(paths: Paths) -> bool:
+    """Return True if this user has a service, for this data directory or another."""
+    return _manager(paths).file.exists()
+
+
+def is_managed(paths: Paths, pid: int) -> bool:
+    """Return True if the service manager runs this process."""
+    manager = _manager(paths)
+    if not manager.file.exists() or shutil.which(manager.pid[0]) is None:
+        return False
+    done = subprocess.run(manager.pid, capture_output=True, text=True, check=False)
+    return str(pid) in re.findall(_PID, done.stdout)
+
+
+def stop(dry_run: DryRun = False) -> int:
+    """Stop the service; it stays installed."""
+    manager = _manager(find_paths())
+    if dry_run:
+        print(f"# {shlex.join(manager.stop)}")
+        return 0
+    _require_installed(manager)
+    _run(manager.stop)
+    print("the service was stopped")
+    return 0
+
+
+def status(dry_run: DryRun = False) -> int:
+    """Show the status from the service manager.
+
+    Exit status 3: not installed.
+    """
+    manager = _manager(find_paths())
+    if dry_run:
+        print(f"# {shlex.join(manager.status)}")
+        return 0
+    if not manager.file.exists():
+        print("✗ the service is not installed")
+        return NOT_INSTALLED
+    _require(manager)
+    print(f"✓ {manager.file}", flush=True)
+    return subprocess.run(manager.status, check=False).returncode
+
+
+def _require_installed(manager: Manager) -> None:
+    if not manager.file.exists():
+        message = f"the service is not installed; {command()} service install installs it"
+        raise FailedError(message)
+    _require(manager)
+
+
+def _require(manager: Manager) -> None:
+    tool = manager.start[0]
+    if shutil.which(tool) is None:
+        message = f"there is no {tool} on this machine; {command()} cron install needs none"
+        raise FailedError(message)
+
+
+def _run(words: Sequence[str]) -> None:
+    """Run a command of the service manager. Raises FailedError with its output."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
-        raise FailedError("there is no crontab on this machine: cron is not installed") from error
+        raise FailedError(f"there is no {words[0]} on this machine") from error
+    if done.returncode != 0:
+        output = (done.stderr or done.stdout).strip().replace("\n", " ")
+        raise FailedError(f"{shlex.join(words)} failed: {output or done.returncode}")

@@ -1,4 +1,4 @@
-"""`simulate`: the options; what it does stands in `swapd.simulation`."""
+"""`simulate`: options of the simulation; `swapd.simulation` does the work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 
-def simulate(  # noqa: PLR0913, PLR0917  each is one of the simulation's own options
+def simulate(  # noqa: PLR0913, PLR0917  each is an option of the simulation
     trace: Annotated[
         list[Path] | None,
         typer.Option(
@@ -16,10 +16,11 @@ def simulate(  # noqa: PLR0913, PLR0917  each is one of the simulation's own opt
         ),
     ] = None,
     made: Annotated[
-        str, typer.Option(help="Made traces instead, between commas; default all.", metavar="NAMES")
+        str,
+        typer.Option(help="Synthetic traces, separated by commas; default all.", metavar="NAMES"),
     ] = "",
     policies: Annotated[
-        str, typer.Option(help="Policies to compare, between commas.", metavar="NAMES")
+        str, typer.Option(help="Policies to compare, separated by commas.", metavar="NAMES")
     ] = "",
     memory: Annotated[
         float, typer.Option(help="Memory for models.", metavar="GIB", min=0.1)
@@ -31,26 +32,26 @@ def simulate(  # noqa: PLR0913, PLR0917  each is one of the simulation's own opt
         ),
     ] = None,
     hours: Annotated[
-        float, typer.Option(help="Length of made traces.", metavar="HOURS", min=0.01)
+        float, typer.Option(help="Length of synthetic traces.", metavar="HOURS", min=0.01)
     ] = 24.0,
-    seed: Annotated[int, typer.Option(help="Seed of made traces.", metavar="NUMBER")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of synthetic traces.", metavar="NUMBER")] = 1,
     slots: Annotated[
-        int, typer.Option(help="Requests at once a model.", metavar="NUMBER", min=1)
+        int, typer.Option(help="Concurrent requests per model.", metavar="NUMBER", min=1)
     ] = 4,
     ttl: Annotated[
         float, typer.Option(help="Time to live, for ttl and lru-ttl.", metavar="SECONDS")
     ] = 1800.0,
     max_wait: Annotated[
-        float, typer.Option(help="Longest turn of a loaded model.", metavar="SECONDS")
+        float, typer.Option(help="Longest time slice of a loaded model.", metavar="SECONDS")
     ] = 60.0,
     charts: Annotated[
         Path | None, typer.Option(help="Folder for charts; needs matplotlib.", metavar="FOLDER")
     ] = None,
     save: Annotated[
-        Path | None, typer.Option(help="Folder to write made traces to.", metavar="FOLDER")
+        Path | None, typer.Option(help="Folder for the synthetic traces.", metavar="FOLDER")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON for each run.")] = False,
-) -> None:
+) -> int:
     """Replay a trace of requests under several policies."""
     from swapd.simulation.run import main
 
@@ -64,4 +65,4 @@ def simulate(  # noqa: PLR0913, PLR0917  each is one of the simulation's own opt
     argv += ["--charts", str(charts)] if charts else []
     argv += ["--save", str(save)] if save else []
     argv += ["--json"] if as_json else []
-    raise typer.Exit(main(argv))
+    return main(argv)

@@ -1,4 +1,4 @@
-"""Start, serve, stop and restart. Each returns its exit status."""
+"""`start`, `serve`, `stop` and `restart`."""
 
 from __future__ import annotations
 
@@ -10,22 +10,101 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import msgspec
-import psutil
-
-from swapd.cli.client import NoAnswerError, get, running
+from swapd.cli.options import Config, Host, Now, Port
 from swapd.cli.output import SPINNER_DELAY, FailedError, command, print_error
-from swapd.cli.sync import sync_models
-from swapd.library.generate import is_generated
 from swapd.paths import Paths, find_paths
-from swapd.system.lockfile import LockHolder, read_holder, wait_until_free
+
+if TYPE_CHECKING:
+    from swapd.system.lockfile import LockHolder
 
 DAEMON = [sys.executable, "-I", "-m", "swapd.daemon"]
+MAX_LISTED = 12
+"""Models listed by name."""
+LOG_TAIL = 15
+"""Lines of the daemon's output that a failed start shows."""
 
 
-def _daemon_arguments(host: str, port: int, config: Path | None) -> list[str]:
+def start(host: Host = "", port: Port = None, config: Config = None) -> int:
+    """Start swapd in the background and wait until it is ready."""
+    from swapd.cli.client import running
+    from swapd.cli.service import is_installed
+    from swapd.system.lockfile import wait_until_free
+
+    paths = find_paths()
+    if (holder := running(paths)) is not None and holder.closing:
+        print_error("swapd is shutting down; it is started again after that")
+        wait_until_free(paths.state)
+        holder = None
+    if holder is not None:
+        print(_already_running(holder))
+        if host or port or config:
+            print_error(f"it keeps the options it was started with: {command()} stop ends it")
+        return 0
+    _prepare_config(paths, config)
+    if is_installed(paths):
+        managed = f"with {command()} service start it would be"
+        print_error(f"this swapd is not restarted after a failure; {managed}")
+    return _start_and_report(paths, _daemon_arguments(host, port, config))
+
+
+def serve(host: Host = "", port: Port = None, config: Config = None) -> int:
+    """Run swapd in the foreground, for service managers."""
+    _prepare_config(find_paths(), config)
+    # exec drops the libraries of the command line: the daemon needs less memory without them.
+    os.execv(sys.executable, [*DAEMON, *_daemon_arguments(host, port, config)])
+
+
+def stop(now: Now = False) -> int:
+    """Stop swapd and its workers after the running requests."""
+    if _stop(find_paths(), now) is None:
+        print("swapd is not running")
+    else:
+        print("swapd has stopped")
+    return 0
+
+
+def restart(now: Now = False) -> int:
+    """Stop swapd and start it again with the same options."""
+    from swapd.cli import service
+    from swapd.cli.client import running
+
+    paths = find_paths()
+    if (holder := running(paths)) is not None:
+        managed = service.is_managed(paths, holder.pid)
+        if not managed:
+            _require_background(holder)
+        _require_usable_config(paths, holder, _environment(holder) if managed else os.environ)
+        if managed:
+            _stop(paths, now)
+            return service.start()
+        _restore_address(holder)
+    arguments = _stop(paths, now)
+    if arguments is None or "--config" not in arguments:
+        _prepare_config(paths, None)
+    return _start_and_report(paths, arguments or [])
+
+
+def ensure_running(paths: Paths) -> LockHolder:
+    """Start the daemon if it does not run, and report that on standard error.
+
+    Raises FailedError.
+    """
+    from swapd.cli.client import running
+
+    if (holder := running(paths)) is not None:
+        return holder
+    _prepare_config(paths, None, print_error)
+    _spawn(paths, [])
+    holder = running(paths)
+    if holder is None:
+        raise _start_failure(paths)
+    print_error(f"started at {holder.endpoint}; {command()} stop ends it")
+    return holder
+
+
+def _daemon_arguments(host: str, port: int | None, config: Path | None) -> list[str]:
     arguments = []
     if host:
         arguments += ["--host", host]
@@ -36,182 +115,127 @@ def _daemon_arguments(host: str, port: int, config: Path | None) -> list[str]:
     return arguments
 
 
-def _prepare(home: Paths, config: Path | None, say: Callable[[str], None] = print) -> None:
-    """Bring the configuration up to date where it is a sync's; raises FailedError if there is none.
+def _prepare_config(
+    paths: Paths, config: Path | None, output: Callable[[str], None] = print
+) -> None:
+    """Sync a generated or missing config.yaml. Raises FailedError when there is no configuration.
 
-    What changed is said; where a sync can't be done, what it wrote before is good enough.
+    Changes are reported. A failed sync leaves the last generated configuration in use.
     """
+    from swapd.cli.sync import run_sync
+    from swapd.library.generate import is_generated
+
     if config is not None:
         if not config.is_file():
-            what = f"{config} is no file" if config.exists() else f"there is no {config}"
-            raise FailedError(f"{what}, so no configuration")
-    elif not home.config.is_file():
-        sync_models(force=False, say=say, files=False)
-    elif is_generated(home.config):
+            reason = f"{config} is no file" if config.exists() else f"there is no {config}"
+            raise FailedError(f"{reason}, so no configuration")
+    elif not paths.config.is_file():
+        run_sync(output=output, files=False)
+    elif is_generated(paths.config):
         lines: list[str] = []
         try:
-            if sync_models(force=False, say=lines.append, files=False).written:
-                say("\n".join(lines))
+            if run_sync(output=lines.append, files=False).written:
+                output("\n".join(lines))
         except FailedError as error:
-            print_error(f"{error}\nwhat {home.config} says goes on counting")
+            print_error(f"{error}\n{paths.config} stays in use as it is")
 
 
-def serve(host: str, port: int, config: Path | None) -> int:
-    """Become the daemon, in the foreground. Returns only when that is not possible."""
-    _prepare(find_paths(), config)
-    # The command line's own libraries are left behind: the daemon is smaller without them.
-    os.execv(sys.executable, [*DAEMON, *_daemon_arguments(host, port, config)])
+def _start_and_report(paths: Paths, arguments: list[str]) -> int:
+    from swapd.cli.client import running
 
-
-def start(host: str, port: int, config: Path | None) -> int:
-    """Start the daemon in the background; return when it answers or has failed."""
-    from swapd.cli import service_manager
-
-    home = find_paths()
-    if (holder := running(home)) is not None and holder.closing:
-        print_error("it is shutting down; waiting for that before starting it anew")
-        wait_until_free(home.state)
-        holder = None
-    if holder is not None:
-        print(_already(holder))
-        if host or port or config:
-            print_error(f"it keeps what it was started with: {command()} stop ends it")
-        return 0
-    _prepare(home, config)
-    if service_manager.is_installed(home):
-        print_error(f"nobody starts this one again if it fails; {command()} service start would")
-    return _started(home, _daemon_arguments(host, port, config))
-
-
-def ensure_running(home: Paths) -> LockHolder:
-    """Start the daemon if it does not run, saying so on standard error. Raises FailedError."""
-    if (holder := running(home)) is not None:
-        return holder
-    _prepare(home, None, print_error)
-    _spawn(home, [])
-    holder = running(home)
+    message = _spawn(paths, arguments)
+    holder = running(paths)
     if holder is None:
-        raise _failure(home)
-    print_error(f"started at {holder.endpoint}; {command()} stop ends it")
-    return holder
-
-
-def _started(home: Paths, arguments: list[str]) -> int:
-    word = _spawn(home, arguments)
-    holder = running(home)
-    if holder is None:
-        raise _failure(home)
-    if "endpoint" in word:
-        _introduce(holder)
-        for risk in word["risks"]:
+        raise _start_failure(paths)
+    if "endpoint" in message:
+        _print_introduction(holder)
+        for risk in message["risks"]:
             print_error(risk)
     else:
-        # Somebody else's start won the race for the lock.
-        print(_already(holder))
+        # A concurrent start won the race for the lock.
+        print(_already_running(holder))
     return 0
 
 
-def _already(holder: LockHolder) -> str:
+def _already_running(holder: LockHolder) -> str:
     return f"swapd runs already at {holder.endpoint} (pid {holder.pid})"
 
 
-def _output(home: Paths) -> Path:
-    return home.logs / "start.log"
+def _output_file(paths: Paths) -> Path:
+    return paths.logs / "start.log"
 
 
-def _failure(home: Paths) -> FailedError:
-    lines = _output(home).read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+def _start_failure(paths: Paths) -> FailedError:
+    output = _output_file(paths)
+    lines = output.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL:]
     print("\n".join(lines), file=sys.stderr)
-    return FailedError(f"it did not start; its output is in {_output(home)}")
+    return FailedError(f"it did not start; its output is in {output}")
 
 
-def _spawn(home: Paths, arguments: list[str]) -> dict[str, Any]:
-    """Start the daemon in a session of its own and hear its one word: how the start went."""
-    home.logs.mkdir(parents=True, exist_ok=True)
-    hear, tell = os.pipe()
-    with _output(home).open("wb") as file:
+def _spawn(paths: Paths, arguments: list[str]) -> dict[str, Any]:
+    """Start the daemon in its own process group; return its ready message, empty if it failed."""
+    import msgspec
+
+    paths.logs.mkdir(parents=True, exist_ok=True)
+    reader, writer = os.pipe()
+    with _output_file(paths).open("wb") as file:
         process = subprocess.Popen(
-            [*DAEMON, "--ready-fd", str(tell), *arguments],
+            [*DAEMON, "--ready-fd", str(writer), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
-            pass_fds=(tell,),
+            pass_fds=(writer,),
             start_new_session=True,
         )
-    os.close(tell)
-    with os.fdopen(hear, "rb") as pipe:
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
         line = pipe.readline()
-    word: dict[str, Any] = msgspec.json.decode(line) if line.endswith(b"\n") else {}
-    if "endpoint" not in word:
-        process.wait()  # So that all it has to say is written.
-    return word
+    message: dict[str, Any] = msgspec.json.decode(line) if line.endswith(b"\n") else {}
+    if "endpoint" not in message:
+        process.wait()  # After its end, its output is complete.
+    return message
 
 
-def _introduce(holder: LockHolder) -> None:
+def _print_introduction(holder: LockHolder) -> None:
+    """Print address, log, models and a command to try."""
+    import msgspec
+
+    from swapd.cli.client import NoResponseError, get
+
     print(f"swapd runs at {holder.endpoint} (pid {holder.pid})")
     print(f"log     {holder.log}")
     try:
         names = [m["id"] for m in get(holder, "/v1/models")["data"]]
-    except NoAnswerError as error:
+    except NoResponseError as error:
         print_error(str(error))
         return
     if not names:
         print(f"models  none: put GGUF files into MODELS_DIR and run {command()} sync")
         return
-    print(f"models  {', '.join(names[:12])}{' …' if len(names) > 12 else ''}")
+    more = " …" if len(names) > MAX_LISTED else ""
+    print(f"models  {', '.join(names[:MAX_LISTED])}{more}")
     example = "bard" if "bard" in names else names[0]
     body = {"model": example, "messages": [{"role": "user", "content": "Who goes there?"}]}
     text = msgspec.json.format(msgspec.json.encode(body), indent=0).decode()
-    quoted = shlex.quote(text)
-    print(f"try     curl {holder.endpoint}/v1/chat/completions -d {quoted}")
+    print(f"try     curl {holder.endpoint}/v1/chat/completions -d {shlex.quote(text)}")
 
 
-def stop(now: bool) -> int:
-    """End the daemon and wait until it is gone."""
-    home = find_paths()
-    if _stopped(home, now) is None:
-        print("swapd is not running")
-    else:
-        print("swapd has stopped")
-    return 0
+def _require_usable_config(paths: Paths, holder: LockHolder, environ: Mapping[str, str]) -> None:
+    """Raise FailedError when swapd could not start again with its configuration."""
+    from swapd.cli.catalog import read_config
 
-
-def restart(now: bool) -> int:
-    """Stop, then start with the arguments it ran with, by the service manager if that runs it."""
-    from swapd.cli import service_manager
-
-    home = find_paths()
-    if (holder := running(home)) is not None:
-        kept = service_manager.keeps(home, holder.pid)
-        if not kept:
-            _require_background(holder)
-        _require_usable(home, holder, _environment(holder) if kept else os.environ)
-        if kept:
-            _stopped(home, now)
-            return service_manager.start(dry_run=False)
-        _take_over_address(holder)
-    before = _stopped(home, now)
-    if before is None or "--config" not in before:
-        _prepare(home, None)
-    return _started(home, before or [])
-
-
-def _require_usable(home: Paths, holder: LockHolder, environ: Mapping[str, str]) -> None:
-    """Raises FailedError where what it would be started with again can't be used."""
-    from swapd.cli.config import read
-
-    config = Path(holder.config) if holder.config else home.config
-    if config == home.config and not config.exists():
-        return  # The next start makes it.
+    config = Path(holder.config) if holder.config else paths.config
+    if config == paths.config and not config.exists():
+        return  # The next start creates it.
     try:
-        read(home, config, environ)
+        read_config(paths, config, environ)
     except FailedError as error:
-        raise FailedError(f"it was not stopped, for it could not start again: {error}") from error
+        message = f"swapd was not stopped, since it could not start again: {error}"
+        raise FailedError(message) from error
 
 
-def _take_over_address(holder: LockHolder) -> None:
-    """The environment that it was started in may have said where it listens; ours, if it does
-    too, is heeded first."""
+def _restore_address(holder: LockHolder) -> None:
+    """Copy the address variables of the running swapd, unless the environment sets them."""
     environ = _environment(holder)
     for names in (("SWAPD_HOST",), ("SWAPD_PORT", "LLAMA_SWAP_PORT")):
         if not any(os.environ.get(name) for name in names):
@@ -219,7 +243,9 @@ def _take_over_address(holder: LockHolder) -> None:
 
 
 def _environment(holder: LockHolder) -> dict[str, str]:
-    """What it was started in; nothing where the system does not tell."""
+    """Return the environment of the running swapd; empty where the system does not allow it."""
+    import psutil
+
     process = holder.alive()
     try:
         return process.environ() if process is not None else {}
@@ -228,20 +254,22 @@ def _environment(holder: LockHolder) -> dict[str, str]:
 
 
 def _require_background(holder: LockHolder) -> None:
-    """Raises FailedError where somebody else holds it in the foreground, who should restart it."""
+    """Raise FailedError for a swapd in the foreground, which its parent should restart."""
     process = holder.alive()
     if process is not None and "--ready-fd" not in process.cmdline():
         parent = process.parent()
-        whose = f" of {parent.name()} (pid {parent.pid})" if parent is not None else ""
+        suffix = f" of {parent.name()} (pid {parent.pid})" if parent is not None else ""
         raise FailedError(
-            f"swapd (pid {holder.pid}) runs in the foreground{whose}: restart it there,"
+            f"swapd (pid {holder.pid}) runs in the foreground{suffix}: restart it there,"
             f" or end it with {command()} stop and then {command()} start"
         )
 
 
-def _stopped(home: Paths, now: bool) -> list[str] | None:
-    """End the daemon; the arguments it ran with, or None when it did not run."""
-    holder = read_holder(home.state)
+def _stop(paths: Paths, now: bool) -> list[str] | None:
+    """Stop the daemon; return its arguments, or None when it did not run."""
+    from swapd.system.lockfile import read_holder, wait_until_free
+
+    holder = read_holder(paths.state)
     process = holder.alive() if holder is not None else None
     if process is None:
         return None
@@ -252,12 +280,12 @@ def _stopped(home: Paths, now: bool) -> list[str] | None:
     if now:
         process.send_signal(signal.SIGQUIT)
     elif holder is not None and not holder.closing:
-        # A second SIGTERM would mean "at once", which nobody has asked for.
+        # A second SIGTERM would abort the running requests.
         process.send_signal(signal.SIGTERM)
     hint = f"running requests to end; {command()} stop --now does not wait for them"
-    told = f"waiting for {'the workers to be gone' if now else hint}"
-    reminder = threading.Timer(SPINNER_DELAY, print, [told])
+    message = f"waiting for {'the workers to exit' if now else hint}"
+    reminder = threading.Timer(SPINNER_DELAY, print, [message])
     reminder.start()
-    wait_until_free(home.state)
+    wait_until_free(paths.state)
     reminder.cancel()
     return arguments

@@ -1,11 +1,10 @@
-"""Which models there are: what all sources offer, looked into, told apart and named.
+"""Discover models: read the files of all sources, merge duplicates and assign names.
 
-Files that are no model of their own (projectors, adapters, later parts) and files that cannot be
-used are told with the reason; none of them stops the rest.
+Files that are no model on their own (projectors, adapters, later parts) and unusable files are
+reported with the reason; none of them stops the rest.
 
-Which projector of several belongs to a model, by their names. Pure.
-
-A projector turns images or sound into a model's tokens, and comes as a file of its own.
+A projector turns images or sound into a model's tokens and is a separate file. File names decide
+which projector belongs to a model.
 """
 
 from __future__ import annotations
@@ -26,32 +25,34 @@ from swapd.library.sources import folders, huggingface, ollama
 from swapd.library.sources.base import Candidate, ScanResult, SkippedFile, skip_reason
 
 _PREFERRED = ("F16", "BF16", "Q8_0", "F32")
-"""The best of several projectors that differ in precision alone is the first of these."""
+"""Precisions of projectors, the preferred first."""
 _T = TypeVar("_T")
 
 
 def is_projector_name(stem: str) -> bool:
-    """Whether a file is called as projectors are."""
+    """Return True if a file's name is that of a projector."""
     return "mmproj" in stem.lower()
 
 
-def owner_of(stem: str) -> str:
-    """The model's name within a projector's, if there is one: `eye` in `mmproj-eye-f16`."""
+def projector_owner(stem: str) -> str:
+    """Return the model's name within a projector's: `eye` in `mmproj-eye-f16`; empty for none."""
     stem = re.sub(r"mmproj|model", "", stem.lower())
     return re.sub(r"[-_.](?:b?f16|f32|q8_0)$", "", stem).strip("-_.")
 
 
-def rank(quantisation: str) -> int:
-    """The better one has the lower rank."""
+def precision_rank(quantisation: str) -> int:
+    """Return the rank of a projector's precision; lower is better."""
     kind = quantisation.upper()
     return _PREFERRED.index(kind) if kind in _PREFERRED else len(_PREFERRED)
 
 
-def suiting(model: str, projectors: Iterable[tuple[str, _T]], others: Iterable[str]) -> list[_T]:
-    """Of projectors with the names in theirs, those that may belong to the model of this stem.
+def matching_projectors(
+    model: str, projectors: Iterable[tuple[str, _T]], others: Iterable[str]
+) -> list[_T]:
+    """Return the projectors, given with their owners, that may belong to the model of this stem.
 
-    One that bears the beginning of a model's name is only for models that begin so; `others` are
-    the stems of all models beside.
+    A projector whose owner is the beginning of a model's name is only for models that begin so;
+    `others` are the stems of all models in the same folder.
     """
     stems = [stem.lower() for stem in others]
     pairs = list(projectors)
@@ -66,43 +67,43 @@ DEMO = "demo"
 
 @dataclass(frozen=True, slots=True)
 class DiscoveredModel:
-    """A model and the file (of several, the first) that holds it."""
+    """A model and its file, of several the first."""
 
     bare: str
-    """Its name without prefix."""
+    """Name without prefix."""
     path: Path
     facts: MemoryFactors
     demo: bool = False
-    """Shipped with the project: has no prefix."""
+    """True if it is shipped with the project, so that its name has no prefix."""
     source: str = ""
-    """Where it comes from, for people."""
+    """Name of its source, for display."""
     card: ModelInfo = field(default_factory=ModelInfo)
     aliases: tuple[str, ...] = ()
-    """Names, without prefix, by which its sources know it; each is this model's alone."""
+    """Names, without prefix, from its sources; each is this model's alone."""
     known_as: tuple[str, ...] = ()
-    """What its sources' own programs call it, whoever else they call so."""
+    """Names in the programs of its sources; other models may have the same."""
     projector: Path | None = None
     adapters: tuple[Path, ...] = ()
-    """Files that are always in use with it."""
+    """Adapter files that are always loaded with it."""
     elsewhere: tuple[Path, ...] = ()
-    """Where else the same file, or a link to it, was found."""
+    """Other paths of the same file, links included."""
     place: PurePath = field(default_factory=PurePath)
-    """Folders and name as its source has them."""
+    """Folders and name in its source."""
 
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """What a look at the folders found."""
+    """Result of a scan of all sources."""
 
     found: tuple[DiscoveredModel, ...]
     broken: tuple[SkippedFile, ...]
-    """Files that should be models and cannot be used."""
+    """Files that should be models and can't be used."""
     skipped: tuple[SkippedFile, ...]
-    """Files that are well and are no models of their own, or not yet."""
+    """Sound files that are no models on their own, or not yet."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """The name of each file found, by its path: to be handed in at the next look."""
+    """Name of each file found, by its path; the input of the next scan."""
     settles_in: float = 0.0
-    """Seconds until every file that is too young now is old enough, if nobody writes to it."""
+    """Seconds until every file that is too young now is old enough, if it is not written to."""
 
 
 def discover(
@@ -112,53 +113,53 @@ def discover(
     now: float,
     min_age: float,
     cards: ModelInfoCache | None = None,
-    names: Mapping[str, str] | None = None,
-    bridge: Container[Path] = (),
+    previous_names: Mapping[str, str] | None = None,
+    ignored: Container[Path] = (),
 ) -> Discovery:
-    """Look through all folders; one that does not exist holds nothing.
+    """Scan all sources; a missing folder is empty.
 
-    `now` is the time of day that files' ages are counted to, in seconds since the epoch. `cards`
-    are the heads read before, and `names` what `Discovery.names` was. Files in `bridge` are links
-    of swapd's own and so no source of anything.
+    `now` is the time that files' ages refer to, in seconds since the epoch, and `min_age` the least
+    age in seconds. `cards` are the GGUF headers read before, `previous_names` the last
+    `Discovery.names`. Files in `ignored` are links created by swapd and so no models.
     """
-    looks = [
+    scans = [
         *(ollama.scan(store) for store in stores.ollama),
         *(folders.scan(folder, "lm studio") for folder in stores.lmstudio),
         *(huggingface.scan(cache) for cache in stores.hub),
         *(folders.scan(folder, "folder") for folder in stores.folders),
     ]
-    look = _Look(now, min_age, cards or ModelInfoCache(), bridge)
-    shipped = folders.scan_folder(demo_dir, DEMO)
-    look.over(shipped)
-    for looked in looks:
-        look.over(looked)
-    look.join_projectors()
-    found, kept = _named(look.models, names or {})
+    classifier = _Classifier(now, min_age, cards or ModelInfoCache(), ignored)
+    # The demo models come first, so that a copy elsewhere does not hide them.
+    classifier.add(folders.scan_folder(demo_dir, DEMO))
+    for scan in scans:
+        classifier.add(scan)
+    classifier.assign_projectors()
+    found, names = _assign_names(classifier.models, previous_names or {})
     return Discovery(
         found=tuple(sorted(found, key=lambda model: (not model.demo, model.bare))),
-        broken=_sorted(look.broken),
-        skipped=_sorted(look.skipped),
-        names=kept,
-        settles_in=look.settles_in,
+        broken=_sorted(classifier.broken),
+        skipped=_sorted(classifier.skipped),
+        names=names,
+        settles_in=classifier.settles_in,
     )
 
 
-def _sorted(passed: Iterable[SkippedFile]) -> tuple[SkippedFile, ...]:
-    return tuple(sorted(dict.fromkeys(passed), key=lambda one: (one.path, one.reason)))
+def _sorted(files: Iterable[SkippedFile]) -> tuple[SkippedFile, ...]:
+    return tuple(sorted(dict.fromkeys(files), key=lambda one: (one.path, one.reason)))
 
 
 @dataclass
 class _Model:
-    """A file with all offers of it; the first one names it."""
+    """A file with all its candidates; the first one names it."""
 
-    offers: list[Candidate]
+    candidates: list[Candidate]
     facts: MemoryFactors
     card: ModelInfo
     projector: Path | None
 
 
-class _PassedOverError(Exception):
-    """The file is well and no model of its own; the message says why."""
+class _SkippedError(Exception):
+    """A sound file that is no model on its own; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,15 +170,15 @@ class _Projector:
 
     @property
     def owner(self) -> str:
-        """The model's name within the file's, if there is one."""
-        return owner_of(self.path.stem)
+        """Name of its model within the file's; empty for none."""
+        return projector_owner(self.path.stem)
 
 
-class _Look:
-    """Sorts files into models, broken ones and those that are passed over."""
+class _Classifier:
+    """Sorts candidates into models, broken files and skipped files."""
 
     def __init__(
-        self, now: float, min_age: float, cards: ModelInfoCache, bridge: Container[Path]
+        self, now: float, min_age: float, cards: ModelInfoCache, ignored: Container[Path]
     ) -> None:
         self.models: list[_Model] = []
         self.broken: list[SkippedFile] = []
@@ -186,74 +187,77 @@ class _Look:
         self._now = now
         self._min_age = min_age
         self._cards = cards
-        self._bridge = bridge
+        self._ignored = ignored
         self._seen: dict[object, _Model | None] = {}
         self._projectors: dict[Path, list[_Projector]] = {}
 
-    def over(self, looked: ScanResult) -> None:
-        """Take in what one source offers."""
-        self.broken += looked.broken
-        self.skipped += looked.skipped
-        offers = (offer for offer in looked.offers if offer.path not in self._bridge)
-        for offer in sorted(offers, key=_order):
+    def add(self, scan: ScanResult) -> None:
+        """Classify the candidates of one source."""
+        self.broken += scan.broken
+        self.skipped += scan.skipped
+        candidates = (one for one in scan.candidates if one.path not in self._ignored)
+        for candidate in sorted(candidates, key=_order):
             try:
-                self._take(offer)
-            except _PassedOverError as reason:
-                self.skipped.append(SkippedFile(offer.path, str(reason), offer.source))
+                self._add_candidate(candidate)
+            except _SkippedError as reason:
+                self.skipped.append(SkippedFile(candidate.path, str(reason), candidate.source))
             except DamagedModelError as error:
-                self.broken.append(SkippedFile(offer.path, str(error), offer.source))
+                self.broken.append(SkippedFile(candidate.path, str(error), candidate.source))
             except OSError as error:
-                reason_given = skip_reason(offer.path, error)
-                self.broken.append(SkippedFile(offer.path, reason_given, offer.source))
+                message = skip_reason(candidate.path, error)
+                self.broken.append(SkippedFile(candidate.path, message, candidate.source))
 
-    def join_projectors(self) -> None:
-        """Give every model without a projector of its own the best one in its folder.
+    def assign_projectors(self) -> None:
+        """Assign the best projector in its folder to every model without one.
 
-        One that bears the beginning of a model's name is only for models that begin so.
+        A projector whose owner is the beginning of a model's name is only for models that begin so.
         """
         for folder, projectors in self._projectors.items():
-            models = [model for model in self.models if model.offers[0].path.parent == folder]
-            stems = [model.offers[0].path.stem for model in models]
+            models = [model for model in self.models if model.candidates[0].path.parent == folder]
+            stems = [model.candidates[0].path.stem for model in models]
             owners: dict[Path, list[str]] = {projector.path: [] for projector in projectors}
             for model, stem in zip(models, stems, strict=True):
-                suits = suiting(stem, ((one.owner, one) for one in projectors), stems)
-                for projector in suits:
-                    owners[projector.path].append(model.offers[0].path.name)
-                if model.projector is None and suits:
-                    model.projector = min(suits, key=_preference).path
+                matching = matching_projectors(
+                    stem, ((one.owner, one) for one in projectors), stems
+                )
+                for projector in matching:
+                    owners[projector.path].append(model.candidates[0].path.name)
+                if model.projector is None and matching:
+                    model.projector = min(matching, key=_preference).path
             for projector in projectors:
-                whose = ", ".join(owners[projector.path]) or "another model"
-                reason = f"is a projector, part of {whose}"
+                models_of = ", ".join(owners[projector.path]) or "another model"
+                reason = f"is a projector, part of {models_of}"
                 self.skipped.append(SkippedFile(projector.path, reason, projector.source))
 
-    def _take(self, offer: Candidate) -> None:
-        path = offer.path
-        if not _writable(str(path)):
+    def _add_candidate(self, candidate: Candidate) -> None:
+        path = candidate.path
+        if not _fits_command(str(path)):
             raise DamagedModelError("has a path that a command line in config.yaml cannot hold")
         files = _files(path)
         if not files:
             return
         status = [file.stat() for file in files]
         if not all(stat.S_ISREG(one.st_mode) for one in status):
-            # Opening a pipe would wait for whoever writes to it.
+            # Opening a pipe would block until another process writes to it.
             raise DamagedModelError("is not a file")
-        identity = (status[0].st_dev, status[0].st_ino, offer.adapters)
+        # The same file may be reached by several paths; each adds a candidate to its model.
+        identity = (status[0].st_dev, status[0].st_ino, candidate.adapters)
         if identity in self._seen:
             same = self._seen[identity]
             if same is not None:
-                same.offers.append(offer)
+                same.candidates.append(candidate)
             return
         age = self._now - max(one.st_mtime for one in status)
-        if not offer.settled and 0 <= age < self._min_age:
+        if not candidate.settled and 0 <= age < self._min_age:
             self.settles_in = max(self.settles_in, self._min_age - age)
-            raise _PassedOverError(f"changed {age:.0f} s ago and may still be being copied")
+            raise _SkippedError(f"changed {age:.0f} s ago and may still be being copied")
         self._seen[identity] = None
         cards = [self._cards.card(file, one) for file, one in zip(files, status, strict=True)]
         if is_projector_name(path.stem) or cards[0].is_projector:
-            if offer.source == ollama.NAME:
-                # All of Ollama's files lie in one folder, which says nothing.
-                raise _PassedOverError("is a projector, part of another model")
-            projector = _Projector(path, cards[0], offer.source)
+            if candidate.source == ollama.NAME:
+                # All files of Ollama are in one folder, so the folder gives no owner.
+                raise _SkippedError("is a projector, part of another model")
+            projector = _Projector(path, cards[0], candidate.source)
             self._projectors.setdefault(path.parent, []).append(projector)
             return
         card = replace(
@@ -261,28 +265,28 @@ class _Look:
             parameters=sum(part.parameters for part in cards),
             tensors=sum(part.tensors for part in cards),
         )
-        reason = _no_model(card)
+        reason = _not_a_model(card)
         if reason:
-            raise _PassedOverError(reason)
+            raise _SkippedError(reason)
         facts = card.facts(sum(one.st_size for one in status))
-        model = _Model([offer], facts, card, offer.projector)
+        model = _Model([candidate], facts, card, candidate.projector)
         self._seen[identity] = model
         self.models.append(model)
 
 
-def _order(offer: Candidate) -> tuple[bool, int, str]:
-    """Within a source: by the length of the way, then by the way.
+def _order(candidate: Candidate) -> tuple[bool, int, str]:
+    """Return the sort key within a source: by depth, then by path.
 
-    A file itself comes before links to it, so that it is listed under its own name.
+    A file comes before links to it, so that it is listed under its own name.
     """
-    if offer.source == ollama.NAME:
-        # Its own order says whose the plain names are; sorting is stable.
+    if candidate.source == ollama.NAME:
+        # The source's order decides which tags get the plain names; sorting is stable.
         return False, 0, ""
-    return offer.linked, len(offer.place.parts), str(offer.place)
+    return candidate.linked, len(candidate.place.parts), str(candidate.place)
 
 
 def _files(path: Path) -> list[Path]:
-    """The files of the model; none for a later part, which its first part speaks for."""
+    """Return the files of the model; none for a later part, which belongs to its first part."""
     part = split_part(path.name)
     if part is not None and part.number != 1:
         first = path.with_name(split_parts(path.name)[0])
@@ -296,8 +300,8 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _no_model(card: ModelInfo) -> str:
-    """Why the file is no language model, or nothing."""
+def _not_a_model(card: ModelInfo) -> str:
+    """Return why the file is no language model; empty if it is one."""
     if card.kind == "adapter":
         return "is an adapter for another model"
     if card.kind not in {"", "model"}:
@@ -310,37 +314,41 @@ def _no_model(card: ModelInfo) -> str:
 
 
 def _preference(projector: _Projector) -> tuple[int, str]:
-    return rank(projector.card.quantisation), projector.path.name
+    return precision_rank(projector.card.quantisation), projector.path.name
 
 
-def _writable(path: str) -> bool:
-    """Whether a command line in YAML can name the path: printable, and nothing like a macro."""
+def _fits_command(path: str) -> bool:
+    """Return True if a command in config.yaml can hold the path: printable, without macros."""
     return path.isprintable() and "${" not in path
 
 
-def _named(
-    models: list[_Model], before: Mapping[str, str]
+def _assign_names(
+    models: list[_Model], previous: Mapping[str, str]
 ) -> tuple[list[DiscoveredModel], dict[str, str]]:
-    """The models with their names and aliases, and the names by path."""
-    demo = {id(m): clean(m.offers[0].path.stem) for m in models if m.offers[0].source == DEMO}
-    others = [_as_named(model.offers[0]) for model in models if id(model) not in demo]
-    names = distinct_names(others, demo.values(), before)
-    bare = [demo[id(m)] if id(m) in demo else names[_key(m.offers[0])] for m in models]
-    wanted: dict[str, list[str]] = {}
+    """Return the models with names and aliases, and the names by path."""
+    # Names: demo models keep their stems, all others follow the rule.
+    first = {id(model): model.candidates[0] for model in models}
+    demo = {key: clean(one.path.stem) for key, one in first.items() if one.source == DEMO}
+    others = [_as_named(one) for key, one in first.items() if key not in demo]
+    names = distinct_names(others, demo.values(), previous)
+    bare = [demo[key] if key in demo else names[_key(one)] for key, one in first.items()]
+    # Aliases: a name that two models are known by belongs to neither.
+    owners_of: dict[str, list[str]] = {}
     for name, model in zip(bare, models, strict=True):
         for alias in _known_as(model):
-            wanted.setdefault(alias, []).append(name)
+            owners_of.setdefault(alias, []).append(name)
     aliases: dict[str, list[str]] = {name: [] for name in bare}
-    for alias, owners in wanted.items():
-        # What two models are known by is neither's.
+    for alias, owners in owners_of.items():
         if alias not in aliases and len(owners) == 1:
             aliases[owners[0]].append(alias)
-    found = [_found(name, model, aliases[name]) for name, model in zip(bare, models, strict=True)]
+    found = [
+        _discovered(name, model, aliases[name]) for name, model in zip(bare, models, strict=True)
+    ]
     return found, dict(names)
 
 
-def _found(name: str, model: _Model, aliases: list[str]) -> DiscoveredModel:
-    first = model.offers[0]
+def _discovered(name: str, model: _Model, aliases: list[str]) -> DiscoveredModel:
+    first = model.candidates[0]
     return DiscoveredModel(
         bare=name,
         path=first.path,
@@ -349,29 +357,29 @@ def _found(name: str, model: _Model, aliases: list[str]) -> DiscoveredModel:
         source=first.source,
         card=model.card,
         aliases=tuple(sorted(aliases)),
-        known_as=tuple(dict.fromkeys(name for offer in model.offers for name in offer.also)),
+        known_as=tuple(dict.fromkeys(name for one in model.candidates for name in one.known_as)),
         projector=model.projector,
         adapters=first.adapters,
-        elsewhere=tuple(offer.path for offer in model.offers[1:]),
+        elsewhere=tuple(one.path for one in model.candidates[1:]),
         place=first.place,
     )
 
 
 def _known_as(model: _Model) -> dict[str, None]:
-    """Every other name that one of its sources has for it, in order."""
-    names = [alias.lower() for offer in model.offers for alias in offer.also]
-    names += [_as_named(offer).plain for offer in model.offers[1:]]
+    """Return every other name of the model in its sources, in order."""
+    names = [alias.lower() for one in model.candidates for alias in one.known_as]
+    names += [_as_named(one).default for one in model.candidates[1:]]
     return dict.fromkeys(names)
 
 
-def _as_named(offer: Candidate) -> NamedModel:
-    part = split_part(offer.path.name)
-    stem = offer.path.stem if part is None else part.base
-    if offer.source == ollama.NAME:
-        stem = offer.place.name
-    return NamedModel(_key(offer), offer.place, stem, offer.apart)
+def _as_named(candidate: Candidate) -> NamedModel:
+    part = split_part(candidate.path.name)
+    stem = candidate.path.stem if part is None else part.base
+    if candidate.source == ollama.NAME:
+        stem = candidate.place.name
+    return NamedModel(_key(candidate), candidate.place, stem, clean(candidate.fallback_name))
 
 
-def _key(offer: Candidate) -> str:
-    """Two models can share a file: with an adapter it is another model."""
-    return "+".join((str(offer.path), *(str(path) for path in offer.adapters)))
+def _key(candidate: Candidate) -> str:
+    """Return the key of the model: its file and adapters, since models can share a file."""
+    return "+".join((str(candidate.path), *(str(path) for path in candidate.adapters)))

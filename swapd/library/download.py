@@ -1,4 +1,4 @@
-"""One file over HTTP onto the disk: resumed where it broke off, checked, and then put in place."""
+"""Download one file over HTTP: resume it where it broke off, verify it, then move it into place."""
 
 from __future__ import annotations
 
@@ -7,172 +7,180 @@ import fcntl
 import hashlib
 import http.client
 import os
-import shutil
-import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO
+from typing import IO, Protocol
 
-from swapd.cli.output import FailedError, confirm, show_bytes, waiting
+from swapd.config.units import show_size
 from swapd.system.aio import wall
 
-PIECE = 2**20
-SILENCE = 60.0
+CHUNK_BYTES = 2**20
+READ_TIMEOUT = 60.0
 """Seconds without a byte after which a connection counts as broken."""
-SETTLED = 3600.0
-TRIES = 3
-"""Connections in a row that may break before they have brought anything."""
+SETTLED_AGE = 3600.0
+"""Age in seconds that a finished file is given."""
+MAX_ATTEMPTS = 3
+"""Connections in a row that may break without having delivered a byte."""
 
-Moved = Callable[[int, int], None]
-"""Told how many bytes there are by now, and of how many; 0: nobody knows."""
+
+class DownloadError(Exception):
+    """A download failed; the message is one sentence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """A file to fetch. 0 and empty text: not known."""
+    """A file to download. 0 and empty text mean unknown."""
 
     url: str
     target: Path
     size: int = 0
+    """Bytes."""
     sha256: str = ""
     headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """For the server that is asked, not for one that it sends on to."""
+    """Headers for the server of `url` alone, not for a server that it redirects to."""
 
     @property
     def part(self) -> Path:
+        """Path of the incomplete file."""
         return self.target.with_name(f"{self.target.name}.part")
 
     @property
-    def origin(self) -> Path:
-        """Holds the validator of what is in the part, without which it can't be gone on with."""
+    def etag_file(self) -> Path:
+        """Path of the validator of the part, without which the part can't be resumed."""
         return self.target.with_name(f"{self.target.name}.part.etag")
 
-    def there(self) -> int:
-        """Bytes of the part; 0 when nothing can be gone on with."""
-        if not (self.part.is_file() and (self.sha256 or self.origin.is_file())):
+    def received(self) -> int:
+        """Return the bytes of the part; 0 when there is nothing to resume."""
+        if not (self.part.is_file() and (self.sha256 or self.etag_file.is_file())):
             return 0
         return self.part.stat().st_size
 
     @property
     def done(self) -> bool:
-        """The whole file is there already, as far as its size tells."""
+        """True if the whole file is in place, judged by its size."""
         return self.target.is_file() and self.size in (0, self.target.stat().st_size)
 
 
+class DownloadObserver(Protocol):
+    """Progress of one download, and the decision whether it fits on the disk."""
+
+    def check_space(self, missing: int) -> None:
+        """Raise to cancel a download that has `missing` bytes to go."""
+
+    def update(self, received: int, total: int) -> None:
+        """Report the bytes received and the size of the file; 0: unknown."""
+
+    def verifying(self) -> AbstractContextManager[None]:
+        """Return a context that surrounds the computation of the checksum."""
+
+
 class _BrokenError(Exception):
-    """A connection broke; the message says how."""
+    """A connection broke; the message gives the reason."""
 
 
-def need_room(folder: Path, missing: int, assume_yes: bool) -> None:
-    """Ask before something is begun that the disk can't hold. Raises FailedError on a no."""
-    place = next(p for p in (folder, *folder.parents) if p.is_dir())
-    free = shutil.disk_usage(place).free
-    if missing <= free or assume_yes:
-        return
-    told = f"{show_bytes(missing)} are to come and {place} has {show_bytes(free) or 'nothing'} free"
-    if not confirm(f"{told}: begin all the same?"):
-        raise FailedError(f"{told}; make room, or use --yes")
+def fetch(download: Download, observer: DownloadObserver) -> None:
+    """Download the file, and resume what an earlier broken connection has left.
 
-
-def fetch(wanted: Download, room: Callable[[int], None], moved: Moved) -> None:
-    """Bring the file; what a broken connection has left is gone on with, now or another time.
-
-    `room` is asked once, with the bytes that are missing. Raises FailedError.
+    Raises DownloadError, and whatever `observer.check_space` raises.
     """
-    wanted.target.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(wanted):
-        _fetch(wanted, room, moved)
+    download.target.parent.mkdir(parents=True, exist_ok=True)
+    with _exclusive(download):
+        _fetch(download, observer)
 
 
 @contextmanager
-def _alone(wanted: Download) -> Iterator[None]:
-    """The part belongs to this process meanwhile. Raises FailedError where another has it."""
-    file = _held(wanted)
+def _exclusive(download: Download) -> Iterator[None]:
+    """Lock the part while the body runs. Raises DownloadError when another process has it."""
+    file = _lock_part(download)
     try:
         yield
     finally:
-        if _is_part(wanted, file) and wanted.part.is_file() and not wanted.part.stat().st_size:
-            wanted.part.unlink()
+        part = download.part
+        if _is_part(download, file) and part.is_file() and not part.stat().st_size:
+            part.unlink()
         file.close()
 
 
-def _is_part(wanted: Download, file: IO[bytes]) -> bool:
-    """Whether the open file still has that name: it loses it when it is whole."""
+def _is_part(download: Download, file: IO[bytes]) -> bool:
+    """Return True if the open file still has the part's name, which it loses when complete."""
     try:
-        return os.path.samestat(os.fstat(file.fileno()), wanted.part.stat())
+        return os.path.samestat(os.fstat(file.fileno()), download.part.stat())
     except FileNotFoundError:
         return False
 
 
-def _held(wanted: Download) -> IO[bytes]:
-    """The part, opened and locked; made where there is none."""
+def _lock_part(download: Download) -> IO[bytes]:
+    """Open and lock the part; create it where there is none."""
     while True:
-        file = wanted.part.open("ab")
+        file = download.part.open("ab")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.close()
-            raise FailedError(f"{wanted.target} is being fetched already") from error
+            raise DownloadError(f"{download.target} is already being downloaded") from error
         except OSError as error:
-            # Some shares on a network know no locks; there it goes without.
+            # Some network file systems have no locks; there the download runs without.
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
                 file.close()
                 raise
             return file
-        if _is_part(wanted, file):
+        # Another process may have completed and renamed the part before the lock was taken.
+        if _is_part(download, file):
             return file
         file.close()
 
 
-def _fetch(wanted: Download, room: Callable[[int], None], moved: Moved) -> None:
+def _fetch(download: Download, observer: DownloadObserver) -> None:
     failures = 0
     while True:
-        before = wanted.there()
+        before = download.received()
         try:
-            _receive(wanted, before, room, moved)
+            _receive(download, before, observer)
             break
         except _BrokenError as error:
-            failures = 0 if wanted.there() > before else failures + 1
-            if failures == TRIES:
-                came = show_bytes(wanted.there()) or "nothing"
-                raise FailedError(
-                    f"{wanted.url} broke off: {error}; {came} came,"
-                    " and the same command goes on from there"
+            failures = 0 if download.received() > before else failures + 1
+            if failures == MAX_ATTEMPTS:
+                received = _size(download.received())
+                raise DownloadError(
+                    f"{download.url} broke off: {error}; {received} received,"
+                    " and the same command resumes from there"
                 ) from error
-    _check(wanted)
-    # It is whole; a young file is passed over by sync, for it might still be being copied.
-    os.utime(wanted.part, (wall(), wall() - SETTLED))
-    wanted.part.replace(wanted.target)
-    wanted.origin.unlink(missing_ok=True)
+    _verify(download, observer)
+    # The file is complete, but a sync skips young files since they may still be being copied.
+    os.utime(download.part, (wall(), wall() - SETTLED_AGE))
+    download.part.replace(download.target)
+    download.etag_file.unlink(missing_ok=True)
 
 
-def _receive(wanted: Download, begin: int, room: Callable[[int], None], moved: Moved) -> None:
-    """One connection's worth."""
+def _receive(download: Download, offset: int, observer: DownloadObserver) -> None:
+    """Receive as much as one connection delivers. Raises _BrokenError when it breaks."""
     try:
-        with urllib.request.urlopen(_request(wanted, begin), timeout=SILENCE) as answer:
-            begin = begin if _goes_on(answer, begin) else 0
-            total = begin + int(answer.headers.get("Content-Length") or 0)
-            if wanted.size and total not in (begin, wanted.size):
-                message = f"{wanted.url} has {total:,} bytes instead of {wanted.size:,}"
-                raise FailedError(message)
-            room(total - begin)
-            etag = answer.headers.get("ETag", "")
+        with urllib.request.urlopen(_request(download, offset), timeout=READ_TIMEOUT) as response:
+            offset = offset if _is_resumed(response, offset) else 0
+            total = offset + int(response.headers.get("Content-Length") or 0)
+            if download.size and total not in (offset, download.size):
+                message = f"{download.url} has {total:,} bytes instead of {download.size:,}"
+                raise DownloadError(message)
+            observer.check_space(total - offset)
+            etag = response.headers.get("ETag", "")
             if etag:
-                wanted.origin.write_text(etag, encoding="utf-8")
+                download.etag_file.write_text(etag, encoding="utf-8")
             else:
-                wanted.origin.unlink(missing_ok=True)
-            _write(wanted, answer, begin, total, moved)
+                download.etag_file.unlink(missing_ok=True)
+            _write(download, response, offset, total, observer)
     except urllib.error.HTTPError as error:
         with error:
-            if error.code == 416 and begin:
-                # There is no more than is here, so it is whole or of another file: the check tells.
+            if error.code == 416 and offset:
+                # The server has no byte beyond the part: the part is complete or belongs to
+                # another version of the file, and the verification decides which.
                 return
-            raise FailedError(f"{wanted.url} answers {error.code} {error.reason}") from error
+            message = f"{download.url} responds with {error.code} {error.reason}"
+            raise DownloadError(message) from error
     except (
         urllib.error.URLError,
         http.client.HTTPException,
@@ -182,65 +190,69 @@ def _receive(wanted: Download, begin: int, room: Callable[[int], None], moved: M
         raise _BrokenError(str(getattr(error, "reason", "") or error)) from error
 
 
-def _request(wanted: Download, begin: int) -> urllib.request.Request:
-    request = urllib.request.Request(wanted.url)
-    for name, value in wanted.headers.items():
+def _request(download: Download, offset: int) -> urllib.request.Request:
+    request = urllib.request.Request(download.url)
+    for name, value in download.headers.items():
         request.add_unredirected_header(name, value)
-    if begin:
-        request.add_header("Range", f"bytes={begin}-")
-        if wanted.origin.is_file():
-            request.add_header("If-Range", wanted.origin.read_text(encoding="utf-8"))
+    if offset:
+        request.add_header("Range", f"bytes={offset}-")
+        if download.etag_file.is_file():
+            request.add_header("If-Range", download.etag_file.read_text(encoding="utf-8"))
     return request
 
 
-def _goes_on(answer: http.client.HTTPResponse, begin: int) -> bool:
-    """Whether the answer begins where we have got to, and not at the start."""
-    return answer.status == 206 and answer.headers.get("Content-Range", "").startswith(
-        f"bytes {begin}-"
+def _is_resumed(response: http.client.HTTPResponse, offset: int) -> bool:
+    """Return True if the response begins at `offset` and not at the start of the file."""
+    return response.status == 206 and response.headers.get("Content-Range", "").startswith(
+        f"bytes {offset}-"
     )
 
 
 def _write(
-    wanted: Download, answer: http.client.HTTPResponse, begin: int, total: int, moved: Moved
+    download: Download,
+    response: http.client.HTTPResponse,
+    offset: int,
+    total: int,
+    observer: DownloadObserver,
 ) -> None:
-    at = begin
+    received = offset
     try:
-        with wanted.part.open("ab" if begin else "wb") as file:
-            moved(at, total)
-            while piece := answer.read(PIECE):
-                file.write(piece)
-                at += len(piece)
-                moved(at, total)
+        with download.part.open("ab" if offset else "wb") as file:
+            observer.update(received, total)
+            while chunk := response.read(CHUNK_BYTES):
+                file.write(chunk)
+                received += len(chunk)
+                observer.update(received, total)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            message = f"the disk is full: {wanted.part} has {show_bytes(at) or 'nothing'}"
-            raise FailedError(f"{message}; make room and give the same command again") from error
+            message = f"the disk is full: {download.part} has {_size(received)}"
+            raise DownloadError(f"{message}; free some space and repeat the command") from error
         raise
-    if total and at < total:
-        raise _BrokenError(f"the connection ended at {at:,} of {total:,} bytes")
+    if total and received < total:
+        raise _BrokenError(f"the connection ended at {received:,} of {total:,} bytes")
 
 
-def _check(wanted: Download) -> None:
-    """Raises FailedError, and throws the part away, when it is not what was wanted."""
-    size = wanted.part.stat().st_size
+def _verify(download: Download, observer: DownloadObserver) -> None:
+    """Delete the part and raise DownloadError when it is not the expected file."""
+    size = download.part.stat().st_size
     problem = ""
-    if wanted.size and size != wanted.size:
-        problem = f"has {size:,} bytes instead of {wanted.size:,}"
-    elif wanted.sha256:
-        with waiting(f"checking {wanted.target.name}"):
-            found = _sha256(wanted.part)
-        if found != wanted.sha256.lower():
-            problem = f"has the SHA-256 sum {found} instead of {wanted.sha256.lower()}"
-    if not problem and wanted.target.suffix.lower() == ".gguf":
-        problem = _damage(wanted.part)
+    if download.size and size != download.size:
+        problem = f"has {size:,} bytes instead of {download.size:,}"
+    elif download.sha256:
+        with observer.verifying():
+            found = _sha256(download.part)
+        if found != download.sha256.lower():
+            problem = f"has the SHA-256 sum {found} instead of {download.sha256.lower()}"
+    if not problem and download.target.suffix.lower() == ".gguf":
+        problem = _damage(download.part)
     if problem:
-        wanted.part.unlink()
-        wanted.origin.unlink(missing_ok=True)
-        raise FailedError(f"{wanted.url} {problem}; it was thrown away")
+        download.part.unlink()
+        download.etag_file.unlink(missing_ok=True)
+        raise DownloadError(f"{download.url} {problem}; it was deleted")
 
 
 def _damage(path: Path) -> str:
-    """Why the file is no GGUF file; empty when it is one."""
+    """Return why the file is no GGUF file; empty when it is one."""
     from swapd.gguf.reader import DamagedModelError, read_header
 
     try:
@@ -253,40 +265,10 @@ def _damage(path: Path) -> str:
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
-def fetch_all(files: list[Download], room: Callable[[int], None]) -> None:
-    """Fetch one after the other, with a bar for whoever is at a terminal."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    shown = sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
-        for wanted in files:
-            if wanted.done:
-                print(f"there already  {wanted.target}")
-                continue
-            task = progress.add_task(wanted.target.name, total=wanted.size or None)
-
-            def moved(at: int, total: int, task: object = task) -> None:
-                progress.update(task, completed=at, total=total or None)  # type: ignore[arg-type]
-
-            fetch(wanted, room, moved)
-            print(f"fetched  {wanted.target}")
+def _size(count: int) -> str:
+    return show_size(count) if count else "nothing"

@@ -1,6 +1,6 @@
-"""The text of config.yaml. Pure, and deterministic.
+"""Generate the text of config.yaml. Deterministic.
 
-The line by which a configuration that sync wrote is known.
+Its first line marks it as generated: only a file with this marker is overwritten by a sync.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from swapd.config.yaml_dump import dump_yaml
 from swapd.config.yaml_nodes import MappingNode
 from swapd.library.model_entries import BUDGET, AssembledEntries
 
-MARK = "# Written by swapd sync"
+MARKER = "# Written by swapd sync"
 
 
 def header(schema: str = "") -> str:
-    """The comment on top; with the address of a schema, editors know what may stand below."""
-    said = f"{MARK}; edit custom_models.yaml instead: what is changed here gets lost.\n"
-    return said + (f"# yaml-language-server: $schema={schema}\n" if schema else "")
+    """Return the comment on top, with the address of the schema for editors."""
+    text = f"{MARKER}; edit custom_models.yaml instead: changes made here are lost.\n"
+    return text + (f"# yaml-language-server: $schema={schema}\n" if schema else "")
 
 
 def is_generated(config: Path) -> bool:
-    """Whether sync wrote this configuration, and so may write it again."""
+    """Return True if a sync wrote this configuration, and so may overwrite it."""
     try:
         with config.open(encoding="utf-8") as file:
-            return file.readline().startswith(MARK)
+            return file.readline().startswith(MARKER)
     except (OSError, UnicodeDecodeError):
         return False
 
@@ -35,22 +35,22 @@ def is_generated(config: Path) -> bool:
 def generate(
     assembled: AssembledEntries, custom: CustomModels, settings: SyncSettings, schema: str = ""
 ) -> str:
-    """The configuration of these models. The same input gives the same text.
+    """Return the configuration of these models. The same input gives the same text.
 
-    `schema` is where editors find the schema of it, if there is one.
+    `schema` is the address of its schema for editors, if there is one.
     """
-    models = {made.name: made.entry for made in assembled.models}
+    models = {model.name: model.entry for model in assembled.models}
     return header(schema) + dump_yaml({**_top(custom, settings), "models": models})
 
 
 def _top(custom: CustomModels, settings: SyncSettings) -> dict[str, Any]:
-    """The keys above the models: the environment's, and over them the author's."""
+    """Return the keys above the models: those of the environment, overridden by the author's."""
     memory: dict[str, Any] = {
         "budget": BUDGET,
-        "threshold": _plain(settings.threshold),
-        "interval": _plain(settings.interval),
+        "threshold": _as_number(settings.threshold),
+        "interval": _as_number(settings.interval),
     }
-    top: dict[str, Any] = {"ttl": _plain(settings.model_ttl), "memory": memory}
+    top: dict[str, Any] = {"ttl": _as_number(settings.model_ttl), "memory": memory}
     for key, entry in custom.tree.entries.items():
         if key == "models" or key.startswith("x-"):
             continue
@@ -63,5 +63,5 @@ def _top(custom: CustomModels, settings: SyncSettings) -> dict[str, Any]:
     return dict(sorted(top.items()))
 
 
-def _plain(number: float) -> int | float:
+def _as_number(number: float) -> int | float:
     return int(number) if number.is_integer() else number

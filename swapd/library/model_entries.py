@@ -1,6 +1,6 @@
-"""Models as they are to stand in config.yaml: what was found, and custom_models.yaml over it. Pure.
+"""Build the entries of config.yaml from discovered models and custom_models.yaml. Pure.
 
-The settings of one model are put together here; `generate` makes the file of all of them.
+This module builds the settings of each model; `generate` builds the file with all of them.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from swapd.gguf.memory_estimate import MemoryFactors, estimate, fitting_context
 from swapd.library.discovery import DiscoveredModel
 
 BUDGET = "80%"
-"""What all workers together may take of a machine nobody said anything about."""
-KEPT = ".swapd/kv"
-"""Where our workers leave what their caches hold when they go, seen from the home, in which they
-run."""
-_WORKERS_KEYS = (
+"""Default memory for all workers together, as a share of the machine's."""
+KV_DIRECTORY = ".swapd/kv"
+"""Folder where built-in workers save their KV caches at exit, relative to the data directory, in
+which they run."""
+_WORKER_KEYS = (
     "sampler_args",
     "ctx_size",
     "adapters",
@@ -39,32 +39,32 @@ _WORKERS_KEYS = (
     "chat_template_file",
     "chat_template_kwargs",
 )
-"""Keys of custom_models.yaml that become flags of our own worker."""
-_OURS = frozenset({*_WORKERS_KEYS, "base_model", "aliases", "cmd", "metadata"})
-"""Keys of custom_models.yaml that do not go over as they are."""
+"""Keys of custom_models.yaml that become flags of the built-in worker."""
+_CONVERTED_KEYS = frozenset({*_WORKER_KEYS, "base_model", "aliases", "cmd", "metadata"})
+"""Keys of custom_models.yaml that are not copied as they are."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
-    """One model as it is to stand in config.yaml."""
+    """A model's entry in config.yaml."""
 
     name: str
     bare: str
-    """Its name without prefix."""
+    """Name without prefix."""
     entry: dict[str, Any]
     context: int
-    """Tokens; 0 where a command of its author's decides it."""
+    """Tokens; 0 when the author's own command decides."""
     found: DiscoveredModel | None
-    """The file that it serves, if it was found."""
-    custom: str = ""
-    """The key in custom_models.yaml that speaks of it, if one does."""
+    """Discovered model that it serves; None for a command without one."""
+    custom_key: str = ""
+    """Key of its section in custom_models.yaml; empty when there is none."""
     files: tuple[tuple[str, Path], ...] = ()
-    """Other files that its author names, each with the key that does."""
+    """Other files that custom_models.yaml names, each with its key."""
 
 
 @dataclass(frozen=True, slots=True)
 class AssembledEntries:
-    """All models, sorted by name, and what their author should know."""
+    """All models, sorted by name, and warnings for their author."""
 
     models: tuple[ModelEntry, ...]
     warnings: tuple[Problem, ...]
@@ -78,25 +78,27 @@ def assemble(
     home: Path,
     size_of: Callable[[Path], int],
 ) -> AssembledEntries:
-    """Put every model together. Relative paths of its author's are meant from `home`.
+    """Build the entry of every model. Relative paths in custom_models.yaml start at `home`.
 
-    `size_of` tells the size of a file, 0 if there is none.
+    `size_of` returns the bytes of a file, 0 if it is missing.
     """
-    work = _Work(custom, settings, _budget(custom, total_memory), home, size_of)
-    work.find(tuple(found))
-    for bare, model in work.by_bare.items():
-        key = work.keys.get(bare, "")
-        work.add(bare, model, key)
+    builder = _EntryBuilder(custom, settings, _budget(custom, total_memory), home, size_of)
+    # Discovered models first, then sections without a model, then the aliases that are still free.
+    builder.match_sections(tuple(found))
+    for bare, model in builder.by_bare.items():
+        builder.add(bare, model, builder.keys.get(bare, ""))
     for key in custom.models:
-        if key not in work.keys.values():
-            work.add_unfound(key)
-    work.add_aliases()
-    made = sorted(work.models.values(), key=lambda one: one.name)
-    return AssembledEntries(tuple(made), (*custom.warnings, *work.warnings))
+        if key not in builder.keys.values():
+            builder.add_unmatched(key)
+    builder.add_aliases()
+    models = sorted(builder.models.values(), key=lambda model: model.name)
+    return AssembledEntries(tuple(models), (*custom.warnings, *builder.warnings))
 
 
 @dataclass
-class _Work:
+class _EntryBuilder:
+    """Entries and warnings built so far."""
+
     custom: CustomModels
     settings: SyncSettings
     budget: int
@@ -106,25 +108,25 @@ class _Work:
     warnings: list[Problem] = field(default_factory=list)
     by_bare: dict[str, DiscoveredModel] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
-    """From the names of models found to the keys of their sections."""
-    known_as: dict[str, str] = field(default_factory=dict)
-    """From the aliases of models found to their names."""
+    """Keys of sections by the bare names of discovered models."""
+    by_alias: dict[str, str] = field(default_factory=dict)
+    """Bare names of discovered models by their aliases."""
 
-    def find(self, found: tuple[DiscoveredModel, ...]) -> None:
-        """Say which section speaks of which model: by its name, else by one of its aliases."""
+    def match_sections(self, found: tuple[DiscoveredModel, ...]) -> None:
+        """Match each section to a discovered model: by its name, else by one of its aliases."""
         self.by_bare = {model.bare: model for model in found}
-        self.known_as = {alias: model.bare for model in found for alias in model.aliases}
-        for key, wanted in self.custom.models.items():
-            if wanted.base_model:
+        self.by_alias = {alias: model.bare for model in found for alias in model.aliases}
+        for key, section in self.custom.models.items():
+            if section.base_model:
                 if key in self.by_bare:
                     message = f"{key} is itself a model that was found; an alias needs another name"
                     self.warnings.append(self.custom.warn(key, message, "base_model"))
                 continue
             if key in self.by_bare:
                 self.keys[key] = key
-        for key, bare in self.known_as.items():
-            wanted_here = self.custom.models.get(key)
-            if wanted_here is None or wanted_here.base_model:
+        for key, bare in self.by_alias.items():
+            section_or_none = self.custom.models.get(key)
+            if section_or_none is None or section_or_none.base_model:
                 continue
             if bare in self.keys:
                 message = f"means {bare}, which has a section already"
@@ -133,133 +135,134 @@ class _Work:
                 self.keys[bare] = key
 
     def add(self, bare: str, model: DiscoveredModel | None, key: str) -> None:
-        """Add one model: found, custom or both."""
-        wanted = self.custom.models[key] if key else CustomModelConfig()
+        """Add one model: discovered, custom or both."""
+        config = self.custom.models[key] if key else CustomModelConfig()
         name = bare if model and model.demo else self.settings.prefix + bare
         context, files = 0, tuple[tuple[str, Path], ...]()
-        if wanted.cmd:
-            entry = self._command(bare, key, model, wanted)
+        if config.cmd:
+            entry = self._command(bare, key, model, config)
         else:
             assert model is not None
-            flags = self._flags(model, wanted)
+            flags = self._flags(model, config)
             parallel = ("--parallel", str(self.settings.parallel))
-            argv = (*parallel, *shlex.split(flags), *words_of(wanted.sampler_args))
-            terms = parse_llama_flags(argv, own=True)
-            context = wanted.ctx_size or self._context(model.facts, terms)
-            files = self._files(wanted)
+            argv = (*parallel, *shlex.split(flags), *words_of(config.sampler_args))
+            llama_flags = parse_llama_flags(argv, own=True)
+            context = config.ctx_size or self._context(model.facts, llama_flags)
+            files = self._files(config)
             entry = self._worker(key, model, context, flags)
-            # A context among the author's own flags stands last, and counts.
-            told = terms if terms.context is not None else replace(terms, context=context)
-            entry |= self._need(f"models.{name}", self._estimate(model.facts, told))
+            # A context among the author's own flags comes last on the command line, and wins.
+            if llama_flags.context is None:
+                llama_flags = replace(llama_flags, context=context)
+            entry |= self._need(f"models.{name}", self._estimate(model.facts, llama_flags))
         if key:
-            for own, there in sorted(self.custom.section(key).entries.items()):
-                if own not in _OURS:
-                    entry[own] = there.node
-        metadata = self._metadata(key, model, wanted)
+            for setting, value in sorted(self.custom.section(key).entries.items()):
+                if setting not in _CONVERTED_KEYS:
+                    entry[setting] = value.node
+        metadata = self._metadata(key, model, config)
         if metadata:
             entry["metadata"] = metadata
-        if wanted.aliases:
-            entry["aliases"] = [alias_id(alias) for alias in wanted.aliases]
+        if config.aliases:
+            entry["aliases"] = [alias_id(alias) for alias in config.aliases]
         self.models[name] = ModelEntry(name, bare, entry, context, model, key, files)
 
-    def add_unfound(self, key: str) -> None:
-        """Add a model of its author's own: another use of a file that was found, or a command."""
-        wanted = self.custom.models[key]
+    def add_unmatched(self, key: str) -> None:
+        """Add a section without a discovered model: another use of a file, or a command."""
+        config = self.custom.models[key]
         base = None
-        if wanted.base_model:
+        if config.base_model:
             if key in self.by_bare:
                 return
-            base = self._base(key, wanted.base_model)
+            base = self._base(key, config.base_model)
             if base is None:
                 return
-        elif key in self.known_as:
+        elif key in self.by_alias:
             return
-        elif not wanted.cmd:
+        elif not config.cmd:
             hint = did_you_mean(key, self.by_bare)
             message = f"no model of this name was found, and it has no cmd{hint}"
             self.warnings.append(self.custom.warn(key, message))
             return
-        elif any("${MODEL_PATH}" in word for word in _uncommented(wanted.cmd)):
+        elif any("${MODEL_PATH}" in word for word in _uncommented(config.cmd)):
             hint = did_you_mean(key, self.by_bare)
             message = f"no model of this name was found for the ${{MODEL_PATH}} in its cmd{hint}"
             self.warnings.append(self.custom.warn(key, message))
             return
         self.add(key, base, key)
 
-    def _base(self, key: str, asked: str) -> DiscoveredModel | None:
+    def _base(self, key: str, name: str) -> DiscoveredModel | None:
         names = {model.bare: model.aliases for model in self.by_bare.values()}
-        meant = SpellingIndex(names, self.settings.prefix).find(asked)
-        if isinstance(meant, str):
-            return self.by_bare[meant]
-        if meant is not None:
-            message = str(meant)
-        elif asked in self.custom.models:
-            message = f"{asked} is no model that was found; name the one whose file it is"
+        found = SpellingIndex(names, self.settings.prefix).find(name)
+        if isinstance(found, str):
+            return self.by_bare[found]
+        if found is not None:
+            message = str(found)
+        elif name in self.custom.models:
+            message = f"{name} is no model that was found; name the one whose file it is"
         else:
-            message = f"no model named {asked} was found{did_you_mean(asked, self.by_bare)}"
+            message = f"no model named {name} was found{did_you_mean(name, self.by_bare)}"
         self.warnings.append(self.custom.warn(key, message, "base_model"))
         return None
 
     def add_aliases(self) -> None:
-        """Let every model answer to its other names, where each of them means only one."""
-        taken = {alias for made in self.models.values() for alias in made.entry.get("aliases", ())}
-        for pass_over in (_bare_name, _found_aliases):
-            for made in self.models.values():
-                for alias in pass_over(made):
+        """Add every model's other names as aliases, where each of them is still free."""
+        taken = {alias for one in self.models.values() for alias in one.entry.get("aliases", ())}
+        for names_of in (_bare_name, _found_aliases):
+            for model in self.models.values():
+                for alias in names_of(model):
                     if alias not in self.models and alias not in taken:
                         taken.add(alias)
-                        made.entry["aliases"] = [*made.entry.get("aliases", ()), alias]
+                        model.entry["aliases"] = [*model.entry.get("aliases", ()), alias]
 
     def _worker(self, key: str, model: DiscoveredModel, context: int, flags: str) -> dict[str, Any]:
-        """A model served by our own worker."""
+        """Return the entry of a model served by the built-in worker."""
         trained = model.facts.trained_context
         if trained and context > trained:
             message = f"{context} is more than the {trained} tokens that the model was trained for"
             self.warnings.append(self.custom.warn(key, message, "ctx_size"))
         words = ["--model", str(model.path), "--ctx-size", str(context)]
-        words += ["--parallel", str(self.settings.parallel), "--slot-save-path", KEPT]
+        words += ["--parallel", str(self.settings.parallel), "--slot-save-path", KV_DIRECTORY]
         sampler = self.custom.models[key].sampler_args.strip() if key else ""
         parts = ("${worker}", shlex.join(words), flags, sampler)
         return {"cmd": " ".join(part for part in parts if part)}
 
-    def _flags(self, model: DiscoveredModel, wanted: CustomModelConfig) -> str:
-        """Our worker's flags for what stands beside the model."""
+    def _flags(self, model: DiscoveredModel, config: CustomModelConfig) -> str:
+        """Return the built-in worker's flags for adapters and chat template."""
         words: list[str] = []
         for path in model.adapters:
             words += ["--lora", str(path)]
-        for adapter, file in wanted.adapters.items():
+        for adapter, file in config.adapters.items():
             words += ["--adapter", f"{adapter}={self._path(file)}"]
-        if wanted.jinja:
+        if config.jinja:
             words.append("--jinja")
-        if wanted.chat_template_file:
-            words += ["--chat-template-file", str(self._path(wanted.chat_template_file))]
-        if wanted.chat_template_kwargs:
-            words += ["--chat-template-kwargs", json.dumps(wanted.chat_template_kwargs)]
+        if config.chat_template_file:
+            words += ["--chat-template-file", str(self._path(config.chat_template_file))]
+        if config.chat_template_kwargs:
+            words += ["--chat-template-kwargs", json.dumps(config.chat_template_kwargs)]
         return shlex.join(words)
 
-    def _context(self, facts: MemoryFactors, terms: LlamaFlags) -> int:
-        """As much as fits, for a model about whose context nobody said anything."""
-        usual = self.settings.ctx_size
+    def _context(self, facts: MemoryFactors, flags: LlamaFlags) -> int:
+        """Return the default context of a model, reduced until the estimate fits the budget."""
+        default = self.settings.ctx_size
         return fitting_context(
-            facts, usual, self.budget, lambda n: self._estimate(facts, replace(terms, context=n))
+            facts, default, self.budget, lambda n: self._estimate(facts, replace(flags, context=n))
         )
 
-    def _estimate(self, facts: MemoryFactors, terms: LlamaFlags) -> int:
-        besides = sum(self.size_of(self.home / path) for path in (*terms.besides, terms.draft))
-        return estimate(facts, terms) + besides
+    def _estimate(self, facts: MemoryFactors, flags: LlamaFlags) -> int:
+        other_files = sum(self.size_of(self.home / path) for path in (*flags.besides, flags.draft))
+        return estimate(facts, flags) + other_files
 
     def _command(
-        self, bare: str, key: str, model: DiscoveredModel | None, wanted: CustomModelConfig
+        self, bare: str, key: str, model: DiscoveredModel | None, config: CustomModelConfig
     ) -> dict[str, Any]:
-        """A model served by the command that the author gives."""
-        cmd = wanted.cmd
+        """Return the entry of a model served by the author's own command."""
+        cmd = config.cmd
         words = [cmd] if isinstance(cmd, str) else cmd
-        for own in _WORKERS_KEYS:
-            heeded = own == "mmproj" and any("${MMPROJ_PATH}" in word for word in words)
-            if getattr(wanted, own) and not heeded:
+        for setting in _WORKER_KEYS:
+            used = setting == "mmproj" and any("${MMPROJ_PATH}" in word for word in words)
+            if getattr(config, setting) and not used:
                 message = "has no effect beside cmd; write it there"
-                self.warnings.append(self.custom.warn(key, message, own))
-        projector = self._projector(model, wanted)
+                self.warnings.append(self.custom.warn(key, message, setting))
+        projector = self._projector(model, config)
         paths = {"MMPROJ_PATH": projector, "MODEL_PATH": model.path if model else None}
         filled: str | list[str] = cmd
         for macro, path in paths.items():
@@ -272,39 +275,39 @@ class _Work:
         if model is None or not any("${MODEL_PATH}" in word for word in words):
             return {"cmd": filled}
         argv = words_of(filled) if isinstance(filled, str) else tuple(filled)
-        terms = parse_llama_flags(argv, own=any("${worker}" in word for word in words))
-        if terms.context is None:
-            terms = replace(terms, context=self._context(model.facts, terms))
-        need = self._estimate(model.facts, terms)
+        flags = parse_llama_flags(argv, own=any("${worker}" in word for word in words))
+        if flags.context is None:
+            flags = replace(flags, context=self._context(model.facts, flags))
+        need = self._estimate(model.facts, flags)
         return {"cmd": filled, **self._need(f"models.{bare}", need)}
 
     def _metadata(
-        self, key: str, model: DiscoveredModel | None, wanted: CustomModelConfig
+        self, key: str, model: DiscoveredModel | None, config: CustomModelConfig
     ) -> dict[str, Any]:
-        """What the list of models says beside: its author's words, its adapters, its projector."""
-        made: dict[str, Any] = {}
+        """Return the metadata for the list of models: the author's, adapters and projector."""
+        metadata: dict[str, Any] = {}
         if key and "metadata" in self.custom.section(key).entries:
             node = self.custom.section(key).entries["metadata"].node
             if isinstance(node, MappingNode):
-                made.update({name: entry.node for name, entry in node.entries.items()})
-        if wanted.adapters and not wanted.cmd:
-            made["adapters"] = list(wanted.adapters)
-        projector = self._projector(model, wanted)
-        return made | ({"mmproj": str(projector)} if projector else {})
+                metadata.update({name: entry.node for name, entry in node.entries.items()})
+        if config.adapters and not config.cmd:
+            metadata["adapters"] = list(config.adapters)
+        projector = self._projector(model, config)
+        return metadata | ({"mmproj": str(projector)} if projector else {})
 
-    def _projector(self, model: DiscoveredModel | None, wanted: CustomModelConfig) -> Path | None:
-        return self._path(wanted.mmproj) if wanted.mmproj else model.projector if model else None
+    def _projector(self, model: DiscoveredModel | None, config: CustomModelConfig) -> Path | None:
+        return self._path(config.mmproj) if config.mmproj else model.projector if model else None
 
-    def _files(self, wanted: CustomModelConfig) -> tuple[tuple[str, Path], ...]:
-        named = {"chat_template_file": wanted.chat_template_file, "mmproj": wanted.mmproj}
-        named |= {f"adapters.{name}": path for name, path in wanted.adapters.items()}
-        return tuple((key, self._path(path)) for key, path in named.items() if path)
+    def _files(self, config: CustomModelConfig) -> tuple[tuple[str, Path], ...]:
+        files = {"chat_template_file": config.chat_template_file, "mmproj": config.mmproj}
+        files |= {f"adapters.{name}": path for name, path in config.adapters.items()}
+        return tuple((key, self._path(path)) for key, path in files.items() if path)
 
     def _path(self, text: str) -> Path:
         return self.home / Path(text).expanduser()
 
     def _need(self, key: str, need: int) -> dict[str, str]:
-        """The estimate in whole MiB; over the budget none, since there it would be an error."""
+        """Return `need` in whole MiB; none over the budget, where it would be an error."""
         mebibytes = -(-need // 2**20)
         if self.budget and mebibytes * 2**20 > self.budget:
             message = (
@@ -317,7 +320,7 @@ class _Work:
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """A command line's words; none when it cannot be split, which the check of the file tells."""
+    """Split a command; none when it can't be split, which parsing the file will report."""
     try:
         return tuple(shlex.split(text))
     except ValueError:
@@ -325,19 +328,19 @@ def words_of(text: str) -> tuple[str, ...]:
 
 
 def _uncommented(cmd: str | list[str]) -> list[str]:
-    """The pieces of a command that count; its lines that are comments do not."""
+    """Return the lines of a command without those that are comments."""
     if not isinstance(cmd, str):
         return cmd
     return [line for line in cmd.split("\n") if not line.lstrip().startswith("#")]
 
 
-def _bare_name(made: ModelEntry) -> tuple[str, ...]:
-    return (made.bare,)
+def _bare_name(model: ModelEntry) -> tuple[str, ...]:
+    return (model.bare,)
 
 
-def _found_aliases(made: ModelEntry) -> tuple[str, ...]:
-    """Another use of the file gets none of them: its own model comes first and takes them."""
-    return made.found.aliases if made.found is not None else ()
+def _found_aliases(model: ModelEntry) -> tuple[str, ...]:
+    """Return the aliases of its file; the file's own model is added first and takes them."""
+    return model.found.aliases if model.found is not None else ()
 
 
 def _budget(custom: CustomModels, total_memory: int) -> int:
@@ -349,10 +352,10 @@ def _budget(custom: CustomModels, total_memory: int) -> int:
     try:
         return parse_size(text, total_memory)
     except ValueError:
-        # The check of the generated text says so, with its line.
+        # Parsing the generated text will report it, with its line.
         return 0
 
 
 def sections_by_name(assembled: AssembledEntries) -> MappingType[str, str]:
-    """From the names in config.yaml to the keys in custom_models.yaml, of models in both."""
-    return {made.name: made.custom for made in assembled.models if made.custom}
+    """Return the keys in custom_models.yaml by names in config.yaml, of models in both."""
+    return {model.name: model.custom_key for model in assembled.models if model.custom_key}

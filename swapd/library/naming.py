@@ -1,4 +1,4 @@
-"""Names for model files, by the reference's rule. Pure."""
+"""Derive model names from file paths, by the rule of the reference implementation. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import PurePath
 
 
 def bare_name(folder: str, stem: str) -> str:
-    """The name of a file by its folder's name and its own, without `.gguf`.
+    """Return the name of a file by its folder's name and its own, without `.gguf`.
 
     Lower-case; `folder:rest` when the file's name starts with the folder's, else `folder:stem`;
     anything but `a-z 0-9 - _ . :` becomes `-`. A file named exactly as its folder is `folder`.
@@ -26,61 +26,61 @@ def bare_name(folder: str, stem: str) -> str:
 
 
 def clean(text: str) -> str:
-    """The text in lower case, with `-` for every character that a name may not have.
+    """Lower-case the text and replace every character that a name may not have by `-`.
 
-    Composed first, so that a file has one name whether its system writes ü as one sign or as two.
+    Composed first, so that a file has one name whether its system stores ü as one character or two.
     """
     return re.sub(r"[^a-z0-9\-_.:]", "-", unicodedata.normalize("NFC", text).lower())
 
 
 @dataclass(frozen=True, slots=True)
 class NamedModel:
-    """What a file's name is made of."""
+    """Parts of a file's path that its name is derived from."""
 
     key: str
-    """Tells it from all others; by it, its name is remembered."""
+    """Unique key under which its name is stored."""
     place: PurePath
-    """Folders and file under the root of its source."""
+    """Folders and file below the root of its source."""
     stem: str
-    """The file's name without `.gguf`, and without the number of a part."""
-    apart: str = ""
-    """The name to have when the rule's is taken; empty: one with the folder above in front."""
+    """File name without `.gguf` and without the number of a part."""
+    fallback: str = ""
+    """Name used when the rule's is taken; empty: the rule's with the parent folder in front."""
 
     @property
-    def plain(self) -> str:
-        """The name by the rule."""
+    def default(self) -> str:
+        """Name by the rule."""
         return bare_name(self.place.parent.name, self.stem)
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """Names that it may have, the best first; the last is nobody else's."""
+        """Possible names, the best first; the last is unique."""
         above = clean(self.place.parent.parent.name)
-        apart = self.apart or (f"{above}-{self.plain}" if above else self.plain)
+        fallback = self.fallback or (f"{above}-{self.default}" if above else self.default)
         digests = (
             hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
             for text in (str(self.place), self.key)
         )
-        return self.plain, apart, *(f"{self.plain}-{digest[:6]}" for digest in digests)
+        return self.default, fallback, *(f"{self.default}-{digest[:6]}" for digest in digests)
 
 
 def distinct_names(
-    files: Sequence[NamedModel], taken: Iterable[str], before: Mapping[str, str]
+    files: Sequence[NamedModel], taken: Iterable[str], previous: Mapping[str, str]
 ) -> Mapping[str, str]:
-    """A bare name for each file, by its key; no two alike.
+    """Return a unique bare name for each file, by its key.
 
-    A file keeps the name that it had `before`, so that one that comes or goes never changes what
-    another's name means. Of the others with one name, the first in the list keeps it; the next gets
-    its second choice, and where that does not tell it apart either, six digits.
+    A file keeps its `previous` name, so that adding or removing a file never changes the meaning
+    of another's name. Of the others with the same name, the first in the list keeps it; the next
+    gets its second choice, or, where that is taken too, six digits of a hash.
     """
     used = set(taken)
     names: dict[str, str] = {}
     for file in files:
-        had = before.get(file.key)
-        if had and had not in used and (had == file.plain or had in file.choices):
-            names[file.key] = had
-            used.add(had)
+        name = previous.get(file.key)
+        if name and name not in used and (name == file.default or name in file.choices):
+            names[file.key] = name
+            used.add(name)
     for file in files:
         if file.key not in names:
-            names[file.key] = next(name for name in file.choices if name not in used)
+            names[file.key] = next(choice for choice in file.choices if choice not in used)
             used.add(names[file.key])
     return names

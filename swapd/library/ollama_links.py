@@ -1,12 +1,12 @@
-"""The bridge: links in LM Studio's folder to the models that Ollama has, so that both see them.
+"""Link the models of Ollama into LM Studio's folder, so that both programs list them.
 
     MODELS_DIR/ollama/NAME/NAME-SIZE-QUANT.gguf  ->  STORE/blobs/sha256-HEX
 
-Links are made when MODELS_DIR is there (it is never created: it may be a disk that is not mounted)
-and only to models to which none of its files leads yet. Which links are swapd's is written down in
-`.swapd/links.json` before they are made. A link counts as swapd's only as long as it leads where
-that file says, and only such a link is ever replaced or removed; so is no link into a store that is
-not there, since what is not mounted is not gone.
+Links are created when MODELS_DIR exists (it is never created: it may be a disk that is not mounted)
+and only to models that no file in it leads to yet. swapd's own links are recorded in
+`.swapd/links.json` before they are created. A link counts as swapd's only while its target is the
+recorded one, and only such a link is replaced or removed; a link into a missing store stays, since
+the store may only be unmounted.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ FILE = "links.json"
 _BELOW = "ollama"
 
 
-class _Kept(msgspec.Struct):
+class _Record(msgspec.Struct):
     links: dict[str, str] = msgspec.field(default_factory=dict)
-    """Each link with where it leads."""
+    """Each link with its target."""
     folders: list[str] = msgspec.field(default_factory=list)
-    """Folders that were made for them."""
+    """Folders created for the links."""
 
 
 @dataclass(frozen=True, slots=True)
-class Links:
-    """What was done to the links."""
+class LinkChanges:
+    """Changes made to the links."""
 
-    made: tuple[Path, ...] = ()
+    created: tuple[Path, ...] = ()
     removed: tuple[Path, ...] = ()
     problems: tuple[Problem, ...] = ()
 
@@ -48,14 +48,14 @@ class Links:
 @dataclass
 class _Work:
     owned: dict[Path, Path]
-    """Links that are ours, or will be, each with where it leads."""
+    """swapd's links, existing or planned, each with its target."""
     folders: set[Path]
-    made: list[Path] = field(default_factory=list)
+    created: list[Path] = field(default_factory=list)
     removed: list[Path] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
     def remove(self, link: Path) -> None:
-        """Remove a link of ours, and the folders made for it that are empty now."""
+        """Remove a link of swapd, and the folders created for it that are empty now."""
         try:
             link.unlink()
             for folder in (link.parent, link.parent.parent):
@@ -63,84 +63,86 @@ class _Work:
                     folder.rmdir()
                     self.folders.discard(folder)
         except OSError as error:
-            self._unable(link, error)
+            self._report(link, error)
             return
         self.removed.append(link)
         del self.owned[link]
 
-    def make(self, link: Path, target: Path) -> None:
-        """Put a link where nothing is, or in one step in the place of one of ours."""
-        beside = link.with_name(f".{link.name}.{os.getpid()}")
+    def create(self, link: Path, target: Path) -> None:
+        """Create a link, or atomically replace one of swapd's own."""
+        temporary = link.with_name(f".{link.name}.{os.getpid()}")
         try:
             link.parent.mkdir(parents=True, exist_ok=True)
             if os.path.lexists(link):
-                beside.symlink_to(target)
-                beside.replace(link)
+                temporary.symlink_to(target)
+                temporary.replace(link)
             else:
                 link.symlink_to(target)
         except OSError as error:
-            if beside.is_symlink():
-                beside.unlink()
-            self._unable(link, error)
+            if temporary.is_symlink():
+                temporary.unlink()
+            self._report(link, error)
             return
-        self.made.append(link)
+        self.created.append(link)
 
-    def _unable(self, link: Path, error: OSError) -> None:
+    def _report(self, link: Path, error: OSError) -> None:
         message = f"{link}: {error.strerror or error}"
         self.problems.append(Problem("environment", 0, "MODELS_DIR", message))
 
 
-def update_links(home: Path, stores: ModelStores, found: Iterable[DiscoveredModel]) -> Links:
-    """Make the links that are missing and remove those of ours whose model is gone.
+def update_links(home: Path, stores: ModelStores, found: Iterable[DiscoveredModel]) -> LinkChanges:
+    """Create the missing links and remove swapd's links whose model is gone.
 
-    What can't be made or removed is told and stops nothing else. Raises OSError when it can't be
-    written down whose the links are; then none was made.
+    A link that can't be created or removed is reported and does not stop the others. Raises OSError
+    when the record of the links can't be written; then none was created.
     """
     file = home / FOLDER / FILE
-    kept = read_state(file, _Kept) or _Kept()
-    written = {Path(link): Path(target) for link, target in kept.links.items()}
-    ours = {link: target for link, target in written.items() if _leads(link) == target}
+    record = read_state(file, _Record) or _Record()
+    recorded = {Path(link): Path(target) for link, target in record.links.items()}
+    existing = {link: target for link, target in recorded.items() if _target(link) == target}
     wanted = _wanted(stores, found)
-    away = {link: target for link, target in written.items() if not _root(link).is_dir()}
-    work = _Work({**ours, **away}, {Path(folder) for folder in kept.folders})
-    for link, target in ours.items():
-        if link not in wanted and _is_there(target):
+    # Links in a MODELS_DIR that is missing now stay recorded: it may only be unmounted.
+    unmounted = {link: target for link, target in recorded.items() if not _root(link).is_dir()}
+    work = _Work({**existing, **unmounted}, {Path(folder) for folder in record.folders})
+    for link, target in existing.items():
+        if link not in wanted and _store_exists(target):
             work.remove(link)
     missing = {
         link: target
         for link, target in wanted.items()
-        if ours.get(link) != target and (link in ours or not os.path.lexists(link))
+        if existing.get(link) != target and (link in existing or not os.path.lexists(link))
     }
     work.owned |= missing
     new = {folder for link in missing for folder in (link.parent, link.parent.parent)}
     work.folders |= {folder for folder in new if not folder.exists()}
-    now = _kept(work)
-    if now != kept:
-        write_state(file, now)
+    # The record comes before the links: a link without a record would never be removed.
+    changed = _record(work)
+    if changed != record:
+        write_state(file, changed)
     for link, target in missing.items():
-        work.make(link, target)
-    return Links(tuple(work.made), tuple(work.removed), tuple(work.problems))
+        work.create(link, target)
+    return LinkChanges(tuple(work.created), tuple(work.removed), tuple(work.problems))
 
 
 def own_links(home: Path) -> frozenset[Path]:
-    """The links that are swapd's."""
-    kept = read_state(home / FOLDER / FILE, _Kept) or _Kept()
+    """Return the links that swapd created."""
+    record = read_state(home / FOLDER / FILE, _Record) or _Record()
     return frozenset(
-        Path(link) for link, to in kept.links.items() if _leads(Path(link)) == Path(to)
+        Path(link) for link, to in record.links.items() if _target(Path(link)) == Path(to)
     )
 
 
 def link_name(model: DiscoveredModel) -> Path:
-    """Where a model's link stands below MODELS_DIR: a way from which its name can be read."""
+    """Return the path of a model's link below MODELS_DIR, from which its name can be derived."""
     folder, _, rest = model.bare.partition(":")
     if bare_name(model.place.parent.name, model.place.name) == model.bare:
         return Path(_BELOW, folder, f"{model.place.name}.gguf")
-    # Its usual name is another model's.
+    # Another model has the usual name.
     return Path(_BELOW, folder, f"{folder}-{rest}.gguf")
 
 
 def _wanted(stores: ModelStores, found: Iterable[DiscoveredModel]) -> dict[Path, Path]:
-    """Every link that there should be, with where it should lead."""
+    """Return every link that should exist, with its target."""
     if not stores.models_dir.is_dir():
         return {}
     return {
@@ -153,23 +155,23 @@ def _wanted(stores: ModelStores, found: Iterable[DiscoveredModel]) -> dict[Path,
 
 
 def _root(link: Path) -> Path:
-    """The MODELS_DIR that a link was made in."""
+    """Return the MODELS_DIR that a link was created in."""
     return link.parents[2]
 
 
-def _leads(link: Path) -> Path | None:
-    """Where a link leads; None for what is no link."""
+def _target(link: Path) -> Path | None:
+    """Return the target of a link; None for anything else."""
     try:
         return link.readlink()
     except OSError:
         return None
 
 
-def _is_there(blob: Path) -> bool:
-    """Whether the store is there that a blob was or is in."""
+def _store_exists(blob: Path) -> bool:
+    """Return True if the store that a blob is, or was, in exists."""
     return blob.parent.is_dir() and (blob.parent.parent / "manifests").is_dir()
 
 
-def _kept(work: _Work) -> _Kept:
+def _record(work: _Work) -> _Record:
     links = {str(link): str(target) for link, target in sorted(work.owned.items())}
-    return _Kept(links, sorted(str(folder) for folder in work.folders))
+    return _Record(links, sorted(str(folder) for folder in work.folders))

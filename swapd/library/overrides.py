@@ -1,4 +1,4 @@
-"""custom_models.yaml changed by command: `./model set`. Nothing is written that would not load."""
+"""Change custom_models.yaml for `./model set`. A file that would not load is not written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from swapd.config.schema import CustomModelConfig
 from swapd.config.yaml_dump import parse_setting
 from swapd.config.yaml_edit import EditError, set_value, unset
 from swapd.domain.model_names import SpellingIndex
-from swapd.library.sync import SyncPlan, made_of, make_plan
+from swapd.library.sync import SyncPlan, make_plan, render
 from swapd.system.state_files import replace_text
 
 _BOM = "\ufeff"
@@ -21,12 +21,12 @@ _BOM = "\ufeff"
 
 @dataclass(frozen=True, slots=True)
 class OverrideResult:
-    """What became of custom_models.yaml."""
+    """Result of a change of custom_models.yaml."""
 
     section: str
-    """The key under `models` that speaks of the model."""
+    """Key of the model under `models`."""
     written: bool
-    """False when the file already said all that."""
+    """False when the file already had these settings."""
 
 
 def set_overrides(
@@ -39,12 +39,12 @@ def set_overrides(
     now: float,
     total_memory: int,
 ) -> OverrideResult:
-    """Set a model's keys, and take those out that are set to None. A sync is for the caller.
+    """Set a model's keys; remove those with the value None. The caller runs a sync afterwards.
 
     `model` is a name in any spelling, or a new one where the settings have `cmd` or `base_model`.
-    Values are as somebody types them; a dot in a key leads into a section. Raises EditError for
-    what can't be done, ConfigError for a file that is wrong, or would be; in both cases the file is
-    as it was.
+    Values are text as typed; a dot in a key selects a key within a section. Raises EditError for an
+    impossible change, ConfigError for a file that is invalid, or would be; in both cases the file
+    stays unchanged.
     """
     path = home / FILE
     text = _read(path)
@@ -60,7 +60,7 @@ def set_overrides(
         else:
             changed = set_value(changed, section, key, parse_setting(key, value))
     after = make_plan(*arguments, now=now, total_memory=total_memory, custom_text=changed)
-    made_of(after, total_memory)
+    render(after, total_memory)
     if changed != text:
         try:
             replace_text(path, (_BOM if _has_bom(path) else "") + changed)
@@ -70,36 +70,36 @@ def set_overrides(
     return OverrideResult(section, changed != text)
 
 
-def _section(plan: SyncPlan, asked: str, settings: Mapping[str, str | None]) -> str:
-    """The key under which the file speaks, or shall speak, of the model."""
-    if asked in plan.custom.models:
-        return asked
-    made = {one.name: one for one in plan.assembled.models}
-    names = {name: (*one.entry.get("aliases", ()), one.bare) for name, one in made.items()}
-    found = SpellingIndex(names, plan.settings.prefix).find(asked)
+def _section(plan: SyncPlan, name: str, settings: Mapping[str, str | None]) -> str:
+    """Return the key of the model's section in the file, existing or new."""
+    if name in plan.custom.models:
+        return name
+    entries = {one.name: one for one in plan.assembled.models}
+    names = {key: (*one.entry.get("aliases", ()), one.bare) for key, one in entries.items()}
+    found = SpellingIndex(names, plan.settings.prefix).find(name)
     if isinstance(found, str):
-        return made[found].custom or made[found].bare
+        return entries[found].custom_key or entries[found].bare
     if found is not None:
         raise EditError(str(found))
-    new = asked.strip().removeprefix(plan.settings.prefix)
+    new = name.strip().removeprefix(plan.settings.prefix)
     if new and (settings.get("cmd") or settings.get("base_model")):
         return new
-    hint = did_you_mean(asked, names) or "; one of your own needs cmd or base_model"
-    raise EditError(f"there is no model named {asked.strip() or repr(asked)}{hint}")
+    hint = did_you_mean(name, names) or "; a model of your own needs cmd or base_model"
+    raise EditError(f"there is no model named {name.strip() or repr(name)}{hint}")
 
 
 def _check_key(key: str) -> None:
     top, dot, inner = key.partition(".")
     known = field_shapes(CustomModelConfig)
     if top not in known:
-        hint = did_you_mean(top, known) or "; config.example.yaml names them all"
+        hint = did_you_mean(top, known) or "; config.example.yaml lists all keys"
         raise EditError(f"{key}: unknown key{hint}")
     if dot and not inner:
         raise EditError(f"{key}: nothing stands behind the dot")
 
 
 def _read(path: Path) -> str:
-    """The text as it is, line ends too; a file that is not there is empty."""
+    """Read the text unchanged, line ends included; a missing file is empty."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:

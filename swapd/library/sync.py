@@ -1,6 +1,6 @@
-"""What a sync would write, without writing: the way from the folders and files to the models.
+"""Sync: find models, merge them with custom_models.yaml, bring config.yaml up to date.
 
-`swapd sync`: look for models, merge with custom_models.yaml, bring config.yaml up to date.
+`make_plan` computes everything without writing; `sync` applies it.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from swapd.config.yaml_nodes import line_of, parse_tree, textual
 from swapd.gguf import model_info
 from swapd.gguf.file_stamp import file_stamp
 from swapd.library.discovery import Discovery, discover
-from swapd.library.generate import MARK, generate
+from swapd.library.generate import MARKER, generate
 from swapd.library.model_entries import AssembledEntries, assemble, sections_by_name, words_of
 from swapd.library.ollama_links import FILE as LINKS
-from swapd.library.ollama_links import Links, own_links, update_links
+from swapd.library.ollama_links import LinkChanges, own_links, update_links
 from swapd.library.sources.base import SkippedFile
 from swapd.system import state_files
 from swapd.system.state_files import FOLDER, replace_text
 
 NAMES = "names.json"
-"""In the home's state: the name of each file found, so that it keeps it."""
+"""File in the state directory: the name of each file found, so that names stay stable."""
 
 
 @dataclass(frozen=True, slots=True)
 class SyncPlan:
-    """All that is known before anything is written."""
+    """Everything that a sync computes before it writes."""
 
     home: Path
     env: Mapping[str, str]
@@ -43,11 +43,11 @@ class SyncPlan:
     custom: CustomModels
     discovery: Discovery
     assembled: AssembledEntries
-    remembered: Mapping[str, str]
+    stored_names: Mapping[str, str]
 
-    def remember(self) -> None:
-        """Keep the names for the next look. Raises OSError."""
-        if dict(self.discovery.names) != self.remembered:
+    def store_names(self) -> None:
+        """Store the names for the next sync. Raises OSError."""
+        if dict(self.discovery.names) != self.stored_names:
             state_files.write_state(self.home / state_files.FOLDER / NAMES, self.discovery.names)
 
 
@@ -60,10 +60,10 @@ def make_plan(
     total_memory: int,
     custom_text: str | None = None,
 ) -> SyncPlan:
-    """Look for models and put them together with custom_models.yaml, or a text in its place.
+    """Find models and merge them with custom_models.yaml, or with a text in its place.
 
-    Of the home, only the heads that were read are kept, for the next look. Raises ConfigError for
-    an environment or a custom_models.yaml that can't be used.
+    Nothing is written but the cache of GGUF headers. Raises ConfigError for an invalid environment
+    or custom_models.yaml.
     """
     env = read_env(home, environ)
     settings = sync_settings(env)
@@ -72,26 +72,26 @@ def make_plan(
     else:
         custom = parse_custom_models(custom_text, env)
     folder = home / state_files.FOLDER
-    kept = model_info.ModelInfoCache(folder / model_info.FILE)
-    remembered = state_files.read_state(folder / NAMES, dict[str, str]) or {}
+    headers = model_info.ModelInfoCache(folder / model_info.FILE)
+    stored_names = state_files.read_state(folder / NAMES, dict[str, str]) or {}
     discovery = discover(
         settings.stores,
         demo_dir,
         now=now,
         min_age=settings.min_age,
-        cards=kept,
-        names=remembered,
-        bridge=own_links(home),
+        cards=headers,
+        previous_names=stored_names,
+        ignored=own_links(home),
     )
-    apply_plan(kept)
+    save_headers(headers)
     assembled = assemble(discovery.found, custom, settings, total_memory, home, state_files.size)
-    for made in assembled.models:
-        _stamp(made.entry, home)
-    return SyncPlan(home, env, settings, custom, discovery, assembled, remembered)
+    for model in assembled.models:
+        _add_stamp(model.entry, home)
+    return SyncPlan(home, env, settings, custom, discovery, assembled, stored_names)
 
 
-def _stamp(entry: dict[str, Any], home: Path) -> None:
-    """Let the entry say which files it means, so that one in the place of another changes it."""
+def _add_stamp(entry: dict[str, Any], home: Path) -> None:
+    """Add the stamp of the entry's files, so that a replaced file changes the entry."""
     cmd = entry["cmd"]
     argv = words_of(cmd) if isinstance(cmd, str) else tuple(cmd)
     stamp = file_stamp(argv, "${worker}" in argv, home)
@@ -99,13 +99,13 @@ def _stamp(entry: dict[str, Any], home: Path) -> None:
         entry.setdefault("stamp", stamp)
 
 
-def apply_plan(heads: model_info.ModelInfoCache) -> None:
-    """Keep the heads that were read, where that is possible."""
+def save_headers(headers: model_info.ModelInfoCache) -> None:
+    """Save the GGUF headers that were read, where that is possible."""
     try:
-        heads.keep()
+        headers.keep()
     except OSError as error:
-        # They are read again next time, that is all.
-        logging.getLogger(__name__).debug("the heads that were read are not kept: %s", error)
+        # The only effect is that they are read again next time.
+        logging.getLogger(__name__).debug("the GGUF headers are not cached: %s", error)
 
 
 CONFIG = "config.yaml"
@@ -114,25 +114,44 @@ _PLAIN_KEY = re.compile(r"[A-Za-z0-9][\w./:-]*:")
 
 @dataclass(frozen=True, slots=True)
 class SyncReport:
-    """What a sync found and did. Models by name, sorted."""
+    """Findings and changes of a sync. Models by name, sorted."""
 
     path: Path
     added: tuple[str, ...]
     changed: tuple[str, ...]
     removed: tuple[str, ...]
     settings: tuple[str, ...]
-    """Top-level keys that are others than before."""
+    """Top-level keys whose values changed."""
     broken: tuple[SkippedFile, ...]
     skipped: tuple[SkippedFile, ...]
     warnings: tuple[Problem, ...]
     written: bool
-    """False when config.yaml already said all that."""
+    """False when config.yaml was up to date already."""
     linked: tuple[Path, ...] = ()
-    """Links made in MODELS_DIR to Ollama's blobs."""
+    """Links created in MODELS_DIR to Ollama's blobs."""
     unlinked: tuple[Path, ...] = ()
-    """Links removed there, all of them swapd's own."""
+    """Links removed there, all created by swapd."""
     settles_in: float = 0.0
-    """Seconds after which a sync finds the files that may still be being copied now; 0: none."""
+    """Seconds until files that may still be being copied are old enough; 0: there are none."""
+
+    def lines(self, *, files: bool = True) -> list[str]:
+        """Describe the changes, a line for each; without `files`, leave out unusable files."""
+        models = (("added", self.added), ("changed", self.changed), ("removed", self.removed))
+        lines = [f"{verb:8}{name}" for verb, names in models for name in names]
+        links = (("linked", self.linked), ("unlinked", self.unlinked))
+        lines += [_printable(f"{verb:<9}{link}") for verb, paths in links for link in paths]
+        unusable = (("broken", self.broken), ("skipped", self.skipped)) if files else ()
+        lines += [
+            _printable(f"{verb:8}{file.path}: {file.reason}")
+            for verb, skipped in unusable
+            for file in skipped
+        ]
+        return [*lines, f"config  {self.path} {'changed' if self.written else 'unchanged'}"]
+
+
+def _printable(text: str) -> str:
+    """Replace what would control a terminal or break the line: file names can hold anything."""
+    return "".join(c if c.isprintable() else "�" for c in text)
 
 
 def sync(
@@ -145,20 +164,20 @@ def sync(
     force: bool = False,
     schema: str = "",
 ) -> SyncReport:
-    """Bring `home/config.yaml` up to date; raises ConfigError and leaves it as it is otherwise.
+    """Bring `home/config.yaml` up to date, or raise ConfigError and leave it unchanged.
 
     `now` is the time of day in seconds since the epoch, `total_memory` the machine's in bytes. A
-    config.yaml that a sync did not write is overwritten only with `force`. Editors find its schema
-    at the address `schema`. What is written has been
-    read back first, so a sync never leaves a configuration that does not load.
+    config.yaml that a sync did not write is overwritten only with `force`. `schema` is its schema's
+    address, for editors. The new text is parsed before it is written, so a sync never leaves a
+    configuration that does not load.
     """
     path = home / CONFIG
     old = _old_text(path)
-    if old is not None and not old.startswith(MARK) and not force:
+    if old is not None and not old.startswith(MARKER) and not force:
         message = "was not written by sync; move it away, or use --force to overwrite it"
         raise ConfigError([Problem(CONFIG, 0, "", message)])
     plan = make_plan(home, environ, demo_dir, now=now, total_memory=total_memory)
-    text, warnings = made_of(plan, total_memory, schema)
+    text, warnings = render(plan, total_memory, schema)
     warnings = (*warnings, *plan.settings.stores.problems, *_missing(plan.assembled, plan.custom))
     before, after = _sections(old or ""), _sections(text)
     written = old != text
@@ -180,19 +199,19 @@ def sync(
         skipped=plan.discovery.skipped,
         warnings=(*warnings, *links.problems),
         written=written,
-        linked=links.made,
+        linked=links.created,
         unlinked=links.removed,
         settles_in=plan.discovery.settles_in,
     )
 
 
 def names_in(config: Path) -> frozenset[str]:
-    """The names of the models in a configuration that a sync wrote; none where there is none."""
+    """Return the names of the models in a generated configuration; none when it is missing."""
     try:
         text = _old_text(config) or ""
     except ConfigError:
         return frozenset()
-    # Most are written as they are, each on a line of its own: no need to parse 500 models.
+    # Plain keys, each on its own line, need no parser: with 500 models that is slow.
     _, _, below = text.partition("\nmodels:\n")
     keys = [line[2:] for line in below.splitlines() if re.match("  [^ ]", line)]
     if keys and all(_PLAIN_KEY.fullmatch(key) for key in keys):
@@ -200,8 +219,8 @@ def names_in(config: Path) -> frozenset[str]:
     return frozenset(_models(_sections(text)))
 
 
-def made_of(plan: SyncPlan, total_memory: int, schema: str = "") -> tuple[str, tuple[Problem, ...]]:
-    """The text of config.yaml and what its author should know; ConfigError if it would not load."""
+def render(plan: SyncPlan, total_memory: int, schema: str = "") -> tuple[str, tuple[Problem, ...]]:
+    """Return the text of config.yaml and its warnings; raise ConfigError if it would not load."""
     text = generate(plan.assembled, plan.custom, plan.settings, schema)
     return text, _checked(text, plan.assembled, plan.custom, plan.env, total_memory)
 
@@ -213,7 +232,7 @@ def _checked(
     env: MappingType[str, str],
     total_memory: int,
 ) -> tuple[Problem, ...]:
-    """All warnings; what is wrong is told where its author wrote it, in custom_models.yaml."""
+    """Parse the text; return all warnings, located in custom_models.yaml where they come from."""
     names = sections_by_name(assembled)
     try:
         loaded = parse(text, CONFIG, env, worker_command=("worker",), total_memory=total_memory)
@@ -225,17 +244,17 @@ def _checked(
 
 
 def _missing(assembled: AssembledEntries, custom: CustomModels) -> list[Problem]:
-    """Files that the author names and that are not there."""
+    """Return a warning for each file that custom_models.yaml names and that is missing."""
     return [
-        custom.warn(made.custom, f"{path} is no file", key)
-        for made in assembled.models
-        for key, path in made.files
+        custom.warn(model.custom_key, f"{path} is no file", key)
+        for model in assembled.models
+        for key, path in model.files
         if not path.is_file()
     ]
 
 
 def _traced(problem: Problem, names: MappingType[str, str], custom: CustomModels) -> Problem:
-    """The problem at the place in custom_models.yaml that it comes from, if it comes from there."""
+    """Return the problem with its location in custom_models.yaml, if it comes from there."""
     for name, bare in names.items():
         within = f"models.{name}"
         if problem.key == within or problem.key.startswith((within + ".", within + "[")):
@@ -259,12 +278,12 @@ def _old_text(path: Path) -> str | None:
         message = f"cannot be read: {error.strerror or error}"
         raise ConfigError([Problem(CONFIG, 0, "", message)]) from error
     except UnicodeDecodeError:
-        # Whatever it is, a sync did not write it.
+        # Not generated by a sync, whatever it is.
         return ""
 
 
 def _sections(text: str) -> dict[str, object]:
-    """The top level of a configuration; nothing for a text that is none any more."""
+    """Return the top level of a configuration; empty for a text that is damaged."""
     try:
         tree, _ = parse_tree(text, CONFIG)
     except ConfigError:
@@ -281,11 +300,11 @@ def _differing(before: dict[str, object], after: dict[str, object]) -> tuple[str
     return tuple(sorted(n for n in before.keys() & after.keys() if before[n] != after[n]))
 
 
-def _write(plan: SyncPlan, path: Path | None, text: str) -> Links:
-    """Everything that a sync writes, what nobody else reads first; ConfigError where it can't."""
+def _write(plan: SyncPlan, path: Path | None, text: str) -> LinkChanges:
+    """Write names, configuration and links, in this order. Raises ConfigError when that fails."""
     file = str(Path(FOLDER, NAMES))
     try:
-        plan.remember()
+        plan.store_names()
         if path is not None:
             file = path.name
             replace_text(path, text)

@@ -1,4 +1,4 @@
-"""Users with a home of their own, and one whose swapd runs."""
+"""Users with a separate data directory, and one whose swapd runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def user(tmp_path: Path) -> Iterator[User]:
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
-    """Somebody whose swapd runs, with both demo models; for tests that leave it as it is."""
+    """A user whose swapd runs with both demo models; tests must leave it unchanged."""
     user = User(tmp_path_factory.mktemp("served"))
     try:
         started = user.types("start")

@@ -1,4 +1,4 @@
-"""A hub of our own: answers as the Hugging Face hub does, and breaks off when it is told to."""
+"""A local hub: responds as the Hugging Face hub does, and breaks connections on demand."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ import msgspec
 
 @dataclass
 class Hub:
-    """What it has, and how it behaves."""
+    """Files and behaviour of the hub."""
 
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
     """By repository and name."""
     claims: dict[str, int] = field(default_factory=dict)
-    """Sizes told of files, other than the true ones."""
+    """False sizes by file."""
     sums: dict[str, str] = field(default_factory=dict)
-    """Sums told of files, other than the true ones."""
+    """False sums by file."""
     break_at: list[int] = field(default_factory=list)
-    """After so many bytes the next connections break, one after the other."""
+    """Bytes after which the next connections break, one after the other."""
     ranges: list[str] = field(default_factory=list)
-    """What was asked for, in order."""
+    """Requested ranges, in order."""
     holds: list[threading.Event] = field(default_factory=list)
-    """The next connections bring the second half of a file when these are set."""
+    """Events that release the second half of a file, for the next connections."""
     pointers: bool = True
-    """Whether it tells of the pointers that stand for large files, as the hub does."""
+    """True if it reports the pointers of large files, as the hub does."""
     etags: bool = True
     url: str = ""
 
@@ -38,7 +38,7 @@ class Hub:
         self.files.setdefault(repo, {})[name] = content
 
     def card(self, repo: str) -> dict[str, object]:
-        """The hub's account of a repository, with the metadata of its files."""
+        """Return the hub's description of a repository, with the metadata of its files."""
         siblings = []
         for name, content in self.files[repo].items():
             size = self.claims.get(name, len(content))
@@ -110,13 +110,13 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Write no log."""
 
 
 @contextmanager
 def running_hub() -> Iterator[Hub]:
     hub = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Ours", (Handler,), {"hub": hub}))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("HubHandler", (Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -129,5 +129,5 @@ def running_hub() -> Iterator[Hub]:
 
 
 def parts(path: Path) -> list[Path]:
-    """What a broken download has left beside a file."""
+    """Return the leftovers of a broken download of a file."""
     return sorted(path.parent.glob(f"{path.name}.part*"))

@@ -1,6 +1,6 @@
-"""As much of `systemctl --user` as swapd asks for: it runs what the unit says, and notes its calls.
+"""Stand-in for `systemctl --user`: runs the unit's command and records the calls.
 
-Called with a folder to keep its notes in, and then as systemctl is.
+The first argument is the folder for the records; the others are those of systemctl.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main(folder: Path, words: list[str]) -> int:
     if (folder / "refuse-systemctl").exists():
         print("no bus", file=sys.stderr)
         return 1
-    pid = _pid(folder)  # A zombie that nobody reaps has ended.
+    pid = _pid(folder)  # A zombie without a parent that reaps it has ended.
     if "show" in words:
         print(f"MainPID={pid}")
     elif {"start", "enable"} & {*words} and not pid:
@@ -38,7 +38,7 @@ def main(folder: Path, words: list[str]) -> int:
 
 
 def _pid(folder: Path) -> int:
-    """The main process; 0 when there is none."""
+    """Return the pid of the main process; 0 when there is none."""
     try:
         pid = int((folder / "main-pid").read_text())
         return pid if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE else 0
@@ -50,9 +50,9 @@ def _start(folder: Path) -> int:
     unit = Path(os.environ["HOME"], ".config/systemd/user/swapd.service").read_text()
     (line,) = re.findall("^ExecStart=(.*)$", unit, re.MULTILINE)
     given = [shlex.split(v)[0] for v in re.findall("^Environment=(.*)$", unit, re.MULTILINE)]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
-        heard.bind("")  # A name that no file has.
-        address = "@" + heard.getsockname()[1:].decode()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as received:
+        received.bind("")  # A name that no file has.
+        address = "@" + received.getsockname()[1:].decode()
         variables = dict(v.split("=", 1) for v in given)
         process = subprocess.Popen(
             shlex.split(line),
@@ -62,8 +62,8 @@ def _start(folder: Path) -> int:
             stderr=subprocess.DEVNULL,
         )
         (folder / "main-pid").write_text(str(process.pid))
-        heard.settimeout(30)
-        return 0 if heard.recv(99) == b"READY=1" else 1
+        received.settimeout(30)
+        return 0 if received.recv(99) == b"READY=1" else 1
 
 
 if __name__ == "__main__":

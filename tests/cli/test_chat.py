@@ -1,4 +1,4 @@
-"""Talking with a model: through a pipe, with a prompt, and at a real terminal."""
+"""Chats with a model: through a pipe, with a prompt, and at a real terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROMPT = ">>> "
 GREEDY = ("--temp", "0", "--max-tokens", "12")
 
 
-def test_a_pipe_is_asked_and_the_answer_is_all_there_is(served: User) -> None:
+def test_piped_input_is_answered_with_the_answer_alone(served: User) -> None:
     answer = served.says("run", "bard", *GREEDY, input="Who goes there?\n")
     assert answer.endswith("\n")
     assert answer.strip()
@@ -31,7 +31,7 @@ def test_a_pipe_is_asked_and_the_answer_is_all_there_is(served: User) -> None:
     assert both != served.says("run", "bard", "Who goes there?", *free)
 
 
-def test_without_a_socket_it_is_asked_over_http(user: User) -> None:
+def test_http_is_used_without_a_socket(user: User) -> None:
     user.says("start")
     asked = ("run", "bard", "Who goes there?", *GREEDY)
     answer = user.says(*asked)
@@ -45,20 +45,20 @@ def test_without_a_socket_it_is_asked_over_http(user: User) -> None:
 def test_settings_reach_the_model(served: User) -> None:
     once = served.says("run", "bard", "Speak", "--seed", "1", "--max-tokens", "9")
     assert served.says("run", "bard", "Speak", "--seed", "1", "--max-tokens", "9") == once
-    told = served.says("run", "bard", "Speak", "--system", "You are a fool.", *GREEDY)
-    assert told != served.says("run", "bard", "Speak", *GREEDY)
+    output = served.says("run", "bard", "Speak", "--system", "You are a fool.", *GREEDY)
+    assert output != served.says("run", "bard", "Speak", *GREEDY)
     assert "temp" in served.fails("run", "bard", "x", "--temp", "-1", status=2)
 
 
-def test_what_cannot_be_asked_is_told(served: User) -> None:
-    told = served.fails("run", "brad", "Hello")
-    assert told == (
+def test_invalid_questions_are_reported(served: User) -> None:
+    output = served.fails("run", "brad", "Hello")
+    assert output == (
         "swapd: there is no model 'brad' (did you mean 'bard'?); there are: alice, bard\n"
     )
     assert "there is nothing to ask" in served.fails("run", "bard")
 
 
-def test_what_is_not_utf_8_is_asked_with_signs_for_it(served: User) -> None:
+def test_invalid_utf_8_is_replaced(served: User) -> None:
     clean = served.says("run", "bard", "hello \ufffd\ufffd", *GREEDY)
     assert served.says("run", "bard", "hello \udcff\udcfe", *GREEDY) == clean
     file = served.home / "latin"
@@ -104,9 +104,9 @@ def test_a_conversation(served: User) -> None:
         chat.sendeof()
         chat.wait()
         assert chat.exitstatus == 0
-    kept = served.home / "swapd/.swapd/history"
-    assert "Who goes there?" in kept.read_text()
-    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    stored = served.home / "swapd/.swapd/history"
+    assert "Who goes there?" in stored.read_text()
+    assert stat.S_IMODE(stored.stat().st_mode) == 0o600
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def gate(tmp_path: Path) -> Iterator[Callable[[str], Gate]]:
 def test_ctrl_c_stops_the_answer_and_not_the_chat(
     user: User, gate: Callable[[str], Gate], over: str
 ) -> None:
-    """With a model whose next word never comes."""
+    """Use a model whose next word never arrives."""
     words = gate("words")
     models = {"slow": fake("slow", f"--words 9 --word-gate {words.path}")}
     user.config.parent.mkdir()
@@ -136,7 +136,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(
         (user.home / "swapd/.swapd/swapd.sock").unlink()
     with user.at_terminal("run", "slow") as chat:
         if over == "HTTP":
-            chat.expect(rf"can't be opened: .*; asking http://127.0.0.1:{user.port} instead")
+            chat.expect(rf"can't be opened: .*; using http://127.0.0.1:{user.port} instead")
         chat.expect("slow is ready")
         chat.expect(PROMPT)
         chat.sendline("Speak")
@@ -154,7 +154,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(
     eventually(lambda: '"busy":0' in user.says("ps", "--json"))
 
 
-def test_a_swapd_that_goes_away_is_told(user: User) -> None:
+def test_the_end_of_swapd_is_reported(user: User) -> None:
     with user.at_terminal("run", "bard") as chat:
         chat.expect("bard is ready")
         chat.expect(PROMPT)
@@ -166,7 +166,7 @@ def test_a_swapd_that_goes_away_is_told(user: User) -> None:
 
 
 def test_output_into_a_file_asks_no_questions(served: User, tmp_path: Path) -> None:
-    """A terminal to type at, and a file for the answer: what is typed is the question."""
+    """With a terminal as input and a file as output, the prompt alone is the question."""
     mine, theirs = pty.openpty()
     with (tmp_path / "answer").open("wb") as file:
         asked = subprocess.run(

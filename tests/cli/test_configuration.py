@@ -25,9 +25,9 @@ def test_set_keeps_comments_and_syncs(user: User) -> None:
     user.says("sync")
     user.custom.write_text(CUSTOM)
     user.says("sync")
-    told = user.says("set", "bard", "ttl=5", "sampler_args=--temp 0.5")
-    assert f"{user.custom}: models.bard changed" in told
-    assert re.search(r"^changed +bard$", told, re.MULTILINE)
+    output = user.says("set", "bard", "ttl=5", "sampler_args=--temp 0.5")
+    assert f"{user.custom}: models.bard changed" in output
+    assert re.search(r"^changed +bard$", output, re.MULTILINE)
     text = user.custom.read_text()
     assert "# mine" in text and "bard:  # the poet" in text
     assert "ttl: 5  # a minute" in text
@@ -47,19 +47,23 @@ BAD_WORDS = [
     (("show", "brad"), 1, "did you mean bard?"),
     (("start", "--config", "none.yaml"), 1, "there is no none.yaml, so no configuration"),
     (("start", "--config", "/"), 1, "/ is no file, so no configuration"),
-    (("config", "chek"), 2, "no such command 'chek'; did you mean 'check'? {} config --help tells"),
+    (("config", "chek"), 2, "no such command 'chek'; did you mean 'check'? see {} config --help"),
     (("config", "check", "none.yaml"), 1, "there is no none.yaml"),
-    (("shwo", "bard"), 2, "no such command 'shwo'; did you mean 'show'? {} --help tells more"),
-    (("stop", "--nwo"), 2, "no such option: --nwo; did you mean --now? {} stop --help tells more"),
-    (("logs", "-n", "x"), 2, "'--lines' / '-n' must be a whole number; {} logs --help tells"),
+    (("shwo", "bard"), 2, "no such command 'shwo'; did you mean 'show'? see {} --help"),
+    (("stop", "--nwo"), 2, "no such option: --nwo; did you mean --now? see {} stop --help"),
+    (("logs", "-n", "x"), 2, "'--lines' / '-n' must be a whole number; see {} logs --help"),
     (("logs", "-n", "-1"), 2, "'--lines' / '-n' must be 0 or more; "),
     (("start", "--port", "0"), 2, "'--port' must be from 1 to 65535; "),
     (("start", "--port", "99999"), 2, "'--port' must be from 1 to 65535; "),
-    (("list", "a", "b"), 2, "there is nothing to do with b; {} list --help tells more"),
-    (("show",), 2, "missing argument 'NAME'; {} show --help tells more"),
+    (("list", "a", "b"), 2, "unexpected argument b; see {} list --help"),
+    (("show",), 2, "missing argument 'NAME'; see {} show --help"),
     (("show", ""), 1, "there is no model ''; there are: alice, bard"),
-    (("set", "bard", "foo=1"), 1, "foo: unknown key; config.example.yaml names them all"),
-    (("set", "nobody", "ttl=1"), 1, "no model named nobody; one of your own needs cmd or base"),
+    (("set", "bard", "foo=1"), 1, "foo: unknown key; config.example.yaml lists all keys"),
+    (
+        ("set", "unknown", "ttl=1"),
+        1,
+        "no model named unknown; a model of your own needs cmd or base",
+    ),
     (("config", "check", "/"), 1, "/ can't be read: Is a directory"),
     (("simulate", "--hours", "0"), 2, "'--hours' must be 0.01 or more"),
     (("simulate", "--trace", "none.csv"), 1, "none.csv: No such file or directory"),
@@ -69,19 +73,19 @@ BAD_WORDS = [
 ]
 
 
-def test_bad_words_are_told_in_a_sentence_and_change_nothing(user: User) -> None:
+def test_bad_arguments_are_reported_in_a_sentence_and_change_nothing(user: User) -> None:
     user.says("sync")
     user.custom.write_text(CUSTOM)
     before = user.files()
     for words, status, says in BAD_WORDS:
-        told = user.fails(*words, status=status)
-        assert says.format(ROOT / "model") in told, words
-        assert len(told.splitlines()) == 1, words
+        output = user.fails(*words, status=status)
+        assert says.format(ROOT / "model") in output, words
+        assert len(output.splitlines()) == 1, words
         assert user.files() == before, words
     assert user.processes() == []
 
 
-def test_bad_yaml_is_told_and_changes_nothing(user: User) -> None:
+def test_bad_yaml_is_reported_and_changes_nothing(user: User) -> None:
     user.says("sync")
     for text, says in [
         ("models:\n\tbard: {}\n", "custom_models.yaml:2: a tab stands where"),
@@ -97,7 +101,7 @@ def test_bad_yaml_is_told_and_changes_nothing(user: User) -> None:
     assert says in user.fails("config")
 
 
-def test_config_says_where_what_and_whether(user: User) -> None:
+def test_config_prints_path_text_and_check(user: User) -> None:
     assert f"there is no {user.config}" in user.fails("config", "show")
     user.says("sync")
     assert user.says("config", "path") == f"{user.config}\n"
@@ -115,7 +119,7 @@ def test_config_says_where_what_and_whether(user: User) -> None:
     assert user.says("config", "check", "mine.yaml") == "✓ mine.yaml: 1 model\n"
 
 
-def test_check_and_doctor_look_at_the_files_that_start_and_requests_need(user: User) -> None:
+def test_check_and_doctor_read_the_files_that_a_start_needs(user: User) -> None:
     cmd = "${worker} --model m.gguf --adapter alice=alice.gguf --lora bard.gguf"
     folder = user.config.parent
     folder.mkdir()
@@ -141,24 +145,24 @@ def test_check_and_doctor_look_at_the_files_that_start_and_requests_need(user: U
     assert "1 model" in user.says("config", "check")
 
 
-def test_config_says_what_counts_in_the_end(user: User) -> None:
+def test_config_prints_the_resulting_settings(user: User) -> None:
     (user.home / "swapd").mkdir()
     (user.home / "swapd/.env").write_text("DEFAULT_CTX_SIZE=512\nMODEL_FOLDERS=/not/here\n")
     user.custom.write_text("max_resident: 3\nmemory: {threshold: 0}\napiKeys: [very-secret]\n")
-    told = user.says("config")
+    output = user.says("config")
     user.says("sync")
-    assert user.says("config").splitlines()[2:] == told.splitlines()[2:]
+    assert user.says("config").splitlines()[2:] == output.splitlines()[2:]
     for pattern in (
         rf"^listens at +127.0.0.1, port {user.port}$",
         r"^workers at once +3$",
-        r"^idle ones go +when others need their room$",
+        r"^idle workers +stopped when others need their memory$",
         rf"^LM Studio +{user.home}/models$",
         r"^folders +/not/here \(not there\)$",
         r"^context +512 tokens",
     ):
-        assert re.search(pattern, told, re.MULTILINE), (pattern, told)
-    assert re.search("^keys +[a-z]", told, re.MULTILINE) and "secret" not in told
-    assert "none: whoever" not in told
+        assert re.search(pattern, output, re.MULTILINE), (pattern, output)
+    assert re.search("^keys +[a-z]", output, re.MULTILINE) and "secret" not in output
+    assert "none: requests" not in output
 
 
 def test_editors_find_the_schema_of_what_sync_writes(user: User) -> None:
@@ -169,17 +173,17 @@ def test_editors_find_the_schema_of_what_sync_writes(user: User) -> None:
     schema = msgspec.json.decode(Path(unquote(urlsplit(address).path)).read_bytes())
     assert schema["title"] == "swapd: config.yaml"
     for name in ("custom_models.yaml", "config.example.yaml"):
-        told = (ROOT / name).read_text().splitlines()[0]
-        assert (ROOT / told.removeprefix("# yaml-language-server: $schema=")).is_file()
+        output = (ROOT / name).read_text().splitlines()[0]
+        assert (ROOT / output.removeprefix("# yaml-language-server: $schema=")).is_file()
 
 
 def test_the_doctor_finds_nothing_and_then_everything(user: User) -> None:
     user.says("start")
-    told = user.says("doctor")
-    assert f"✓ swapd runs at http://127.0.0.1:{user.port}" in told
-    assert re.search(r"^✓ llama.cpp by llama-cpp-python \d", told, re.MULTILINE)
-    assert re.search(r"^✓ .*GPU", told, re.MULTILINE)
-    assert "✗" not in told
+    output = user.says("doctor")
+    assert f"✓ swapd runs at http://127.0.0.1:{user.port}" in output
+    assert re.search(r"^✓ llama.cpp by llama-cpp-python \d", output, re.MULTILINE)
+    assert re.search(r"^✓ .*GPU", output, re.MULTILINE)
+    assert "✗" not in output
     user.says("stop")
     folder = user.home / "models/pub/gone"
     folder.mkdir(parents=True)
@@ -198,23 +202,23 @@ def test_the_doctor_finds_nothing_and_then_everything(user: User) -> None:
     ]
 
 
-def test_the_doctor_names_who_has_the_port(user: User) -> None:
+def test_the_doctor_names_the_owner_of_the_port(user: User) -> None:
     import socket
 
     with socket.create_server(("127.0.0.1", user.port)):
         for _ in range(2):  # With and without a configuration.
-            told = user.types("doctor")
-            assert told.returncode == 1
-            assert f"✗ port {user.port} is taken by pid {os.getpid()}" in told.stdout
+            output = user.types("doctor")
+            assert output.returncode == 1
+            assert f"✗ port {user.port} is taken by pid {os.getpid()}" in output.stdout
             user.says("sync")
 
 
-def test_the_doctor_misses_a_compiler(user: User) -> None:
+def test_the_doctor_reports_a_missing_compiler(user: User) -> None:
     (user.home / "bin").mkdir()
     for name in ("python3", "sh", "dirname", "cksum", "cat", "readlink"):
         if found := shutil.which(name):
             (user.home / "bin" / name).symlink_to(found)
     user.environ["PATH"] = str(user.home / "bin")
-    told = user.types("doctor")
-    assert told.returncode == 1
-    assert "✗ there is no C++ compiler" in told.stdout
+    output = user.types("doctor")
+    assert output.returncode == 1
+    assert "✗ there is no C++ compiler" in output.stdout

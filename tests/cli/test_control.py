@@ -1,4 +1,4 @@
-"""The command line as a user runs it: ./model in a home of its own."""
+"""Commands run by a user: ./model in a separate data directory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.daemon import ROOT, alive, eventually
 
 
 def test_a_first_visit(user: User) -> None:
-    """Start, ask both models, look, stop: and nothing of it is left."""
+    """Start, query both models, check the status, stop: no process is left."""
     started = user.types("start")
     assert started.returncode == 0, started.stderr
     url = f"http://127.0.0.1:{user.port}"
@@ -49,16 +49,16 @@ def test_a_first_visit(user: User) -> None:
     assert looked.returncode == 0
     assert "✓ bard: ready" in looked.stdout
     assert "✓ alice: ready" in looked.stdout
-    told = msgspec.json.decode(user.types("status", "--json").stdout)
-    assert told["running"] is True
-    assert {w["model"] for w in told["workers"]} == {"bard", "alice"}
+    output = msgspec.json.decode(user.types("status", "--json").stdout)
+    assert output["running"] is True
+    assert {w["model"] for w in output["workers"]} == {"bard", "alice"}
 
     again = user.types("start")
     assert again.returncode == 0
-    assert again.stdout == f"swapd runs already at {url} (pid {told['pid']})\n"
+    assert again.stdout == f"swapd runs already at {url} (pid {output['pid']})\n"
 
     stopped = user.types("stop")
-    # Where it takes long it says before what it waits for.
+    # A slow stop prints its reason before.
     assert (stopped.returncode, stopped.stdout.splitlines()[-1:]) == (0, ["swapd has stopped"])
     assert user.processes() == []
     assert list((user.home / "user").iterdir()) == []
@@ -67,7 +67,7 @@ def test_a_first_visit(user: User) -> None:
     assert user.types("stop").stdout == "swapd is not running\n"
 
 
-def test_a_stop_that_takes_long_says_what_it_waits_for(user: User) -> None:
+def test_a_slow_stop_reports_its_reason(user: User) -> None:
     user.says("start")
     pid = msgspec.json.decode(user.says("status", "--json"))["pid"]
     os.kill(pid, signal.SIGSTOP)
@@ -75,7 +75,7 @@ def test_a_stop_that_takes_long_says_what_it_waits_for(user: User) -> None:
         terminal.expect_exact("waiting for running requests to end; ")
         terminal.expect_exact("stop --now does not wait for them")
     with user.at_terminal("stop", "--now") as terminal:
-        terminal.expect_exact("waiting for the workers to be gone")
+        terminal.expect_exact("waiting for the workers to exit")
         os.kill(pid, signal.SIGCONT)
         terminal.expect_exact("swapd has stopped")
 
@@ -90,16 +90,16 @@ def test_a_start_that_fails_shows_the_log_and_leaves_nothing(user: User) -> None
     assert user.types("start").returncode == 0
 
 
-def test_a_start_with_a_broken_configuration_says_what_and_where(user: User) -> None:
+def test_a_start_with_a_broken_configuration_reports_the_line(user: User) -> None:
     user.types("sync")
     _, _, rest = user.config.read_text().partition("\n")
     user.config.write_text(f"# mine\n{rest}maxresident: 1\n")
-    told = user.fails("start")
+    output = user.fails("start")
     line = len(user.config.read_text().splitlines())
-    assert f"config.yaml:{line}: maxresident: unknown key; did you mean max_resident?" in told
+    assert f"config.yaml:{line}: maxresident: unknown key; did you mean max_resident?" in output
 
 
-def test_sync_says_what_changed_and_then_that_nothing_did(user: User) -> None:
+def test_sync_reports_changes_and_then_none(user: User) -> None:
     first = user.types("sync")
     assert first.returncode == 0
     assert re.search(r"^added +bard$", first.stdout, re.MULTILINE)
@@ -129,7 +129,7 @@ def test_a_file_that_sync_did_not_write_is_left_alone(user: User) -> None:
     assert user.types("sync", "--force").returncode == 0
 
 
-def test_a_configuration_of_ones_own_is_used_where_it_lies(user: User) -> None:
+def test_a_handwritten_configuration_is_used_in_place(user: User) -> None:
     (user.home / "mine.yaml").write_text(
         f"models:\n  mine:\n    cmd: ${{worker}} --model {ROOT}/demo/bard.gguf\n"
     )
@@ -150,9 +150,9 @@ def test_a_restart_with_a_broken_configuration_stops_nothing(user: User) -> None
     user.says("start", "--config", str(mine))
     before = msgspec.json.decode(user.says("status", "--json"))["pid"]
     mine.write_text("models: [\n")
-    told = user.fails("restart")
-    assert told.startswith("swapd: it was not stopped, for it could not start again: ")
-    assert str(mine) in told
+    output = user.fails("restart")
+    assert output.startswith("swapd: swapd was not stopped, since it could not start again: ")
+    assert str(mine) in output
     mine.unlink()
     assert "was not stopped" in user.fails("restart")
     assert msgspec.json.decode(user.says("status", "--json"))["pid"] == before
@@ -214,7 +214,7 @@ runpy.run_module("swapd", run_name="__main__")
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
-def test_a_killed_swapd_does_not_stand_in_the_way(user: User) -> None:
+def test_a_killed_swapd_does_not_block_a_start(user: User) -> None:
     user.types("start")
     pid = msgspec.json.decode(user.types("status", "--json").stdout)["pid"]
     os.kill(pid, signal.SIGKILL)
@@ -223,17 +223,17 @@ def test_a_killed_swapd_does_not_stand_in_the_way(user: User) -> None:
     assert user.types("start").returncode == 0
 
 
-def test_what_is_no_command_is_told(user: User) -> None:
+def test_unknown_commands_and_options_are_reported(user: User) -> None:
     for words in (("strat",), ("start", "--prot", "1"), ("start", "--port", "x")):
-        told = user.fails(*words, status=2)
-        assert words[-1 if len(words) == 1 else 1] in told
+        output = user.fails(*words, status=2)
+        assert words[-1 if len(words) == 1 else 1] in output
 
 
 SLOW = {"rich", "pydantic", "numpy", "gguf", "huggingface_hub", "aiohttp", "jinja2", "llama_cpp"}
 
 
 def test_a_command_imports_what_it_uses(user: User) -> None:
-    user.says("list")  # The heads of the models are read once.
+    user.says("list")  # Fills the cache of GGUF headers.
     for words, slow in {
         ("--help",): SLOW | {"psutil", "yaml"},
         ("status",): SLOW | {"yaml"},
@@ -255,13 +255,13 @@ def test_a_command_imports_what_it_uses(user: User) -> None:
 
 
 def test_it_starts_quickly(user: User) -> None:
-    """Once before: the first start may have to compile bytecode."""
+    """Run it once before, since the first start may compile bytecode."""
     user.types("status")
     assert user.takes("status") < 0.3
 
 
-def test_two_stops_are_no_haste_and_a_start_waits_for_them(user: User, tmp_path: Path) -> None:
-    """A stream held open by a FIFO is finished although stop is said twice; then start starts."""
+def test_a_second_stop_waits_too_and_a_start_waits_for_both(user: User, tmp_path: Path) -> None:
+    """A stream held open by a FIFO is finished despite two stops; then a start succeeds."""
     os.mkfifo(tmp_path / "words")
     fake = f"{sys.executable} -m tests.fake_worker --port ${{PORT}} --silent --name a"
     user.custom.parent.mkdir(exist_ok=True)
@@ -311,9 +311,9 @@ def test_a_file_in_the_folder_is_not_taken_for_a_module(user: User) -> None:
         assert answer.status_code == 200, answer.text
 
 
-def test_a_home_that_is_a_file_is_one_sentence(user: User) -> None:
+def test_a_data_directory_that_is_a_file_is_one_sentence(user: User) -> None:
     (user.home / "swapd").write_text("")
     for words in (("start",), ("status",), ("sync",), ("serve",)):
-        told = user.types(*words)
-        assert told.returncode != 0
-        assert "Traceback" not in told.stderr
+        output = user.types(*words)
+        assert output.returncode != 0
+        assert "Traceback" not in output.stderr

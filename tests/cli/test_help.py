@@ -1,4 +1,4 @@
-"""`--help` of every command and docs/cli.md say the same."""
+"""`--help` of every command agrees with docs/cli.md."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GROUPS = ("service", "cron", "config", "key")
 
 
 def _command(heading: str) -> str:
-    """The words of a heading that are a command's name."""
+    """Return the words of a heading that are a command's name."""
     return " ".join(word for word in heading.partition(" [")[0].split() if word.islower())
 
 
@@ -27,18 +27,20 @@ def _options(text: str) -> set[str]:
 
 
 def _help(*words: str) -> str:
-    """What a command says of itself, without a process of its own: there are many."""
-    told = CliRunner().invoke(build(), [*words, "--help"], prog_name="model", env={"COLUMNS": "80"})
-    assert told.exit_code == 0, told.output
-    return told.output
+    """Return the help of a command without a process: there are many commands."""
+    result = CliRunner().invoke(
+        build(), [*words, "--help"], prog_name="model", env={"COLUMNS": "80"}
+    )
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
-def test_it_is_what_a_user_sees(served: User) -> None:
+def test_help_is_the_same_in_a_process(served: User) -> None:
     for words in ((), ("run",), ("service", "install")):
-        told = served.says(*words, "--help")
-        assert told == served.says(*words, "-h")
-        assert told.split() == _help(*words).split()
-        assert "..." not in told.partition("Commands:")[2], "a summary is cut off"
+        result = served.says(*words, "--help")
+        assert result == served.says(*words, "-h")
+        assert result.split() == _help(*words).split()
+        assert "..." not in result.partition("Commands:")[2], "a summary is cut off"
 
 
 def _commands(help_text: str) -> list[str]:
@@ -83,15 +85,15 @@ def test_every_command_is_documented_and_no_other() -> None:
 
 @pytest.mark.parametrize("heading", HEADINGS)
 def test_the_options_are_those_of_the_page(heading: str) -> None:
-    told = _help(*_command(heading).split())
-    usage, _, rest = told.partition("\n")
+    result = _help(*_command(heading).split())
+    usage, _, rest = result.partition("\n")
     described = rest.partition("Options:")[2].partition("Commands:")[0]
     listed = "\n".join(re.findall(r"^  (-.*?)(?:  |$)", described, re.MULTILINE))
     assert _options(listed) == _options(heading)
     assert set(re.findall(r"\b[A-Z]+\b", usage)) - {"OPTIONS", "COMMAND", "ARGS"} == set(
         re.findall(r"\b[A-Z]+\b", heading)
     )
-    # A sentence, and nothing that typer made up for want of one.
+    # A sentence, not a default of typer.
     assert re.search(r"^  [A-Z].*[.:]", rest, re.MULTILINE)
 
 

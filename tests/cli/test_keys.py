@@ -1,4 +1,4 @@
-"""`./model key`: keys made, listed, used and taken out; and the commands go on without one."""
+"""`./model key`: keys are created, listed, used and removed; commands need none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 from tests.cli.user import User
 
 
-def test_keys_are_made_used_and_taken_out(user: User) -> None:
+def test_keys_are_created_used_and_removed(user: User) -> None:
     added = user.types("key", "add", "laptop", "--models", "bard", "--rate", "100", "--priority=-2")
     assert added.returncode == 0, added.stderr
     key = added.stdout.strip()
@@ -21,7 +21,7 @@ def test_keys_are_made_used_and_taken_out(user: User) -> None:
     assert "names no model" in user.fails("key", "add", "none", "--models", "", status=2)
     assert "names no model" in user.fails("key", "add", "none", "--models", " , ", status=2)
     both = ("key", "add", "none", "--models", "bard", "--admin")
-    assert "--admin opens every model" in user.fails(*both, status=2)
+    assert "--admin allows every model" in user.fails(*both, status=2)
     assert key not in user.custom.read_text() + user.config.read_text()
     listed = msgspec.json.decode(user.says("key", "list", "--json"))["keys"]
     terms = {"models": ["bard"], "admin": False, "rate": 100, "priority": -2}
@@ -32,15 +32,15 @@ def test_keys_are_made_used_and_taken_out(user: User) -> None:
     models = f"http://127.0.0.1:{user.port}/v1/models"
     shown = {"Authorization": f"Bearer {key}"}
     assert httpx.get(models, trust_env=False).status_code == 401
-    told = httpx.get(models, headers=shown, trust_env=False).json()
-    assert [m["id"] for m in told["data"]] == ["bard"]
+    output = httpx.get(models, headers=shown, trust_env=False).json()
+    assert [m["id"] for m in output["data"]] == ["bard"]
     # The commands need no key: they come by the socket.
     assert "2 models" in user.says("status")
     assert "bard" in user.says("load", "bard")
     assert "bard" in user.says("ps")
     assert user.says("run", "bard", "Who goes there?", "--max-tokens", "3")
     user.says("key", "rm", "laptop")
-    assert httpx.get(models, trust_env=False).status_code == 200, "as soon as that is said"
+    assert httpx.get(models, trust_env=False).status_code == 200, "as soon as the command ends"
     user.says("key", "add", "another")
     assert httpx.get(models, headers=shown, trust_env=False).status_code == 401
     user.says("key", "rm", "another")
@@ -48,7 +48,7 @@ def test_keys_are_made_used_and_taken_out(user: User) -> None:
     assert "there are no keys" in user.says("key", "list")
 
 
-def test_a_configuration_of_ones_own_is_edited_where_it_is(user: User) -> None:
+def test_a_handwritten_configuration_is_edited_in_place(user: User) -> None:
     user.config.parent.mkdir(parents=True)
     user.config.write_text("# mine\napiKeys: [plain-5ecret]  # old\nmodels: {}\n")
     user.says("key", "add", "ops", "--admin")

@@ -1,4 +1,4 @@
-"""`./model` before there is anything: what it needs, and what it says when that is missing."""
+"""`./model` before the installation: its requirements, and the messages when they are missing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOOLS = (
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout of which only what the script looks at is there."""
+    """Create a checkout with only the files that the script reads."""
     folder = tmp_path / "check out"
     folder.mkdir()
     for name in ("model", "pyproject.toml"):
@@ -31,7 +31,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def _tools(folder: Path, **scripts: str) -> str:
-    """A PATH on which there are a few tools and these scripts, and nothing else."""
+    """Return a PATH with a few tools and these scripts, and nothing else."""
     tools = folder.parent / "bin"
     tools.mkdir(exist_ok=True)
     for name in TOOLS:
@@ -88,7 +88,7 @@ def test_an_installation_that_fails_shows_the_end_of_its_story(checkout: Path) -
 
 
 def _stand_in(checkout: Path) -> None:
-    """An environment whose python only tells what it is called with."""
+    """Create an environment whose python only prints its arguments."""
     python = checkout / ".venv/bin/python"
     python.parent.mkdir(parents=True)
     python.write_text('#!/bin/sh\necho "$SWAPD_HOME|$PWD|$*"\n')
@@ -101,13 +101,13 @@ def _stand_in(checkout: Path) -> None:
 
 def test_before_it_is_installed_nothing_runs_and_nothing_is_compiled(checkout: Path) -> None:
     path = _tools(checkout)
-    told = {
+    printed = {
         ("status",): (3, "✗ swapd is not running\n"),
         ("status", "--json"): (3, '{"running":false}\n'),
         ("stop",): (0, "swapd is not running\n"),
         ("stop", "--now"): (0, "swapd is not running\n"),
     }
-    for words, (status, output) in told.items():
+    for words, (status, output) in printed.items():
         done = _call(checkout, path, *words)
         assert (done.returncode, done.stdout, done.stderr) == (status, output, "")
     assert not (checkout / ".venv").exists()

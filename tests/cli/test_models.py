@@ -1,4 +1,4 @@
-"""What there is and what runs: list, show, ps, stats, load, unload, bench, logs."""
+"""Models and workers: list, show, ps, stats, load, unload, bench, logs."""
 
 from __future__ import annotations
 
@@ -38,21 +38,23 @@ def test_list_counts_and_filters(user: User) -> None:
     assert len(filtered) == 3
     assert filtered[-1] == "1 of 3 models match 'QWEN'"
     assert user.says("list", "nothing") == "0 of 3 models match 'nothing'\n"
-    (told,) = msgspec.json.decode(user.says("list", "tiny", "--json"))
-    assert told["name"] == "ls/qwen-tiny:q4_k_m"
-    assert told["aliases"] == ["qwen-tiny:q4_k_m"]
-    assert told["size"] == (ROOT / "demo/bard.gguf").stat().st_size
-    assert told["state"] == "unloaded"
+    (output,) = msgspec.json.decode(user.says("list", "tiny", "--json"))
+    assert output["name"] == "ls/qwen-tiny:q4_k_m"
+    assert output["aliases"] == ["qwen-tiny:q4_k_m"]
+    assert output["size"] == (ROOT / "demo/bard.gguf").stat().st_size
+    assert output["state"] == "unloaded"
 
 
-def test_what_is_not_served_yet_is_marked(user: User) -> None:
+def test_unserved_models_are_marked(user: User) -> None:
     user.environ["MIN_MODEL_AGE_SECONDS"] = "0"
     user.says("sync")
     shutil.copy(ROOT / "demo/bard.gguf", user.home / "models/late.gguf")
-    told = user.says("list").splitlines()
-    assert [line for line in told if line.endswith("not served yet")] == [told[3]]
-    assert "late" in told[3]
-    assert told[-1].startswith("those not served yet are after ") and told[-1].endswith(" sync")
+    output = user.says("list").splitlines()
+    assert [line for line in output if line.endswith("not served yet")] == [output[3]]
+    assert "late" in output[3]
+    assert output[-1].startswith("models not served yet are served after ") and output[-1].endswith(
+        " sync"
+    )
     assert "not served yet: run" in user.says("show", "late.gguf")
     states = {m["name"]: m["state"] for m in msgspec.json.decode(user.says("list", "--json"))}
     assert sorted(states.values()) == ["not served yet", "unloaded", "unloaded"]
@@ -105,8 +107,8 @@ def test_list_sees_what_changed(user: User) -> None:
     user.config.write_text(config({"one": {"cmd": "x --port ${PORT}"}}))
     assert user.says("list").splitlines()[-1] == "1 model"
     user.config.write_text("models: [")
-    told = user.fails("list")
-    assert "config.yaml:2: not valid YAML" in told
+    output = user.fails("list")
+    assert "config.yaml:2: not valid YAML" in output
 
 
 def test_500_files_are_listed_in_half_a_second(user: User) -> None:
@@ -120,8 +122,8 @@ def test_500_files_are_listed_in_half_a_second(user: User) -> None:
     assert user.takes("list") < 0.5
 
 
-def test_show_tells_everything(served: User) -> None:
-    told = served.says("show", "bard")
+def test_show_prints_all_data(served: User) -> None:
+    output = served.says("show", "bard")
     for pattern in (
         r"^name +bard$",
         rf"^file +{re.escape(str(ROOT))}/demo/bard.gguf$",
@@ -130,13 +132,13 @@ def test_show_tells_everything(served: User) -> None:
         r"^time to live +30 min$",
         r"^command .* -m workers.serve --model .*bard.gguf --ctx-size 1024",
     ):
-        assert re.search(pattern, told, re.MULTILINE), pattern
+        assert re.search(pattern, output, re.MULTILINE), pattern
     assert msgspec.json.decode(served.says("show", "Bard", "--json"))["name"] == "bard"
     assert served.fails("show", "brad") == "swapd: there is no model brad; did you mean bard?\n"
     assert "there are: alice, bard" in served.fails("show", "../../etc/passwd")
 
 
-def test_load_look_unload(served: User) -> None:
+def test_load_list_unload(served: User) -> None:
     assert served.says("load", "alice") == "alice is ready\n"
     assert "alice" in served.says("ps")
     assert re.search(r"^alice .* ready$", served.says("list"), re.MULTILINE)
@@ -146,8 +148,8 @@ def test_load_look_unload(served: User) -> None:
     assert row == ["alice", "1,024", "1", "ready"]
     assert any(line.startswith("TOTAL") for line in stats)
     assert re.search(r"^System Memory: [\d.]+% used \(.* / .*\)", stats[-1])
-    told = msgspec.json.decode(served.says("stats", "--json"))
-    assert told["memory"]["total"] > told["memory"]["used"] > 0
+    output = msgspec.json.decode(served.says("stats", "--json"))
+    assert output["memory"]["total"] > output["memory"]["used"] > 0
     with served.at_terminal("ps", "--watch") as watch:
         watch.expect("alice +ready")
         assert served.says("unload", "alice") == "unloaded alice\n"
@@ -162,15 +164,15 @@ def test_load_look_unload(served: User) -> None:
     assert "is no name of a model" in served.fails("unload", " ", status=2)
 
 
-def test_what_needs_swapd_says_that_it_does_not_run(user: User) -> None:
+def test_commands_that_need_swapd_report_that_it_does_not_run(user: User) -> None:
     for words in (("ps",), ("stats",), ("load", "bard"), ("unload",), ("bench", "bard")):
         assert user.fails(*words, status=3) == "swapd: swapd is not running\n"
 
 
 def test_bench_measures(served: User) -> None:
-    told = served.says("bench", "bard", "--requests", "2", "--tokens", "8")
-    assert re.search(r"^bard: ready after \d+\.\d\d s$", told, re.MULTILINE)
-    rows = [line.split() for line in told.splitlines()[2:]]
+    output = served.says("bench", "bard", "--requests", "2", "--tokens", "8")
+    assert re.search(r"^bard: ready after \d+\.\d\d s$", output, re.MULTILINE)
+    rows = [line.split() for line in output.splitlines()[2:]]
     assert [row[0] for row in rows] == ["1", "2", "median"]
     measured = msgspec.json.decode(served.says("bench", "bard", "--tokens", "8", "--json"))
     assert len(measured["requests"]) == 3
@@ -193,9 +195,9 @@ def test_logs_of_swapd_and_of_a_model(served: User) -> None:
 def test_a_list_for_programs_shows_no_secrets(user: User) -> None:
     user.config.parent.mkdir(parents=True)
     user.config.write_text("models: {a: {cmd: 'server --api-key s3cret --port ${PORT}'}}\n")
-    told = user.says("list", "--json")
-    assert "--api-key ***" in told
-    assert "s3cret" not in told + user.says("show", "a", "--json")
+    output = user.says("list", "--json")
+    assert "--api-key ***" in output
+    assert "s3cret" not in output + user.says("show", "a", "--json")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no disk that is always full")

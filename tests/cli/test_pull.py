@@ -1,4 +1,4 @@
-"""Getting models from a hub of our own, from a URL and from Ollama's stand-in; removing them."""
+"""Pull models from a local hub, from a URL and from Ollama's stand-in; remove them."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def test_a_model_of_the_hub_is_pulled_served_and_removed(user: User, hub: Hub) -
     hub.add("pub/Tiny-GGUF", "Tiny-Q8_0.gguf", BARD)
     hub.add("pub/Tiny-GGUF", "README.md", b"# Tiny")
     user.says("start")
-    told = user.says("pull", "hf:pub/Tiny-GGUF")
+    output = user.says("pull", "hf:pub/Tiny-GGUF")
     file = _place(user, "pub", "Tiny-GGUF", "Tiny-Q8_0.gguf")
     assert file.read_bytes() == BARD
     assert parts(file) == []
-    assert f"fetched  {file}" in told
-    name = told.splitlines()[-1].split()[-1]
+    assert f"fetched  {file}" in output
+    name = output.splitlines()[-1].split()[-1]
     assert user.says("list", "tiny").splitlines()[-1] == "1 of 3 models match 'tiny'"
     eventually(lambda: name in user.says("status"))  # It hears of the change by itself.
     assert user.says("run", name, "Who goes there?", "--max-tokens", "4").strip()
     assert "there already" in user.says("pull", "hf:pub/Tiny-GGUF")
     assert len(hub.ranges) == 1
-    assert user.fails("rm", name) == "swapd: nothing was removed; --yes does not ask\n"
+    assert user.fails("rm", name) == "swapd: nothing was removed; --yes skips the question\n"
     assert file.exists()
     with user.at_terminal("rm", name) as asked:
         asked.expect(r"remove ls/.*\? \[y/N\] ")
@@ -65,9 +65,9 @@ def test_several_quantisations_are_listed_and_one_is_chosen(user: User, hub: Hub
     hub.add("pub/Many", "many-Q8_0.gguf", BARD)
     hub.add("pub/Many", "many-Q4_K_M.gguf", ALICE)
     hub.add("pub/Many", "many.imatrix.gguf", b"GGUF")
-    told = user.fails("pull", "hf:pub/Many")
-    assert "pub/Many has several; say which, such as hf:pub/Many:Q4_K_M" in told
-    assert [line.split()[1] for line in told.splitlines()[2:]] == ["Q4_K_M", "Q8_0"]
+    output = user.fails("pull", "hf:pub/Many")
+    assert "pub/Many has several; choose one, such as hf:pub/Many:Q4_K_M" in output
+    assert [line.split()[1] for line in output.splitlines()[2:]] == ["Q4_K_M", "Q8_0"]
     assert "did you mean Q4_K_M?" in user.fails("pull", "hf:pub/Many:q4_k_s")
     assert list(_place(user).iterdir()) == []
     user.says("pull", "hf:pub/Many:q8_0")
@@ -87,17 +87,17 @@ def test_a_projector_comes_with_its_model(user: User, hub: Hub) -> None:
     hub.add("pub/Eyes", "ear-Q8_0.gguf", ALICE)
     for name in ("mmproj-eye-f32", "mmproj-eye-f16", "mmproj-ear-f16"):
         hub.add("pub/Eyes", f"{name}.gguf", clip + name.encode())
-    told = user.says("pull", "hf:pub/Eyes:eye-Q8_0")
-    assert "with    mmproj-eye-f16.gguf, the projector that belongs to it (" in told
+    output = user.says("pull", "hf:pub/Eyes:eye-Q8_0")
+    assert "with    mmproj-eye-f16.gguf, the projector that belongs to it (" in output
     names = sorted(p.name for p in _place(user, "pub", "Eyes").iterdir())
     assert names == ["eye-Q8_0.gguf", "mmproj-eye-f16.gguf"]
-    name = told.splitlines()[-1].split()[-1]
+    name = output.splitlines()[-1].split()[-1]
     assert re.search(r"^projector .*/mmproj-eye-f16.gguf$", user.says("show", name), re.MULTILINE)
     user.says("rm", name, "--yes")
     assert list(_place(user).iterdir()) == []
 
 
-def test_a_broken_connection_is_taken_up_where_it_broke(user: User, hub: Hub) -> None:
+def test_a_broken_connection_is_resumed(user: User, hub: Hub) -> None:
     hub.add("pub/Tiny", "Tiny-Q8_0.gguf", BARD)
     hub.break_at = [1000, 0, 500_000]
     user.says("pull", "hf:pub/Tiny")
@@ -105,12 +105,12 @@ def test_a_broken_connection_is_taken_up_where_it_broke(user: User, hub: Hub) ->
     assert _place(user, "pub", "Tiny", "Tiny-Q8_0.gguf").read_bytes() == BARD
 
 
-def test_a_download_that_fails_is_gone_on_with_by_the_next_command(user: User, hub: Hub) -> None:
+def test_a_failed_download_is_resumed_by_the_next_command(user: User, hub: Hub) -> None:
     hub.add("pub/Tiny", "Tiny-Q8_0.gguf", BARD)
     hub.break_at = [700_000, 0, 0, 0]
-    told = user.fails("pull", "hf:pub/Tiny")
-    assert "broke off: the connection ended at 700,000 of" in told
-    assert "the same command goes on from there" in told
+    output = user.fails("pull", "hf:pub/Tiny")
+    assert "broke off: the connection ended at 700,000 of" in output
+    assert "the same command resumes from there" in output
     file = _place(user, "pub", "Tiny", "Tiny-Q8_0.gguf")
     assert parts(file)[0].read_bytes() == BARD[:700_000]
     assert "2 models" in user.says("list")
@@ -121,23 +121,23 @@ def test_a_download_that_fails_is_gone_on_with_by_the_next_command(user: User, h
     assert parts(file) == []
 
 
-def test_what_is_not_what_was_promised_is_thrown_away(user: User, hub: Hub) -> None:
+def test_an_unexpected_file_is_deleted(user: User, hub: Hub) -> None:
     hub.add("pub/Tiny", "Tiny-Q8_0.gguf", BARD)
     hub.sums["Tiny-Q8_0.gguf"] = "0" * 64
     found = hashlib.sha256(BARD).hexdigest()
-    told = user.fails("pull", "hf:pub/Tiny")
-    assert f"has the SHA-256 sum {found} instead of {'0' * 64}; it was thrown away" in told
+    output = user.fails("pull", "hf:pub/Tiny")
+    assert f"has the SHA-256 sum {found} instead of {'0' * 64}; it was deleted" in output
     hub.add("pub/Page", "page-Q8_0.gguf", b"<html>")
-    assert "is not a GGUF file; it was thrown away" in user.fails("pull", "hf:pub/Page")
+    assert "is not a GGUF file; it was deleted" in user.fails("pull", "hf:pub/Page")
     assert [p for p in _place(user).rglob("*") if p.is_file()] == []
 
 
-def test_what_the_disk_cannot_hold_is_asked_for_first(user: User, hub: Hub) -> None:
+def test_a_download_that_does_not_fit_is_confirmed_first(user: User, hub: Hub) -> None:
     hub.add("pub/Huge", "Huge-Q8_0.gguf", BARD)
     hub.claims["Huge-Q8_0.gguf"] = 2**60
-    told = user.fails("pull", "hf:pub/Huge")
-    assert "are to come and" in told
-    assert "make room, or use --yes" in told
+    output = user.fails("pull", "hf:pub/Huge")
+    assert "the download needs " in output
+    assert "free some space, or use --yes" in output
     with user.at_terminal("pull", "hf:pub/Huge") as asked:
         asked.expect(r"begin all the same\? \[y/N\] ")
         asked.sendline("n")
@@ -148,13 +148,13 @@ def test_what_the_disk_cannot_hold_is_asked_for_first(user: User, hub: Hub) -> N
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_a_disk_that_is_full_midway_is_told(user: User, hub: Hub) -> None:
+def test_a_disk_that_fills_up_is_reported(user: User, hub: Hub) -> None:
     hub.add("pub/Tiny", "Tiny-Q8_0.gguf", BARD)
     part = _place(user, "pub", "Tiny", "Tiny-Q8_0.gguf.part")
     part.parent.mkdir(parents=True)
     part.symlink_to("/dev/full")
-    told = user.fails("pull", "hf:pub/Tiny")
-    assert f"the disk is full: {part} has nothing; make room and give the same command" in told
+    output = user.fails("pull", "hf:pub/Tiny")
+    assert f"the disk is full: {part} has nothing; free some space and repeat the command" in output
     part.unlink()
     user.says("pull", "hf:pub/Tiny")
 
@@ -179,7 +179,7 @@ def test_a_url_is_pulled_with_and_without_a_sum(user: User, hub: Hub) -> None:
     assert hub.ranges[-1] == "bytes=900-"
 
 
-def test_a_part_of_another_version_is_not_gone_on_with(user: User, hub: Hub) -> None:
+def test_a_part_of_another_version_is_not_resumed(user: User, hub: Hub) -> None:
     """By the ETag; and where there is none, never."""
     url = f"{hub.url}/some/where/resolve/main/Tiny.gguf"
     file = _place(user, "some", "where", "Tiny.gguf")
@@ -209,23 +209,23 @@ def test_one_file_is_fetched_by_one_command_at_a_time(user: User, hub: Hub) -> N
         first = beside.submit(user.types, "pull", url)
         try:
             assert eventually(lambda: bool(parts(file)) and bool(hub.ranges))
-            told = user.fails("pull", url)
+            output = user.fails("pull", url)
         finally:
             hold.set()
-        assert told == f"swapd: {file} is being fetched already\n"
+        assert output == f"swapd: {file} is already being downloaded\n"
         assert first.result().returncode == 0, first.result().stderr
     assert file.read_bytes() == BARD
     assert parts(file) == []
 
 
-def test_a_mirror_that_tells_less_than_the_hub_is_told(user: User, hub: Hub) -> None:
+def test_an_incomplete_mirror_is_reported(user: User, hub: Hub) -> None:
     hub.add("pub/Tiny", "Tiny-Q8_0.gguf", BARD)
     hub.pointers = False
-    told = user.fails("pull", "hf:pub/Tiny")
-    assert f"{hub.url} does not tell of pub/Tiny as the hub does: 'pointerSize'" in told
+    output = user.fails("pull", "hf:pub/Tiny")
+    assert f"{hub.url} does not describe pub/Tiny as the hub does: 'pointerSize'" in output
 
 
-def test_what_cannot_be_pulled_is_told(user: User, hub: Hub) -> None:
+def test_invalid_sources_are_reported(user: User, hub: Hub) -> None:
     for name, says in [
         ("hf:nothing/here", "there is no model nothing/here"),
         ("hf:../../etc", "is no model of the hub"),
@@ -238,7 +238,7 @@ def test_what_cannot_be_pulled_is_told(user: User, hub: Hub) -> None:
         assert [p for p in _place(user).rglob("*") if p.is_file()] == [], name
 
 
-def test_what_is_not_a_file_of_its_own_is_not_removed(user: User) -> None:
+def test_a_model_without_its_own_file_is_not_removed(user: User) -> None:
     assert "comes with swapd" in user.fails("rm", "bard", "--yes")
     assert "there is no model brad; did you mean bard?" in user.fails("rm", "brad", "--yes")
     assert "there is no model" in user.fails("rm", "../../etc/passwd", "--yes")
@@ -253,15 +253,15 @@ def test_a_file_that_another_model_uses_stays(user: User) -> None:
     user.environ["MIN_MODEL_AGE_SECONDS"] = "0"
     user.says("sync")
     user.custom.write_text("models:\n  other:\n    base_model: tiny:q8_0\n")
-    told = user.fails("rm", "tiny:q8_0", "--yes")
-    assert "ls/other would be without a file: take it out of custom_models.yaml first" in told
+    output = user.fails("rm", "tiny:q8_0", "--yes")
+    assert "ls/other would be without a file: remove it from custom_models.yaml first" in output
     assert "is no file of its own" in user.fails("rm", "other", "--yes")
     user.custom.unlink()
     user.says("rm", "tiny:q8_0", "--yes")
     assert [p.name for p in folder.iterdir()] == ["notes.txt"]
 
 
-def test_the_hubs_cache_keeps_what_another_revision_needs(user: User) -> None:
+def test_the_hubs_cache_keeps_blobs_of_other_revisions(user: User) -> None:
     repo = user.home / "user/.cache/huggingface/hub/models--pub--Tiny"
     for name, content in (("aaa", BARD), ("bbb", ALICE)):
         (repo / "blobs").mkdir(parents=True, exist_ok=True)
@@ -287,8 +287,8 @@ def test_the_hubs_cache_keeps_what_another_revision_needs(user: User) -> None:
     assert not repo.exists()
 
 
-def test_ollamas_models_go_and_come_through_ollama(user: User) -> None:
-    """Its stand-in notes how it is called; the store is as Ollama makes it."""
+def test_ollamas_models_are_pulled_and_removed_through_ollama(user: User) -> None:
+    """Its stand-in records the calls; the store has Ollama's layout."""
     calls = user.home / "calls"
     (user.home / "bin").mkdir()
     ollama = user.home / "bin/ollama"

@@ -1,4 +1,4 @@
-"""The service and cron: what is written is right for those who read it, and obeyed.
+"""The service and cron: the files are correct for the service managers and followed by them.
 
 The service managers themselves are stood in for by scripts that note how they are called: nothing
 of this machine's is touched.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from swapd.cli import service_manager
+from swapd.cli import service
 from swapd.paths import Paths
 from tests.cli.user import User
 from tests.daemon import ROOT
@@ -29,12 +29,12 @@ AWKWARD = 'a "home" with 100% of $HOME & <everything>'
 
 @pytest.fixture
 def tools(user: User) -> Path:
-    """Stand-ins in front of the PATH; returns the file that notes how they are called."""
+    """Put stand-ins in front of the PATH; return the file that records their calls."""
     folder, calls = user.home / "bin", user.home / "calls"
     folder.mkdir()
     table = user.home / "crontab"
-    ours = f"{shlex.quote(sys.executable)} {ROOT}/tests/cli/systemctl.py {user.home}"
-    (folder / "systemctl").write_text(f'#!/bin/sh\nexec {ours} "$@"\n')
+    command = f"{shlex.quote(sys.executable)} {ROOT}/tests/cli/systemctl.py {user.home}"
+    (folder / "systemctl").write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     for name in ("loginctl", "launchctl"):
         text = f'#!/bin/sh\necho {name} "$@" >> {calls}\n[ ! -e {user.home}/refuse-{name} ] || '
         text += "{ echo no bus >&2; exit 1; }\n"
@@ -56,10 +56,10 @@ def _unit(user: User) -> Path:
 
 @linux_only
 def test_a_dry_run_prints_and_does_nothing(user: User, tools: Path) -> None:
-    told = user.says("service", "install", "--dry-run")
-    assert told.startswith(f"# {_unit(user)}\n")
-    assert f'Environment="SWAPD_HOME={user.home}/swapd"' in told
-    assert "# then: systemctl --user enable --now swapd.service" in told
+    output = user.says("service", "install", "--dry-run")
+    assert output.startswith(f"# {_unit(user)}\n")
+    assert f'Environment="SWAPD_HOME={user.home}/swapd"' in output
+    assert "# then: systemctl --user enable --now swapd.service" in output
     assert "disable --now" in user.says("service", "uninstall", "--dry-run")
     for verb in ("start", "stop", "status"):
         assert f"{verb} swapd.service" in user.says("service", verb, "--dry-run")
@@ -104,16 +104,16 @@ def test_a_restart_goes_through_the_manager_that_runs_it(user: User, tools: Path
     first = (user.home / "main-pid").read_text()
     for words in ((), ("--now",)):
         tools.write_text("")
-        told = user.says("restart", *words)
+        output = user.says("restart", *words)
         second = (user.home / "main-pid").read_text()
         assert second != first
-        assert told == f"swapd runs at http://127.0.0.1:{user.port} (pid {second})\n"
+        assert output == f"swapd runs at http://127.0.0.1:{user.port} (pid {second})\n"
         assert "systemctl --user start swapd.service" in tools.read_text()
         first = second
-    # One that it does not run is started as it was, and told so.
+    # One that it does not run is started as it was, and that is reported.
     user.says("service", "stop")
     tools.write_text("")
-    assert "service start would" in user.types("start").stderr
+    assert "service start it would be" in user.types("start").stderr
     assert "swapd runs at" in user.says("restart")
     assert "systemctl --user start" not in tools.read_text()
     user.says("stop")
@@ -126,8 +126,8 @@ def test_a_restart_does_not_take_a_foreground_away(user: User) -> None:
     )
     assert serving.stderr is not None
     assert "swapd serves 2 models" in serving.stderr.readline()
-    told = user.fails("restart")
-    assert re.match(r"swapd: swapd \(pid \d+\) runs in the foreground of .*: restart it", told)
+    output = user.fails("restart")
+    assert re.match(r"swapd: swapd \(pid \d+\) runs in the foreground of .*: restart it", output)
     assert serving.poll() is None
     user.says("stop")
     assert serving.wait(timeout=20) == 0
@@ -135,11 +135,11 @@ def test_a_restart_does_not_take_a_foreground_away(user: User) -> None:
 
 
 @linux_only
-def test_what_the_manager_refuses_is_told_and_undone(user: User, tools: Path) -> None:
+def test_a_failure_of_the_manager_is_reported_and_undone(user: User, tools: Path) -> None:
     refuse = user.home / "refuse-systemctl"
     refuse.touch()
-    told = user.fails("service", "install")
-    assert told == "swapd: systemctl --user daemon-reload failed: no bus\n"
+    output = user.fails("service", "install")
+    assert output == "swapd: systemctl --user daemon-reload failed: no bus\n"
     assert not _unit(user).exists()
     refuse.unlink()
     (user.home / "refuse-loginctl").touch()
@@ -161,7 +161,7 @@ def test_systemd_finds_no_fault_with_the_unit(tmp_path: Path) -> None:
     home = Paths(tmp_path / AWKWARD)
     home.folder.mkdir()
     unit = tmp_path / "swapd.service"
-    unit.write_text(service_manager.systemd(home, {}).text)
+    unit.write_text(service.systemd(home, {}).text)
     done = subprocess.run(
         ["systemd-analyze", "--user", "verify", str(unit)],
         env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
@@ -172,9 +172,9 @@ def test_systemd_finds_no_fault_with_the_unit(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_the_agent_is_a_property_list_that_says_the_same(tmp_path: Path) -> None:
+def test_the_agent_is_an_equivalent_property_list(tmp_path: Path) -> None:
     home = Paths(tmp_path / AWKWARD)
-    agent = plistlib.loads(service_manager.launchd(home).text.encode())
+    agent = plistlib.loads(service.launchd(home).text.encode())
     assert agent["Label"] == "swapd"
     assert agent["ProgramArguments"] == [sys.executable, "-I", "-m", "swapd", "serve"]
     assert agent["EnvironmentVariables"]["SWAPD_HOME"] == str(home.folder)
@@ -182,15 +182,15 @@ def test_the_agent_is_a_property_list_that_says_the_same(tmp_path: Path) -> None
     assert agent["ProcessType"] == "Interactive"
     assert agent["KeepAlive"] == {"SuccessfulExit": False}
     if shutil.which("plutil"):
-        (tmp_path / "swapd.plist").write_text(service_manager.launchd(home).text)
+        (tmp_path / "swapd.plist").write_text(service.launchd(home).text)
         subprocess.run(["plutil", "-lint", str(tmp_path / "swapd.plist")], check=True)
 
 
 @linux_only
-def test_what_the_unit_runs_stays_stopped_after_stop_and_not_after_a_crash(
+def test_the_unit_restarts_swapd_after_a_crash_and_not_after_a_stop(
     user: User, tools: Path
 ) -> None:
-    """`Restart=on-failure` starts again what ended otherwise than with 0."""
+    """`Restart=on-failure` restarts a process whose exit status is not 0."""
     unit = user.says("service", "install", "--dry-run")
     assert re.findall("^Restart=(.*)$", unit, re.MULTILINE) == ["on-failure"]
     (line,) = re.findall("^ExecStart=(.*)$", unit, re.MULTILINE)
@@ -212,15 +212,15 @@ def test_what_the_unit_runs_stays_stopped_after_stop_and_not_after_a_crash(
         serving.stderr.close()
 
 
-def test_cron_is_added_beside_what_is_there_and_taken_out_again(user: User, tools: Path) -> None:
+def test_cron_line_is_added_to_the_crontab_and_removed_again(user: User, tools: Path) -> None:
     table = user.home / "crontab"
     others = "MAILTO=me\n5 4 * * * /usr/bin/true # swapd is fine\n"
     assert user.types("cron", "status").returncode == 3
     table.write_text(others)
     assert user.says("cron", "install", "--dry-run").startswith("0 * * * * ")
     assert table.read_text() == others
-    told = user.says("cron", "install")
-    assert "swapd runs at" in told
+    output = user.says("cron", "install")
+    assert "swapd runs at" in output
     lines = table.read_text().splitlines()
     assert lines[:2] == others.splitlines()
     assert len(lines) == 3
@@ -248,7 +248,7 @@ def _pythonpath() -> dict[str, str]:
     return {"PYTHONPATH": str(ROOT)}
 
 
-def test_without_the_tools_a_sentence_says_so(user: User) -> None:
+def test_missing_tools_are_reported(user: User) -> None:
     (user.home / "bin").mkdir()
     for name in ("python3", "sh", "dirname", "cksum", "cat", "readlink"):
         if found := shutil.which(name):

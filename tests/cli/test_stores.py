@@ -1,4 +1,4 @@
-"""All stores of a machine at once, by command: every model answers, nothing foreign is touched.
+"""All stores of a machine at once, by command: every model responds, no external file changes.
 
 The stores hold the demo models under many names, and much else that real stores hold.
 """
@@ -67,7 +67,7 @@ def machine(user: User) -> Machine:
 
 
 def _all(folder: Path) -> dict[str, str]:
-    """Every file, link and folder with what is in it, its mode and its time."""
+    """Return every file, link and folder with its content, mode and time."""
     seen = {}
     for path in sorted(folder.rglob("*")):
         status = path.lstat()
@@ -86,20 +86,20 @@ def _listed(user: User) -> dict[str, str]:
 
 
 def _without(seen: dict[str, str], *gone: str) -> dict[str, str]:
-    """Without these, what is in them, and the times of the folders that they are taken from."""
+    """Return the state without these paths and all below them."""
     return {k: v for k, v in seen.items() if not any(k == g or k.startswith(f"{g}/") for g in gone)}
 
 
-def test_every_listed_model_answers_and_nothing_foreign_is_touched(
+def test_every_listed_model_responds_and_no_external_file_changes(
     user: User, machine: Machine
 ) -> None:
     before = _all(machine.root)
-    told = user.says("sync")
+    output = user.says("sync")
     links = machine.models / "ollama"
     after = _all(machine.root)
     assert _without(after, "models/ollama") == before
     assert {p.name for p in links.rglob("*.gguf")} == {
-        line.rpartition("/")[2] for line in told.splitlines() if line.startswith("linked")
+        line.rpartition("/")[2] for line in output.splitlines() if line.startswith("linked")
     }
     names = {name for name, state in _listed(user).items() if state == "unloaded"}
     assert names == NAMES

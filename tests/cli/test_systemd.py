@@ -1,4 +1,4 @@
-"""The service under a real systemd: one of our own, shut into namespaces of its own.
+"""The service under a real systemd, which runs in its own namespaces.
 
 It needs root, for the namespaces. Nothing of the machine's own systemd is touched or even seen.
 """
@@ -35,12 +35,12 @@ until [ -S /run/user/0/systemd/private ]; do
   sleep 0.05
 done
 """
-"""A systemd for this user, and nobody else's to be seen."""
+"""Script that starts a systemd for this user, with no other one visible."""
 
 
 @pytest.fixture
 def cgroup(tmp_path: Path) -> Iterator[Path]:
-    """A control group for all that is started; gone afterwards, with what is in it."""
+    """Create a control group for all processes; remove it afterwards, with its subgroups."""
     if not (SYSTEMD and CGROUPS and sys.platform == "linux" and os.getuid() == 0):
         pytest.skip("there is no systemd, or we are not root")
     if not shutil.which("unshare"):
@@ -56,7 +56,7 @@ def cgroup(tmp_path: Path) -> Iterator[Path]:
 
 
 def _run(user: User, cgroup: Path, script: str) -> str:
-    """What the script prints; without the namespaces it is skipped."""
+    """Return the output of the script; skip the test without namespaces."""
     (user.home / "inside").write_text(INSIDE + script)
     enter = f"echo $$ >{cgroup}/cgroup.procs && exec unshare -m -p -f -C --mount-proc sh ./inside"
     done = subprocess.run(
@@ -74,7 +74,7 @@ def _run(user: User, cgroup: Path, script: str) -> str:
     return done.stdout
 
 
-def test_it_is_installed_used_restarted_and_taken_away(user: User, cgroup: Path) -> None:
+def test_it_is_installed_used_restarted_and_removed(user: User, cgroup: Path) -> None:
     model = ROOT / "model"
     script = f"""
     step() {{ echo "--- $*"; "$@" </dev/null 2>&1; echo "[$?]"; }}
@@ -96,25 +96,25 @@ def test_it_is_installed_used_restarted_and_taken_away(user: User, cgroup: Path)
     step systemctl --user is-enabled swapd.service
     step {model} service status
     """
-    told = _run(user, cgroup, script)
-    steps = [tuple(step.rpartition("\n[")[::2]) for step in told.split("--- ")[1:]]
-    said = {i: text for i, (text, _) in enumerate(steps)}
+    output = _run(user, cgroup, script)
+    steps = [tuple(step.rpartition("\n[")[::2]) for step in output.split("--- ")[1:]]
+    outputs = {i: text for i, (text, _) in enumerate(steps)}
     codes = [int(re.match(r"\d+", code)[0]) for _, code in steps]  # type: ignore[index]
     unit = user.home / "user/.config/systemd/user/swapd.service"
     runs = rf"swapd runs at http://127.0.0.1:{user.port} \(pid \d+\)"
-    assert f"installed {unit}" in said[0] and re.search(runs, said[0])
-    assert "]\nenabled\n" in told
-    assert "Active: active (running)" in said[1] and "swapd.daemon" in said[1]
-    assert re.search(runs, said[2]) and "another one" in told
-    assert "swapd has stopped" in said[3] and said[4].endswith("\ninactive")
-    assert re.search(runs, said[5])
-    assert "the service was stopped" in said[6] and "not running" in said[7]
-    assert f"removed {unit}" in said[8] and not unit.exists()
-    assert "not installed" in said[10]
+    assert f"installed {unit}" in outputs[0] and re.search(runs, outputs[0])
+    assert "]\nenabled\n" in output
+    assert "Active: active (running)" in outputs[1] and "swapd.daemon" in outputs[1]
+    assert re.search(runs, outputs[2]) and "another one" in output
+    assert "swapd has stopped" in outputs[3] and outputs[4].endswith("\ninactive")
+    assert re.search(runs, outputs[5])
+    assert "the service was stopped" in outputs[6] and "not running" in outputs[7]
+    assert f"removed {unit}" in outputs[8] and not unit.exists()
+    assert "not installed" in outputs[10]
     assert codes == [0, 0, 0, 0, 3, 0, 0, 3, 0, codes[9], 3] and codes[9] != 0
 
 
-def test_a_service_that_cannot_start_is_told_and_not_left_behind(user: User, cgroup: Path) -> None:
+def test_a_service_that_cannot_start_is_reported_and_removed(user: User, cgroup: Path) -> None:
     (user.home / "swapd").mkdir()
     user.config.write_text("models: [")
     unit = user.home / "user/.config/systemd/user/swapd.service"
@@ -123,7 +123,7 @@ def test_a_service_that_cannot_start_is_told_and_not_left_behind(user: User, cgr
     systemctl --user list-units --all --plain --no-legend 'swapd*'
     find {unit.parents[1]} -name 'swapd*'
     """
-    told = _run(user, cgroup, script)
-    assert "systemctl --user enable --now swapd.service failed" in told
-    assert told.endswith("[1]\n"), told
+    output = _run(user, cgroup, script)
+    assert "systemctl --user enable --now swapd.service failed" in output
+    assert output.endswith("[1]\n"), output
     assert not unit.exists()

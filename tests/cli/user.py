@@ -1,4 +1,4 @@
-"""Somebody at a prompt."""
+"""A user of the command line."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tests.daemon import ROOT, alive, eventually
 
 
 class User:
-    """Somebody at a prompt, with an empty home and an empty `HOME`: only the demo models."""
+    """A user with an empty data directory and an empty `HOME`: only the demo models."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self.port = free_port()
         (home / "user").mkdir()
-        kept = ("SWAPD_", "LLAMA_", "MODEL", "HF_", "OLLAMA_", "XDG_", "DEFAULT_")
+        stored = ("SWAPD_", "LLAMA_", "MODEL", "HF_", "OLLAMA_", "XDG_", "DEFAULT_")
         self.environ = {
-            **{k: v for k, v in os.environ.items() if not k.startswith(kept)},
+            **{k: v for k, v in os.environ.items() if not k.startswith(stored)},
             "SWAPD_HOME": str(home / "swapd"),
             "SWAPD_PORT": str(self.port),
             "HOME": str(home / "user"),
@@ -44,7 +44,7 @@ class User:
         return self.home / "swapd/custom_models.yaml"
 
     def types(self, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
-        """Run `./model` with these words to its end; without a word for it there is no input."""
+        """Run `./model` with these arguments to its end, by default without input."""
         if not more.keys() & {"input", "stdin"}:
             more["stdin"] = subprocess.DEVNULL
         return subprocess.run(
@@ -59,14 +59,16 @@ class User:
         )
 
     def says(self, *words: str, **more: Any) -> str:
-        """What a command that succeeds prints."""
+        """Return the output of a command, which must succeed."""
         done = self.types(*words, **more)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def takes(self, *words: str) -> float:
-        """Seconds of computing for a command, the least of five: what it takes on a machine that
-        has nothing else to do, since all it waits for is the processor."""
+        """Return the CPU seconds of a command, the least of five runs.
+
+        On an idle machine that is its duration, since it waits for the processor alone.
+        """
         spent = []
         for _ in range(5):
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -76,7 +78,7 @@ class User:
         return min(spent)
 
     def fails(self, *words: str, status: int = 1, **more: Any) -> str:
-        """The sentence of a command that does not."""
+        """Return the error message of a command, which must fail."""
         done = self.types(*words, **more)
         assert done.returncode == status, (done.returncode, done.stdout, done.stderr)
         assert "Traceback" not in done.stderr
@@ -84,7 +86,7 @@ class User:
 
     @contextmanager
     def at_terminal(self, *words: str) -> Iterator[Any]:
-        """The same at a terminal, to be typed into."""
+        """Run a command at a pseudo-terminal."""
         child = pexpect.spawn(
             str(ROOT / "model"),
             list(words),
@@ -101,24 +103,24 @@ class User:
             child.close(force=True)
 
     def files(self) -> dict[str, bytes]:
-        """Every file of the home that people edit, and what is in it."""
+        """Return every file that users edit, with its content."""
         folder = self.home / "swapd"
         return {p.name: p.read_bytes() for p in folder.glob("*") if p.is_file()}
 
     def processes(self) -> list[int]:
-        """Everything alive that has this home in its environment."""
+        """Return the pids of live processes with this data directory in their environment."""
         found = []
         for process in psutil.process_iter():
             try:
-                ours = process.environ().get("SWAPD_HOME") == self.environ["SWAPD_HOME"]
+                command = process.environ().get("SWAPD_HOME") == self.environ["SWAPD_HOME"]
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
-            if ours and alive(process.pid):
+            if command and alive(process.pid):
                 found.append(process.pid)
         return found
 
     def leaves(self) -> None:
-        """End what runs; nothing is left."""
+        """Stop swapd; no process may be left."""
         if self.processes():
             self.types("stop", "--now")
         assert eventually(lambda: not self.processes())

@@ -1,4 +1,4 @@
-"""A running swapd keeps in step with the models there are and with custom_models.yaml."""
+"""A running swapd follows changes of model files and custom_models.yaml."""
 
 from __future__ import annotations
 
@@ -73,20 +73,20 @@ def test_a_conversation_outlives_the_swap_of_its_model(synced: Swapd, home: Path
     (home / "custom_models.yaml").write_text("max_resident: 1\n")
     eventually(lambda: "configuration reloaded" in synced.log(), within=20)
     story = [{"role": "user", "content": "Tell of the king who lost his crown at sea. " * 6}]
-    told: dict[str, list[dict[str, Any]]] = {}
+    output: dict[str, list[dict[str, Any]]] = {}
     for model in ("bard", "alice", "bard"):
         answer = synced.ask(model, messages=story).json()
         assert [worker["model"] for worker in synced.running()] == [model]
-        told.setdefault(model, []).append(answer)
-    first, again = told["bard"]
+        output.setdefault(model, []).append(answer)
+    first, again = output["bard"]
     assert first["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
     reused = again["usage"]["prompt_tokens_details"]["cached_tokens"]
     assert reused == first["usage"]["prompt_tokens"] - 1
-    kept = [path for path in (home / ".swapd/kv").iterdir() if path.is_dir()]
-    assert {path.stat().st_mode & 0o077 for path in kept} == {0}
+    stored = [path for path in (home / ".swapd/kv").iterdir() if path.is_dir()]
+    assert {path.stat().st_mode & 0o077 for path in stored} == {0}
 
 
-def test_a_configuration_of_ones_own_is_left_alone(home: Path) -> None:
+def test_a_handwritten_configuration_is_left_alone(home: Path) -> None:
     config = "models: {}\n"
     with Swapd(home, config) as swapd:
         (home / "custom_models.yaml").write_text("max_resident: 1\nmodels: {}\n")

@@ -1,4 +1,4 @@
-"""What is found in real folders of real files, and what is said about the rest."""
+"""Discovery of models in real folders, and the reasons given for other files."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_demo_models_are_named_by_their_stem_and_adapters_are_none(tmp_path: Pat
     assert reasons(tmp_path, found) == {"demo/alice-lora.gguf": "is an adapter for another model"}
 
 
-def test_what_is_no_model_is_skipped_with_its_reason(tmp_path: Path) -> None:
+def test_other_gguf_files_are_skipped_with_the_reason(tmp_path: Path) -> None:
     models = tmp_path / "models/m"
     write_gguf(models / "m-7b.gguf")
     write_gguf(models / "mmproj-m.gguf", tokenizer=False)
@@ -79,7 +79,7 @@ def test_what_is_no_model_is_skipped_with_its_reason(tmp_path: Path) -> None:
     }
 
 
-def test_what_cannot_be_used_does_not_stop_the_rest(tmp_path: Path) -> None:
+def test_unusable_files_do_not_stop_the_rest(tmp_path: Path) -> None:
     models = tmp_path / "models/m"
     whole = write_gguf(models / "m-good.gguf")
     data = whole.read_bytes()
@@ -111,7 +111,7 @@ def test_what_cannot_be_used_does_not_stop_the_rest(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_unreadable_files_and_folders_are_told(tmp_path: Path) -> None:
+def test_unreadable_files_and_folders_are_reported(tmp_path: Path) -> None:
     write_gguf(tmp_path / "models/a/x.gguf").chmod(0)
     write_gguf(tmp_path / "models/b/x.gguf").parent.chmod(0)
     found = look(tmp_path)
@@ -189,7 +189,7 @@ def test_a_file_and_a_link_to_it_are_one_model(tmp_path: Path) -> None:
     assert reasons(tmp_path, found) == {}
 
 
-def test_colliding_names_are_told_apart_the_same_way_every_time(tmp_path: Path) -> None:
+def test_colliding_names_are_distinguished_deterministically(tmp_path: Path) -> None:
     for path in ("m/m-q4.gguf", "one/m/m-q4.gguf", "two/m/m-q4.gguf", "deep/two/m/m-q4.gguf"):
         write_gguf(tmp_path / "models" / path)
     write_gguf(tmp_path / "demo/m.gguf")
@@ -217,7 +217,7 @@ def test_no_folder_holds_nothing(tmp_path: Path) -> None:
     assert look(tmp_path) == Discovery((), (), ())
 
 
-def test_the_head_agrees_with_ggufs_own_reader(tmp_path: Path) -> None:
+def test_the_header_agrees_with_ggufs_reader(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", kv_heads=[1, 2], tokens=5000)
     head, reader = read_header(path), gguf.GGUFReader(path)
     for key in ("general.type", "llama.block_count", "llama.context_length"):

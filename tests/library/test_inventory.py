@@ -1,4 +1,4 @@
-"""What `list` and `show` get to tell."""
+"""Data of `list` and `show`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def listed(machine: Machine, demo: Path | None = None) -> dict[str, InventoryEnt
     return {entry.name: entry for entry in found}
 
 
-def test_the_demo_models_are_told_in_full(machine: Machine) -> None:
+def test_the_demo_models_are_listed_in_full(machine: Machine) -> None:
     entry = listed(machine, DEMO)["bard"]
     assert (entry.source, entry.path, entry.size) == ("demo", BARD, BARD.stat().st_size)
     assert (entry.architecture, entry.quantisation, entry.context) == ("llama", "Q8_0", 1024)
@@ -48,7 +48,7 @@ def test_the_demo_models_are_told_in_full(machine: Machine) -> None:
     assert 42 * 2**20 < entry.need < 60 * 2**20
 
 
-def test_the_list_is_what_a_sync_would_write_and_what_is_broken(machine: Machine) -> None:
+def test_the_list_has_the_models_of_a_sync_and_broken_files(machine: Machine) -> None:
     fill(machine)
     before = machine.foreign()
     entries = listed(machine)
@@ -101,16 +101,16 @@ def test_the_names_in_a_configuration_are_those_that_load(machine: Machine) -> N
 
 def test_heads_are_read_once_and_again_when_the_file_changes(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", tokens=5)
-    kept = tmp_path / ".swapd/cards.json"
-    cards = ModelInfoCache(kept)
+    stored = tmp_path / ".swapd/cards.json"
+    cards = ModelInfoCache(stored)
     card = cards.card(path, path.stat())
     assert (cards.keep(), cards.keep()) == (True, False)
     path.chmod(0)
     status = path.stat()
     data = path.read_bytes() if os.geteuid() == 0 else b""
-    again = ModelInfoCache(kept)
+    again = ModelInfoCache(stored)
     if data:
-        # Root reads everything, so only other bytes show that nobody looked.
+        # Root reads everything, so only other bytes show that the file was not read.
         path.write_bytes(b"X" * len(data))
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert again.card(path, path.stat()) == card
@@ -119,7 +119,7 @@ def test_heads_are_read_once_and_again_when_the_file_changes(tmp_path: Path) -> 
     path.write_bytes(b"no model".ljust(status.st_size))
     os.utime(path, ns=(0, status.st_mtime_ns + 1))
     for _ in range(2):
-        fresh = ModelInfoCache(kept)
+        fresh = ModelInfoCache(stored)
         with pytest.raises(DamagedModelError, match=r"^is not a GGUF file$"):
             fresh.card(path, path.stat())
         fresh.keep()
@@ -129,40 +129,40 @@ def test_heads_are_read_once_and_again_when_the_file_changes(tmp_path: Path) -> 
                                   b'{"version": 1, "cards": {"m": {"size": "x"}}}'])  # fmt: skip
 def test_a_damaged_cache_is_ignored_and_written_anew(tmp_path: Path, data: bytes) -> None:
     path = write_gguf(tmp_path / "m.gguf")
-    kept = tmp_path / "cards.json"
-    kept.write_bytes(data)
-    cards = ModelInfoCache(kept)
+    stored = tmp_path / "cards.json"
+    stored.write_bytes(data)
+    cards = ModelInfoCache(stored)
     assert cards.card(path, path.stat()).architecture == "llama"
     assert cards.keep()
-    assert kept.read_bytes() != data
+    assert stored.read_bytes() != data
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 600), st.binary(max_size=8))
-def test_whatever_the_cache_holds_a_card_comes_out(position: int, piece: bytes) -> None:
+def test_any_content_of_the_cache_yields_a_card(position: int, piece: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = write_gguf(Path(folder, "m.gguf"), tokens=3, rows=1)
-        kept = Path(folder, "cards.json")
-        cards = ModelInfoCache(kept)
+        stored = Path(folder, "cards.json")
+        cards = ModelInfoCache(stored)
         cards.card(path, path.stat())
         cards.keep()
-        data = kept.read_bytes()
-        kept.write_bytes(data[:position] + piece + data[position + len(piece) :])
-        assert isinstance(ModelInfoCache(kept).card(path, path.stat()), ModelInfo)
+        data = stored.read_bytes()
+        stored.write_bytes(data[:position] + piece + data[position + len(piece) :])
+        assert isinstance(ModelInfoCache(stored).card(path, path.stat()), ModelInfo)
 
 
 def test_a_cache_of_another_version_is_not_used(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf")
-    kept = tmp_path / "cards.json"
-    cards = ModelInfoCache(kept)
+    stored = tmp_path / "cards.json"
+    cards = ModelInfoCache(stored)
     cards.card(path, path.stat())
     cards.keep()
-    other = json.loads(kept.read_text().replace("llama", "other"))
-    kept.write_text(json.dumps({**other, "version": other["version"] - 1}))
-    assert ModelInfoCache(kept).card(path, path.stat()).architecture == "llama"
+    other = json.loads(stored.read_text().replace("llama", "other"))
+    stored.write_text(json.dumps({**other, "version": other["version"] - 1}))
+    assert ModelInfoCache(stored).card(path, path.stat()).architecture == "llama"
 
 
-def test_five_hundred_models_are_listed_in_no_time(machine: Machine) -> None:
+def test_five_hundred_models_are_listed_in_0_2_seconds(machine: Machine) -> None:
     for i in range(500):
         machine.put(f"models/p{i % 7}/m{i // 4}/m{i // 4}-q{i % 4}.gguf", machine.alice)
     assert len(listed(machine)) == 500

@@ -59,7 +59,7 @@ def test_no_link_of_anybody_else_s_is_replaced_or_removed(machine: Machine, link
     assert link.is_symlink()
 
 
-def test_a_link_that_somebody_changed_is_theirs(machine: Machine, link: Path) -> None:
+def test_a_changed_link_is_left_alone(machine: Machine, link: Path) -> None:
     machine.sync()
     link.unlink()
     link.symlink_to("/nowhere/else.gguf")
@@ -104,19 +104,19 @@ def test_a_models_dir_that_is_not_mounted_is_not_made_and_not_forgotten(
     assert machine.sync().unlinked == (link,)
 
 
-def test_what_is_written_down_before_a_crash_does_no_harm(machine: Machine, link: Path) -> None:
+def test_a_record_written_before_a_crash_does_no_harm(machine: Machine, link: Path) -> None:
     machine.sync()
-    kept = machine.home / ".swapd/links.json"
-    written = json.loads(kept.read_text())
+    stored = machine.home / ".swapd/links.json"
+    written = json.loads(stored.read_text())
     written["links"][str(machine.models / "ollama/x/x.gguf")] = "/never/made"
-    kept.write_text(json.dumps(written))
+    stored.write_text(json.dumps(written))
     link.unlink()
     assert machine.sync().linked == (link,)
-    assert list(json.loads(kept.read_text())["links"]) == [str(link)]
+    assert list(json.loads(stored.read_text())["links"]) == [str(link)]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"links": 3}', ""])
-def test_with_its_notes_damaged_swapd_owns_nothing(machine: Machine, link: Path, text: str) -> None:
+def test_with_a_damaged_record_swapd_owns_no_link(machine: Machine, link: Path, text: str) -> None:
     machine.sync()
     (machine.home / ".swapd/links.json").write_text(text)
     (machine.ollama.root / f"manifests/{LIBRARY}/gemma3/27b").unlink()
@@ -124,9 +124,7 @@ def test_with_its_notes_damaged_swapd_owns_nothing(machine: Machine, link: Path,
     assert link.is_symlink()
 
 
-def test_links_into_a_folder_that_is_somebody_s_leave_it_there(
-    machine: Machine, link: Path
-) -> None:
+def test_a_folder_that_swapd_did_not_create_stays(machine: Machine, link: Path) -> None:
     link.parent.mkdir(parents=True)
     machine.sync()
     shutil.rmtree(machine.ollama.root / f"manifests/{LIBRARY}/gemma3")
@@ -134,7 +132,7 @@ def test_links_into_a_folder_that_is_somebody_s_leave_it_there(
     assert link.parent.is_dir()
 
 
-def test_a_folder_that_cannot_be_written_to_is_told(machine: Machine, link: Path) -> None:
+def test_an_unwritable_folder_is_reported(machine: Machine, link: Path) -> None:
     (machine.models / "ollama").write_text("a file, where a folder should be")
     report = machine.sync()
     assert report.linked == ()

@@ -1,4 +1,4 @@
-"""Every store at once: exactly what is there is listed, and nothing foreign is touched."""
+"""Every store at once: exactly its models are listed, and no external file changes."""
 
 # A way is easiest to check in one piece.
 # ruff: noqa: E501
@@ -86,7 +86,7 @@ def test_a_model_answers_to_every_name_that_is_its_alone(machine: Machine) -> No
     assert models["ls/mary-tiny:q8_0"].presentation.aliases == ("mary-tiny:q8_0", "sub:copy")
 
 
-def test_what_two_models_are_called_elsewhere_is_neither_s(machine: Machine) -> None:
+def test_an_alias_of_two_models_belongs_to_neither(machine: Machine) -> None:
     for i, name in enumerate("ab"):
         path = machine.put(f"models/{name}/{name}-7b.gguf", another(machine.alice, i))
         (machine.folder / name / "copies").mkdir(parents=True)
@@ -114,7 +114,7 @@ def test_projectors_and_adapters_go_with_their_model(machine: Machine) -> None:
     assert "--lora" not in models["ls/gemma3:27.4b-q8_0"].launch.argv
 
 
-def test_a_projector_goes_to_the_model_whose_name_it_bears(machine: Machine) -> None:
+def test_a_projector_belongs_to_the_model_in_its_name(machine: Machine) -> None:
     projector = write_gguf(machine.root / "made/p.gguf", arch="clip", tokenizer=False).read_bytes()
     for i, name in enumerate(("gemma-q8_0", "gemma-q4_0", "llama-7b")):
         machine.put(f"my folder/{name}.gguf", another(machine.alice, i))
@@ -155,7 +155,7 @@ def test_the_best_of_several_projectors_is_taken(machine: Machine) -> None:
     assert spec.presentation.metadata == {"mmproj": str(machine.models / "o/q/c-mmproj.gguf")}
 
 
-def test_ollama_s_own_name_comes_before_others_of_the_same_file(machine: Machine) -> None:
+def test_ollamas_name_wins_over_others_of_the_same_file(machine: Machine) -> None:
     for name in ("hf.co/a/b/q8_0", "registry.ollama.ai/a/c/1", "registry.ollama.ai/library/z/v1",
                  "registry.ollama.ai/library/z/latest"):  # fmt: skip
         machine.ollama.add(name, machine.bard)
@@ -176,13 +176,13 @@ def test_a_file_that_a_new_revision_left_alone_is_one(machine: Machine) -> None:
     assert machine.served() == {"ls/r:q8_0": str(path.relative_to(machine.root))}
 
 
-def test_a_second_sync_changes_nothing_and_nothing_foreign_is_touched(machine: Machine) -> None:
+def test_a_second_sync_changes_nothing_and_no_external_file(machine: Machine) -> None:
     fill(machine)
     before = machine.foreign()
     first = machine.sync()
-    ours = {str(path) for path in first.linked}
+    command = {str(path) for path in first.linked}
     after = {
-        k: v for k, v in machine.foreign().items() if k not in ours and "models/ollama" not in k
+        k: v for k, v in machine.foreign().items() if k not in command and "models/ollama" not in k
     }
     assert after == before
     both = machine.foreign(), (machine.home / "config.yaml").stat().st_mtime_ns
@@ -212,7 +212,7 @@ def test_removing_one_removes_just_that(machine: Machine, gone: str, name: str) 
     assert machine.served() == {k: v for k, v in before.items() if k != name}
 
 
-def test_a_file_with_another_name_goes_on_under_that(machine: Machine) -> None:
+def test_a_renamed_file_gets_its_new_name(machine: Machine) -> None:
     fill(machine)
     machine.sync()
     (machine.models / "mary/tiny/tiny-q8_0.gguf").unlink()
@@ -227,7 +227,7 @@ def test_a_file_with_another_name_goes_on_under_that(machine: Machine) -> None:
     )
 
 
-def test_two_of_one_size_are_told_apart_by_their_tags_and_keep_their_names(
+def test_two_of_one_size_are_distinguished_by_their_tags_and_keep_their_names(
     machine: Machine,
 ) -> None:
     bard, library = machine.bard, "registry.ollama.ai/library"
@@ -245,11 +245,11 @@ def test_two_of_one_size_are_told_apart_by_their_tags_and_keep_their_names(
 
 def test_a_name_remembered_wrongly_is_not_taken(machine: Machine) -> None:
     machine.put("models/m/m-7b.gguf", machine.alice)
-    kept = machine.home / ".swapd/names.json"
-    kept.parent.mkdir()
+    stored = machine.home / ".swapd/names.json"
+    stored.parent.mkdir()
     wrong = json.dumps({str(machine.models / "m/m-7b.gguf"): "bard"}).encode()
     for data in (wrong, b"[1]", b"{", b"\xff", b"[" * 100_000):
-        kept.write_bytes(data)
+        stored.write_bytes(data)
         machine.sync()
         assert list(machine.served()) == ["ls/m:7b"]
 
@@ -257,8 +257,8 @@ def test_a_name_remembered_wrongly_is_not_taken(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("manifest", "reason"),
     [
-        ("{", "is no manifest of Ollama's: not the JSON it should be"),
-        ('{"layers": 3}', "is no manifest of Ollama's: not the JSON it should be"),
+        ("{", "is no manifest of Ollama: not the expected JSON"),
+        ('{"layers": 3}', "is no manifest of Ollama: not the expected JSON"),
         (
             '{"layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:../../x"}]}',
             "has a layer whose digest is no SHA-256: 'sha256:../../x'",
@@ -267,14 +267,14 @@ def test_a_name_remembered_wrongly_is_not_taken(machine: Machine) -> None:
             '{"layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:ab"}]}',
             "names sha256-ab, which is missing",
         ),
-        (" " * 2**22 + "{}", "is too long for what it should be"),
+        (" " * 2**22 + "{}", "is too long for a manifest"),
         (
             json.dumps({"layers": [{"mediaType": LAYER + "model", "digest": f"sha256:a{i}"} for i in (1, 2)]}),
             "has 2 model layers, where one can be used",
         ),
     ],
 )  # fmt: skip
-def test_a_damaged_manifest_is_told_and_stops_nothing(
+def test_a_damaged_manifest_is_reported_and_stops_nothing(
     machine: Machine, manifest: str, reason: str
 ) -> None:
     library = machine.ollama.root / "manifests/registry.ollama.ai/library"
@@ -289,12 +289,12 @@ def test_a_damaged_manifest_is_told_and_stops_nothing(
 @pytest.mark.parametrize(
     ("manifest", "reason"),
     [
-        ({}, "holds no model; what it names runs elsewhere"),
+        ({}, "holds no model; the model it names runs elsewhere"),
         ({"layers": [{"mediaType": "application/vnd.ollama.image.tensor; name=a"}]},
          "holds single tensors and no GGUF file"),
     ],
 )  # fmt: skip
-def test_what_ollama_holds_and_llama_cpp_cannot_is_skipped(
+def test_manifests_without_a_gguf_model_are_skipped(
     machine: Machine, manifest: dict[str, object], reason: str
 ) -> None:
     path = machine.ollama.root / "manifests/registry.ollama.ai/library/far/cloud"

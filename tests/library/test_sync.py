@@ -54,7 +54,7 @@ def home(tmp_path: Path) -> Home:
     return Home(tmp_path)
 
 
-def test_what_is_found_is_what_loads(home: Home) -> None:
+def test_discovered_models_load(home: Home) -> None:
     report = home.sync()
     assert (report.added, report.changed, report.removed) == (("bard", "ls/gemma:1b"), (), ())
     assert (report.written, report.warnings, report.broken) == (True, (), ())
@@ -89,7 +89,7 @@ def test_a_second_sync_writes_nothing(home: Home) -> None:
     assert sorted(p.name for p in home.path.iterdir()) == [".swapd", "config.yaml"]
 
 
-def test_what_changes_is_told(home: Home) -> None:
+def test_changes_are_reported(home: Home) -> None:
     home.sync()
     (home.demo / "bard.gguf").unlink()
     write_gguf(home.models / "new/new.gguf")
@@ -122,7 +122,7 @@ def test_a_file_in_the_place_of_another_changes_its_model(home: Home) -> None:
 @pytest.mark.parametrize(
     "cmd", ["llama-server -m ${MODEL_PATH} --port ${PORT}", ["x", "${PORT}", "${MODEL_PATH}"]]
 )
-def test_a_server_whose_file_is_gone_is_left_out_alone(home: Home, cmd: str | list[str]) -> None:
+def test_only_a_server_without_its_file_is_left_out(home: Home, cmd: str | list[str]) -> None:
     home.custom(msgspec.json.encode({"models": {"gemma:1b": {"cmd": cmd}}}).decode())
     home.sync()
     (home.models / "gemma/gemma-1b.gguf").unlink()
@@ -247,7 +247,7 @@ def test_custom_models_win(home: Home) -> None:
         ("models:\n\tbard:", ["custom_models.yaml:2: a tab stands where YAML wants spaces"]),
     ],
 )  # fmt: skip
-def test_a_fault_is_told_where_it_was_written_and_changes_nothing(
+def test_a_problem_is_reported_at_its_line_and_changes_nothing(
     home: Home, text: str, sentences: list[str]
 ) -> None:
     home.sync()
@@ -257,7 +257,7 @@ def test_a_fault_is_told_where_it_was_written_and_changes_nothing(
     assert home.config.read_bytes() == before
 
 
-def test_an_alias_that_the_author_gives_away_is_not_taken_back(home: Home) -> None:
+def test_an_alias_assigned_by_the_author_stays(home: Home) -> None:
     home.custom("models: {bard: {aliases: ['gemma:1b']}}")
     home.sync()
     bard, gemma = home.load().catalog.models.values()
@@ -270,7 +270,7 @@ def test_aliases_in_sections_as_llama_swap_has_them(home: Home) -> None:
     assert home.load().catalog.models["bard"].presentation.aliases == ("gpt-4o-mini", "poet")
 
 
-def test_a_config_of_other_origin_is_left_alone(home: Home) -> None:
+def test_a_config_not_written_by_sync_is_left_alone(home: Home) -> None:
     home.config.write_text("models: {}\n")
     assert home.refusal() == [
         "config.yaml: was not written by sync; move it away, or use --force to overwrite it"
@@ -280,7 +280,7 @@ def test_a_config_of_other_origin_is_left_alone(home: Home) -> None:
     assert "bard" in home.load().catalog.models
 
 
-def test_a_mangled_config_of_ours_is_written_anew(home: Home) -> None:
+def test_a_damaged_generated_config_is_rewritten(home: Home) -> None:
     home.sync()
     home.config.write_text(home.config.read_text() + "\n\tbroken")
     assert home.sync().written
@@ -330,12 +330,12 @@ def test_a_model_over_the_budget_is_listed_with_a_warning(home: Home) -> None:
         ),
     ],
 )
-def test_what_is_odd_is_told_once(home: Home, text: str, sentence: str) -> None:
+def test_warnings_are_reported_once(home: Home, text: str, sentence: str) -> None:
     home.custom(text)
     assert [str(warning) for warning in home.sync().warnings] == [sentence]
 
 
-def test_a_models_dir_that_is_not_there_is_told(home: Home, tmp_path: Path) -> None:
+def test_a_missing_models_dir_is_reported(home: Home, tmp_path: Path) -> None:
     home.env["MODELS_DIR"] = str(tmp_path / "none")
     [warning] = home.sync().warnings
     assert str(warning) == f"environment: MODELS_DIR: {tmp_path}/none is no folder"
@@ -344,7 +344,7 @@ def test_a_models_dir_that_is_not_there_is_told(home: Home, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "stem", ["a b", "it's", 'say "hi"', "back\\slash", "#hash", "ünï", "$x", "- a: b"]
 )
-def test_any_file_name_comes_through(home: Home, stem: str) -> None:
+def test_any_file_name_is_supported(home: Home, stem: str) -> None:
     path = write_gguf(home.models / "odd" / f"{stem}.gguf")
     home.custom('models: {bard: {cmd: "x ${PORT} ${MODEL_PATH}"}}')
     assert home.sync().broken == ()

@@ -1,4 +1,4 @@
-"""What a source says of the files it holds, before anybody has looked into them."""
+"""Result of scanning a source: files that may be models, not yet opened."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 
 @dataclass(frozen=True, slots=True)
 class SkippedFile:
-    """A file that is not listed, and why, as the end of a sentence that begins with its path."""
+    """A file that is not listed, with the end of a sentence that begins with its path."""
 
     path: Path
     reason: str
@@ -18,45 +18,45 @@ class SkippedFile:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A file that may be a model, and what its names are made of."""
+    """A file that may be a model, with everything its names are derived from."""
 
     path: Path
     source: str
-    """For people: `demo`, `ollama`, `lm studio`, `hugging face`, `folder`."""
+    """Name of the source for display: `demo`, `ollama`, `lm studio`, `hugging face`, `folder`."""
     place: PurePath
-    """Folders and stem from which the reference's rule makes a name: the last two count."""
-    apart: str = ""
-    """A name for when the rule's is taken; empty: one with the folder above in front."""
-    also: tuple[str, ...] = ()
-    """Names by which whoever put it there knows it, as they write them."""
+    """Folders and stem that the naming rule uses; only the last two count."""
+    fallback_name: str = ""
+    """Name used when the rule's is taken; empty: the rule's with the parent folder in front."""
+    known_as: tuple[str, ...] = ()
+    """Names that the program of the source has for it, in its own spelling."""
     linked: bool = False
-    """Stands here only as a link, so the same file elsewhere comes first."""
+    """True if it is only a link here, so that the same file elsewhere comes first."""
     settled: bool = False
-    """Put in place when it was whole, so however young it is, nobody writes to it any more."""
+    """True if it was moved into place complete, so that its age does not matter."""
     projector: Path | None = None
-    """Known to belong to it; otherwise one in its folder does."""
+    """Projector known to belong to it; None: one in its folder is chosen."""
     adapters: tuple[Path, ...] = ()
-    """Files that are always in use with it."""
+    """Adapter files that are always loaded with it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScanResult:
-    """What one source holds."""
+    """Contents of one source."""
 
-    offers: tuple[Candidate, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
     broken: tuple[SkippedFile, ...] = ()
-    """What should be a model and can't be used."""
+    """Files that should be models and can't be used."""
     skipped: tuple[SkippedFile, ...] = ()
-    """What is well and no model of its own."""
+    """Sound files that are no model on their own."""
 
 
 def skip_reason(path: Path, error: OSError) -> str:
-    """Why a file or folder can't be read, as the end of a sentence."""
+    """Return why a file or folder can't be read, as the end of a sentence."""
     if path.is_symlink() and isinstance(error, FileNotFoundError):
         return f"is a link to {path.readlink()}, which is missing"
     return f"cannot be read: {error.strerror or error}"
 
 
 def is_gguf(name: str) -> bool:
-    """Whether a file is called as GGUF files are."""
+    """Return True if the file name has the suffix of GGUF files."""
     return name.lower().endswith(".gguf")

@@ -1,4 +1,4 @@
-"""Plain folders, and the demo models: every GGUF file is offered, by where it lies."""
+"""Scan plain folders, and the demo models, for GGUF files."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from pathlib import Path, PurePath
 
 from swapd.library.sources.base import Candidate, ScanResult, SkippedFile, is_gguf, skip_reason
 
-FOLDERS = 20_000
-"""Folders below one; where there are more, a link leads to what is no folder of models."""
+MAX_FOLDERS = 20_000
+"""Most folders below a root; more mean that a link leads out of the folder of models."""
 
 
 def scan(root: Path, source: str) -> ScanResult:
-    """All GGUF files below the folder, through links too; what begins with a dot is left alone.
+    """Find all GGUF files below the folder, through links too; skip names that begin with a dot.
 
-    A root that does not exist holds nothing. The root is a folder like any other in names.
+    A root that does not exist is empty. The root counts as a folder in names.
     """
     files, broken = _walk(root, source)
-    offers = (
+    candidates = (
         Candidate(
             path=path.absolute(),
             source=source,
@@ -26,11 +26,11 @@ def scan(root: Path, source: str) -> ScanResult:
         )
         for path in files
     )
-    return ScanResult(tuple(offers), tuple(broken))
+    return ScanResult(tuple(candidates), tuple(broken))
 
 
 def scan_folder(folder: Path, source: str) -> ScanResult:
-    """The GGUF files in the folder itself, named by themselves alone, such as the demo models."""
+    """Find the GGUF files directly in the folder, to be named by their stem, as the demo models."""
     if not folder.is_dir():
         return ScanResult()
     files = sorted(path for path in folder.absolute().iterdir() if is_gguf(path.name))
@@ -40,22 +40,22 @@ def scan_folder(folder: Path, source: str) -> ScanResult:
 
 
 def _walk(root: Path, source: str) -> tuple[list[Path], list[SkippedFile]]:
-    """Every file once, each folder once.
+    """List every file once; enter each folder once.
 
-    Linked folders are entered after all others, so that what is reached both ways is found at its
-    own place.
+    Linked folders are entered after all others, so that a file reached both ways is listed under
+    its own path.
     """
     files: list[Path] = []
     broken: list[SkippedFile] = []
-    left = FOLDERS
+    left = MAX_FOLDERS
     seen: set[tuple[int, int]] = set()
-    waiting, linked = [root], list[Path]()
-    while waiting or linked:
-        folder = waiting.pop() if waiting else linked.pop(0)
+    pending, linked = [root], list[Path]()
+    while pending or linked:
+        folder = pending.pop() if pending else linked.pop(0)
         left -= 1
         if left < 0:
             broken.append(
-                SkippedFile(root, f"holds more than {FOLDERS:,} folders: name fewer", source)
+                SkippedFile(root, f"holds more than {MAX_FOLDERS:,} folders: name fewer", source)
             )
             return files, broken
         try:
@@ -63,10 +63,10 @@ def _walk(root: Path, source: str) -> tuple[list[Path], list[SkippedFile]]:
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
-            with os.scandir(folder) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
+            with os.scandir(folder) as iterator:
+                entries = sorted(iterator, key=lambda entry: entry.name)
         except FileNotFoundError:
-            # Nobody has to have a folder of models, and one may go while we look.
+            # The folder need not exist, and may be removed during the scan.
             continue
         except OSError as error:
             broken.append(SkippedFile(folder, skip_reason(folder, error), source))
@@ -74,11 +74,11 @@ def _walk(root: Path, source: str) -> tuple[list[Path], list[SkippedFile]]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            folder_too = _is_folder(entry)
-            if is_gguf(entry.name) and not folder_too:
+            is_folder = _is_folder(entry)
+            if is_gguf(entry.name) and not is_folder:
                 files.append(Path(entry.path))
-            elif folder_too:
-                (linked if entry.is_symlink() else waiting).append(Path(entry.path))
+            elif is_folder:
+                (linked if entry.is_symlink() else pending).append(Path(entry.path))
     return files, broken
 
 
@@ -86,5 +86,5 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        # A link that leads in a circle, or to where we may not look: said when it is opened.
+        # A circular link or a forbidden folder: reported when the file is opened.
         return False

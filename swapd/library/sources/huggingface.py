@@ -1,12 +1,12 @@
-"""Hugging Face's cache, as huggingface_hub lays it out.
+"""Scan the Hugging Face cache, in the layout of huggingface_hub.
 
     models--OWNER--REPO/blobs/ETAG              the bytes
     models--OWNER--REPO/refs/main               the commit that `main` was at the last download
     models--OWNER--REPO/snapshots/COMMIT/FILE   a link to a blob, under the file's own name
 
-Snapshots are offered and not blobs, since the names of split models count. A file that several
-snapshots have is offered from `main`'s, else from the youngest. Each is also known as
-`OWNER/REPO:QUANTISATION`, the way in which files of the hub are asked for elsewhere.
+Candidates are the files of snapshots, not blobs, since the names of split models matter. A file in
+several snapshots is taken from that of `main`, else from the newest. Each is also known as
+`OWNER/REPO:QUANTISATION`, the usual notation for files of the hub.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from swapd.library.sources import folders
 from swapd.library.sources.base import Candidate, ScanResult, SkippedFile, skip_reason
 
 NAME = "hugging face"
-_QUANT = re.compile(
+QUANTISATION = re.compile(
     r"(?<![a-z0-9])((?:ud-)?i?q\d(?:_[a-z0-9]+)*|b?f16|f32|mxfp4(?:_moe)?|tq\d_\d)(?![a-z0-9])",
     re.IGNORECASE,
 )
-"""How file names say which quantisation they hold."""
+"""Quantisation in a file's name."""
 
 
 def scan(root: Path) -> ScanResult:
-    """The GGUF files of all repositories in the cache; a cache that does not exist holds none."""
-    offers: list[Candidate] = []
+    """Find the GGUF files of all repositories in the cache; a missing cache is empty."""
+    candidates: list[Candidate] = []
     broken: list[SkippedFile] = []
     skipped: list[SkippedFile] = []
     try:
@@ -42,22 +42,22 @@ def scan(root: Path) -> ScanResult:
     for repository in repositories:
         taken: dict[PurePath, Path] = {}
         for snapshot in _snapshots(repository, broken):
-            looked = folders.scan(snapshot, NAME)
-            broken += looked.broken
-            for offer in looked.offers:
-                inside = PurePath(offer.path.relative_to(snapshot.absolute()))
-                current = taken.setdefault(inside, offer.path)
-                if current == offer.path:
-                    offers.append(_offer(repository, inside, offer.path))
-                elif os.path.realpath(offer.path) != os.path.realpath(current):
+            scanned = folders.scan(snapshot, NAME)
+            broken += scanned.broken
+            for file in scanned.candidates:
+                inside = PurePath(file.path.relative_to(snapshot.absolute()))
+                current = taken.setdefault(inside, file.path)
+                if current == file.path:
+                    candidates.append(_candidate(repository, inside, file.path))
+                elif os.path.realpath(file.path) != os.path.realpath(current):
                     skipped.append(
-                        SkippedFile(offer.path, f"is another revision of {current}", NAME)
+                        SkippedFile(file.path, f"is another revision of {current}", NAME)
                     )
-    return ScanResult(tuple(offers), tuple(broken), tuple(skipped))
+    return ScanResult(tuple(candidates), tuple(broken), tuple(skipped))
 
 
 def _snapshots(repository: Path, broken: list[SkippedFile]) -> Iterator[Path]:
-    """The snapshots of a repository, the one that `main` names first, then the youngest."""
+    """Yield the snapshots of a repository: the one that `main` names, then the newest first."""
     main = repository / "refs" / "main"
     try:
         commit = main.read_text(encoding="utf-8").strip()
@@ -78,12 +78,12 @@ def _snapshots(repository: Path, broken: list[SkippedFile]) -> Iterator[Path]:
     yield from (path for path, _ in found)
 
 
-def _offer(repository: Path, inside: PurePath, path: Path) -> Candidate:
-    """A file of a repository, as if it lay in `OWNER/REPO/`, whatever folder it has in there."""
+def _candidate(repository: Path, inside: PurePath, path: Path) -> Candidate:
+    """Return a file of a repository as if in `OWNER/REPO/`, regardless of its subfolder."""
     _, _, full = repository.name.partition("--")
     owner, _, name = full.rpartition("--")
     part = split_part(inside.name)
-    quant = _QUANT.findall(part.base if part is not None else inside.stem)
+    quant = QUANTISATION.findall(part.base if part is not None else inside.stem)
     known_as = f"{owner}/{name}".removeprefix("/") + (f":{quant[-1]}" if quant else "")
     place = PurePath(owner, name, inside.name)
-    return Candidate(path=path, source=NAME, place=place, also=(known_as,), settled=True)
+    return Candidate(path=path, source=NAME, place=place, known_as=(known_as,), settled=True)

@@ -1,11 +1,12 @@
-"""Ollama's store, read in place.
+"""Scan the Ollama store in place.
 
     manifests/HOST/NAMESPACE/MODEL/TAG    JSON: the layers of a model, and a description of it
     blobs/sha256-HEX                      the bytes of a layer, or of the description
 
-A layer says what it is by its media type. Of `model`, `adapter` and `projector` llama.cpp needs the
-file itself. `template`, `system`, `params` and `license` are Ollama's own and stay with Ollama: a
-GGUF file brings its template along, and the other two are for the request or custom_models.yaml.
+The media type of a layer gives its kind. llama.cpp needs the files of `model`, `adapter` and
+`projector`. `template`, `system`, `params` and `license` are Ollama's own and not used: a GGUF file
+contains its template, and system prompt and parameters belong to the request or to
+custom_models.yaml.
 """
 
 from __future__ import annotations
@@ -17,26 +18,25 @@ from pathlib import Path, PurePath
 
 import msgspec
 
-from swapd.library.naming import clean
 from swapd.library.sources.base import Candidate, ScanResult, SkippedFile, skip_reason
 
 NAME = "ollama"
 HOST = "registry.ollama.ai"
 NAMESPACE = "library"
-"""What a name means that names no host and no namespace; dropped from names for that reason."""
+"""Host and namespace of a name without any; dropped from names for that reason."""
 _LAYER = "application/vnd.ollama.image."
 _DIGEST = re.compile(r"sha256[:-]([0-9a-fA-F]{1,64})")
-_LONGEST = 2**22
-"""Bytes of a manifest or a description; real ones are a thousand times smaller."""
+_MAX_BYTES = 2**22
+"""Most bytes of a manifest or a description; real ones are a thousand times smaller."""
 _UNKNOWN = "unknown"
 
 
 class DamagedManifestError(Exception):
-    """The manifest can't be used; the message says why, as the end of a sentence."""
+    """An unusable manifest; the message is the end of a sentence."""
 
 
 class _NoModelError(Exception):
-    """The manifest is well, and no GGUF model; the message says what it is."""
+    """A sound manifest without a GGUF model; the message says what it holds."""
 
 
 class _Layer(msgspec.Struct):
@@ -51,14 +51,14 @@ class _Manifest(msgspec.Struct):
 
 class _Description(msgspec.Struct):
     model_type: str = ""
-    """How many parameters, such as `27.4B`."""
+    """Number of parameters, such as `27.4B`."""
     file_type: str = ""
-    """The quantisation."""
+    """Quantisation."""
 
 
 @dataclass(frozen=True, slots=True)
 class OllamaTag:
-    """A model as Ollama names it."""
+    """A model's name in Ollama."""
 
     host: str
     namespace: str
@@ -67,7 +67,7 @@ class OllamaTag:
 
     @property
     def family(self) -> str:
-        """The name without tag, without what goes without saying."""
+        """Name without tag, and without the default host and namespace."""
         if self.host != HOST:
             return f"{self.host}/{self.namespace}/{self.model}"
         return self.model if self.namespace == NAMESPACE else f"{self.namespace}/{self.model}"
@@ -77,51 +77,49 @@ class OllamaTag:
 
 
 def scan(store: Path) -> ScanResult:
-    """All models of the store; a store that does not exist holds none.
+    """Find all models of the store; a missing store is empty.
 
-    The first offers are the default host's and namespace's, so that these keep the plain names.
+    Those of the default host and namespace come first, so that they keep the plain names.
     """
-    offers: list[Candidate] = []
+    candidates: list[Candidate] = []
     broken: list[SkippedFile] = []
     skipped: list[SkippedFile] = []
     for tag, path in _manifests(store, broken):
         try:
-            offers.append(_offer(store, tag, path))
+            candidates.append(_candidate(store, tag, path))
         except _NoModelError as reason:
             skipped.append(SkippedFile(path, str(reason), NAME))
         except DamagedManifestError as error:
             broken.append(SkippedFile(path, str(error), NAME))
         except OSError as error:
             broken.append(SkippedFile(path, skip_reason(path, error), NAME))
-    return ScanResult(tuple(offers), tuple(broken), tuple(skipped))
+    return ScanResult(tuple(candidates), tuple(broken), tuple(skipped))
 
 
 def parse_manifest(data: bytes) -> _Manifest:
-    """A manifest from its bytes. Raises DamagedManifestError."""
+    """Decode a manifest. Raises DamagedManifestError."""
     try:
         return msgspec.json.decode(data, type=_Manifest)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise DamagedManifestError(
-            "is no manifest of Ollama's: not the JSON it should be"
-        ) from error
+        raise DamagedManifestError("is no manifest of Ollama: not the expected JSON") from error
 
 
 def _manifests(store: Path, broken: list[SkippedFile]) -> Iterator[tuple[OllamaTag, Path]]:
-    """Every tag with its manifest, sorted, the default host and namespace first."""
+    """Yield every tag with its manifest, sorted, the default host and namespace first."""
     found = [(OllamaTag(*parts), path) for parts, path in _below(store / "manifests", (), broken)]
 
     def order(item: tuple[OllamaTag, Path]) -> tuple[bool, bool, str, bool, str]:
         tag = item[0]
-        usual = tag.host != HOST, tag.namespace != NAMESPACE
-        return (*usual, tag.family, tag.tag != "latest", tag.tag)
+        not_default = tag.host != HOST, tag.namespace != NAMESPACE
+        return (*not_default, tag.family, tag.tag != "latest", tag.tag)
 
     yield from sorted(found, key=order)
 
 
 def _below(
-    folder: Path, above: tuple[str, ...], broken: list[SkippedFile]
+    folder: Path, parents: tuple[str, ...], broken: list[SkippedFile]
 ) -> Iterator[tuple[tuple[str, ...], Path]]:
-    """The files four steps below the manifests' folder, with the names of the steps."""
+    """Yield the files four levels below the manifests' folder, with the names of the levels."""
     try:
         entries = sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -132,14 +130,14 @@ def _below(
     for path in entries:
         if path.name.startswith("."):
             continue
-        steps = (*above, path.name)
-        if len(steps) < 4:
-            yield from _below(path, steps, broken)
+        names = (*parents, path.name)
+        if len(names) < 4:
+            yield from _below(path, names, broken)
         elif not path.is_dir():
-            yield steps, path
+            yield names, path
 
 
-def _offer(store: Path, tag: OllamaTag, path: Path) -> Candidate:
+def _candidate(store: Path, tag: OllamaTag, path: Path) -> Candidate:
     manifest = parse_manifest(_read(path))
     layers = manifest.layers or []
     files = {
@@ -149,7 +147,7 @@ def _offer(store: Path, tag: OllamaTag, path: Path) -> Candidate:
     if not files["model"]:
         if any(_kind(layer) == "tensor" for layer in layers):
             raise _NoModelError("holds single tensors and no GGUF file")
-        raise _NoModelError("holds no model; what it names runs elsewhere")
+        raise _NoModelError("holds no model; the model it names runs elsewhere")
     if len(files["model"]) > 1:
         raise DamagedManifestError(f"has {len(files['model'])} model layers, where one can be used")
     blob = files["model"][0]
@@ -161,8 +159,8 @@ def _offer(store: Path, tag: OllamaTag, path: Path) -> Candidate:
         path=blob,
         source=NAME,
         place=PurePath(folder, f"{folder}-{size}-{quant}"),
-        apart=clean(f"{folder}:{tag.tag}"),
-        also=(str(tag),),
+        fallback_name=f"{folder}:{tag.tag}",
+        known_as=(str(tag),),
         settled=True,
         projector=files["projector"][0] if files["projector"] else None,
         adapters=tuple(files["adapter"]),
@@ -170,7 +168,7 @@ def _offer(store: Path, tag: OllamaTag, path: Path) -> Candidate:
 
 
 def _kind(layer: _Layer) -> str:
-    """What follows Ollama's own prefix in the media type, without parameters."""
+    """Return the part of the media type behind Ollama's prefix, without parameters."""
     media = layer.media_type.partition(";")[0].strip()
     return media.removeprefix(_LAYER) if media.startswith(_LAYER) else ""
 
@@ -178,20 +176,20 @@ def _kind(layer: _Layer) -> str:
 def _blob(store: Path, layer: _Layer) -> Path:
     match = _DIGEST.fullmatch(layer.digest)
     if match is None:
-        # It becomes part of a path, and somebody else wrote it.
+        # The digest becomes part of a path and comes from an untrusted file.
         raise DamagedManifestError(f"has a layer whose digest is no SHA-256: {layer.digest[:80]!r}")
     return (store / "blobs" / f"sha256-{match[1]}").absolute()
 
 
 def _labels(store: Path, manifest: _Manifest) -> tuple[str, str]:
-    """Size and quantisation as the description has them, each `unknown` where it does not say."""
+    """Return size and quantisation from the description; `unknown` where it has none."""
     if manifest.config is None:
         return _UNKNOWN, _UNKNOWN
     try:
         data = _read(_blob(store, manifest.config))
         described = msgspec.json.decode(data, type=_Description)
     except (OSError, DamagedManifestError, msgspec.MsgspecError, UnicodeError, RecursionError):
-        # It only gives the model its name; the model itself may be whole.
+        # The description only affects the name; the model itself may be intact.
         return _UNKNOWN, _UNKNOWN
     return _label(described.model_type), _label(described.file_type)
 
@@ -202,7 +200,7 @@ def _label(text: str) -> str:
 
 def _read(path: Path) -> bytes:
     with path.open("rb") as file:
-        data = file.read(_LONGEST + 1)
-    if len(data) > _LONGEST:
-        raise DamagedManifestError("is too long for what it should be")
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise DamagedManifestError("is too long for a manifest")
     return data
