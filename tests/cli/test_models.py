@@ -106,7 +106,7 @@ def test_list_sees_what_changed(user: User) -> None:
     assert user.says("list").splitlines()[-1] == "1 model"
     user.config.write_text("models: [")
     told = user.fails("list")
-    assert "config.yaml:2: not valid YAML" in told
+    assert "config.yaml:2: is not valid YAML" in told
 
 
 def test_500_files_are_listed_in_half_a_second(user: User) -> None:
