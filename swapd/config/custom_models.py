@@ -7,11 +7,12 @@ import shlex
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from types import MappingProxyType
 
-from swapd.config.decode import Diagnostics, decode
+from swapd.config.decode import Diagnostics, decode, use_current_names
 from swapd.config.errors import ConfigError, Path, Problem
 from swapd.config.schema import CustomModelConfig, ServerConfig
-from swapd.config.yaml_nodes import MappingNode, ScalarNode, line_of, parse_tree
+from swapd.config.yaml_nodes import MappingEntry, MappingNode, ScalarNode, line_of, parse_tree
 
 FILE = "custom_models.yaml"
 ADAPTER_NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -67,7 +68,23 @@ def parse_custom_models(text: str, env: MappingType[str, str]) -> CustomModels:
     models = _models(tree, report, env)
     if report.problems:
         raise ConfigError(dict.fromkeys(sorted(report.problems, key=lambda p: p.line)))
-    return CustomModels(tree, models, tuple(report.warnings))
+    # The tree is copied into config.yaml, which is written with current names only.
+    return CustomModels(_current(tree), models, tuple(dict.fromkeys(report.warnings)))
+
+
+def _current(tree: MappingNode) -> MappingNode:
+    """Return the tree with current names of keys, at the top and in the models' sections."""
+    top = dict(use_current_names(ServerConfig, tree).entries)
+    models = top.get("models")
+    if models is not None and isinstance(models.node, MappingNode):
+        sections = {
+            name: MappingEntry(entry.line, use_current_names(CustomModelConfig, entry.node))
+            for name, entry in models.node.entries.items()
+            if isinstance(entry.node, MappingNode)
+        }
+        node = MappingNode(models.node.line, MappingProxyType(sections))
+        top["models"] = MappingEntry(models.line, node)
+    return MappingNode(tree.line, MappingProxyType(top))
 
 
 def _models(

@@ -25,7 +25,6 @@ from swapd.config.yaml_nodes import (
 )
 
 _S = TypeVar("_S", bound=msgspec.Struct)
-_POSITION = re.compile(r"\$((?:\[\d+\])+)`$")
 _ENV = re.compile(r"\$\{env\.([^}]*)\}")
 
 
@@ -95,6 +94,36 @@ def field_shapes(struct: type[msgspec.Struct]) -> MappingType[str, FieldShape]:
     return MappingProxyType(found)
 
 
+def find_shape(struct: type[msgspec.Struct], key: str) -> tuple[str, FieldShape] | None:
+    """Return the current name and the shape of a key, or None for an unknown one.
+
+    Other and former spellings of a name are found too.
+    """
+    shapes = field_shapes(struct)
+    if key in shapes:
+        return key, shapes[key]
+    for name, shape in shapes.items():
+        if key and key in (shape.also, shape.formerly):
+            return name, shape
+    return None
+
+
+def use_current_names(struct: type[msgspec.Struct], section: MappingNode) -> MappingNode:
+    """Return the section with each former key replaced by its current name, at any depth."""
+    entries: dict[str, MappingEntry] = {}
+    for key, entry in section.entries.items():
+        found = find_shape(struct, key)
+        if found is None:
+            entries[key] = entry
+            continue
+        name, shape = found
+        node = entry.node
+        if shape.nested is not None and isinstance(node, MappingNode):
+            node = use_current_names(shape.nested, node)
+        entries[name if key == shape.formerly else key] = MappingEntry(entry.line, node)
+    return MappingNode(section.line, MappingProxyType(entries))
+
+
 def decode(
     struct: type[_S],
     section: MappingNode,
@@ -108,24 +137,26 @@ def decode(
     A key without a value means its default. Keys in `beside` are left to the caller.
     """
     known = field_shapes(struct)
-    renamed = {shape.formerly: name for name, shape in known.items() if shape.formerly}
-    other = renamed | {shape.also: name for name, shape in known.items() if shape.also}
     values: dict[str, Any] = {}
     for key, entry in section.entries.items():
         here = (*path, key)
-        shape = known.get(other.get(key, key))
-        if key in renamed:
-            report.warn(here, f"is called {renamed[key]} now; the old name ends with this release")
         if key in beside:
             continue
-        if shape is None:
+        found = find_shape(struct, key)
+        if found is None:
             message = f"unknown key{did_you_mean(key, {*known, *beside})}"
             report.problem(here, message)
-        elif key in other and other[key] in section.entries:
-            report.problem(here, f"means the same as {other[key]}; give one of them")
-        elif isinstance(entry.node, ScalarNode) and entry.node.value is None:
             continue
-        elif shape.inert:
+        name, shape = found
+        if key != name and name in section.entries:
+            report.problem(here, f"means the same as {name}; give one of them")
+            continue
+        if key == shape.formerly:
+            message = f"was renamed to {name}; the old name is accepted in this release only"
+            report.warn(here, message)
+        if isinstance(entry.node, ScalarNode) and entry.node.value is None:
+            continue
+        if shape.inert:
             report.warn(here, f"has no effect yet: {shape.inert}")
         elif shape.nested is not None:
             if isinstance(entry.node, MappingNode):
@@ -179,17 +210,32 @@ def _leaf(
             return
     try:
         values[shape.attribute] = _convert(node, shape.type)
-    except msgspec.ValidationError as error:
-        inner = _POSITION.search(str(error))
-        steps = [int(n) for n in re.findall(r"\d+", inner[1])] if inner else []
-        culprit = node
-        for step in steps:
-            if isinstance(culprit, SequenceNode):
-                culprit = culprit.items[step]
-        # What stands in our lists is text, all of it.
-        wants = "text" if steps else shape.wants
-        shown = "" if shape.secret else f", not {_shown(culprit)}"
-        report.problem((*path, *steps), f"must be {wants}{shown}")
+    except msgspec.ValidationError:
+        at, wrong = _wrong_item(node, shape.type)
+        # The items of every list in the schema are text.
+        wants = "text" if at else shape.wants
+        shown = "" if shape.secret else f", not {_shown(wrong)}"
+        report.problem((*path, *at), f"must be {wants}{shown}")
+
+
+def _wrong_item(node: Node, kind: Any) -> tuple[tuple[int, ...], Node]:
+    """Return position and node of the first item that does not fit, or the whole node.
+
+    Found by converting lists of a single item, so that no library's message has to be parsed.
+    """
+    if isinstance(node, SequenceNode) and _fits(SequenceNode(node.line, ()), kind):
+        for i, item in enumerate(node.items):
+            if not _fits(SequenceNode(node.line, (item,)), kind):
+                return (i,), item
+    return (), node
+
+
+def _fits(node: Node, kind: Any) -> bool:
+    try:
+        _convert(node, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _convert(node: Node, kind: Any) -> Any:

@@ -12,7 +12,7 @@ import msgspec
 import yaml
 from yaml.resolver import Resolver
 
-from swapd.config.decode import field_shapes
+from swapd.config.decode import find_shape
 from swapd.config.schema import CustomModelConfig
 from swapd.config.yaml_nodes import MappingNode, Node, ScalarNode, SequenceNode
 
@@ -88,11 +88,12 @@ def parse_setting(key: str, text: str) -> Any:
     what YAML can't read are text. What fits the key is for the schema to say.
     """
     top, _, inner = key.partition(".")
-    shape = field_shapes(CustomModelConfig).get(top)
+    found = find_shape(CustomModelConfig, top)
+    shape = found[1] if found is not None else None
     kinds = _kinds(shape.type) if shape is not None and not inner else {str}
     if shape is not None and inner and shape.nested is not None:
-        within = field_shapes(shape.nested).get(inner)
-        kinds = _kinds(within.type) if within is not None else {str}
+        within = find_shape(shape.nested, inner)
+        kinds = _kinds(within[1].type) if within is not None else {str}
     if shape is not None and inner and _is_of_anything(shape.type):
         return _free(text)
     if kinds == {str} or (str in kinds and not text.lstrip().startswith("[")):

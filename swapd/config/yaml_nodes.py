@@ -8,6 +8,7 @@ size so that no text can bring the process down.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -29,6 +30,7 @@ MAX_WEIGHT = 200_000
 """Values in a file with every YAML alias written out; stops texts that grow when expanded."""
 
 _TAG = "tag:yaml.org,2002:"
+_TOO_DEEP = f"sections are nested more than {MAX_DEPTH} deep"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,13 +159,13 @@ def _check_depth(text: str, file: str) -> None:
                 depth -= 1
             if depth > MAX_DEPTH:
                 line = event.start_mark.line + 1 if event.start_mark is not None else 0
-                message = f"sections are nested more than {MAX_DEPTH} deep"
-                raise ConfigError([Problem(file, line, "", message)])
+                raise ConfigError([Problem(file, line, "", _TOO_DEEP)])
     except (yaml.YAMLError, UnicodeError) as error:
         raise ConfigError([_syntax_problem(error, text, file)]) from error
 
 
 def _syntax_problem(error: yaml.YAMLError | UnicodeError, text: str, file: str) -> Problem:
+    """Describe a parser's error in words of this program; the library's text is an addition."""
     if not isinstance(error, yaml.MarkedYAMLError):
         return Problem(file, 0, "", f"holds a character that YAML does not allow ({error})")
     mark = error.problem_mark or error.context_mark
@@ -171,11 +173,15 @@ def _syntax_problem(error: yaml.YAMLError | UnicodeError, text: str, file: str) 
     lines = text.splitlines()
     written = lines[line - 1] if 0 < line <= len(lines) else ""
     if "\t" in written[: len(written) - len(written.lstrip())]:
-        return Problem(file, line, "", "a tab stands where YAML wants spaces")
-    what = (error.problem or "cannot be understood").replace("\n", " ")
-    if error.context and "\n" not in error.context:
-        what = f"{what} ({error.context})"
-    return Problem(file, line, "", f"not valid YAML: {what}")
+        return Problem(file, line, "", "a tab is used where YAML requires spaces")
+    # The scanner reads ahead of the events and has a limit of its own in newer versions.
+    before = text[: mark.index] if mark is not None else ""
+    if sum(map(before.count, "[{")) - sum(map(before.count, "]}")) > MAX_DEPTH:
+        return Problem(file, line, "", _TOO_DEEP)
+    column = f" near column {mark.column + 1}" if mark is not None else ""
+    detail = " ".join(part for part in (error.context, error.problem) if part).replace("\n", " ")
+    addition = f" (parser: {detail})" if detail else ""
+    return Problem(file, line, "", f"is not valid YAML{column}{addition}")
 
 
 def _construct(node: yaml.ScalarNode) -> bool | int | float | str | None:
@@ -187,16 +193,24 @@ def _construct(node: yaml.ScalarNode) -> bool | int | float | str | None:
     if kind == "bool":
         return _truth(node.value)
     if kind == "int":
-        number = constructor.construct_yaml_int(node)
-        return int(number)
+        return int(_number(constructor.construct_yaml_int, node))
     if kind == "float":
-        real = float(constructor.construct_yaml_float(node))
+        real = float(_number(constructor.construct_yaml_float, node))
         if not math.isfinite(real):
             raise ValueError("must be a finite number")
         return real
     if kind in {"str", "timestamp", "value", "merge"}:
         return str(node.value)
-    raise ValueError(f"the tag {node.tag} means nothing here")
+    raise ValueError(f"the tag {node.tag} is not supported")
+
+
+def _number(construct: Callable[[yaml.ScalarNode], Any], node: yaml.ScalarNode) -> Any:
+    """Construct a number; a failure raises ValueError with a sentence of this program."""
+    try:
+        return construct(node)
+    except (ValueError, IndexError) as error:
+        text = node.value if len(node.value) <= 40 else node.value[:37] + "..."
+        raise ValueError(f"{text} cannot be read as a number") from error
 
 
 def _truth(text: str) -> bool:
@@ -253,7 +267,7 @@ class _Builder:
         try:
             value = _construct(node)
         except ValueError as error:
-            self._problem(node, path, str(error).split(";")[0])
+            self._problem(node, path, str(error))
             value = text
         return ScalarNode(line, text, value, plain=not node.style)
 

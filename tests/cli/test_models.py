@@ -108,7 +108,7 @@ def test_list_sees_what_changed(user: User) -> None:
     assert user.says("list").splitlines()[-1] == "1 model"
     user.config.write_text("models: [")
     output = user.fails("list")
-    assert "config.yaml:2: not valid YAML" in output
+    assert "config.yaml:2: is not valid YAML" in output
 
 
 def test_500_files_are_listed_in_half_a_second(user: User) -> None:

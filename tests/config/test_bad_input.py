@@ -37,7 +37,7 @@ FAULTS = [
         BARD + "  bard:\n    cmd: other --port ${PORT}",
         "config.yaml:4: models.bard: is given twice; the first is in line 2",
     ),
-    ("models:\n\tbard: {}", "config.yaml:2: a tab stands where YAML wants spaces"),
+    ("models:\n\tbard: {}", "config.yaml:2: a tab is used where YAML requires spaces"),
     ("- a", "config.yaml:1: must be a section of keys and values"),
     ("just text", "config.yaml:1: must be a section of keys and values"),
     ("", "config.yaml:1: models: missing; a configuration without models says models: {}"),
@@ -51,7 +51,8 @@ FAULTS = [
     ("ttl: soon\n" + BARD, "config.yaml:1: ttl: must be seconds, 0 or more, not soon"),
     ("ttl: -1\n" + BARD, "config.yaml:1: ttl: must be seconds, 0 or more, not -1"),
     ("ttl: .inf\n" + BARD, "config.yaml:1: ttl: must be a finite number"),
-    ("ttl: !mine 3\n" + BARD, "config.yaml:1: ttl: the tag !mine means nothing here"),
+    ("ttl: !!int many\n" + BARD, "config.yaml:1: ttl: many cannot be read as a number"),
+    ("ttl: !mine 3\n" + BARD, "config.yaml:1: ttl: the tag !mine is not supported"),
     ("ttl: 1\nglobalTTL: 2\n" + BARD, "config.yaml:2: globalTTL: means the same as ttl; give one of them"),
     ("max_queue: 0\n" + BARD, "config.yaml:1: max_queue: must be a whole number, 1 or more, not 0"),
     ("max_resident: -2\n" + BARD, "config.yaml:1: max_resident: must be a whole number, 0 or more, not -2"),
@@ -159,7 +160,7 @@ def test_a_fault_is_told_with_its_place(text: str, sentence: str) -> None:
 @pytest.mark.parametrize("text", ["models: {a: [}", "models: {a: *b}", "models: 'a", "a: b: c"])
 def test_what_is_no_yaml_is_told_with_its_line(text: str) -> None:
     [sentence] = faults("port: 1\n" + text)
-    assert sentence.startswith("config.yaml:2: not valid YAML: ")
+    assert sentence.startswith("config.yaml:2: is not valid YAML near column ")
 
 
 def test_an_unset_variable_is_one_fault_not_two() -> None:

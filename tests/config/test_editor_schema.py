@@ -34,6 +34,7 @@ def fits(value: Any, schema: dict[str, Any], top: dict[str, Any]) -> bool:
         "$schema", "title", "definitions", "description", "default", "type", "properties",
         "additionalProperties", "patternProperties", "required", "anyOf", "$ref", "items", "enum",
         "pattern", "minimum", "maximum", "minLength", "exclusiveMinimum",
+        "deprecationMessage",
     }  # fmt: skip
     assert not unknown, unknown
     if "$ref" in schema:

@@ -101,7 +101,7 @@ def test_the_free_memory_counts_where_memory_has_any_limit() -> None:
 
 
 def test_terms_of_living_together() -> None:
-    loaded = read("policy: lfu\nmax_wait: 5\nmax_per_tenant: 3\nwarm_standby: false\n" + MODELS)
+    loaded = read("policy: lfu\nmax_turn: 5\nmax_per_tenant: 3\nwarm_standby: false\n" + MODELS)
     limits = loaded.catalog.limits
     assert (limits.policy, limits.max_turn, limits.max_per_tenant) == ("lfu", 5.0, 3)
     assert loaded.settings.warm_standby is False

@@ -245,7 +245,7 @@ def test_a_section_beats_what_it_merges_in_and_the_first_merged_beats_the_next()
 
 def test_limits_and_settings() -> None:
     loaded = read(
-        "host: 0.0.0.0\nport: 80\nmax_body: 1.5 MiB\ndrain_grace: 3\nmax_resident: 2\n"
+        "host: 0.0.0.0\nport: 80\nmax_body: 1.5 MiB\ndrain_timeout: 3\nmax_resident: 2\n"
         "max_queued: 7\nmemory: {budget: 25%, threshold: 80.5, interval: 2}\nmodels: {}"
     )
     limits, settings = loaded.catalog.limits, loaded.settings

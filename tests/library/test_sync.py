@@ -244,7 +244,7 @@ def test_custom_models_win(home: Home) -> None:
         ),
         ("models: [a]", ["custom_models.yaml:1: models: must be a section with a model's name as each key"]),
         ("models: {a: b}", ["custom_models.yaml:1: models.a: must be a section of settings"]),
-        ("models:\n\tbard:", ["custom_models.yaml:2: a tab stands where YAML wants spaces"]),
+        ("models:\n\tbard:", ["custom_models.yaml:2: a tab is used where YAML requires spaces"]),
     ],
 )  # fmt: skip
 def test_a_problem_is_reported_at_its_line_and_changes_nothing(
