@@ -14,7 +14,7 @@ from enum import Enum
 from swapd.scheduler import eviction
 from swapd.scheduler.eviction import POLICIES, EvictionCandidate
 from swapd.scheduler.forecast import Forecast, RateEstimator
-from swapd.scheduler.state import Capacity
+from swapd.scheduler.records import Capacity
 
 
 class StoreAction(Enum):
@@ -155,7 +155,7 @@ class DiskStore:
         return None if chosen is None else self._mark(chosen)
 
     def _candidate(self, name: str, file: _File, now: float) -> EvictionCandidate[str]:
-        likely = self._forecast.share(self._demand[name], now)
+        likely = self._forecast.probability(self._demand[name], now)
         uses, seconds = self._uses[name], file.fetch_seconds
         return EvictionCandidate(name, file.bytes, False, file.last_used, uses, seconds, likely)
 
