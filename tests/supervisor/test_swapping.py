@@ -118,7 +118,7 @@ async def test_a_client_that_leaves_while_its_model_loads_leaves_nothing(
                 await asking
         swapd.until(lambda states: states == {})
         assert not alive(pid)
-        assert "nobody waits for it any more" in swapd.log()
+        assert "no request waits for it any more" in swapd.log()
 
 
 def test_a_client_that_leaves_mid_stream_frees_its_slot(both: Swapd) -> None:
