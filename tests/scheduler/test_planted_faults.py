@@ -33,7 +33,7 @@ from swapd.scheduler import queue as queues
 from swapd.scheduler.emitter import Emitter
 from swapd.scheduler.eviction import POLICIES, EvictionPolicy, pressure_level
 from swapd.scheduler.quarantine import Quarantine
-from swapd.scheduler.records import MemoryWaiters, WorkerRecord, missing
+from swapd.scheduler.records import MemoryWaiters, PlacementPlan, WorkerRecord, missing
 from swapd.scheduler.state import SchedulerState
 from swapd.store.policy import DiskStore
 from tests.scheduler import test_memory as memory
@@ -126,7 +126,7 @@ def _none_released(state: Any, now: float, emit: Emitter) -> set[str]:
     return set()
 
 
-def _patient_plan(state: Any, now: float) -> placement.PlacementPlan:
+def _patient_plan(state: Any, now: float) -> PlacementPlan:
     made = _plan(state, now)
     made.valid_until = math.inf
     return made

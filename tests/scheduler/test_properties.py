@@ -181,7 +181,7 @@ def plant(patch: pytest.MonkeyPatch, place: object, name: str, fault: object) ->
     patch.setattr(place, name, fault)
     for event, handler in list(handlers.HANDLERS.items()):
         if handler is right:
-            patch.setitem(handlers.HANDLERS, event, fault)  # type: ignore[arg-type]
+            patch.setitem(handlers.HANDLERS, event, fault)
 
 
 def search_for_a_breach() -> None:
