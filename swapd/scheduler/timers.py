@@ -9,7 +9,7 @@ from swapd.domain.events import WorkerId
 
 
 class Timers:
-    """One time for each worker, with a cheap setter and a cheap minimum.
+    """Times of the workers, with a cheap setter and a cheap minimum.
 
     Replaced times stay in the heap until they reach its top, or are too many.
     """
