@@ -27,8 +27,8 @@ def the_fifth_last() -> Iterator[None]:
 
     def told(self: PriorityLevel, slots: int, now: float) -> QueuedRequest:
         del slots, now
-        heads = (next(iter(line.values())) for line in self.lines.values())
-        return min(heads, key=lambda head: (head.tenant == "greedy", head.place))
+        heads = (next(iter(line.values())) for line in self.by_tenant.values())
+        return min(heads, key=lambda head: (head.tenant == "greedy", head.position))
 
     PriorityLevel.next = told  # type: ignore[method-assign]
     try:

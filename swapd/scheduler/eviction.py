@@ -1,12 +1,8 @@
-"""Who goes when room is needed: pure functions over those who may go.
+"""Eviction policies, the choice of victims, and levels of memory pressure: pure functions.
 
-Who is worth keeping when room is needed: policies over anything that holds room.
-
-A policy sees candidates and not what they stand for, so that one table serves workers in memory
-and files on a disk alike. It says three things: whether anybody goes to make room for another,
-whether idleness alone ends anybody, and in which order they go.
-
-What a look at the memory asks for: pure questions about one sample.
+A policy compares candidates, which stand for workers in memory and files on a disk alike. It
+decides three things: if candidates are evicted for capacity, if they expire by idleness alone,
+and in which order they are evicted.
 """
 
 from __future__ import annotations
@@ -19,42 +15,43 @@ from typing import Generic, TypeVar
 
 from swapd.domain import events as ev
 from swapd.domain.models import Limits
-from swapd.scheduler.state import Capacity
+from swapd.scheduler.records import Capacity
 
 Key = TypeVar("Key", int, str)
 
 
 @dataclass(slots=True)
 class EvictionCandidate(Generic[Key]):
-    """Something that holds room and may be asked to give it up."""
+    """A holder of capacity that may be evicted."""
 
     key: Key
     bytes: int
     in_use: bool
-    """Serves somebody, or is waited for: goes after all that are not."""
+    """True if it serves or is waited for: evicted after all that are not."""
     last_used: float
     uses: int = 0
-    """How often it was asked for, ever."""
-    back: float = 0.0
-    """Seconds that it takes to bring it back."""
-    likely: float = 0.0
-    """How likely it is what is asked for next."""
+    """Requests for it so far."""
+    load_seconds: float = 0.0
+    """Seconds to load it again."""
+    next_use_probability: float = 0.0
+    """Probability that the next request is for it."""
     weight: float = 1.0
+    """Factor on its value, as configured."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvictionPolicy:
-    """What decides who goes."""
+    """A rule for the choice of victims."""
 
     name: str
     evicts: bool
-    """Whether anybody goes for want of room; else who finds none is refused."""
+    """True if candidates are evicted for capacity; else requests without it are rejected."""
     uses_ttl: bool
-    """Whether idleness beyond the time to live ends anybody."""
+    """True if idleness beyond the TTL ends a candidate."""
     additive: bool
-    """Whether the worth of several is the sum of theirs."""
-    worth: Callable[[EvictionCandidate[int] | EvictionCandidate[str], bool], float]
-    """Who has least goes first; by the byte (True), or as it is."""
+    """True if the value of a set is the sum of its members' values."""
+    value: Callable[[EvictionCandidate[int] | EvictionCandidate[str], bool], float]
+    """Value of keeping a candidate, by the byte (True) or in all; the least is evicted first."""
 
 
 def _recency(c: EvictionCandidate[int] | EvictionCandidate[str], _: bool) -> float:
@@ -66,11 +63,11 @@ def _frequency(c: EvictionCandidate[int] | EvictionCandidate[str], _: bool) -> f
 
 
 def _cost(c: EvictionCandidate[int] | EvictionCandidate[str], by_bytes: bool) -> float:
-    """Seconds of loading that keeping it is likely to save, for each request and byte.
+    """Return the expected seconds of loading that keeping it saves, for each request and byte.
 
-    What is in use is wanted now, all of it alike: what it takes to bring back decides.
+    Candidates in use are all wanted now: the cost of loading them again decides.
     """
-    saved = c.weight * c.back * (1.0 if c.in_use else c.likely)
+    saved = c.weight * c.load_seconds * (1.0 if c.in_use else c.next_use_probability)
     return saved / max(c.bytes, 1) if by_bytes else saved
 
 
@@ -92,23 +89,23 @@ POLICIES = MappingProxyType(
 def eviction_cost(
     policy: EvictionPolicy, short: Capacity
 ) -> Callable[[EvictionCandidate[Key]], tuple[bool, float, float, Key]]:
-    """What candidates are sorted by when so much room is short; the first goes first."""
+    """Return the sort key of candidates when `short` is missing; the first is evicted first."""
     by_bytes = short.bytes > 0
 
     def key(c: EvictionCandidate[Key]) -> tuple[bool, float, float, Key]:
-        return (c.in_use, policy.worth(c, by_bytes), c.last_used, c.key)
+        return (c.in_use, policy.value(c, by_bytes), c.last_used, c.key)
 
     return key
 
 
 STEPS = 500
-"""How many sets are looked at in the search for the cheapest, at most."""
+"""Maximum number of sets that the search for the cheapest visits."""
 
 
 def select_victim(
     policy: EvictionPolicy, candidates: Iterable[EvictionCandidate[Key]], in_use_too: bool = False
 ) -> Key | None:
-    """The one not in use that is worth least by the byte; one in use only if that may be."""
+    """Return the candidate not in use of least value by the byte, else one in use if allowed."""
     idle = [c for c in candidates if in_use_too or not c.in_use]
     return min(idle, key=eviction_cost(policy, Capacity(0, 1))).key if idle else None
 
@@ -116,15 +113,12 @@ def select_victim(
 def choose(
     policy: EvictionPolicy, short: Capacity, candidates: Collection[EvictionCandidate[Key]]
 ) -> tuple[Key, ...] | None:
-    """Those that must go to make up for `short`; None when all of them would not do.
-
-    Taken in order of reluctance; then those are spared, the most reluctant first, without whom
-    it is enough as well. Where worths add up, a set of less worth is looked for then.
-    """
+    """Return the candidates to evict so that `short` is free; None if all are not enough."""
     if not short:
         return ()
     if not candidates:
         return None
+    # 1. Take candidates by their eviction cost, the least first, until it is enough.
     order = sorted(candidates, key=eviction_cost(policy, short))
     chosen: list[EvictionCandidate[Key]] = []
     freed = Capacity()
@@ -135,18 +129,20 @@ def choose(
         freed += Capacity(1, candidate.bytes)
     if short - freed:
         return None
+    # 2. Spare those without which it is enough as well, the most valuable first.
     for candidate in reversed(list(chosen)):
         without = freed - Capacity(1, candidate.bytes)
         if not short - without:
             chosen.remove(candidate)
             freed = without
+    # 3. Where values add up, search for a set of less value.
     if policy.additive and chosen and not any(c.in_use for c in chosen):
         chosen = _Search(policy, short, [c for c in order if not c.in_use], chosen).best
     return tuple(c.key for c in chosen)
 
 
 class _Search(Generic[Key]):
-    """For the set of least worth that makes up for what is short, from a set that does."""
+    """Branch-and-bound search for the set of least value that is enough, from a known one."""
 
     def __init__(
         self,
@@ -156,43 +152,41 @@ class _Search(Generic[Key]):
         known: list[EvictionCandidate[Key]],
     ) -> None:
         self._idle: list[tuple[EvictionCandidate[Key], float]] = [
-            (c, policy.worth(c, False)) for c in idle
+            (c, policy.value(c, False)) for c in idle
         ]
         self._left = STEPS
         self.best: list[EvictionCandidate[Key]] = known
-        self._worth = sum(policy.worth(c, False) for c in known)
-        self._go_on(0, short.workers, short.bytes, 0.0, [])
+        self._value = sum(policy.value(c, False) for c in known)
+        self._extend(0, short.workers, short.bytes, 0.0, [])
 
-    def _go_on(
-        self, at: int, workers: int, size: int, worth: float, chosen: list[EvictionCandidate[Key]]
+    def _extend(
+        self, at: int, workers: int, size: int, value: float, chosen: list[EvictionCandidate[Key]]
     ) -> None:
-        """Try all sets that begin with those chosen and go on with some of the rest."""
+        """Try all sets that consist of `chosen` and some of the candidates from `at` on."""
         self._left -= 1
-        if worth >= self._worth or self._left < 0:
+        if value >= self._value or self._left < 0:
             return
         if workers <= 0 and size <= 0:
-            self.best, self._worth = list(chosen), worth
+            self.best, self._value = list(chosen), value
         elif at < len(self._idle):
             candidate, more = self._idle[at]
             chosen.append(candidate)
-            self._go_on(at + 1, workers - 1, size - candidate.bytes, worth + more, chosen)
+            self._extend(at + 1, workers - 1, size - candidate.bytes, value + more, chosen)
             chosen.pop()
-            self._go_on(at + 1, workers, size, worth, chosen)
+            self._extend(at + 1, workers, size, value, chosen)
 
 
 class PressureLevel(Enum):
-    """Who may have to go for it."""
+    """Workers that may be evicted for it."""
 
     NONE = 0
     IDLE = 1
     BUSY = 2
-    """A busy worker, when no idle one is left."""
+    """A busy worker too, when no idle one is left."""
 
 
-def pressure_level(event: ev.Event, limits: Limits) -> PressureLevel:
-    """How much the memory is pressed, if this event is a look at it."""
-    if not isinstance(event, ev.MemorySampled):
-        return PressureLevel.NONE
+def pressure_level(event: ev.MemorySampled, limits: Limits) -> PressureLevel:
+    """Return the level of a memory sample."""
     if 0 < limits.critical_percent < event.used_percent:
         return PressureLevel.BUSY
     full = 0 < limits.threshold_percent < event.used_percent

@@ -1,4 +1,4 @@
-"""Who may be loaded beside whom, as the configuration's groups have it. Few and seldom many."""
+"""Groups of models: rules on the models that may be loaded at the same time."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from swapd.domain.models import Group, Limits
 
 
 def group_of(model: str, limits: Limits) -> Group | None:
-    """The group that a model is in, or None."""
+    """Return the group of a model, or None."""
     return next((group for group in limits.groups if model in group.members), None)
 
 
 def must_not_coexist(newcomer: str, resident: str, limits: Limits) -> bool:
-    """Whether a worker of `resident` has to go before one of `newcomer` is started.
+    """Return True if a worker of `resident` must exit before one of `newcomer` is started.
 
-    A model in no group asks nobody to go, and is in nobody's group but goes for exclusive ones.
+    A model in no group excludes no other model, and is excluded by exclusive groups.
     """
     if not limits.groups or newcomer == resident:
         return False
@@ -26,13 +26,13 @@ def must_not_coexist(newcomer: str, resident: str, limits: Limits) -> bool:
 
 
 def belonging(model: str, limits: Limits) -> frozenset[str]:
-    """The models that are loaded together with this one, itself among them; else none."""
+    """Return the models that are loaded together with this one, itself included, or none."""
     group = group_of(model, limits) if limits.groups else None
     return group.members if group is not None and group.together else frozenset()
 
 
 def is_spared(newcomer: str, resident: str, limits: Limits) -> bool:
-    """Whether a worker of `resident` never goes for one of `newcomer`, however little room."""
+    """Return True if a worker of `resident` is never evicted for one of `newcomer`."""
     if not limits.groups:
         return False
     theirs = group_of(resident, limits)

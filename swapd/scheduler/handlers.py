@@ -1,401 +1,297 @@
-"""What each fact changes in the books. What follows from it is the settle pass's to find.
+"""Event handlers: apply one event to the scheduler state.
 
-The desk: what is known and wished, and the orders as they are given. No decisions.
+One function for each type of event. A handler changes what the event itself changes and emits
+only commands that do not depend on the other models; everything that follows from the change is
+decided by the settle pass (see `scheduler`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any
 
 from swapd.domain import events as ev
-from swapd.domain.commands import (
-    AssignWorker,
-    Command,
-    Kill,
-    Preload,
-    Reject,
-    RejectReason,
-    SampleMemory,
-    SaveProfile,
-    Start,
-    Stop,
-)
-from swapd.domain.models import Catalog, Limits, ModelProfile, ModelSpec
-from swapd.scheduler import eviction
-from swapd.scheduler.admission import CLOSING, Rejection, too_many
-from swapd.scheduler.eviction import POLICIES, EvictionPolicy
-from swapd.scheduler.groups import belonging
+from swapd.domain.commands import RejectReason
+from swapd.domain.models import ModelProfile
+from swapd.scheduler.admission import CLOSING, too_many
+from swapd.scheduler.emitter import CHANGED, PRESSURE, Emitter
+from swapd.scheduler.eviction import pressure_level
 from swapd.scheduler.lifecycle import WORKING, Transition, WorkerState
-from swapd.scheduler.placement import MemoryWaiters, PlacementPlan, candidate, evictable
-from swapd.scheduler.quarantine import Quarantine
 from swapd.scheduler.queue import QueuedRequest
-from swapd.scheduler.state import SchedulerState, WorkerRecord, mean
-from swapd.scheduler.timers import Timers
+from swapd.scheduler.records import Rejection, WorkerRecord, mean
+from swapd.scheduler.state import SchedulerState
 
-PRESSURE = "memory pressure"
-UNCLAIMED = "nobody waits for it any more"
-CHANGED = "its configuration changed"
-NOTHING: Mapping[str, ModelProfile] = MappingProxyType({})
-
-
-class Desk:
-    """The books and what stands beside them. An order is in the books as soon as it is given."""
-
-    def __init__(self, catalog: Catalog, learned: Mapping[str, ModelProfile] = NOTHING) -> None:
-        self._catalog = catalog
-        self._books = SchedulerState()
-        for model, known in learned.items():
-            self._books.recall(model, known)
-        self._orders: list[Command] = []
-        self._agenda = Timers()
-        self._suspects = Quarantine()
-        self._plan = PlacementPlan(version=-1)
-        self._look_at_all = False
-        self._wake: float | None = None
-        self._sample_at = math.inf
-        self._closing: float | None = None
-        self._scarcity = MemoryWaiters()
-        self._outdated: dict[ev.WorkerId, None] = {}
-        """Workers that run by what their models' entries said before."""
-        self._ahead = ""
-        """The model whose files were last read ahead, while it waits."""
-
-    # -- orders --------------------------------------------------------------------------------
-
-    def _refuse(self, request: ev.RequestId, verdict: Rejection) -> None:
-        self._orders.append(Reject(request, verdict.reason, verdict.message, verdict.retry_after))
-
-    def _refuse_all(self, model: str, verdict: Rejection) -> None:
-        for request in list(self._books.queues[model]):
-            self._books.dequeue(request)
-            self._refuse(request, verdict)
-
-    def _give(self, waiting: QueuedRequest, resident: WorkerRecord, now: float) -> None:
-        if waiting.needs_slot and not resident.busy:
-            resident.last_progress, resident.alone = now, waiting.alone
-            self._watch(resident, now)
-        self._books.grant(waiting, resident, now)
-        self._orders.append(AssignWorker(waiting.request, resident.worker))
-
-    def _watch(self, resident: WorkerRecord, now: float) -> None:
-        """See to it that somebody looks whether it makes progress, twice within the time-out."""
-        limit = resident.spec.serving.hang_timeout
-        if limit and resident.look_at == math.inf:
-            resident.look_at = min(now + limit / 2, resident.last_progress + limit)
-
-    def _start(self, spec: ModelSpec, now: float, replacement: bool = False) -> None:
-        resident = self._books.admit(spec, now, replacement)
-        # Those that never go for others may leave no room for some who wait.
-        self._look_at_all |= spec.serving.pinned or bool(self._limits.groups)
-        self._orders.append(Start(resident.worker, spec))
-        self._bring_others(spec.name)
-
-    def _bring_others(self, model: str) -> None:
-        """Ask for those that belong together with a model that a client wants to use.
-
-        Not for those of one that was itself brought so: where there is not room for all, they
-        would go for each other without end.
-        """
-        queue = self._books.queues.get(model)
-        if queue is None or queue.guests == len(queue):
-            return
-        for other in sorted(belonging(model, self._limits)):
-            if self._books.serving(other) is None and other not in self._books.queues:
-                self._orders.append(Preload(other))
-
-    def _stop(self, resident: WorkerRecord, because: str, now: float) -> None:
-        self._books.step(resident, Transition.STOP)
-        resident.reason = because
-        resident.deadline = now + resident.spec.serving.stop_grace
-        self._orders.append(Stop(resident.worker, because))
-        heir = self._books.serving(resident.spec.name)
-        if (
-            heir
-            and heir.state is WorkerState.STARTING
-            and resident.spec.name not in self._books.queues
-        ):
-            self._stop(heir, UNCLAIMED, now)
-
-    def _drain(self, resident: WorkerRecord) -> None:
-        self._books.step(resident, Transition.DRAIN)
-        resident.reason = CHANGED
-
-    def _kill(self, resident: WorkerRecord, because: str) -> None:
-        self._books.step(resident, Transition.KILL)
-        resident.deadline = None
-        self._orders.append(Kill(resident.worker, because, bool(resident.hung)))
-
-    def _remember(self, resident: WorkerRecord) -> None:
-        learned = self._books.learned(resident.spec.name)
-        self._orders.append(SaveProfile(resident.worker, learned))
-
-    def _sample_soon(self, now: float) -> None:
-        limits = self._limits
-        if limits.threshold_percent or limits.critical_percent or limits.budget_bytes:
-            self._sample_at = now + limits.interval
-            self._orders.append(SampleMemory())
-
-    # -- questions -----------------------------------------------------------------------------
-
-    @property
-    def _limits(self) -> Limits:
-        return self._catalog.limits
-
-    @property
-    def _policy(self) -> EvictionPolicy:
-        return POLICIES[self._limits.policy]
-
-    def _workers_of(self, models: Iterable[str]) -> list[WorkerRecord]:
-        """The workers alive of these models, oldest first."""
-        found = [r for model in models for r in self._books.of_model(model)]
-        if len(found) > 1:
-            found.sort(key=lambda r: r.worker)
-        return found
-
-    def _first_to_go(self, now: float, busy_too: bool = False) -> WorkerRecord | None:
-        """The idle worker that is worth least, or a busy one if that may be; or None."""
-        books = self._books
-        may_go = (candidate(books, r, now) for r in evictable(books))
-        victim = eviction.select_victim(self._policy, may_go, busy_too)
-        return None if victim is None else books.residents[victim]
-
-    def _lasts_until(self, resident: WorkerRecord) -> float:
-        """When idleness ends it; infinite when it is not idle, or stays."""
-        if not resident.idle:
-            return math.inf
-        return resident.last_used + resident.lasts(self._policy.uses_ttl)
-
-    def _due(self, resident: WorkerRecord) -> float:
-        """When the pass must look at this worker though nothing has happened."""
-        if resident.state is WorkerState.KILLED:
-            return math.inf
-        due = self._lasts_until(resident) if resident.deadline is None else resident.deadline
-        return min(due, resident.look_at)
+BACKOFF = 1.0
+"""Seconds for which a model is not started after a failed start; doubled with each further one."""
+MAX_BACKOFF = 60.0
+MAX_CRASHES = 2
+"""Workers in a row that may exit without an answer before their model backs off."""
+NO_PROFILE = ModelProfile()
 
 
-COOL_DOWN = 1.0
-"""Seconds that a model rests after a failed start; doubled with each one more in a row."""
-COOL_DOWN_MOST = 60.0
-ACCIDENTS = 2
-"""How many workers in a row may end without having answered anything."""
-UNKNOWN = ModelProfile()
+def apply(state: SchedulerState, event: ev.Event, emit: Emitter) -> None:
+    """Apply an event to the state."""
+    HANDLERS[type(event)](state, event, emit)
 
 
-class Facts(Desk):
-    """Takes facts in, one method for each kind."""
+# -- requests ----------------------------------------------------------------------------------
 
-    def __init__(self, catalog: Catalog, learned: Mapping[str, ModelProfile] = NOTHING) -> None:
-        super().__init__(catalog, learned)
-        self._handlers: dict[type, Callable[[Any], None]] = {
-            ev.RequestArrived: self._arrived,
-            ev.RequestCancelled: self._left,
-            ev.RequestFinished: self._finished,
-            ev.RequestRetried: self._returned,
-            ev.WorkerReady: self._came_up,
-            ev.WorkerExited: self._exited,
-            ev.LivenessReported: self._looked,
-            ev.MemorySampled: self._sampled,
-            ev.FreeMemoryReported: self._free_seen,
-            ev.CatalogReloaded: self._reloaded,
-            ev.UnloadRequested: self._unload_asked,
-            ev.ShutdownRequested: self._closing_asked,
-            ev.TimerFired: self._ticked,
-        }
 
-    def _arrived(self, event: ev.RequestArrived) -> None:
-        spec, books = self._catalog.models.get(event.model), self._books
-        if spec is None:
-            verdict = Rejection(RejectReason.UNKNOWN_MODEL, f"there is no model {event.model!r}")
-            return self._refuse(event.request, verdict)
-        if self._closing is not None:
-            return self._refuse(event.request, CLOSING)
-        waiting = QueuedRequest(
-            event.request,
-            books.next_place(),
-            event.needs_slot,
-            event.now,
-            event.tenant,
-            event.priority + spec.serving.priority,
-            event.keep_alive,
-            event.fingerprint,
-        )
-        if event.fingerprint and (poison := self._suspects.arrived(waiting, event.now)):
-            return self._refuse(event.request, poison)
-        ready = books.serving(spec.name)
-        if not event.needs_slot and ready is not None and ready.state is WorkerState.READY:
-            return self._give(waiting, ready, event.now)
-        if refused := too_many(books, spec, self._limits, event):
-            verdict, instead = refused
-            if instead is None:
-                return self._refuse(event.request, verdict)
-            books.dequeue(instead.request)
-            self._refuse(instead.request, verdict)
-        self._note_pause(spec.name, event.now)
-        return books.enqueue(spec.name, waiting)
+def request_arrived(state: SchedulerState, event: ev.RequestArrived, emit: Emitter) -> None:
+    """Reject, assign or queue a new request."""
+    # 1. Requests that cannot be served by any worker are rejected.
+    spec = state.catalog.models.get(event.model)
+    if spec is None:
+        message = f"there is no model {event.model!r}"
+        return emit.reject(event.request, Rejection(RejectReason.UNKNOWN_MODEL, message))
+    if state.closing is not None:
+        return emit.reject(event.request, CLOSING)
+    request = QueuedRequest(
+        event.request,
+        state.next_position(),
+        event.needs_slot,
+        event.now,
+        event.tenant,
+        event.priority + spec.serving.priority,
+        event.keep_alive,
+        event.fingerprint,
+    )
+    if event.fingerprint and (poison := state.quarantine.check(request, event.now)):
+        return emit.reject(event.request, poison)
+    # 2. Requests that need no slot do not queue when the worker is ready.
+    worker = state.serving(spec.name)
+    if not event.needs_slot and worker is not None and worker.state is WorkerState.READY:
+        return emit.assign(request, worker, event.now)
+    # 3. In a full queue either this request or one of a greedier tenant is rejected.
+    if rejected := too_many(state, spec, state.catalog.limits, event):
+        rejection, instead = rejected
+        if instead is None:
+            return emit.reject(event.request, rejection)
+        state.dequeue(instead.request)
+        emit.reject(instead.request, rejection)
+    # 4. All others queue; the settle pass may assign them at once.
+    record = state.record(spec.name)
+    if record.quiet_since is not None:
+        record.mean_pause = mean(record.mean_pause, event.now - record.quiet_since)
+        record.quiet_since = None
+    return state.enqueue(spec.name, request)
 
-    def _note_pause(self, model: str, now: float) -> None:
-        """How long this model's clients stayed away, if they did."""
-        record = self._books.record(model)
-        if record.quiet_since is not None:
-            record.mean_pause = mean(record.mean_pause, now - record.quiet_since)
-            record.quiet_since = None
 
-    def _left(self, event: ev.RequestCancelled) -> None:
-        self._books.dequeue(event.request)
+def request_cancelled(state: SchedulerState, event: ev.RequestCancelled, _: Emitter) -> None:
+    """Remove a queued request."""
+    state.dequeue(event.request)
 
-    def _finished(self, event: ev.RequestFinished) -> None:
-        # What was answered without a word on tokens stays counted as estimated.
-        known = event.tokens or not event.answered
-        granted, had_slot = self._books.give_back(event.request, event.tokens if known else None)
-        self._suspects.finished(granted.waiting, event.fingerprint, event.answered, event.now)
-        resident = self._books.residents.get(granted.worker)
-        if resident is None:
-            return
-        record = self._books.record(granted.model)
-        if event.answered:
-            resident.served += 1
-            if resident.served == 1:
-                # Computing took memory that loading had not, and it may not stay for another look.
-                self._sample_soon(event.now)
-            record.failures, record.reason = 0, ""
-        if event.tokens:
-            record.mean_tokens = mean(record.mean_tokens, event.tokens)
-        if had_slot:
-            resident.last_used = event.now
-            record.mean_request = mean(record.mean_request, event.now - granted.since)
-            if not self._books.in_flight(granted.model):
-                record.quiet_since = event.now
 
-    def _returned(self, event: ev.RequestRetried) -> None:
-        granted, _ = self._books.give_back(event.request, 0.0)
-        verdict = self._suspects.returned(granted.waiting, event.fingerprint, event.now)
-        if verdict is not None:
-            self._refuse(event.request, verdict)
+def request_finished(state: SchedulerState, event: ev.RequestFinished, emit: Emitter) -> None:
+    """End an assignment and take its measurements."""
+    # An answer without a number of tokens stays counted with the estimate.
+    known = event.tokens or not event.answered
+    assignment, had_slot = state.release(event.request, event.tokens if known else None)
+    state.quarantine.finished(assignment.request, event.fingerprint, event.answered, event.now)
+    worker = state.workers.get(assignment.worker)
+    if worker is None:
+        return
+    record = state.record(assignment.model)
+    if event.answered:
+        worker.served += 1
+        if worker.served == 1:
+            # The first computation allocates memory that loading did not, and the worker may
+            # have exited by the next regular sample.
+            emit.sample_memory(event.now)
+        record.failures, record.reason = 0, ""
+    if event.tokens:
+        record.mean_tokens = mean(record.mean_tokens, event.tokens)
+    if had_slot:
+        worker.last_used = event.now
+        record.mean_request = mean(record.mean_request, event.now - assignment.since)
+        if not state.in_flight(assignment.model):
+            record.quiet_since = event.now
+
+
+def request_retried(state: SchedulerState, event: ev.RequestRetried, emit: Emitter) -> None:
+    """Queue a request again at its old position, or reject it as poison."""
+    assignment, _ = state.release(event.request, 0.0)
+    rejection = state.quarantine.retried(assignment.request, event.fingerprint, event.now)
+    if rejection is not None:
+        emit.reject(event.request, rejection)
+    else:
+        state.enqueue(assignment.model, assignment.request)
+
+
+# -- workers -----------------------------------------------------------------------------------
+
+
+def worker_ready(state: SchedulerState, event: ev.WorkerReady, emit: Emitter) -> None:
+    """Let a worker serve, and drain the one that it replaces."""
+    worker = state.workers[event.worker]
+    if worker.state is WorkerState.STARTING:
+        drain_predecessor(state, worker, emit)
+    state.step(worker, Transition.BECAME_READY)
+    if worker.state is WorkerState.READY:
+        worker.ready_since = worker.last_used = event.now
+        worker.deadline = None
+        record = state.record(worker.spec.name)
+        record.mean_load = mean(record.mean_load, event.now - worker.since)
+        worker.reported_slots = event.slots
+        emit.save_profile(worker)
+        emit.sample_memory(event.now)
+
+
+def worker_exited(state: SchedulerState, event: ev.WorkerExited, emit: Emitter) -> None:
+    """Remove a worker; suspect its requests, or let its model back off."""
+    worker = state.workers[event.worker]
+    failed_start = worker.state is WorkerState.STARTING or bool(worker.start_failure)
+    failed_serving = worker.state is WorkerState.READY and not worker.served
+    # 1. The requests that it served may be the cause.
+    served = [state.assigned[request].request for request in worker.busy]
+    if event.killed_externally:
+        failed_serving = False
+        state.quarantine.worker_killed(served)
+    elif worker.hang or worker.state in WORKING:
+        # A crash caused by one request is no failure of the model.
+        caused = state.quarantine.worker_crashed(served, worker.hang or event.reason)
+        failed_serving &= not caused
+    # 2. A replacement may have failed for want of the memory that its predecessor holds. Without
+    #    that one, the next may succeed.
+    if failed_start and worker.replacement:
+        drain_predecessor(state, worker, emit)
+        failed_start = False
+    # 3. The worker is removed.
+    state.step(worker, Transition.EXITED)
+    state.timers.set(event.worker, math.inf)
+    # 4. Its model backs off: after a failed start at once; after an external kill, or a crash
+    #    that a request may have caused, only when it repeats.
+    if state.closing is None and (failed_start or failed_serving):
+        record = state.record(worker.spec.name)
+        record.failures += 1
+        record.reason = worker.start_failure or event.reason
+        if (failed_start and not event.killed_externally) or record.failures > MAX_CRASHES:
+            backoff = BACKOFF * 2.0 ** (record.failures - 1)
+            record.backoff_until = event.now + min(backoff, MAX_BACKOFF)
+    # 5. The memory is sampled while there are workers, and at once after an eviction for it.
+    if not state.workers:
+        state.sample_at = math.inf
+    elif worker.reason == PRESSURE:
+        emit.sample_memory(event.now)
+
+
+def drain_predecessor(state: SchedulerState, worker: WorkerRecord, emit: Emitter) -> None:
+    """Drain the worker that this one replaces, if it is a replacement."""
+    predecessor = state.serving(worker.spec.name)
+    if worker.replacement and predecessor is not None and predecessor.state is WorkerState.READY:
+        emit.drain(predecessor, CHANGED)
+
+
+def liveness_reported(state: SchedulerState, event: ev.LivenessReported, emit: Emitter) -> None:
+    """Kill a busy worker that made no progress for its hang timeout."""
+    worker = state.workers.get(event.worker)
+    if worker is None or not worker.busy or worker.state not in WORKING:
+        return
+    limit = worker.spec.serving.hang_timeout
+    worker.last_progress = max(worker.last_progress, event.last_progress)
+    if limit and event.now >= worker.last_progress + limit:
+        worker.hang = f"the worker hung: {limit:g} s without progress"
+        emit.kill(worker, worker.hang)
+    else:
+        emit.watch(worker, event.now)
+        state.touched.add(worker.spec.name)
+
+
+# -- memory ------------------------------------------------------------------------------------
+
+
+def memory_sampled(state: SchedulerState, event: ev.MemorySampled, emit: Emitter) -> None:
+    """Record the memory of each ready worker and the pressure on the machine."""
+    state.all_touched = True
+    for worker_id, held in event.held.items():
+        worker = state.workers.get(worker_id)
+        if worker is None or worker.state is not WorkerState.READY:
+            continue
+        if state.record_memory(worker.spec.name, held):
+            emit.save_profile(worker)
+    state.pressure = pressure_level(event, state.limits)
+
+
+def free_memory_reported(state: SchedulerState, event: ev.FreeMemoryReported, _: Emitter) -> None:
+    """Record the free memory for the settle pass of this event."""
+    state.memory_waiters.free = event.free
+
+
+# -- the operator ------------------------------------------------------------------------------
+
+
+def catalog_reloaded(state: SchedulerState, event: ev.CatalogReloaded, emit: Emitter) -> None:
+    """Replace the catalog; keep every worker that may go on under it."""
+    before, state.catalog = state.catalog, event.catalog
+    state.all_touched = True
+    # 1. Measurements of models with another launch spec are void.
+    for model, old in before.models.items():
+        new = event.catalog.models.get(model)
+        if new is None or not old.same_process(new):
+            state.forget(model)
+        elif new != old:
+            state.reset_failures(model)
+    if event.learned is not None:
+        for model in event.catalog.models:
+            state.restore_profile(model, event.learned.get(model, NO_PROFILE))
+    # 2. Workers with an equal launch spec go on under the new serving policy; ready ones with
+    #    another one are outdated and replaced by the settle pass.
+    for worker in list(state.staying()):
+        new = event.catalog.models.get(worker.spec.name)
+        if new is not None and worker.spec.same_process(new):
+            worker.spec = new
+            if worker.busy:
+                worker.last_progress = event.now
+                emit.watch(worker, event.now)
+        elif worker.state is not WorkerState.READY:
+            emit.stop(worker, CHANGED, event.now)
+        elif new is None:
+            emit.drain(worker, CHANGED)
         else:
-            self._books.enqueue(granted.model, granted.waiting)
+            state.outdated[worker.worker] = None
+    # 3. Limits and the interval of samples may differ.
+    state.limits_changed()
+    state.sample_at = math.inf
+    if state.workers:
+        emit.sample_memory(event.now)
 
-    def _came_up(self, event: ev.WorkerReady) -> None:
-        resident = self._books.residents[event.worker]
-        if resident.state is WorkerState.STARTING:
-            self._part_from_predecessor(resident)
-        self._books.step(resident, Transition.CAME_UP)
-        if resident.state is WorkerState.READY:
-            resident.up_since = resident.last_used = event.now
-            resident.deadline = None
-            record = self._books.record(resident.spec.name)
-            record.mean_load = mean(record.mean_load, event.now - resident.since)
-            resident.told_slots = event.slots
-            self._remember(resident)
-            self._sample_soon(event.now)
 
-    def _exited(self, event: ev.WorkerExited) -> None:
-        resident = self._books.residents[event.worker]
-        failed_start = resident.state is WorkerState.STARTING or bool(resident.late)
-        failed_serving = resident.state is WorkerState.READY and not resident.served
-        served = [self._books.granted[request].waiting for request in resident.busy]
-        if event.killed_externally:
-            failed_serving = False
-            self._suspects.worker_killed(served)
-        elif resident.hung or resident.state in WORKING:
-            # What one request is the cause of says nothing of the model.
-            failed_serving &= not self._suspects.worker_ended(served, resident.hung or event.reason)
-        if failed_start and resident.replacement:
-            # Perhaps for want of what the other one holds. Without it, the next one may come up.
-            self._part_from_predecessor(resident)
-            failed_start = False
-        self._books.step(resident, Transition.EXITED)
-        self._agenda.set(event.worker, math.inf)
-        if self._closing is None and (failed_start or failed_serving):
-            record = self._books.record(resident.spec.name)
-            record.failures += 1
-            record.reason = resident.late or event.reason
-            # One that somebody killed met with an accident; one that came up and then died may
-            # have, or with a request that ends two workers before it is found out.
-            if (failed_start and not event.killed_externally) or record.failures > ACCIDENTS:
-                rest = COOL_DOWN * 2.0 ** (record.failures - 1)
-                record.cool_until = event.now + min(rest, COOL_DOWN_MOST)
-        if not self._books.residents:
-            self._sample_at = math.inf
-        elif resident.reason == PRESSURE:
-            self._sample_soon(event.now)
+def unload_requested(state: SchedulerState, event: ev.UnloadRequested, emit: Emitter) -> None:
+    """Drain the ready workers of one model, or of all."""
+    for worker in state.workers.values():
+        requested = event.model is None or worker.spec.name == event.model
+        if requested and worker.state is WorkerState.READY:
+            emit.drain(worker, "unloaded by hand")
 
-    def _part_from_predecessor(self, heir: WorkerRecord) -> None:
-        """The worker whose heir this is, if it is one, takes no more requests."""
-        predecessor = self._books.serving(heir.spec.name)
-        if heir.replacement and predecessor is not None and predecessor.state is WorkerState.READY:
-            self._drain(predecessor)
 
-    def _looked(self, event: ev.LivenessReported) -> None:
-        resident = self._books.residents.get(event.worker)
-        if resident is None or not resident.busy or resident.state not in WORKING:
-            return
-        limit = resident.spec.serving.hang_timeout
-        resident.last_progress = max(resident.last_progress, event.last_progress)
-        if limit and event.now >= resident.last_progress + limit:
-            resident.hung = f"the worker hung: {limit:g} s without progress"
-            self._kill(resident, resident.hung)
-        else:
-            self._watch(resident, event.now)
-            self._books.touched.add(resident.spec.name)
+def shutdown_requested(state: SchedulerState, event: ev.ShutdownRequested, _: Emitter) -> None:
+    """Set the deadline of the shutdown; a later one does not replace an earlier one."""
+    deadline = event.deadline
+    state.closing = deadline if state.closing is None else min(state.closing, deadline)
 
-    def _sampled(self, event: ev.MemorySampled) -> None:
-        self._look_at_all = True
-        for worker, held in event.held.items():
-            resident = self._books.residents.get(worker)
-            ready = resident is not None and resident.state is WorkerState.READY
-            if resident and ready and self._books.measured(resident.spec.name, held):
-                self._remember(resident)
 
-    def _free_seen(self, event: ev.FreeMemoryReported) -> None:
-        self._scarcity.free = event.free
+def timer_fired(state: SchedulerState, event: ev.TimerFired, emit: Emitter) -> None:
+    """Clear the timer, and sample the memory if that is due."""
+    state.timer = None
+    if event.now >= state.sample_at:
+        state.sample_at = math.inf
+        emit.sample_memory(event.now)
 
-    def _reloaded(self, event: ev.CatalogReloaded) -> None:
-        before, self._catalog = self._catalog, event.catalog
-        self._look_at_all = True
-        for model, old in before.models.items():
-            new = event.catalog.models.get(model)
-            if new is None or not old.same_process(new):
-                self._books.forget(model)
-            elif new != old:
-                self._books.give_another_chance(model)
-        if event.learned is not None:
-            for model in event.catalog.models:
-                self._books.recall(model, event.learned.get(model, UNKNOWN))
-        for resident in list(self._books.staying()):
-            new = event.catalog.models.get(resident.spec.name)
-            if new is not None and resident.spec.same_process(new):
-                resident.spec = new
-                if resident.busy:
-                    resident.last_progress = event.now
-                    self._watch(resident, event.now)
-            elif resident.state is not WorkerState.READY:
-                self._stop(resident, CHANGED, event.now)
-            elif new is None:
-                self._drain(resident)
-            else:
-                self._outdated[resident.worker] = None
-        self._books.terms_changed()
-        self._sample_at = math.inf
-        if self._books.residents:
-            self._sample_soon(event.now)
 
-    def _unload_asked(self, event: ev.UnloadRequested) -> None:
-        for resident in self._books.residents.values():
-            asked = event.model is None or resident.spec.name == event.model
-            if asked and resident.state is WorkerState.READY:
-                self._books.step(resident, Transition.DRAIN)
-                resident.reason = "unloaded by hand"
-
-    def _closing_asked(self, event: ev.ShutdownRequested) -> None:
-        self._closing = (
-            event.deadline if self._closing is None else min(self._closing, event.deadline)
-        )
-
-    def _ticked(self, event: ev.TimerFired) -> None:
-        self._wake = None
-        if event.now >= self._sample_at:
-            self._sample_at = math.inf
-            self._sample_soon(event.now)
+HANDLERS: dict[type, Callable[[SchedulerState, Any, Emitter], None]] = {
+    ev.RequestArrived: request_arrived,
+    ev.RequestCancelled: request_cancelled,
+    ev.RequestFinished: request_finished,
+    ev.RequestRetried: request_retried,
+    ev.WorkerReady: worker_ready,
+    ev.WorkerExited: worker_exited,
+    ev.LivenessReported: liveness_reported,
+    ev.MemorySampled: memory_sampled,
+    ev.FreeMemoryReported: free_memory_reported,
+    ev.CatalogReloaded: catalog_reloaded,
+    ev.UnloadRequested: unload_requested,
+    ev.ShutdownRequested: shutdown_requested,
+    ev.TimerFired: timer_fired,
+}
+"""Handler of each type of event."""

@@ -1,10 +1,10 @@
-"""The life of one worker, as a table.
+"""State machine of a worker, as a table.
 
-A worker is started, comes up, may drain, is stopped or killed, and exits; or it exits at any
-point on its own. What the table does not name cannot happen, and raises.
+A worker is started, becomes ready, may drain, is stopped or killed, and exits; or it exits at any
+point on its own. Transitions that are not in the table raise.
 
-`CAME_UP` is legal after `STOP` and `KILL`: the order counts from the moment it is given, but the
-process may have reported before the signal reached it.
+`BECAME_READY` is legal after `STOP` and `KILL`: a command is in effect from the moment it is
+emitted, but the process may have reported before the signal reached it.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from types import MappingProxyType
 
 
 class WorkerState(Enum):
-    """Where a worker stands."""
+    """State of a worker."""
 
     STARTING = "starting"
     READY = "ready"
     DRAINING = "draining"
-    """Takes no new grants, finishes those it has; then it is stopped."""
+    """Gets no new requests and finishes those it has; then it is stopped."""
     STOPPING = "stopping"
     KILLED = "killed"
     GONE = "gone"
 
 
 class Transition(Enum):
-    """What happens to a worker or is ordered of it."""
+    """An event or command that changes the state of a worker."""
 
-    CAME_UP = "came up"
+    BECAME_READY = "became ready"
     DRAIN = "drain"
     STOP = "stop"
     KILL = "kill"
@@ -36,12 +36,12 @@ class Transition(Enum):
 
 
 class IllegalTransitionError(Exception):
-    """A step that the state does not allow: a fault in the caller."""
+    """A transition that the state does not allow: a bug in the caller."""
 
 
 TABLE = MappingProxyType(
     {
-        (WorkerState.STARTING, Transition.CAME_UP): WorkerState.READY,
+        (WorkerState.STARTING, Transition.BECAME_READY): WorkerState.READY,
         (WorkerState.STARTING, Transition.STOP): WorkerState.STOPPING,
         (WorkerState.STARTING, Transition.KILL): WorkerState.KILLED,
         (WorkerState.STARTING, Transition.EXITED): WorkerState.GONE,
@@ -52,10 +52,10 @@ TABLE = MappingProxyType(
         (WorkerState.DRAINING, Transition.STOP): WorkerState.STOPPING,
         (WorkerState.DRAINING, Transition.KILL): WorkerState.KILLED,
         (WorkerState.DRAINING, Transition.EXITED): WorkerState.GONE,
-        (WorkerState.STOPPING, Transition.CAME_UP): WorkerState.STOPPING,
+        (WorkerState.STOPPING, Transition.BECAME_READY): WorkerState.STOPPING,
         (WorkerState.STOPPING, Transition.KILL): WorkerState.KILLED,
         (WorkerState.STOPPING, Transition.EXITED): WorkerState.GONE,
-        (WorkerState.KILLED, Transition.CAME_UP): WorkerState.KILLED,
+        (WorkerState.KILLED, Transition.BECAME_READY): WorkerState.KILLED,
         (WorkerState.KILLED, Transition.EXITED): WorkerState.GONE,
     }
 )
@@ -64,14 +64,14 @@ SERVING = WorkerState.STARTING, WorkerState.READY
 """States in which a worker serves its model or soon will: at most one such worker per model."""
 
 WORKING = WorkerState.READY, WorkerState.DRAINING
-"""States in which a worker has requests to serve, and nobody has told it to end."""
+"""States in which a worker serves requests and is not being stopped."""
 
 LEAVING = WorkerState.DRAINING, WorkerState.STOPPING, WorkerState.KILLED
-"""States from which a worker never comes back: its memory will be free, and is not yet."""
+"""States that end in the exit of a worker: its memory will be free, and is not yet."""
 
 
 def advance(state: WorkerState, step: Transition) -> WorkerState:
-    """The state after `step`; raises IllegalStepError when the table has no such step."""
+    """Return the state after `step`; raises IllegalTransitionError if the table has none."""
     try:
         return TABLE[state, step]
     except KeyError:

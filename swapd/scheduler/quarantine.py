@@ -1,10 +1,10 @@
-"""Requests under whom workers end: who is served again, who alone, and who no more.
+"""Poison-request detection: retry, isolate, then quarantine requests whose worker crashed.
 
-When a worker ends by itself, any of the requests that it was serving may be the cause, or none.
-They are served again; those under whom a second one ends are served alone, one after the other. A
-request under whom a worker ends that served nothing else, and not for the first time, is poison:
-it is refused, and so is for a while whatever has its fingerprint. Innocents beside it lose two
-workers at most, and one accident convicts nobody. Nor do any number of kills from outside.
+When a worker crashes, any of the requests that it served may be the cause, or none. They are
+retried; after a second crash each of them is isolated, that is, served alone. A request that was
+served alone in a crash, and not in its first one, is a poison request: it is rejected, and so is
+for some minutes every request with its fingerprint. The requests served beside it lose two
+workers at most. One crash, and any number of external kills, make no request suspect.
 """
 
 from __future__ import annotations
@@ -14,105 +14,116 @@ from dataclasses import dataclass
 
 from swapd.domain.commands import RejectReason
 from swapd.domain.events import RequestId
-from swapd.scheduler.admission import Rejection
 from swapd.scheduler.queue import QueuedRequest
+from swapd.scheduler.records import Rejection
 
-TRIES = 3
-"""Workers that a request may lose, but for those that somebody killed."""
-KILLS = 10
-"""Workers that somebody may kill under a request: that may go on for ever."""
+MAX_LOSSES = 3
+"""Workers that a request may lose, external kills not counted."""
+MAX_KILLS = 10
+"""External kills that a request may suffer: they may go on without end."""
 POISON_FOR = 600.0
-"""Seconds for which what happened is remembered, and poison refused."""
-MOST = 1024
+"""Seconds for which a crash is remembered and a poison request is rejected."""
+MAX_FINGERPRINTS = 1024
 """Fingerprints remembered."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerLoss:
-    """The end of a worker, as one of its requests met it."""
+    """The crash of a worker, recorded for one of its requests."""
 
     reason: str
-    guilty: bool
+    caused_crash: bool
+    """True if the request is found to be the cause."""
 
 
 @dataclass(frozen=True, slots=True)
 class Suspicion:
-    """What is known of a fingerprint."""
+    """The record of a fingerprint."""
 
-    falls: int
+    crashes: int
     until: float
     reason: str = ""
-    """How its last worker ended, if it is poison."""
+    """Exit reason of its last worker, if it is poison; empty: it is not."""
 
 
 class Quarantine:
-    """What is remembered of requests whose workers ended."""
+    """Memory of requests that lost workers, by request and by fingerprint."""
 
     def __init__(self) -> None:
-        self._falls: dict[RequestId, WorkerLoss] = {}
-        self._bereft: set[RequestId] = set()
-        """Those whose worker somebody has killed."""
-        self._known: dict[str, Suspicion] = {}
-        """Oldest first."""
+        self._crashes: dict[RequestId, WorkerLoss] = {}
+        self._killed: set[RequestId] = set()
+        """Requests whose worker was killed externally."""
+        self._suspicions: dict[str, Suspicion] = {}
+        """Suspicion of each fingerprint, oldest first."""
 
     def __bool__(self) -> bool:
-        """Whether a fingerprint of any request would tell anything."""
-        return bool(self._known)
+        """Return True while any fingerprint is under suspicion."""
+        return bool(self._suspicions)
 
-    def worker_ended(self, served: Collection[QueuedRequest], reason: str) -> bool:
-        """A worker that served these has ended by itself; whether one of them is the cause."""
-        guilty = len(served) == 1 and all(waiting.falls for waiting in served)
-        for waiting in served:
-            self._falls[waiting.request] = WorkerLoss(reason, guilty)
-        return guilty
+    def worker_crashed(self, served: Collection[QueuedRequest], reason: str) -> bool:
+        """Record a crash for the requests that the worker served.
+
+        Return True if one of them is found to be the cause.
+        """
+        caused = len(served) == 1 and all(request.crashes for request in served)
+        for request in served:
+            self._crashes[request.request] = WorkerLoss(reason, caused)
+        return caused
 
     def worker_killed(self, served: Collection[QueuedRequest]) -> None:
-        """Somebody has killed a worker that served these."""
-        self._bereft.update(waiting.request for waiting in served)
+        """Record an external kill for the requests that the worker served."""
+        self._killed.update(request.request for request in served)
 
-    def arrived(self, waiting: QueuedRequest, now: float) -> Rejection | None:
-        """A request is here whose fingerprint may be known; the verdict on it if it is poison."""
-        while self._known and (oldest := next(iter(self._known))):
-            if self._known[oldest].until > now and len(self._known) <= MOST:
+    def check(self, request: QueuedRequest, now: float) -> Rejection | None:
+        """Apply the suspicion of a fingerprint to a new request; return a rejection if poison."""
+        while self._suspicions and (oldest := next(iter(self._suspicions))):
+            if self._suspicions[oldest].until > now and len(self._suspicions) <= MAX_FINGERPRINTS:
                 break
-            del self._known[oldest]
-        known = self._known.get(waiting.fingerprint)
-        if known is None:
+            del self._suspicions[oldest]
+        suspicion = self._suspicions.get(request.fingerprint)
+        if suspicion is None:
             return None
-        waiting.falls = known.falls
-        return _poison(known.reason) if known.reason else None
+        request.crashes = suspicion.crashes
+        return _poison(suspicion.reason) if suspicion.reason else None
 
-    def returned(self, waiting: QueuedRequest, fingerprint: str, now: float) -> Rejection | None:
-        """A request has lost its worker; the verdict on it if it is not to be served again."""
-        fall = self._falls.pop(waiting.request, None)
-        waiting.fingerprint = fingerprint
-        waiting.losses += 1
-        waiting.kills += waiting.request in self._bereft
-        self._bereft.discard(waiting.request)
-        waiting.falls += fall is not None
-        reason = fall.reason if fall else "they were killed"
-        if fall:
-            known = self._known.pop(fingerprint, Suspicion(0, now))
-            falls, why = max(waiting.falls, known.falls), reason if fall.guilty else known.reason
-            self._known[fingerprint] = Suspicion(falls, now + POISON_FOR, why)
-            if fall.guilty:
+    def retried(self, request: QueuedRequest, fingerprint: str, now: float) -> Rejection | None:
+        """Count the loss of a request's worker; return a rejection if it may not be retried."""
+        # 1. Count the loss as a crash, an external kill, or neither.
+        loss = self._crashes.pop(request.request, None)
+        request.fingerprint = fingerprint
+        request.losses += 1
+        request.kills += request.request in self._killed
+        self._killed.discard(request.request)
+        request.crashes += loss is not None
+        reason = loss.reason if loss else "they were killed"
+        # 2. A crash makes the fingerprint suspect; its cause is poison.
+        if loss:
+            known = self._suspicions.pop(fingerprint, Suspicion(0, now))
+            self._suspicions[fingerprint] = Suspicion(
+                max(request.crashes, known.crashes),
+                now + POISON_FOR,
+                reason if loss.caused_crash else known.reason,
+            )
+            if loss.caused_crash:
                 return _poison(reason)
-        if waiting.losses - waiting.kills >= TRIES or waiting.kills >= KILLS:
+        # 3. Losses of any kind have a bound.
+        if request.losses - request.kills >= MAX_LOSSES or request.kills >= MAX_KILLS:
             return Rejection(
-                RejectReason.WORKER_FAILED, f"{waiting.losses} workers ended under it: {reason}"
+                RejectReason.WORKER_FAILED,
+                f"{request.losses} workers ended while they served it: {reason}",
             )
         return None
 
     def finished(
-        self, waiting: QueuedRequest, fingerprint: str, answered: bool, now: float
+        self, request: QueuedRequest, fingerprint: str, answered: bool, now: float
     ) -> None:
-        """A request is over: answered, or its worker ended (then with its fingerprint)."""
+        """Forget a request that is answered, or has failed (then with its fingerprint)."""
         if answered:
-            self._known.pop(waiting.fingerprint, None)
-        elif fingerprint and waiting.request in self._falls:
-            self.returned(waiting, fingerprint, now)
-        self._falls.pop(waiting.request, None)
-        self._bereft.discard(waiting.request)
+            self._suspicions.pop(request.fingerprint, None)
+        elif fingerprint and request.request in self._crashes:
+            self.retried(request, fingerprint, now)
+        self._crashes.pop(request.request, None)
+        self._killed.discard(request.request)
 
 
 def _poison(reason: str) -> Rejection:

@@ -1,14 +1,16 @@
-"""Who of those that wait for one model is next: by priority, then by tokens asked for, then by age.
+"""The queue of a model: by priority, then by tokens of the tenant, then by age.
 
-A step of priority counts as `STEP` seconds of waiting. So a request is passed only by those that
-arrive within that time after it, for each step that they stand above it, and nobody waits for
-ever. Among equals in priority tenants share by tokens. What counts is what a tenant was served, and
-a part of what it waits for, up to `AHEAD`: so who asks for all there is stands behind those who ask
-for little, and where all ask for much they are served alike. Those who differ by less than `SLACK`
-are served by age: an order among them would only make some wait longer. A tenant that was away
-comes back with what it was served then, but not with more than `CREDIT` less than who was served
-last: absence earns no more than that. One that waits and was served nothing for `PASSED` seconds is
-next, whatever it asks for. Within a tenant the order is that of arrival.
+A step of priority counts as `STEP` seconds of waiting. So a request is overtaken only by those
+that arrive within that time after it, for each step of their higher priority, and no request
+waits without bound.
+
+Tenants of equal priority share by tokens. A tenant is charged the tokens that it was served, and
+a part of those that it waits for, up to `MAX_QUEUED_TOKENS`: a tenant with many requests ranks
+behind those with few, and tenants with many requests each are served alike. Differences below
+`SLACK` are ignored and age decides: an order among such tenants would only make some wait longer.
+A tenant that returns keeps its charge, but is raised to at most `CREDIT` below the tenant served
+last: absence earns no more than that. A tenant that waits and is served nothing for `MAX_SKIPPED`
+seconds is next in any case. Within a tenant the order is that of arrival.
 """
 
 from __future__ import annotations
@@ -21,28 +23,33 @@ from typing import TypeAlias
 from swapd.domain.events import RequestId
 
 STEP = 30.0
-MOST = 10
+"""Seconds of waiting that a step of priority counts."""
+MAX_PRIORITY = 10
 """Priorities beyond this are cut off, so that waits are bounded."""
 CREDIT = 16_000.0
-"""Tokens that a tenant may be served before others when it was served less than they."""
-WAITED_FOR = 0.25
-"""How much a token counts that a tenant waits for, against one that it was served."""
-AHEAD = 100_000.0
-"""As how many tokens what a tenant waits for counts at most."""
+"""Tokens that a returning tenant may be served before others."""
+QUEUED_WEIGHT = 0.25
+"""Weight of a token that a tenant waits for, against one that it was served."""
+MAX_QUEUED_TOKENS = 100_000.0
+"""Maximum charge for the tokens that a tenant waits for."""
 SLACK = 1
-"""Requests of the usual length, for each slot, that make no difference between tenants."""
-PASSED = 120.0
-"""Seconds for which a tenant that waits may be served nothing while others are."""
+"""Requests of mean length, for each slot, that make no difference between tenants."""
+MAX_SKIPPED = 120.0
+"""Seconds for which a waiting tenant may be served nothing while others are."""
 Rank: TypeAlias = tuple[float, int]
-"""Arrival, brought forward by priority; then the place in the order of arrival."""
+"""Time of arrival, brought forward by priority; then the position in the order of arrival."""
+
+NEVER: Rank = (math.inf, 0)
+"""Rank behind all requests."""
 
 
 @dataclass(slots=True)
 class QueuedRequest:
-    """A request that has no grant yet. `place` orders all requests by arrival."""
+    """A request that is not assigned yet."""
 
     request: RequestId
-    place: int
+    position: int
+    """Position in the order of arrival, over all models."""
     needs_slot: bool
     since: float
     tenant: str = ""
@@ -50,122 +57,132 @@ class QueuedRequest:
     keep_alive: float | None = None
     fingerprint: str = ""
     losses: int = 0
-    """Workers that ended under it."""
+    """Workers that ended while they served it."""
     kills: int = 0
-    """Those of them that somebody killed."""
-    falls: int = 0
-    """Those of them of whose end it may be the cause."""
+    """Losses by an external kill."""
+    crashes: int = 0
+    """Losses that it may have caused."""
     rank: Rank = field(init=False)
 
     def __post_init__(self) -> None:
-        if not -MOST <= self.priority <= MOST:
-            self.priority = max(-MOST, min(self.priority, MOST))
-        self.rank = (self.since - STEP * self.priority, self.place)
+        if not -MAX_PRIORITY <= self.priority <= MAX_PRIORITY:
+            self.priority = max(-MAX_PRIORITY, min(self.priority, MAX_PRIORITY))
+        self.rank = (self.since - STEP * self.priority, self.position)
 
     @property
-    def alone(self) -> bool:
-        """Whether it is to be served by a worker that serves nothing else (see `suspects`)."""
-        return self.falls > 1 and self.needs_slot
+    def isolated(self) -> bool:
+        """True if it must be served alone (see `quarantine`)."""
+        return self.crashes > 1 and self.needs_slot
 
 
-def put(line: dict[RequestId, QueuedRequest], waiting: QueuedRequest) -> None:
-    """Put a request into a line: at its end, or where it was if it comes back."""
-    line[waiting.request] = waiting
-    if waiting.losses:
-        for later in [w for w in line.values() if w.place > waiting.place]:
-            line[later.request] = line.pop(later.request)
+def insert(queue: dict[RequestId, QueuedRequest], request: QueuedRequest) -> None:
+    """Insert a request at the end, or at its old position if it is retried."""
+    queue[request.request] = request
+    if request.losses:
+        for later in [r for r in queue.values() if r.position > request.position]:
+            queue[later.request] = queue.pop(later.request)
 
 
 class PriorityLevel:
-    """Those of one priority: a line for each tenant, and what each was served lately."""
+    """Requests of one priority: a queue for each tenant, and the tokens served to each."""
 
-    __slots__ = ("_granted", "_served", "_since", "_usual", "lines", "waiting")
+    __slots__ = ("_granted", "_mean_tokens", "_served", "_since", "by_tenant", "waiting")
 
-    def __init__(self, usual: float) -> None:
-        self._usual = usual
-        """Tokens of a request, on the average."""
+    def __init__(self, mean_tokens: float) -> None:
+        self._mean_tokens = mean_tokens
+        """Mean tokens of a request."""
         self._granted: dict[str, float] = {}
-        """When each tenant was granted a request last."""
+        """Time at which a request of each tenant was last assigned."""
         self.waiting: dict[RequestId, QueuedRequest] = {}
-        self.lines: dict[str, dict[RequestId, QueuedRequest]] = {}
+        self.by_tenant: dict[str, dict[RequestId, QueuedRequest]] = {}
         self._served: dict[str, float] = {}
+        """Tokens charged to each tenant."""
         self._since = 0.0
-        """What the tenant that was granted last had been served before."""
+        """Tokens served to the tenant that was assigned last, before that."""
 
-    def add(self, waiting: QueuedRequest) -> None:
-        put(self.waiting, waiting)
-        line = self.lines.get(waiting.tenant)
-        if line is None:
-            line = self.lines[waiting.tenant] = {}
-            self._lift(waiting.tenant)
-        put(line, waiting)
+    def add(self, request: QueuedRequest) -> None:
+        """Add a request."""
+        insert(self.waiting, request)
+        of_tenant = self.by_tenant.get(request.tenant)
+        if of_tenant is None:
+            of_tenant = self.by_tenant[request.tenant] = {}
+            self._raise_charge(request.tenant)
+        insert(of_tenant, request)
 
-    def _lift(self, tenant: str) -> None:
+    def _raise_charge(self, tenant: str) -> None:
+        """Raise the charge of a tenant that returns, so that absence earns at most `CREDIT`."""
         served = self._served
         served[tenant] = max(served.get(tenant, 0.0), self._since - CREDIT)
-        if len(served) > 2 * len(self.lines) + 64:
-            # Who is away and below the rest would be lifted anyway.
-            kept = {t: s for t, s in served.items() if t in self.lines or s > self._since - CREDIT}
-            self._served = kept
-            self._granted = {t: when for t, when in self._granted.items() if t in kept}
+        if len(served) > 2 * len(self.by_tenant) + 64:
+            # The charge of an absent tenant below that bound would be raised anyway.
+            floor = self._since - CREDIT
+            self._served = {t: s for t, s in served.items() if t in self.by_tenant or s > floor}
+            self._granted = {t: at for t, at in self._granted.items() if t in self._served}
 
-    def remove(self, waiting: QueuedRequest) -> None:
-        del self.waiting[waiting.request]
-        line = self.lines[waiting.tenant]
-        del line[waiting.request]
-        if not line:
-            del self.lines[waiting.tenant]
+    def remove(self, request: QueuedRequest) -> None:
+        """Remove a request."""
+        del self.waiting[request.request]
+        of_tenant = self.by_tenant[request.tenant]
+        del of_tenant[request.request]
+        if not of_tenant:
+            del self.by_tenant[request.tenant]
 
     def oldest(self) -> QueuedRequest:
+        """Return the request that arrived first."""
         return next(iter(self.waiting.values()))
 
     def next(self, slots: int, now: float) -> QueuedRequest:
-        """The oldest of those tenants that asked for least, or were passed for long."""
-        if len(self.lines) == 1:
+        """Return the oldest request of the tenants with least charge, or skipped for long."""
+        if len(self.by_tenant) == 1:
             return self.oldest()
-        served, usual, heads = self._served, self._usual, list[tuple[float, QueuedRequest]]()
-        each, long_ago, least = WAITED_FOR * usual, now - PASSED, math.inf
-        for tenant, line in self.lines.items():
-            head = next(iter(line.values()))
+        served, mean_tokens = self._served, self._mean_tokens
+        each, long_ago, least = QUEUED_WEIGHT * mean_tokens, now - MAX_SKIPPED, math.inf
+        # 1. The charge of each tenant: tokens served, and a part of those that it waits for.
+        heads = list[tuple[float, QueuedRequest]]()
+        for tenant, of_tenant in self.by_tenant.items():
+            head = next(iter(of_tenant.values()))
             if head.since < long_ago and self._granted.get(tenant, -math.inf) < long_ago:
-                asked = -math.inf
+                charge = -math.inf
             else:
-                asked = served[tenant] + min(each * len(line), AHEAD)
-            least = min(least, asked)
-            heads.append((asked, head))
-        most, found = least + SLACK * slots * usual, None
-        for asked, head in heads:
-            if asked <= most and (found is None or head.place < found.place):
+                charge = served[tenant] + min(each * len(of_tenant), MAX_QUEUED_TOKENS)
+            least = min(least, charge)
+            heads.append((charge, head))
+        # 2. The oldest among those whose charge is equal to the least but for the slack.
+        most, found = least + SLACK * slots * mean_tokens, None
+        for charge, head in heads:
+            if charge <= most and (found is None or head.position < found.position):
                 found = head
         assert found is not None
         return found
 
     def grant(self, tenant: str, tokens: float, now: float) -> None:
-        """A request of this tenant is granted, and will be served so many tokens, as it seems."""
+        """Charge a tenant the estimated tokens of a request that is assigned."""
         self._since = max(self._since, self._served[tenant])
         self._served[tenant] += tokens
         self._granted[tenant] = now
-        self._usual = tokens or self._usual
+        self._mean_tokens = tokens or self._mean_tokens
 
     def correct(self, tenant: str, tokens: float) -> None:
-        """What a granted request was served differs from the estimate by so many tokens."""
+        """Correct the charge for a request by the difference from its estimate in tokens."""
         if tenant in self._served:
-            # It may have been granted before anybody waited, and not be counted here.
+            # A request that was assigned before others queued is not charged here.
             self._served[tenant] = max(0.0, self._served[tenant] + tokens)
 
 
 class RequestQueue:
-    """All that wait for one model. Adding, taking out and picking cost nothing for the others
-    that wait, and little for each tenant and priority among them."""
+    """Queued requests of one model.
 
-    __slots__ = ("_levels", "_usual", "_waiting", "guests")
+    The cost of each operation depends on the number of tenants and priorities, not of requests.
+    """
 
-    def __init__(self, usual: float) -> None:
-        self._usual = usual
-        """Tokens of a request, on the average, as far as it is known yet."""
+    __slots__ = ("_levels", "_mean_tokens", "_waiting", "slotless")
+
+    def __init__(self, mean_tokens: float) -> None:
+        self._mean_tokens = mean_tokens
+        """Mean tokens of a request, as known when the queue was created."""
         self._waiting: dict[RequestId, QueuedRequest] = {}
-        self.guests = 0
-        """How many of them need no slot."""
+        self.slotless = 0
+        """Number of requests that need no slot."""
         self._levels: dict[int, PriorityLevel] = {}
 
     def __len__(self) -> int:
@@ -175,53 +192,53 @@ class RequestQueue:
         return iter(self._waiting)
 
     def add(self, waiting: QueuedRequest) -> None:
-        put(self._waiting, waiting)
-        self.guests += not waiting.needs_slot
+        """Add a request."""
+        insert(self._waiting, waiting)
+        self.slotless += not waiting.needs_slot
         level = self._levels.get(waiting.priority)
         if level is None:
-            level = self._levels[waiting.priority] = PriorityLevel(self._usual)
+            level = self._levels[waiting.priority] = PriorityLevel(self._mean_tokens)
         level.add(waiting)
 
-    def remove(self, request: RequestId) -> QueuedRequest:
+    def remove(self, request: RequestId) -> None:
+        """Remove a request."""
         waiting = self._waiting.pop(request)
-        self.guests -= not waiting.needs_slot
+        self.slotless -= not waiting.needs_slot
         level = self._levels[waiting.priority]
         level.remove(waiting)
         if not level.waiting:
-            # When nobody waits, nobody is kept waiting by what others were served before.
+            # Charges matter only among requests that wait: without any, all start anew.
             del self._levels[waiting.priority]
-        return waiting
 
     def head(self) -> QueuedRequest:
-        """The one of first rank: by its age the model's claim to room is judged."""
+        """Return the request of first rank, which is also the rank of the model."""
         if len(self._levels) == 1:
             return next(iter(self._waiting.values()))
         return min((level.oldest() for level in self._levels.values()), key=lambda w: w.rank)
 
     def next(self, slots: int, now: float) -> QueuedRequest:
-        """The one to be granted next by a worker with so many slots."""
+        """Return the request that a worker with so many slots serves next."""
         return self._levels[self.head().priority].next(slots, now)
 
     def grant(self, waiting: QueuedRequest, tokens: float, now: float) -> None:
-        """Count a granted request with the tokens that it is likely to take."""
+        """Charge an assigned request with its estimated tokens."""
         self._levels[waiting.priority].grant(waiting.tenant, tokens, now)
 
     def correct(self, priority: int, tenant: str, tokens: float) -> None:
-        """Count what is known now of a granted request."""
+        """Correct the charge of an assigned request by the difference in tokens."""
         if priority in self._levels:
             self._levels[priority].correct(tenant, tokens)
 
-    def greediest(self) -> tuple[int, QueuedRequest]:
-        """How many requests the tenant with most of them has here, and its newest."""
+    def largest_tenant(self) -> tuple[int, QueuedRequest]:
+        """Return the number of requests of the tenant with most of them, and its newest one."""
         count: dict[str, int] = {}
         for level in self._levels.values():
-            for tenant, line in level.lines.items():
-                count[tenant] = count.get(tenant, 0) + len(line)
+            for tenant, of_tenant in level.by_tenant.items():
+                count[tenant] = count.get(tenant, 0) + len(of_tenant)
         most = max(count, key=lambda tenant: count[tenant])
         of_most = (w for w in reversed(self._waiting.values()) if w.tenant == most)
         return count[most], next(of_most)
 
     def of(self, tenant: str) -> int:
-        """How many requests of this tenant wait here."""
-        lines = (level.lines.get(tenant, ()) for level in self._levels.values())
-        return sum(map(len, lines))
+        """Return the number of queued requests of this tenant."""
+        return sum(len(level.by_tenant.get(tenant, ())) for level in self._levels.values())

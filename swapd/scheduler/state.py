@@ -1,472 +1,382 @@
-"""The books: who waits, who runs, what each is known to take. Kept by the scheduler alone.
+"""Scheduler state: queues, workers and measurements, and indices over them.
 
-Beside the facts themselves stand indices over them, so that an event costs what it changes and
-not what there is: workers by model, models that wait for a worker by rank, sums. Each is kept in
-the method that changes what it is made of. Two notes tell the settle pass what it may leave out:
-`touched`, the models for which anything changed, and `version`, which grows with each change that
-a plan for the room depends on.
-
-A worker in the books.
-
-Room: what workers take and what the limits leave, in workers and in bytes.
+The indices make the cost of an event depend on the change and not on the number of models:
+workers by model, models that wait for a worker by rank, sums of capacity. Each is updated in the
+method that changes its source. Two marks let the settle pass skip work: `touched`, the models for
+which anything changed, and `version`, which grows with each change that a placement plan depends
+on.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from swapd.domain.events import RequestId, WorkerId
-from swapd.domain.models import Limits, ModelProfile, ModelSpec
-from swapd.scheduler.forecast import Forecast, RateEstimator
-from swapd.scheduler.lifecycle import LEAVING, SERVING, Transition, WorkerState, advance
-from swapd.scheduler.queue import QueuedRequest, Rank, RequestQueue, put
+from swapd.domain.models import Catalog, Limits, ModelProfile, ModelSpec
+from swapd.scheduler.eviction import POLICIES, EvictionPolicy, PressureLevel
+from swapd.scheduler.forecast import Forecast
+from swapd.scheduler.lifecycle import LEAVING, SERVING, Transition
+from swapd.scheduler.quarantine import Quarantine
+from swapd.scheduler.queue import NEVER, QueuedRequest, Rank, RequestQueue, insert
+from swapd.scheduler.records import (
+    Assignment,
+    Capacity,
+    MemoryWaiters,
+    ModelRecord,
+    PlacementPlan,
+    WorkerRecord,
+)
+from swapd.scheduler.timers import Timers
 
-
-@dataclass(slots=True)
-class WorkerRecord:
-    """A worker whose process is alive or being started."""
-
-    worker: WorkerId
-    spec: ModelSpec
-    since: float
-    deadline: float | None
-    """When it is killed: if it has not come up by then, or not gone."""
-    state: WorkerState = WorkerState.STARTING
-    told_slots: int = 0
-    replacement: bool = False
-    """It is to take the place of a worker of its model that is ready, once it is so itself."""
-    alone: bool = False
-    """What it serves, if anything, is to be served alone."""
-    busy: set[RequestId] = field(default_factory=set)
-    served: int = 0
-    up_since: float = -math.inf
-    """When it came up."""
-    last_used: float = 0.0
-    keep_alive: float | None = None
-    """What the last request that said so wants instead of the model's time to live."""
-    last_progress: float = 0.0
-    """When it was last known to make progress, or got something to do."""
-    look_at: float = math.inf
-    """When somebody is to look whether it makes progress."""
-    reason: str = ""
-    """Why it was asked to go."""
-    late: str = ""
-    """Says that it was killed because it did not come up in time."""
-    hung: str = ""
-    """Says that it was killed because it made no progress."""
-
-    def step(self, step: Transition) -> None:
-        self.state = advance(self.state, step)
-
-    @property
-    def idle(self) -> bool:
-        return self.state is WorkerState.READY and not self.busy
-
-    @property
-    def is_coming(self) -> bool:
-        """Whether it has not come up: how much it holds already is not known."""
-        return self.up_since == -math.inf
-
-    @property
-    def slots(self) -> int:
-        """As many as the worker itself has told, else as many as its model's entry says."""
-        return self.told_slots or self.spec.serving.slots
-
-    @property
-    def free_slots(self) -> int:
-        if self.state is not WorkerState.READY or (self.alone and self.busy):
-            return 0
-        return self.slots - len(self.busy)
-
-    def lasts(self, heeds_time: bool) -> float:
-        """Seconds of idleness after which it goes; infinite: it stays.
-
-        A request's wish counts under every policy, the model's time to live under those that
-        heed it.
-        """
-        if self.spec.serving.pinned:
-            return math.inf
-        if self.keep_alive is not None:
-            return self.keep_alive if self.keep_alive >= 0 else math.inf
-        return self.spec.serving.ttl if self.spec.serving.ttl and heeds_time else math.inf
-
-
-class Capacity(NamedTuple):
-    """An amount of the two things that run out: places for workers, and bytes.
-
-    A tuple, because a plan makes many of them; but what is added are amounts.
-    """
-
-    workers: int = 0
-    bytes: int = 0
-
-    def __add__(self, other: Capacity) -> Capacity:  # type: ignore[override]
-        return Capacity(self[0] + other[0], self[1] + other[1])
-
-    def __sub__(self, other: Capacity) -> Capacity:
-        return Capacity(self[0] - other[0], self[1] - other[1])
-
-    def __bool__(self) -> bool:
-        return self[0] > 0 or self[1] > 0
-
-
-NOTHING = Capacity()
-
-
-def missing(taken: Capacity, limits: Limits) -> Capacity:
-    """What `taken` has above the limits, never negative; falsy when all of it fits."""
-    workers = taken[0] - limits.max_resident if limits.max_resident else 0
-    size = taken[1] - limits.budget_bytes if limits.budget_bytes else 0
-    if workers <= 0 and size <= 0:
-        return NOTHING
-    return Capacity(max(0, workers), max(0, size))
-
-
-TOKENS = 256.0
-"""What a request is taken for until any of its model's has told its tokens."""
-
-NEVER: Rank = (math.inf, 0)
-"""The rank of nobody."""
-
-
-@dataclass(slots=True)
-class ModelRecord:
-    """What a model's past tells. Means forget: a fifth of each is the newest."""
-
-    demand: RateEstimator = field(default_factory=RateEstimator)
-    uses: int = 0
-    """Requests granted, ever."""
-    measured: int = 0
-    """Most bytes that a worker of it was seen to hold."""
-    failures: int = 0
-    """Failed starts in a row."""
-    cool_until: float = 0.0
-    put_out: float = -math.inf
-    """When its worker last went for a younger request, its turn being over."""
-    reason: str = ""
-    mean_request: float | None = None
-    """Seconds from grant to end."""
-    mean_tokens: float | None = None
-    """Tokens of a request, of those that told."""
-    mean_load: float | None = None
-    """Seconds from start to ready."""
-    mean_pause: float | None = None
-    """Seconds from the end of all its requests to the next one's arrival."""
-    quiet_since: float | None = None
-    """When the last of its requests ended; None while there are any, or never were."""
-
-
-@dataclass(slots=True)
-class Assignment:
-    """A request that a worker serves."""
-
-    worker: WorkerId
-    model: str
-    since: float
-    tenant: str
-    priority: int
-    tokens: float
-    """Counted for its tenant so far."""
-    waiting: QueuedRequest
-    """As it waited; if its worker ends, it does so again."""
-
-
-def mean(before: float | None, value: float) -> float:
-    """A moving mean with one more value in it."""
-    return value if before is None else before + 0.2 * (value - before)
+DEFAULT_TOKENS = 256.0
+"""Tokens of a request, until a number is known of any request for its model."""
 
 
 class SchedulerState:
-    """Residents, queues and records, with the questions that the scheduler asks of them."""
+    """The one mutable state of the scheduler, and queries on it."""
 
-    def __init__(self) -> None:
-        self.residents: dict[WorkerId, WorkerRecord] = {}
+    def __init__(self, catalog: Catalog, profiles: Mapping[str, ModelProfile]) -> None:
+        self.catalog = catalog
+        self.workers: dict[WorkerId, WorkerRecord] = {}
+        """Workers alive, oldest first."""
         self.queues: dict[str, RequestQueue] = {}
-        self.waiting: dict[RequestId, tuple[str, QueuedRequest]] = {}
-        self.of_tenant: dict[str, dict[RequestId, QueuedRequest]] = {}
-        self.granted: dict[RequestId, Assignment] = {}
+        """Queue of each model with queued requests."""
+        self.queued: dict[RequestId, tuple[str, QueuedRequest]] = {}
+        """Queued requests, each with its model."""
+        self.by_tenant: dict[str, dict[RequestId, QueuedRequest]] = {}
+        """Queued requests of each tenant."""
+        self.assigned: dict[RequestId, Assignment] = {}
         self.records: dict[str, ModelRecord] = {}
         self.forecast = Forecast()
+        self.quarantine = Quarantine()
+        self.timers = Timers()
+        """Next time at which the settle pass must look at each worker."""
+
+        # Placement
         self.wanted: list[tuple[Rank, str]] = []
         """Models with a queue and no worker that serves it, by the first rank in their queue."""
+        self.plan = PlacementPlan(version=-1)
+        self.horizon = NEVER
+        """Rank up to which the plan depends on the models that wait for capacity."""
+        self.memory_waiters = MemoryWaiters()
+        self.outdated: dict[WorkerId, None] = {}
+        """Workers that run with a launch spec which a reload has changed."""
+        self.prefetched = ""
+        """Model whose files were last prefetched, while it waits."""
+
+        # Marks for the settle pass
         self.touched: set[str] = set()
         self.version = 0
-        self.horizon = NEVER
-        """Up to which rank the plan depends on who waits for room."""
+        self.all_touched = False
+        """True if the next pass must look at all models."""
+        self.pressure = PressureLevel.NONE
+        """Memory pressure by the event that is being handled."""
+
+        # Times
+        self.sample_at = math.inf
+        self.timer: float | None = None
+        """Time of the last SetTimer command."""
+        self.closing: float | None = None
+        """Deadline of the shutdown; None: not shutting down."""
+
+        # Indices
         self._ranks: dict[str, Rank] = {}
-        self._wishes: dict[str, Rank] = {}
+        self._wanted_ranks: dict[str, Rank] = {}
         self._serving: dict[str, WorkerRecord] = {}
         self._of_model: dict[str, list[WorkerRecord]] = {}
         self._sums: tuple[Capacity, Capacity, Capacity] | None = None
-        self._places = 0
-        self._workers = 0
+        self._positions = 0
+        self._worker_ids = 0
+        for model, profile in profiles.items():
+            self.restore_profile(model, profile)
+
+    @property
+    def limits(self) -> Limits:
+        """The limits over all models."""
+        return self.catalog.limits
+
+    @property
+    def policy(self) -> EvictionPolicy:
+        """The configured eviction policy."""
+        return POLICIES[self.catalog.limits.policy]
 
     # -- requests ------------------------------------------------------------------------------
 
-    def enqueue(self, model: str, waiting: QueuedRequest) -> None:
-        """Let a request wait for this model."""
+    def enqueue(self, model: str, request: QueuedRequest) -> None:
+        """Add a request to the queue of this model."""
         if not self._in_use(model):
             self.version += 1
         queue = self.queues.get(model)
         if queue is None or model in self._serving:
-            # Where others wait for a worker already, one more gives the pass nothing to do.
+            # Behind others that wait for a worker already, one more request changes nothing.
             self.touched.add(model)
         if queue is None:
-            queue = self.queues[model] = RequestQueue(self.record(model).mean_tokens or TOKENS)
-        queue.add(waiting)
-        self.waiting[waiting.request] = (model, waiting)
-        put(self.of_tenant.setdefault(waiting.tenant, {}), waiting)
-        if waiting.rank < self._ranks.get(model, NEVER):
-            self._rank(model)
+            tokens = self.record(model).mean_tokens or DEFAULT_TOKENS
+            queue = self.queues[model] = RequestQueue(tokens)
+        queue.add(request)
+        self.queued[request.request] = (model, request)
+        insert(self.by_tenant.setdefault(request.tenant, {}), request)
+        if request.rank < self._ranks.get(model, NEVER):
+            self._update_rank(model)
 
-    def next_place(self) -> int:
-        """The next place in the order of arrival."""
-        self._places += 1
-        return self._places
+    def next_position(self) -> int:
+        """Return the next position in the order of arrival."""
+        self._positions += 1
+        return self._positions
 
     def dequeue(self, request: RequestId) -> None:
-        """Take a waiting request out; a queue that falls empty is dropped."""
-        model, waiting = self.waiting.pop(request)
+        """Remove a queued request, and its queue if that is empty then."""
+        model, queued = self.queued.pop(request)
         queue = self.queues[model]
         queue.remove(request)
-        mine = self.of_tenant[waiting.tenant]
-        del mine[request]
-        if not mine:
-            del self.of_tenant[waiting.tenant]
+        of_tenant = self.by_tenant[queued.tenant]
+        del of_tenant[request]
+        if not of_tenant:
+            del self.by_tenant[queued.tenant]
         if not queue:
             del self.queues[model]
             if not self._in_use(model):
                 self.version += 1
         self.touched.add(model)
-        self._rank(model)
+        self._update_rank(model)
 
-    def grant(self, waiting: QueuedRequest, resident: WorkerRecord, now: float) -> None:
-        """Take the slot, if it needs one, and count it for its model and its tenant."""
-        model, record, tokens = resident.spec.name, self.record(resident.spec.name), 0.0
-        if waiting.keep_alive is not None:
-            resident.keep_alive = waiting.keep_alive
+    def assign(self, request: QueuedRequest, worker: WorkerRecord, now: float) -> None:
+        """Take a slot, if the request needs one, and count it for its model and tenant."""
+        model, tokens = worker.spec.name, 0.0
+        if request.keep_alive is not None:
+            worker.keep_alive = request.keep_alive
             self.touched.add(model)
-        if waiting.needs_slot:
-            resident.busy.add(waiting.request)
+        if request.needs_slot:
+            record = self.record(model)
+            worker.busy.add(request.request)
             record.uses += 1
             self.forecast.note(record.demand, now)
-            tokens = record.mean_tokens or TOKENS
-        if waiting.request in self.waiting:
-            self.queues[model].grant(waiting, tokens, now)
-            self.dequeue(waiting.request)
-        self.granted[waiting.request] = Assignment(
-            resident.worker, model, now, waiting.tenant, waiting.priority, tokens, waiting
+            tokens = record.mean_tokens or DEFAULT_TOKENS
+        if request.request in self.queued:
+            self.queues[model].grant(request, tokens, now)
+            self.dequeue(request.request)
+        self.assigned[request.request] = Assignment(
+            worker.worker, model, now, request.tenant, request.priority, tokens, request
         )
 
-    def give_back(self, request: RequestId, tokens: float | None) -> tuple[Assignment, bool]:
-        """A granted request is over; tokens it took, None if not known. Whether it had a slot."""
-        granted = self.granted.pop(request)
-        queue = self.queues.get(granted.model)
-        if queue is not None and tokens is not None and granted.tokens:
-            queue.correct(granted.priority, granted.tenant, tokens - granted.tokens)
-        resident = self.residents.get(granted.worker)
-        if resident is None or request not in resident.busy:
-            return granted, False
-        resident.busy.remove(request)
-        if not self._in_use(granted.model):
+    def release(self, request: RequestId, tokens: float | None) -> tuple[Assignment, bool]:
+        """End an assignment and return it, with True if it had a slot.
+
+        `tokens` are those that the request took; None: unknown.
+        """
+        assignment = self.assigned.pop(request)
+        queue = self.queues.get(assignment.model)
+        if queue is not None and tokens is not None and assignment.tokens:
+            queue.correct(assignment.priority, assignment.tenant, tokens - assignment.tokens)
+        worker = self.workers.get(assignment.worker)
+        if worker is None or request not in worker.busy:
+            return assignment, False
+        worker.busy.remove(request)
+        if not self._in_use(assignment.model):
             self.version += 1
-        self.touched.add(granted.model)
-        return granted, True
+        self.touched.add(assignment.model)
+        return assignment, True
 
     # -- workers -------------------------------------------------------------------------------
 
-    def admit(self, spec: ModelSpec, now: float, replacement: bool = False) -> WorkerRecord:
-        """A new resident, starting; an heir beside the one that serves its model."""
-        self._workers += 1
-        resident = WorkerRecord(
-            self._workers, spec, now, now + spec.serving.start_timeout, replacement=replacement
+    def add_worker(self, spec: ModelSpec, now: float, replacement: bool = False) -> WorkerRecord:
+        """Add a starting worker, or a replacement beside the one that serves its model."""
+        self._worker_ids += 1
+        worker = WorkerRecord(
+            self._worker_ids, spec, now, now + spec.serving.start_timeout, replacement=replacement
         )
-        self.residents[resident.worker] = resident
-        self._of_model.setdefault(spec.name, []).append(resident)
-        self._resided(spec.name)
-        return resident
+        self.workers[worker.worker] = worker
+        self._of_model.setdefault(spec.name, []).append(worker)
+        self._workers_changed(spec.name)
+        return worker
 
-    def step(self, resident: WorkerRecord, step: Transition) -> None:
-        """A step in a worker's life. One that has gone is no longer in the books."""
-        resident.step(step)
-        name = resident.spec.name
+    def step(self, worker: WorkerRecord, step: Transition) -> None:
+        """Change the state of a worker; one that has exited is removed."""
+        worker.step(step)
+        name = worker.spec.name
         if step is Transition.EXITED:
-            del self.residents[resident.worker]
-            self._of_model[name].remove(resident)
+            del self.workers[worker.worker]
+            self._of_model[name].remove(worker)
             if not self._of_model[name]:
                 del self._of_model[name]
-        self._resided(name)
+        self._workers_changed(name)
 
-    def put_behind(self, model: str, wanted: str, now: float) -> None:
-        """The worker of a model is about to go for one that is wanted, whoever is older."""
-        if model in self.queues and self.rank(model) < self._wishes.get(wanted, NEVER):
-            self.record(model).put_out = now
+    def defer(self, model: str, wanted: str, now: float) -> None:
+        """Rank a model whose worker is evicted behind `wanted`, though its requests are older."""
+        if model in self.queues and self.rank(model) < self._wanted_ranks.get(wanted, NEVER):
+            self.record(model).preempted_at = now
 
-    def measured(self, model: str, held: int) -> bool:
-        """A worker of this model was seen to hold so much: the most ever seen is its need.
-
-        Whether that is now more than before.
-        """
-        record = self.record(model)
-        grown = held > record.measured
-        if grown:
-            record.measured = held
-            self._resided(model)
-        return grown
-
-    def recall(self, model: str, learned: ModelProfile) -> None:
-        """This is what was learned of the model, at another time too."""
-        record = self.record(model)
-        record.mean_load = learned.load_seconds or None
-        if record.measured != learned.bytes:
-            record.measured = learned.bytes
-            self._resided(model)
-
-    def learned(self, model: str) -> ModelProfile:
-        """What is worth keeping of what is known of the model."""
-        record = self.record(model)
-        return ModelProfile(record.measured, record.mean_load or 0.0)
-
-    def give_another_chance(self, model: str) -> None:
-        """Count no failed starts: its terms are others now."""
-        record = self.records.get(model)
-        if record is not None:
-            record.failures, record.cool_until, record.reason = 0, 0.0, ""
-
-    def forget(self, model: str) -> None:
-        """Drop what was known of a model: it is another one now."""
-        self.records.pop(model, None)
-        self._resided(model)
-
-    def terms_changed(self) -> None:
-        """The limits, or the terms on which workers run, are others now."""
+    def limits_changed(self) -> None:
+        """Discard every result that depends on the limits or serving policies."""
         self._sums = None
         self.version += 1
 
-    def _resided(self, model: str) -> None:
-        """Who serves the model or what it takes may have changed."""
+    def _workers_changed(self, model: str) -> None:
+        """Update the indices after a change of the model's workers or of its need."""
         self._sums = None
         self.version += 1
         serving = [r for r in self._of_model.get(model, ()) if r.state in SERVING]
         if serving:
-            # An heir waits for its turn, and is no heir any more when there is nobody before it.
+            # A replacement serves only after its predecessor, and is none if that has gone.
             (first,) = [r for r in serving if not r.replacement] or serving
             first.replacement = False
             self._serving[model] = first
         else:
             self._serving.pop(model, None)
         self.touched.add(model)
-        self._rank(model)
+        self._update_rank(model)
 
-    def _rank(self, model: str) -> None:
-        """Bring the model's place among the wanted up to date."""
+    # -- measurements --------------------------------------------------------------------------
+
+    def record_memory(self, model: str, held: int) -> bool:
+        """Record the bytes that a worker holds; the largest so far is the need of its model.
+
+        Return True if that is more than before.
+        """
+        record = self.record(model)
+        grown = held > record.measured
+        if grown:
+            record.measured = held
+            self._workers_changed(model)
+        return grown
+
+    def restore_profile(self, model: str, profile: ModelProfile) -> None:
+        """Replace the measurements of a model by those of an earlier run."""
+        record = self.record(model)
+        record.mean_load = profile.load_seconds or None
+        if record.measured != profile.bytes:
+            record.measured = profile.bytes
+            self._workers_changed(model)
+
+    def profile(self, model: str) -> ModelProfile:
+        """Return the measurements of a model that are worth storing."""
+        record = self.record(model)
+        return ModelProfile(record.measured, record.mean_load or 0.0)
+
+    def reset_failures(self, model: str) -> None:
+        """Discard the failed starts of a model, because its serving policy has changed."""
+        record = self.records.get(model)
+        if record is not None:
+            record.failures, record.backoff_until, record.reason = 0, 0.0, ""
+
+    def forget(self, model: str) -> None:
+        """Discard all measurements of a model, because its launch spec has changed."""
+        self.records.pop(model, None)
+        self._workers_changed(model)
+
+    # -- ranks of wanted models ----------------------------------------------------------------
+
+    def _update_rank(self, model: str) -> None:
+        """Update the model's rank and its position in `wanted` after a change of either source."""
         queue = self.queues.get(model)
-        before, rank = (
-            self._ranks.get(model, NEVER),
-            queue.head().rank if queue is not None else NEVER,
-        )
+        before = self._ranks.get(model, NEVER)
+        rank = queue.head().rank if queue is not None else NEVER
         self._ranks[model] = rank
-        wish = NEVER if model in self._serving else self._claim(model, rank)
-        wished = self._wishes.get(model, NEVER)
-        if wish != wished:
-            self._wish(model, wished, wish)
+        wanted = NEVER if model in self._serving else self._wanted_rank(model, rank)
+        wanted_before = self._wanted_ranks.get(model, NEVER)
+        # Case 1: the model enters, leaves or moves within `wanted`.
+        if wanted != wanted_before:
+            self._move_wanted(model, wanted_before, wanted)
+        # Case 2: a model with a worker. A plan compares its rank with the wanted models before
+        # the horizon; so a change counts only if it passes one of them.
         elif (
             before != rank
             and (before < self.horizon or rank < self.horizon)
-            and self._ahead(before) != self._ahead(rank)
+            and self._count_before(before) != self._count_before(rank)
         ):
-            # One that is served has become older, or younger, than one that waits for room.
             self.version += 1
+        # Case 3: the order is as before, and so is every plan.
 
-    def _claim(self, model: str, rank: Rank) -> Rank:
-        """Its rank among the wanted: behind those for whom it was put out."""
+    def _wanted_rank(self, model: str, rank: Rank) -> Rank:
+        """Return the rank among the wanted models: behind those for which it was preempted."""
         record = self.records.get(model)
-        return rank if record is None else max(rank, (record.put_out, 0))
+        return rank if record is None else max(rank, (record.preempted_at, 0))
 
-    def _wish(self, model: str, before: Rank, now: Rank) -> None:
+    def _move_wanted(self, model: str, before: Rank, now: Rank) -> None:
         if min(before, now) <= self.horizon:
             self.version += 1
         if before != NEVER:
             del self.wanted[bisect_left(self.wanted, (before, model))]
-            del self._wishes[model]
+            del self._wanted_ranks[model]
         if now != NEVER:
             insort(self.wanted, (now, model))
-            self._wishes[model] = now
+            self._wanted_ranks[model] = now
 
-    def _ahead(self, rank: Rank) -> int:
-        """How many of the models that wait for room come before this rank, to the horizon."""
+    def _count_before(self, rank: Rank) -> int:
+        """Return the number of wanted models before this rank, up to the horizon."""
         return bisect_left(self.wanted, (min(rank, self.horizon), "")) if self.wanted else 0
 
-    # -- questions -----------------------------------------------------------------------------
+    # -- queries -------------------------------------------------------------------------------
 
     def rank(self, model: str) -> Rank:
-        """The first rank of those that wait for this model; NEVER when nobody does."""
+        """Return the first rank in the queue of this model; NEVER when the queue is empty."""
         return self._ranks.get(model, NEVER)
 
     def serving(self, model: str) -> WorkerRecord | None:
-        """The one worker that serves this model or soon will, or None."""
+        """Return the worker that serves this model or soon will, or None."""
         return self._serving.get(model)
 
-    def of_model(self, model: str) -> Collection[WorkerRecord]:
-        """All workers alive for this model, oldest first. Not to be kept."""
+    def workers_of(self, model: str) -> Collection[WorkerRecord]:
+        """Return the workers of this model, oldest first: a view, not to be stored."""
         return self._of_model.get(model, ())
 
     def models(self) -> set[str]:
-        """All models with a worker or a queue."""
+        """Return all models with a worker or a queue."""
         return self._of_model.keys() | self.queues.keys()
 
     def _in_use(self, model: str) -> bool:
-        resident = self._serving.get(model)
-        return model in self.queues or (resident is not None and bool(resident.busy))
+        if model in self.queues:
+            return True
+        worker = self._serving.get(model)
+        return worker is not None and bool(worker.busy)
 
     def record(self, model: str) -> ModelRecord:
+        """Return the measurements of this model."""
         record = self.records.get(model)
         if record is None:
             record = self.records[model] = ModelRecord()
         return record
 
     def load_seconds(self, model: str) -> float:
-        """How long a worker of this model takes to be ready; 0 when none ever was."""
+        """Return the mean load time of this model in seconds; 0 when it never loaded."""
         record = self.records.get(model)
         return 0.0 if record is None else record.mean_load or 0.0
 
     def in_flight(self, model: str) -> bool:
-        """Whether any request for this model waits or is served."""
+        """Return True if any request for this model is queued or served."""
         return model in self.queues or any(r.busy for r in self._of_model.get(model, ()))
 
     def size(self, spec: ModelSpec) -> int:
-        """Bytes that a worker of this model takes: as measured, or as estimated if it never ran."""
+        """Return the bytes that a worker of this model takes: measured, else estimated."""
         record = self.records.get(spec.name)
         return (record.measured if record is not None else 0) or spec.serving.need_bytes
 
     def need(self, spec: ModelSpec) -> Capacity:
-        """What a worker of this model takes."""
+        """Return the capacity that a worker of this model takes."""
         return Capacity(1, self.size(spec))
 
-    def total(self, residents: Iterable[WorkerRecord]) -> Capacity:
-        """What these workers take together."""
-        return sum((self.need(r.spec) for r in residents), Capacity())
+    def total(self, workers: Iterable[WorkerRecord]) -> Capacity:
+        """Return the capacity that these workers take together."""
+        return sum((self.need(r.spec) for r in workers), Capacity())
 
     def taken(self) -> Capacity:
-        """What all workers alive take, those that are on their way out included."""
+        """Return the capacity that all workers alive take, those that leave included."""
         return self._all_sums()[0]
 
-    def stays(self) -> Capacity:
-        """What the workers take that nobody has asked to go."""
+    def staying_capacity(self) -> Capacity:
+        """Return the capacity that the workers take which are not leaving."""
         return self._all_sums()[1]
 
-    def pinned(self) -> Capacity:
-        """What those of them take that are pinned."""
+    def pinned_capacity(self) -> Capacity:
+        """Return the share of `staying_capacity` that pinned workers take."""
         return self._all_sums()[2]
 
     def _all_sums(self) -> tuple[Capacity, Capacity, Capacity]:
         if self._sums is None:
             taken = stays = pinned = stay_bytes = pinned_bytes = taken_bytes = 0
-            for r in self.residents.values():
+            for r in self.workers.values():
                 size = self.size(r.spec)
                 taken += 1
                 taken_bytes += size
@@ -484,13 +394,13 @@ class SchedulerState:
         return self._sums
 
     def staying(self) -> Iterator[WorkerRecord]:
-        """Workers alive that nobody has asked to go."""
-        return (r for r in self.residents.values() if r.state not in LEAVING)
+        """Yield the workers that are not leaving."""
+        return (r for r in self.workers.values() if r.state not in LEAVING)
 
     def __repr__(self) -> str:
-        residents = ", ".join(
+        workers = ", ".join(
             f"{r.worker}:{r.spec.name} {r.state.value} {len(r.busy)}/{r.slots}"
-            for r in self.residents.values()
+            for r in self.workers.values()
         )
         queues = ", ".join(f"{model}: {list(q)}" for model, q in self.queues.items())
-        return f"[{residents}] waiting {{{queues}}} granted {sorted(self.granted)}"
+        return f"[{workers}] queued {{{queues}}} assigned {sorted(self.assigned)}"

@@ -1,4 +1,4 @@
-"""When whom is to be looked at: the soonest of many times that keep changing."""
+"""A timer per worker, backed by a heap with lazy deletion."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from swapd.domain.events import WorkerId
 
 
 class Timers:
-    """One time for each worker. Setting one and asking for the soonest are cheap.
+    """Times of the workers, with a cheap setter and a cheap minimum.
 
-    Times that were replaced stay in the heap until they come up, or are too many.
+    Replaced times stay in the heap until they reach its top, or are too many.
     """
 
-    __slots__ = ("_heap", "_when", "soonest")
+    __slots__ = ("_heap", "_times", "soonest")
 
     def __init__(self) -> None:
         self.soonest = math.inf
-        """The next time at which somebody is due; infinite when nobody is."""
-        self._when: dict[WorkerId, float] = {}
+        """Time at which the next worker is due; infinite if none is."""
+        self._times: dict[WorkerId, float] = {}
         self._heap: list[tuple[float, WorkerId]] = []
 
     def set(self, worker: WorkerId, when: float) -> None:
-        """The worker's time is now this one; infinite: it has none."""
-        before = self._when.get(worker, math.inf)
+        """Set the time of a worker; infinite: it has none."""
+        before = self._times.get(worker, math.inf)
         if before == when:
             return
         if when == math.inf:
-            del self._when[worker]
+            del self._times[worker]
         else:
-            self._when[worker] = when
+            self._times[worker] = when
             heappush(self._heap, (when, worker))
-            if len(self._heap) > 2 * len(self._when) + 64:
-                self._heap = [(when, worker) for worker, when in self._when.items()]
+            if len(self._heap) > 2 * len(self._times) + 64:
+                self._heap = [(when, worker) for worker, when in self._times.items()]
                 heapify(self._heap)
         if when < self.soonest:
             self.soonest = when
@@ -42,10 +42,10 @@ class Timers:
 
     def _first(self) -> float:
         heap = self._heap
-        while heap and self._when.get(heap[0][1]) != heap[0][0]:
+        while heap and self._times.get(heap[0][1]) != heap[0][0]:
             heappop(heap)
         return heap[0][0] if heap else math.inf
 
     def due(self, now: float) -> list[WorkerId]:
-        """Those whose time has come. They stay due until their time is set anew."""
-        return [worker for worker, when in self._when.items() if when <= now]
+        """Return the workers whose time is past. They stay due until their time is set anew."""
+        return [worker for worker, when in self._times.items() if when <= now]

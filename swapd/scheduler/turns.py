@@ -1,9 +1,9 @@
-"""Whose turn it is: how long a worker keeps its place while others wait for the room it holds.
+"""Time slices: the time for which a worker keeps its capacity while other models wait for it.
 
-A swap costs a start and, later, the start of the one that went. So requests for a resident model
-are served together before a swap, for a turn that is a multiple of that cost and never longer
-than `max_wait`; then its worker yields. A worker that falls idle within its turn keeps its place
-only for the moment in which its clients are known to come back.
+A swap costs a start and, later, another start of the evicted model. So requests for a resident
+model are served together before a swap, for a time slice that is a multiple of that cost and
+never longer than `max_turn`; then its worker is preempted. A worker that falls idle within its
+slice keeps its capacity only for the short time in which its clients usually return.
 """
 
 from __future__ import annotations
@@ -12,54 +12,54 @@ import math
 
 from swapd.domain.models import Limits, ModelSpec
 from swapd.scheduler.queue import Rank
-from swapd.scheduler.state import SchedulerState, WorkerRecord
+from swapd.scheduler.records import WorkerRecord
+from swapd.scheduler.state import SchedulerState
 
 TURN = 5.0
-"""Length of a turn, in swaps there and back: at most a sixth of the time goes into swapping."""
+"""Length of a time slice, in swaps there and back: at most a sixth of the time is swapping."""
 LINGER = 4.0
-"""How long to wait for a client to come back, in its mean time to do so."""
-LINGER_MOST = 0.5
-"""The same at most, in swaps."""
-LINGER_LEAST = 0.02
-"""Seconds; below this a client's pause is the network's and the scheduler's."""
+"""Time to wait for clients to return, in their mean pause."""
+MAX_LINGER = 0.5
+"""Maximum of that time, in swaps."""
+MIN_LINGER = 0.02
+"""Seconds. Shorter pauses come from the network and the scheduler, not from the client."""
 
 
 def keeps_place_until(
-    books: SchedulerState, resident: WorkerRecord, rival: ModelSpec, asked: Rank, limits: Limits
+    state: SchedulerState, worker: WorkerRecord, rival: ModelSpec, rank: Rank, limits: Limits
 ) -> float:
-    """Until when `resident` need not make room for `rival`, the first of whose requests has
-    this rank.
+    """Return the time until which `worker` is not evicted for `rival`, a model of this rank.
 
-    In the past when it has to make room now. Nothing is known of a model that never loaded, so
-    its turn is empty.
+    A time in the past: it may be evicted now. The cost of a model that never loaded is unknown,
+    so its time slice is empty.
     """
-    ends = _turn_ends(books, resident, rival, asked, limits)
-    stay = resident.spec.serving.min_residency
-    return max(resident.up_since + stay, ends) if stay else ends
+    ends = _slice_end(state, worker, rival, rank, limits)
+    stay = worker.spec.serving.min_residency
+    return max(worker.ready_since + stay, ends) if stay else ends
 
 
-def _turn_ends(
-    books: SchedulerState, resident: WorkerRecord, rival: ModelSpec, asked: Rank, limits: Limits
+def _slice_end(
+    state: SchedulerState, worker: WorkerRecord, rival: ModelSpec, rank: Rank, limits: Limits
 ) -> float:
-    name = resident.spec.name
-    begun = max(resident.up_since, asked[0])
-    if books.rank(name) < asked:
-        # Older requests wait for it as well: they come first, but not for longer than the bound.
-        return begun + limits.max_turn if limits.max_turn else math.inf
-    swap = books.load_seconds(name) + books.load_seconds(rival.name)
-    turn_ends = begun + min(TURN * swap, limits.max_turn)
-    if resident.busy or name in books.queues:
-        return turn_ends
-    return min(turn_ends, resident.last_used + _linger(books, name, swap))
+    name = worker.spec.name
+    begin = max(worker.ready_since, rank[0])
+    if state.rank(name) < rank:
+        # Older requests wait for this worker: they are served first, but only up to the bound.
+        return begin + limits.max_turn if limits.max_turn else math.inf
+    swap = state.load_seconds(name) + state.load_seconds(rival.name)
+    slice_end = begin + min(TURN * swap, limits.max_turn)
+    if worker.busy or name in state.queues:
+        return slice_end
+    return min(slice_end, worker.last_used + _linger(state, name, swap))
 
 
-def _linger(books: SchedulerState, model: str, swap: float) -> float:
-    """Seconds to keep an idle worker for clients that are about to ask again.
+def _linger(state: SchedulerState, model: str, swap: float) -> float:
+    """Return the seconds for which an idle worker is kept for clients that may return.
 
-    None when so long a wait would cost too much of what it may save.
+    0 when so long a wait costs too much of the swap that it may save.
     """
-    record = books.records.get(model)
+    record = state.records.get(model)
     pause = record.mean_pause if record is not None else None
-    if pause is None or LINGER * pause > LINGER_MOST * swap:
+    if pause is None or LINGER * pause > MAX_LINGER * swap:
         return 0.0
-    return max(LINGER * pause, min(LINGER_LEAST, LINGER_MOST * swap))
+    return max(LINGER * pause, min(MIN_LINGER, MAX_LINGER * swap))

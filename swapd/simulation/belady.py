@@ -1,4 +1,4 @@
-"""What somebody could do who knew the future: two bounds on the seconds spent loading.
+"""Offline bounds: the least seconds of loading for a scheduler that knows all requests ahead.
 
 Both are for requests that are served in the order in which they come, each by a model that is in
 memory then; loading, serving and stopping take no time but what is counted. After a request its
@@ -31,12 +31,12 @@ class Interval:
     last: int
     bytes: int
     seconds: float
-    """What keeping the model saves."""
+    """Seconds of loading that keeping the model saves."""
 
 
 @dataclass(frozen=True, slots=True)
 class OfflineBounds:
-    """Seconds of loading, and loads, of one who knows the future."""
+    """Seconds of loading, and loads, with knowledge of all requests."""
 
     belady: float
     loads: int

@@ -21,7 +21,7 @@ from swapd.simulation.traces import GIB, TraceModel, TraceRequest
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """How fast the machine is."""
+    """Speed of the machine."""
 
     stop_seconds: float = 0.2
     prompt_bytes: float = 2000.0 * GIB
@@ -40,7 +40,7 @@ class Hardware:
 
 @dataclass(slots=True)
 class Residency:
-    """One stay of a model in memory."""
+    """Stay of a model in memory."""
 
     model: str
     started: float
@@ -51,7 +51,7 @@ class Residency:
 
 @dataclass(slots=True)
 class ServedRequest:
-    """What became of one request."""
+    """Outcome of a request."""
 
     ask: TraceRequest
     granted: float | None = None
@@ -61,7 +61,7 @@ class ServedRequest:
 
 @dataclass(slots=True)
 class Outcome:
-    """All that happened in one run."""
+    """Records of one run."""
 
     served: list[ServedRequest] = field(default_factory=list)
     stays: list[Residency] = field(default_factory=list)
@@ -70,15 +70,15 @@ class Outcome:
 
 
 Again = Callable[[ServedRequest, float], Iterable[TraceRequest]]
-"""What a client asks next when it has its answer, or is refused."""
+"""Function that returns a client's next requests after an answer or a rejection."""
 
 
 BOUNDLESS: dict[str, Any] = {"start_timeout": 1e6, "max_queue": 10**6}
-"""What a simulated worker never runs into."""
+"""Serving policy with limits that a simulated worker never reaches."""
 
 
 class SimulatedHost:
-    """One run. `again` makes clients that ask again when they are answered."""
+    """Simulation of one run. `again` returns the requests that clients send after an answer."""
 
     def __init__(
         self,

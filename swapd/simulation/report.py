@@ -1,4 +1,4 @@
-"""What a run came to, in figures, and the table that compares runs."""
+"""Figures of a run, and the table that compares runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from swapd.simulation.machine import Outcome
 
 @dataclass(frozen=True, slots=True)
 class SimulationResult:
-    """One trace under one policy. Seconds, but where the name says otherwise."""
+    """Figures of a trace under a policy, in seconds unless the name says otherwise."""
 
     trace: str
     policy: str
@@ -20,7 +20,7 @@ class SimulationResult:
     swaps: int
     """Workers started."""
     loading: float
-    """Spent by all workers from their start until they were ready, or were told to stop."""
+    """Spent by all workers from their start until they were ready, or were stopped."""
     p50: float
     """Waits from arrival to grant, of those that were served."""
     p95: float

@@ -36,7 +36,7 @@ USUAL_GIB = 4.0
 
 @dataclass(frozen=True, slots=True)
 class SimulationOptions:
-    """What to simulate."""
+    """Options of a simulation."""
 
     traces: tuple[Trace, ...]
     policies: tuple[str, ...] = tuple(POLICIES)
@@ -49,7 +49,7 @@ class SimulationOptions:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One trace under all policies."""
+    """Results of a trace under all policies."""
 
     trace: Trace
     bounds: OfflineBounds

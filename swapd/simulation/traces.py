@@ -25,7 +25,7 @@ START = 0.5
 
 @dataclass(frozen=True, slots=True)
 class TraceModel:
-    """What a model takes."""
+    """Resources of a model."""
 
     bytes: int
     speed: float = FAST
@@ -39,7 +39,7 @@ class TraceModel:
 
 @dataclass(frozen=True, slots=True)
 class TraceRequest:
-    """One request of a trace."""
+    """Request of a trace."""
 
     time: float
     """Seconds from the start of the trace."""
@@ -202,7 +202,7 @@ def bursts(seed: int, hours: float) -> Trace:
 
 
 def scan(seed: int, hours: float) -> Trace:
-    """Conversations, and every two hours somebody who tries all models one after the other."""
+    """Conversations, and every two hours a client that tries all models one after the other."""
     rng = random.Random(seed)
     made = _sessions(rng, hours, lambda _: 8.0)
     asks = list(made.asks)

@@ -1,4 +1,4 @@
-"""Which model files a host keeps on its disk, by the same policies as workers in memory.
+"""Disk cache of model files, with the same eviction policies as workers in memory.
 
 A decision changes little: it reserves room for the file that is to come and marks those that are
 to go. A file is in the cache when its transfer has succeeded, and out of it when it is deleted;
@@ -14,11 +14,11 @@ from enum import Enum
 from swapd.scheduler import eviction
 from swapd.scheduler.eviction import POLICIES, EvictionCandidate
 from swapd.scheduler.forecast import Forecast, RateEstimator
-from swapd.scheduler.state import Capacity
+from swapd.scheduler.records import Capacity
 
 
 class StoreAction(Enum):
-    """Where a request's model comes from."""
+    """Source of a request's model."""
 
     ALREADY_LOADED = "already_loaded"
     LOCAL = "load_from_local_store"
@@ -28,18 +28,18 @@ class StoreAction(Enum):
 
 @dataclass(frozen=True, slots=True)
 class StoreLimits:
-    """What the cache may hold. 0: no limit."""
+    """Limits of the cache. 0: no limit."""
 
     policy: str = "lru"
     max_files: int = 0
     max_bytes: int = 0
     ttl: float = 0.0
-    """Seconds without use after which a file goes, under the policies that heed time."""
+    """Seconds without use after which a file is deleted, under policies with a TTL."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoreDecision:
-    """What is to be done for one request: delete these files, then load as `action` says."""
+    """Decision on a request: delete these files, then load according to `action`."""
 
     action: StoreAction
     evicted: tuple[str, ...] = ()
@@ -92,7 +92,7 @@ class DiskStore:
         return tuple(sorted(name for name, file in self._files.items() if not file.going))
 
     def decide(self, model: str, size: int, loaded: Collection[str], now: float) -> StoreDecision:
-        """What to do for a request for this model, of so many bytes."""
+        """Decide on a request for this model, of this size in bytes."""
         self._uses[model] = self._uses.get(model, 0) + 1
         self._forecast.note(self._demand.setdefault(model, RateEstimator()), now)
         file = self._files.get(model)
@@ -155,7 +155,7 @@ class DiskStore:
         return None if chosen is None else self._mark(chosen)
 
     def _candidate(self, name: str, file: _File, now: float) -> EvictionCandidate[str]:
-        likely = self._forecast.share(self._demand[name], now)
+        likely = self._forecast.probability(self._demand[name], now)
         uses, seconds = self._uses[name], file.fetch_seconds
         return EvictionCandidate(name, file.bytes, False, file.last_used, uses, seconds, likely)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 
 from swapd.domain.models import Catalog, Limits
-from tests.specs import model_spec
+from tests.specs import changed_spec, model_spec
 
 
 def catalog(
@@ -41,5 +40,5 @@ def catalog(
 
 def altered(before: Catalog, model: str, **changes: object) -> Catalog:
     """The same catalog with one model changed."""
-    spec = replace(before.models[model], **changes)  # type: ignore[arg-type]
+    spec = changed_spec(before.models[model], **changes)
     return Catalog({**before.models, model: spec}, before.limits)

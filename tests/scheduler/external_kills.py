@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from swapd.domain import commands as od
 from swapd.domain import events as ev
-from swapd.scheduler.quarantine import KILLS, POISON_FOR, TRIES
+from swapd.scheduler.quarantine import MAX_KILLS, MAX_LOSSES, POISON_FOR
 from tests.scheduler.machine_worker import Process
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def check_refusal(m: Machine, request: int, why: od.RejectReason) -> None:
 
 def _is_out_of_tries(m: Machine, request: int) -> bool:
     losses, kills = m.losses.get(request, 0), m.kills.get(request, 0)
-    return losses - kills >= TRIES or kills >= KILLS
+    return losses - kills >= MAX_LOSSES or kills >= MAX_KILLS
 
 
 def note_end(m: Machine, p: Process, killed_externally: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from swapd.scheduler.handlers import PRESSURE
+from swapd.scheduler.emitter import PRESSURE
 
 if TYPE_CHECKING:
     from tests.scheduler.machine import Machine

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from swapd.domain import commands as od
 from swapd.domain import events as ev
 from swapd.domain.models import Catalog, Limits, ModelSpec
-from swapd.scheduler.handlers import PRESSURE
-from swapd.scheduler.placement import PATIENCE
-from swapd.scheduler.scheduler import Scheduler
+from swapd.scheduler.emitter import PRESSURE
+from swapd.scheduler.scheduler import FREE_MEMORY_TIMEOUT, Scheduler
 from tests.scheduler import (
     external_kills,
     free_memory,
@@ -85,7 +84,7 @@ class Machine:
     @property
     def turn(self) -> float:
         """What each that is before it costs a request at most, without what is loaded."""
-        patience = PATIENCE if self.limits.require_free_memory else 0.0
+        patience = FREE_MEMORY_TIMEOUT if self.limits.require_free_memory else 0.0
         stay = max(
             (m.serving.min_residency for m in self.scheduler.catalog.models.values()), default=0.0
         )
@@ -195,7 +194,7 @@ class Machine:
             f"busy worker {process.worker} stopped: {because}",
         )
         forced = ("its configuration changed", "unloaded by hand", "swapd is shutting down")
-        unclaimed = because == "nobody waits for it any more"
+        unclaimed = because == "no request waits for it any more"
         self.require(
             not self.spec(process).serving.pinned or because in forced or unclaimed,
             f"pinned {process.spec.name} stopped: {because}",
@@ -388,12 +387,12 @@ class Machine:
 
     def settle_down(self) -> None:
         """Let everything run out; nobody may be left waiting, and nothing may be held."""
-        turn = LOAD_MOST + SERVE_MOST + 3 * STOP_MOST + self.limits.max_turn + PATIENCE
+        turn = LOAD_MOST + SERVE_MOST + 3 * STOP_MOST + self.limits.max_turn + FREE_MEMORY_TIMEOUT
         bound = len(self.open) * turn + 100.0
         self.advance(bound)
         self.require(not self.open, f"requests never ended: {sorted(self.open)}")
         books = repr(self.scheduler)
-        self.require("granted []" in books and "waiting {}" in books, f"held at rest: {books}")
+        self.require("assigned []" in books and "queued {}" in books, f"held at rest: {books}")
         if self.closing is not None:
             self.require(not self.processes, "workers outlive a shutdown")
         for p in self.processes.values():

@@ -9,7 +9,8 @@ import pytest
 from swapd.domain import commands as od
 from swapd.domain import events as ev
 from swapd.domain.models import Catalog, Limits, ModelProfile
-from swapd.scheduler.placement import PATIENCE, PAUSE
+from swapd.scheduler.scheduler import FREE_MEMORY_INTERVAL as INTERVAL
+from swapd.scheduler.scheduler import FREE_MEMORY_TIMEOUT as TIMEOUT
 from tests.scheduler.test_rules import A, B, C, Talk, model
 from tests.specs import changed_spec
 
@@ -54,17 +55,17 @@ def test_what_is_on_its_way_up_or_out_is_waited_for() -> None:
 def test_memory_that_nobody_gives_back_is_waited_for_and_then_refused() -> None:
     talk = Talk(CAREFUL, big=BIG, small=SMALL)
     talk >> ev.RequestArrived(0, 1, "big") << "look"
-    talk >> ev.FreeMemoryReported(0, 5) << f"wake:{PAUSE:g}"
+    talk >> ev.FreeMemoryReported(0, 5) << f"wake:{INTERVAL:g}"
     talk >> ev.RequestArrived(0, 2, "small") << "look wake:never"
-    talk >> ev.FreeMemoryReported(0, 5) << f"wake:{PAUSE:g}"
-    now = PAUSE
-    while now < PATIENCE:
+    talk >> ev.FreeMemoryReported(0, 5) << f"wake:{INTERVAL:g}"
+    now = INTERVAL
+    while now < TIMEOUT:
         talk >> ev.TimerFired(now) << "look"
-        talk >> ev.FreeMemoryReported(now, 5) << f"wake:{now + PAUSE:g}"
-        now += PAUSE
-    talk >> ev.TimerFired(PATIENCE) << "look"
-    talk >> ev.FreeMemoryReported(PATIENCE, 5) << "refuse:1:insufficient_memory look"
-    talk >> ev.FreeMemoryReported(PATIENCE, 5) << f"start:small=1 wake:{PATIENCE + 100:g}"
+        talk >> ev.FreeMemoryReported(now, 5) << f"wake:{now + INTERVAL:g}"
+        now += INTERVAL
+    talk >> ev.TimerFired(TIMEOUT) << "look"
+    talk >> ev.FreeMemoryReported(TIMEOUT, 5) << "refuse:1:insufficient_memory look"
+    (talk >> ev.FreeMemoryReported(TIMEOUT, 5) << f"start:small=1 wake:{TIMEOUT + 100:g}")
 
 
 def test_the_refusal_says_how_much_is_missing() -> None:
@@ -73,9 +74,9 @@ def test_the_refusal_says_how_much_is_missing() -> None:
         talk
         >> ev.RequestArrived(0, 1, "huge")
         >> ev.FreeMemoryReported(0, 2**30)
-        >> ev.TimerFired(PATIENCE)
+        >> ev.TimerFired(TIMEOUT)
     )
-    talk >> ev.FreeMemoryReported(PATIENCE, 2**30)
+    talk >> ev.FreeMemoryReported(TIMEOUT, 2**30)
     (refusal,) = [o for o in talk.last if isinstance(o, od.Reject)]
     assert refusal.message == (
         "'huge' needs 2,048 MiB of memory and 1,024 MiB are free: 1,024 MiB are missing,"
@@ -86,17 +87,17 @@ def test_the_refusal_says_how_much_is_missing() -> None:
 
 def test_patience_begins_anew_for_new_clients() -> None:
     talk = Talk(CAREFUL, big=BIG)
-    talk >> ev.RequestArrived(0, 1, "big") >> ev.FreeMemoryReported(0, 5) << f"wake:{PAUSE:g}"
+    (talk >> ev.RequestArrived(0, 1, "big") >> ev.FreeMemoryReported(0, 5) << f"wake:{INTERVAL:g}")
     talk >> ev.RequestCancelled(0.2, 1) << "wake:never"
     talk >> ev.RequestArrived(100, 2, "big") << "look"
-    talk >> ev.FreeMemoryReported(100, 5) << f"wake:{100 + PAUSE:g}"
+    talk >> ev.FreeMemoryReported(100, 5) << f"wake:{100 + INTERVAL:g}"
 
 
 def test_memory_that_comes_back_is_noticed() -> None:
     talk = Talk(CAREFUL, big=BIG)
-    talk >> ev.RequestArrived(0, 1, "big") >> ev.FreeMemoryReported(0, 5) << f"wake:{PAUSE:g}"
-    talk >> ev.TimerFired(PAUSE) << "look"
-    talk >> ev.FreeMemoryReported(PAUSE, 8) << f"start:big=1 wake:{100 + PAUSE:g}"
+    (talk >> ev.RequestArrived(0, 1, "big") >> ev.FreeMemoryReported(0, 5) << f"wake:{INTERVAL:g}")
+    talk >> ev.TimerFired(INTERVAL) << "look"
+    (talk >> ev.FreeMemoryReported(INTERVAL, 8) << f"start:big=1 wake:{100 + INTERVAL:g}")
 
 
 def test_one_that_is_known_only_to_fill_the_budget_runs_alone_or_not_at_all() -> None:
@@ -111,7 +112,7 @@ def test_nobody_goes_for_it_under_a_policy_that_lets_nobody_go(policy: str) -> N
     talk = Talk(limits, big=BIG, small=SMALL)
     talk >> ev.RequestArrived(0, 1, "small") >> ev.FreeMemoryReported(0, 9) >> ev.WorkerReady(1, 1)
     talk >> ev.RequestFinished(2, 1) >> ev.RequestArrived(3, 2, "big") << "look"
-    talk >> ev.FreeMemoryReported(3, 6) << f"wake:{3 + PAUSE:g}"
+    talk >> ev.FreeMemoryReported(3, 6) << f"wake:{3 + INTERVAL:g}"
 
 
 def test_nobody_looks_where_nobody_asked_for_it() -> None:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from swapd.domain import events as ev
-from swapd.domain.commands import Stop
+from swapd.domain.commands import Command, Stop
 from swapd.domain.models import Catalog, Limits
-from swapd.scheduler.admission import Rejection
-from swapd.scheduler.eviction import PressureLevel, pressure_level
+from swapd.scheduler import handlers, scheduler
+from swapd.scheduler.emitter import Emitter
 from swapd.scheduler.lifecycle import WorkerState
-from swapd.scheduler.queue import QueuedRequest
+from swapd.scheduler.queue import NEVER, QueuedRequest
+from swapd.scheduler.records import Capacity, Rejection, WorkerRecord, missing
 from swapd.scheduler.scheduler import Scheduler
-from swapd.scheduler.state import NEVER, Capacity, WorkerRecord, missing
+from swapd.scheduler.state import SchedulerState
 from tests.scheduler.catalogs import catalog
 from tests.scheduler.histories import Deed, follow, histories, worlds
 from tests.scheduler.machine import BreachError, Machine
@@ -47,13 +47,14 @@ def test_the_same_events_give_the_same_orders(world: Catalog, history: list[Deed
 
 
 class LooksAtAll(Scheduler):
-    """Looks at every model in each pass, and plans anew each time."""
+    """A scheduler that looks at every model in each pass, and always makes a new plan."""
 
-    def _settle(self, now: float, pressure: PressureLevel) -> None:
-        self._look_at_all = True
-        self._plan.version = -1
-        self._books.horizon = NEVER
-        super()._settle(now, pressure)
+    def handle(self, event: ev.Event) -> list[Command]:
+        """Mark everything as changed before the event is applied."""
+        self._state.all_touched = True
+        self._state.plan.version = -1
+        self._state.horizon = NEVER
+        return super().handle(event)
 
 
 @settings(QUICK, max_examples=300)
@@ -62,159 +63,153 @@ def test_a_pass_leaves_out_only_what_has_nothing_to_do(world: Catalog, history: 
     assert follow(world, history).history == follow(world, history, LooksAtAll).history
 
 
-class VictimLeftReady(Scheduler):
-    """Stops a worker and goes on granting to it."""
-
-    def _stop(self, resident: WorkerRecord, because: str, now: float) -> None:
-        assert now >= 0
-        self._orders.append(Stop(resident.worker, because))
+def _victim_left_ready(self: Emitter, worker: WorkerRecord, reason: str, now: float) -> None:
+    """Stop a worker and go on assigning requests to it."""
+    assert now >= 0
+    self._commands.append(Stop(worker.worker, reason))
 
 
-class GrantWithoutSlot(Scheduler):
-    """Sees one slot more than there is."""
-
-    def _admissible(self, resident: WorkerRecord, now: float) -> QueuedRequest | None:
-        queue = self._books.queues.get(resident.spec.name)
-        if queue is not None and len(resident.busy) <= resident.slots:
-            return queue.next(resident.slots, now)
-        return super()._admissible(resident, now)
-
-
-class ForgottenQueueEntry(Scheduler):
-    """Loses a request that waits when its worker comes up."""
-
-    def _came_up(self, event: ev.WorkerReady) -> None:
-        super()._came_up(event)
-        queue = self._books.queues.get(self._books.residents[event.worker].spec.name)
-        if queue and len(queue) > 1:
-            self._books.dequeue(list(queue)[-1])
+def _assign_without_slot(
+    state: SchedulerState, worker: WorkerRecord, now: float
+) -> QueuedRequest | None:
+    """Count one slot more than there is."""
+    queue = state.queues.get(worker.spec.name)
+    if queue is not None and len(worker.busy) <= worker.slots:
+        return queue.next(worker.slots, now)
+    return _assignable(state, worker, now)
 
 
-def with_other_limits(
-    faulty: Scheduler, limits: Limits, now: float, pressure: PressureLevel
-) -> None:
-    """A settle pass that goes by limits which are not those of the configuration."""
-    real = faulty._catalog
-    faulty._catalog = Catalog(real.models, limits)
-    Scheduler._settle(faulty, now, pressure)
-    faulty._catalog = real
+def _lose_a_queued_request(state: SchedulerState, event: ev.WorkerReady, emit: Emitter) -> None:
+    """Lose a queued request when its worker becomes ready."""
+    _worker_ready(state, event, emit)
+    queue = state.queues.get(state.workers[event.worker].spec.name)
+    if queue and len(queue) > 1:
+        state.dequeue(list(queue)[-1])
 
 
-class BudgetOffByOne(Scheduler):
-    """Finds that one byte more than the budget fits too."""
-
-    def _settle(self, now: float, pressure: PressureLevel) -> None:
-        limits = self._catalog.limits
-        more = limits.budget_bytes + 1 if limits.budget_bytes else 0
-        with_other_limits(self, replace(limits, budget_bytes=more), now, pressure)
-
-
-class PlaceOffByOne(Scheduler):
-    """Finds that one worker more than allowed fits too."""
-
-    def _settle(self, now: float, pressure: PressureLevel) -> None:
-        limits = self._catalog.limits
-        more = limits.max_resident + 1 if limits.max_resident else 0
-        with_other_limits(self, replace(limits, max_resident=more), now, pressure)
+def _settle_with(state: SchedulerState, limits: Limits, now: float, emit: Emitter) -> None:
+    """Run a settle pass with limits that are not those of the configuration."""
+    real = state.catalog
+    state.catalog = Catalog(real.models, limits)
+    _settle(state, now, emit)
+    state.catalog = real
 
 
-class BusyVictim(Scheduler):
-    """Takes a busy worker for idle when it is told to unload."""
-
-    def _unload_asked(self, event: ev.UnloadRequested) -> None:
-        for resident in self._books.residents.values():
-            if resident.state is WorkerState.READY:
-                self._stop(resident, "unloaded by hand", event.now)
+def _budget_off_by_one(state: SchedulerState, now: float, emit: Emitter) -> None:
+    """Allow one byte more than the budget."""
+    limits = state.limits
+    more = limits.budget_bytes + 1 if limits.budget_bytes else 0
+    _settle_with(state, replace(limits, budget_bytes=more), now, emit)
 
 
-class NeverYields(Scheduler):
-    """Lets a busy model take new requests for ever while an older request needs its room."""
-
-    def _place(self, now: float) -> set[str]:
-        released = super()._place(now)
-        self._plan.going.clear()
-        return released
+def _workers_off_by_one(state: SchedulerState, now: float, emit: Emitter) -> None:
+    """Allow one worker more than the limit."""
+    limits = state.limits
+    more = limits.max_resident + 1 if limits.max_resident else 0
+    _settle_with(state, replace(limits, max_resident=more), now, emit)
 
 
-class LostWake(Scheduler):
-    """Forgets to ask to be woken."""
-
-    def _wish_to_wake(self, now: float) -> None:
-        pass
-
-
-class LoadsForNobody(Scheduler):
-    """Keeps on loading a model whose clients have all left."""
-
-    def _dismissal(self, resident: WorkerRecord, now: float) -> str:
-        if resident.state is WorkerState.STARTING:
-            return ""
-        return super()._dismissal(resident, now)
+def _busy_victim(state: SchedulerState, event: ev.UnloadRequested, emit: Emitter) -> None:
+    """Stop busy workers like idle ones on a request to unload."""
+    for worker in list(state.workers.values()):
+        if worker.state is WorkerState.READY:
+            emit.stop(worker, "unloaded by hand", event.now)
 
 
-class WholesalePressure(Scheduler):
-    """Takes every idle worker for one look at the memory."""
-
-    def _pressure(self, event: ev.Event) -> PressureLevel:
-        return pressure_level(event, self._catalog.limits)
-
-
-class PinsForgotten(Scheduler):
-    """Takes a pinned worker's idleness for anybody's."""
-
-    def _dismissal(self, resident: WorkerRecord, now: float) -> str:
-        late = resident.spec.serving.ttl and now >= resident.last_used + resident.spec.serving.ttl
-        if resident.idle and late and resident.spec.name not in self._books.queues:
-            return "idle"
-        return super()._dismissal(resident, now)
+def _never_preempt(state: SchedulerState, now: float, emit: Emitter) -> set[str]:
+    """Let a busy model get new requests without end while an older request waits."""
+    released = _place(state, now, emit)
+    state.plan.victims.clear()
+    return released
 
 
-class PinsOverlooked(Scheduler):
-    """Lets a request wait for room that pinned models never give up."""
-
-    def _hopeless(self, model: str, now: float) -> Rejection | None:
-        refusal = super()._hopeless(model, now)
-        return None if refusal and "pinned" in refusal.message else refusal
+def _lost_timer(state: SchedulerState, now: float, emit: Emitter) -> None:
+    """Set no timer."""
 
 
-class CountsGuests(Scheduler):
-    """Forgets a granted request when its worker has gone."""
+def _load_unclaimed(state: SchedulerState, worker: WorkerRecord, now: float) -> str:
+    """Go on loading a model whose clients have all left."""
+    if worker.state is WorkerState.STARTING:
+        return ""
+    return _stop_reason(state, worker, now)
 
-    def _finished(self, event: ev.RequestFinished) -> None:
-        if event.answered:
-            super()._finished(event)
+
+def _pins_forgotten(state: SchedulerState, worker: WorkerRecord, now: float) -> str:
+    """Let idleness end a pinned worker like any other."""
+    ttl = worker.spec.serving.ttl
+    late = ttl and now >= worker.last_used + ttl
+    if worker.idle and late and worker.spec.name not in state.queues:
+        return "idle"
+    return _stop_reason(state, worker, now)
 
 
-FAULTS: list[Callable[[Catalog], Scheduler]] = [
-    VictimLeftReady,
-    GrantWithoutSlot,
-    ForgottenQueueEntry,
-    BudgetOffByOne,
-    PlaceOffByOne,
-    BusyVictim,
-    LostWake,
-    LoadsForNobody,
-    PinsForgotten,
-    PinsOverlooked,
-    CountsGuests,
+def _pins_overlooked(state: SchedulerState, model: str, now: float) -> Rejection | None:
+    """Let a request wait for capacity that pinned models never free."""
+    rejection = _unservable(state, model, now)
+    return None if rejection and "pinned" in rejection.message else rejection
+
+
+def _leak_assignments(state: SchedulerState, event: ev.RequestFinished, emit: Emitter) -> None:
+    """Keep an assignment when its worker has exited."""
+    if event.answered:
+        _request_finished(state, event, emit)
+
+
+_assignable, _settle, _place = scheduler.assignable, scheduler.settle, scheduler.place
+_stop_reason, _unservable = scheduler.stop_reason, scheduler.unservable
+_worker_ready, _request_finished = handlers.worker_ready, handlers.request_finished
+
+FAULTS: list[tuple[object, str, object]] = [
+    (Emitter, "stop", _victim_left_ready),
+    (scheduler, "assignable", _assign_without_slot),
+    (handlers, "worker_ready", _lose_a_queued_request),
+    (scheduler, "settle", _budget_off_by_one),
+    (scheduler, "settle", _workers_off_by_one),
+    (handlers, "unload_requested", _busy_victim),
+    (scheduler, "set_timer", _lost_timer),
+    (scheduler, "stop_reason", _load_unclaimed),
+    (scheduler, "stop_reason", _pins_forgotten),
+    (scheduler, "unservable", _pins_overlooked),
+    (handlers, "request_finished", _leak_assignments),
 ]
+"""Place, name and replacement of each planted fault."""
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__name__)
-def test_a_planted_fault_is_found(fault: Callable[[Catalog], Scheduler]) -> None:
+def plant(patch: pytest.MonkeyPatch, place: object, name: str, fault: object) -> None:
+    """Replace a function by a faulty one, in the table of handlers too."""
+    right = getattr(place, name)
+    patch.setattr(place, name, fault)
+    for event, handler in list(handlers.HANDLERS.items()):
+        if handler is right:
+            patch.setitem(handlers.HANDLERS, event, fault)
+
+
+def search_for_a_breach() -> None:
+    """Follow random histories until one breaks a rule."""
+
     @settings(QUICK, max_examples=10_000, phases=[Phase.generate], database=None, derandomize=True)
     @given(worlds, histories)
     def search(world: Catalog, history: list[Deed]) -> None:
-        follow(world, history, fault)
+        follow(world, history)
 
+    search()
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "fault"), FAULTS, ids=lambda f: getattr(f, "__name__", "")
+)
+def test_a_planted_fault_is_found(
+    place: object, name: str, fault: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch, place, name, fault)
     with pytest.raises((BreachError, KeyError)):
-        search()
+        search_for_a_breach()
 
 
-def unending_use_of_another_model(make: Callable[[Catalog], Scheduler]) -> Machine:
-    """One place, model a kept busy by clients that overlap; then somebody asks for b."""
+def unending_use_of_another_model() -> Machine:
+    """Play: one place, model a is kept busy by clients that overlap; then b is requested."""
     world = catalog({"a": 1, "b": 1}, Limits(max_resident=1, max_turn=5.0), slots=2)
-    machine = Machine(make(world))
+    machine = Machine(Scheduler(world))
     for _ in range(4):
         machine.arrive("a")
     other = machine.arrive("b")
@@ -226,22 +221,24 @@ def unending_use_of_another_model(make: Callable[[Catalog], Scheduler]) -> Machi
     return machine
 
 
-def test_nobody_waits_for_ever_behind_a_busy_model() -> None:
-    unending_use_of_another_model(Scheduler)
+def test_no_request_waits_without_end_behind_a_busy_model() -> None:
+    unending_use_of_another_model()
 
 
-def test_a_model_that_never_yields_is_found() -> None:
+def test_a_model_that_is_never_preempted_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, scheduler, "place", _never_preempt)
     with pytest.raises(BreachError, match="waits too long"):
-        unending_use_of_another_model(NeverYields)
+        unending_use_of_another_model()
 
 
-def test_two_victims_of_one_look_at_the_memory_are_found() -> None:
+def test_two_victims_of_one_memory_sample_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     world = catalog({"a": 1, "b": 1}, Limits(threshold_percent=75.0))
     deeds: list[Deed] = [("arrive", 0, 0.0), ("arrive", 1, 0.0), ("up", 0, 0.0), ("up", 0, 0.0)]
     deeds += [("finish", 0, 0.0), ("finish", 0, 0.0), ("press", 0, 0.0)]
     follow(world, deeds)
+    plant(monkeypatch, scheduler, "is_relieving", lambda _: False)
     with pytest.raises(BreachError, match="before the first is gone"):
-        follow(world, deeds, WholesalePressure)
+        follow(world, deeds)
 
 
 def test_limits_may_be_absent() -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import Phase, given, settings
 
 from swapd.domain import commands as od
 from swapd.domain import events as ev
 from swapd.domain.models import Catalog, Limits
-from swapd.scheduler import quarantine
-from swapd.scheduler.scheduler import Scheduler
-from swapd.scheduler.state import WorkerRecord
+from swapd.scheduler import handlers, quarantine
+from swapd.scheduler.emitter import Emitter
+from swapd.scheduler.queue import QueuedRequest
+from swapd.scheduler.records import WorkerRecord
+from swapd.scheduler.state import SchedulerState
 from tests.scheduler.catalogs import catalog
-from tests.scheduler.histories import Deed, follow, histories, worlds
+from tests.scheduler.histories import Deed, follow
 from tests.scheduler.machine import BreachError
-from tests.scheduler.test_properties import QUICK
+from tests.scheduler.test_properties import plant, search_for_a_breach
 from tests.scheduler.test_rules import A, B, Talk
 from tests.specs import changed_spec
 
@@ -90,17 +91,17 @@ def test_a_request_that_can_not_come_again_is_known_by_its_fingerprint() -> None
 
 def test_whoever_is_killed_from_outside_however_often_makes_nobody_a_suspect() -> None:
     talk = _three_served() >> ev.RequestArrived(4.5, 4, "a")
-    for worker in range(1, quarantine.KILLS):
+    for worker in range(1, quarantine.MAX_KILLS):
         now = 5 * worker
         talk >> ev.WorkerExited(now, worker, "killed", killed_externally=True)
         _return(talk, now, 1, 2, 3) >> ev.WorkerReady(now + 1, worker + 1)
         talk << f"grant:1->{worker + 1} grant:2->{worker + 1} grant:3->{worker + 1} wake:never"
     assert not talk.core.tracks_fingerprints
-    talk >> ev.RequestFinished(53, 1) << f"grant:4->{quarantine.KILLS}"
+    talk >> ev.RequestFinished(53, 1) << f"grant:4->{quarantine.MAX_KILLS}"
     (
         talk
         >> ev.RequestFinished(53, 2)
-        >> ev.WorkerExited(54, quarantine.KILLS, "killed", killed_externally=True)
+        >> ev.WorkerExited(54, quarantine.MAX_KILLS, "killed", killed_externally=True)
     )
     _return(talk, 54, 3) << "refuse:3:worker_failed"
 
@@ -165,72 +166,71 @@ def test_a_time_out_may_come_with_a_reload() -> None:
     talk >> ev.CatalogReloaded(20, Catalog(new, Limits())) << "wake:24"
 
 
-class NeverLooks(Scheduler):
-    """Takes everybody's word for being busy."""
-
-    def _watch(self, resident: WorkerRecord, now: float) -> None:
-        pass
+def _never_watch(self: Emitter, worker: WorkerRecord, now: float) -> None:
+    """Schedule no liveness check."""
 
 
-class Hasty(Scheduler):
-    """Takes whoever is looked at for hung too soon."""
-
-    def _looked(self, event: ev.LivenessReported) -> None:
-        super()._looked(ev.LivenessReported(event.now + 10.0, event.worker, event.last_progress))
-
-
-class Forgiving(Scheduler):
-    """Does not count how many workers a request has lost."""
-
-    def _returned(self, event: ev.RequestRetried) -> None:
-        granted = self._books.granted[event.request]
-        granted.waiting.falls = 0
-        super()._returned(event)
+def _hasty(state: SchedulerState, event: ev.LivenessReported, emit: Emitter) -> None:
+    """Find a worker hung too soon."""
+    late = ev.LivenessReported(event.now + 10.0, event.worker, event.last_progress)
+    _liveness_reported(state, late, emit)
 
 
-class TriesTogether(Scheduler):
-    """Serves suspects beside others."""
-
-    def _give(self, waiting: object, resident: WorkerRecord, now: float) -> None:
-        super()._give(waiting, resident, now)  # type: ignore[arg-type]
-        resident.alone = False
+def _forgiving(state: SchedulerState, event: ev.RequestRetried, emit: Emitter) -> None:
+    """Forget the crashes that a request may have caused."""
+    state.assigned[event.request].request.crashes = 0
+    _request_retried(state, event, emit)
 
 
-class CondemnsAll(Scheduler):
-    """Finds everybody guilty under whom a worker ends."""
+def _not_isolated(self: Emitter, request: QueuedRequest, worker: WorkerRecord, now: float) -> None:
+    """Serve suspects beside other requests."""
+    _assign(self, request, worker, now)
+    worker.isolated = False
 
-    def _returned(self, event: ev.RequestRetried) -> None:
-        waiting = self._books.granted[event.request].waiting
-        waiting.falls = max(waiting.falls, 1)
-        self._suspects.worker_ended([waiting], "boom")
-        super()._returned(event)
+
+def _condemn_all(state: SchedulerState, event: ev.RequestRetried, emit: Emitter) -> None:
+    """Find every request that lost its worker to be the cause."""
+    request = state.assigned[event.request].request
+    request.crashes = max(request.crashes, 1)
+    state.quarantine.worker_crashed([request], "boom")
+    _request_retried(state, event, emit)
+
+
+_liveness_reported, _request_retried = handlers.liveness_reported, handlers.request_retried
+_assign = Emitter.assign
 
 
 @pytest.mark.parametrize(
-    "fault", [NeverLooks, Hasty, Forgiving, CondemnsAll], ids=lambda f: f.__name__
+    ("place", "name", "fault"),
+    [
+        (Emitter, "watch", _never_watch),
+        (handlers, "liveness_reported", _hasty),
+        (handlers, "request_retried", _forgiving),
+        (handlers, "request_retried", _condemn_all),
+    ],
+    ids=lambda f: getattr(f, "__name__", f),
 )
-def test_a_planted_fault_is_found(fault: type[Scheduler]) -> None:
-    @settings(QUICK, max_examples=10_000, phases=[Phase.generate], database=None, derandomize=True)
-    @given(worlds, histories)
-    def search(world: Catalog, history: list[Deed]) -> None:
-        follow(world, history, fault)
-
+def test_a_planted_fault_is_found(
+    place: object, name: str, fault: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch, place, name, fault)
     with pytest.raises(BreachError):
-        search()
+        search_for_a_breach()
 
 
-def test_a_suspect_that_is_not_served_alone_is_found() -> None:
+def test_a_suspect_that_is_not_served_alone_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     world = catalog({"a": 1}, Limits(), slots=2)
     lost: list[Deed] = [("up", 0, 0.0), ("again", 0, 0.0)]
     deeds: list[Deed] = [("arrive", 0, 0.0), *lost, ("arrive", 0, 0.0), *lost, ("up", 0, 0.0)]
     follow(world, [*deeds, ("arrive", 0, 0.0)])
+    plant(monkeypatch, Emitter, "assign", _not_isolated)
     with pytest.raises(BreachError, match="is served beside"):
-        follow(world, [*deeds, ("arrive", 0, 0.0)], TriesTogether)
+        follow(world, [*deeds, ("arrive", 0, 0.0)])
 
 
 def test_remembered_fingerprints_have_a_bound() -> None:
     talk = Talk(a=A)
-    for number in range(quarantine.MOST + 50):
+    for number in range(quarantine.MAX_FINGERPRINTS + 50):
         worker = number + 1
         (
             talk
@@ -242,4 +242,4 @@ def test_remembered_fingerprints_have_a_bound() -> None:
         talk >> ev.WorkerExited(number * 0.001, worker, "boom")
         talk >> ev.RequestFinished(number * 0.001, 10**6 + number, False, fingerprint=f"p{number}")
     talk >> ev.RequestArrived(2, 10**7, "a", fingerprint="p0")
-    assert len(talk.core._suspects._known) <= quarantine.MOST
+    assert len(talk.core._state.quarantine._suspicions) <= quarantine.MAX_FINGERPRINTS

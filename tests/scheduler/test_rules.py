@@ -360,7 +360,7 @@ def test_a_reload_keeps_what_did_not_change() -> None:
 @pytest.mark.parametrize(
     ("state", "step"),
     [
-        (WorkerState.READY, Transition.CAME_UP),
+        (WorkerState.READY, Transition.BECAME_READY),
         (WorkerState.DRAINING, Transition.DRAIN),
         (WorkerState.STOPPING, Transition.STOP),
         (WorkerState.STARTING, Transition.DRAIN),

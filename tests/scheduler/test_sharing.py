@@ -7,7 +7,7 @@ import pytest
 from swapd.domain import commands as od
 from swapd.domain import events as ev
 from swapd.domain.models import Group, Limits
-from swapd.scheduler.queue import AHEAD, CREDIT, STEP, WAITED_FOR
+from swapd.scheduler.queue import CREDIT, MAX_QUEUED_TOKENS, QUEUED_WEIGHT, STEP
 from tests.scheduler.test_rules import A, B, C, Talk, model
 from tests.specs import changed_spec
 
@@ -88,7 +88,7 @@ def test_what_a_tenant_waits_for_counts_up_to_a_bound() -> None:
     talk >> ev.WorkerReady(2, 1)
     order = _by_turns(talk, {"x": 4000, "y": 4000}, 60)
     # From the time at which it is known how long requests are.
-    assert 20 < order.index("y") < 4 + AHEAD / 4000
+    assert 20 < order.index("y") < 4 + MAX_QUEUED_TOKENS / 4000
     assert order[30:].count("x") == pytest.approx(15, abs=3)
 
 
@@ -102,7 +102,7 @@ def test_who_waits_is_passed_for_a_while_and_no_longer() -> None:
         talk >> ev.RequestArrived(11, request, "a", tenant="x")
     talk >> ev.RequestFinished(12, 2, tokens=1000)
     order = _by_turns(talk, {"x": 100, "y": 100}, 30, step=10.0)
-    # Ten seconds each: y is next when more than PASSED have gone by.
+    # Ten seconds each: y is next when more than MAX_SKIPPED have gone by.
     assert order == [*["x"] * 13, "y", *["x"] * 12, "y", *["x"] * 3]
 
 
@@ -119,7 +119,7 @@ def test_absence_earns_no_more_than_the_credit() -> None:
     grants = _served(talk, 1000, 60, now=202.0)
     ahead = next(i for i, request in enumerate(grants) if request < 400)
     # What it waits for becomes less meanwhile, and counts too.
-    assert ahead == pytest.approx(CREDIT / 1000 / (1 - WAITED_FOR), abs=4)
+    assert ahead == pytest.approx(CREDIT / 1000 / (1 - QUEUED_WEIGHT), abs=4)
     later = grants[ahead:]
     assert sum(request < 400 for request in later) == pytest.approx(len(later) / 2, abs=3)
 

@@ -118,7 +118,7 @@ async def test_a_disconnect_during_a_load_stops_the_worker(
                 await asking
         swapd.until(lambda states: states == {})
         assert not alive(pid)
-        assert "nobody waits for it any more" in swapd.log()
+        assert "no request waits for it any more" in swapd.log()
 
 
 def test_a_disconnect_during_a_stream_frees_the_slot(both: Swapd) -> None:
