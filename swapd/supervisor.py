@@ -34,10 +34,11 @@ from swapd.process.prefetch import prefetch
 from swapd.process.profiles import ProfileStore
 from swapd.process.readiness import PortOwnerError, wait_until_ready
 from swapd.process.spawn import SpawnContext, WarmStandby
-from swapd.process.worker_process import ReadyMessage, WorkerProcess
+from swapd.process.worker_process import WorkerProcess
 from swapd.scheduler.scheduler import Scheduler
 from swapd.system.aio import Tasks, Timer, now, wall
 from swapd.system.logs import Logs
+from workers.protocol import Message, ReadyMessage
 
 
 class Supervisor:
@@ -382,13 +383,13 @@ class Supervisor:
             return
         self._came_up(process.worker)
 
-    def worker_spoke(self, worker: ev.WorkerId, word: ReadyMessage) -> None:
-        """A worker of ours said something on its descriptor."""
+    def worker_spoke(self, worker: ev.WorkerId, message: Message) -> None:
+        """Apply a message of a built-in worker."""
         running = self._workers[worker]
         running.liveness.beat = now()
-        if word.ready:
-            running.resumable, running.devices = word.resumable, word.devices
-            self._came_up(worker, word.slots)
+        if isinstance(message, ReadyMessage):
+            running.resumable, running.devices = message.resumable, message.devices
+            self._came_up(worker, message.slots)
 
     def _came_up(self, worker: ev.WorkerId, slots: int = 0) -> None:
         running = self._workers[worker]

@@ -26,6 +26,7 @@ import msgspec
 
 from swapd.domain.models import ModelSpec, WorkerLimits
 from swapd.process.orphans import MARK, Guardian
+from workers.protocol import READY_FD
 
 
 def limit(pid: int, limits: WorkerLimits) -> None:
@@ -94,7 +95,7 @@ def spawn(
     line_out, line_in = os.pipe()
     environ = {**place.environ, **env, MARK: place.guardian.mark}
     if own:
-        environ["SWAPD_READY_FD"] = str(word_in)
+        environ[READY_FD] = str(word_in)
         # Else ggml starts a debugger when it gives up, whose words hide its own.
         environ.setdefault("GGML_NO_BACKTRACE", "1")
     try:

@@ -13,8 +13,9 @@ import pytest
 
 from swapd.process.orphans import Guardian, PidRegistry
 from swapd.process.spawn import SpawnContext
-from swapd.process.worker_process import ReadyMessage, WorkerProcess
+from swapd.process.worker_process import WorkerProcess
 from tests.specs import model_spec
+from workers.protocol import LoadError, Message, ReadyMessage
 
 LOG = logging.Logger("test")
 
@@ -30,12 +31,12 @@ def place(tmp_path: Path) -> Iterator[SpawnContext]:
 class Heard:
     """A listener that lets a test wait for what a worker says."""
 
-    words: asyncio.Queue[ReadyMessage] = field(default_factory=asyncio.Queue)
+    words: asyncio.Queue[Message] = field(default_factory=asyncio.Queue)
     ends: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     killed_externally: bool | None = None
     """Whether it was killed by somebody else; None until it has ended."""
 
-    def worker_spoke(self, worker: int, word: ReadyMessage) -> None:
+    def worker_spoke(self, worker: int, word: Message) -> None:
         assert worker == 1
         self.words.put_nowait(word)
 
@@ -45,7 +46,14 @@ class Heard:
         self.ends.put_nowait(reason)
 
     async def word(self) -> ReadyMessage:
-        return await asyncio.wait_for(self.words.get(), 20)
+        message = await asyncio.wait_for(self.words.get(), 20)
+        assert isinstance(message, ReadyMessage)
+        return message
+
+    async def load_error(self) -> LoadError:
+        message = await asyncio.wait_for(self.words.get(), 20)
+        assert isinstance(message, LoadError)
+        return message
 
     async def end(self) -> str:
         return await asyncio.wait_for(self.ends.get(), 20)

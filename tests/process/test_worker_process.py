@@ -18,10 +18,10 @@ import pytest
 
 from swapd.process.memory import oom_kills
 from swapd.process.readiness import PortOwnerError, wait_until_ready
-from swapd.process.worker_process import DeviceReport
 from swapd.proxy.forward import new_session, told
 from tests.daemon import FAKE, alive, eventually
 from tests.process.conftest import Spawn
+from workers.protocol import DeviceReport
 
 LOG = logging.Logger("test")
 
@@ -51,7 +51,7 @@ async def test_it_ends_at_sigterm_with_status_0(spawn: Spawn) -> None:
 
 async def test_its_own_reason_is_the_reason(spawn: Spawn) -> None:
     _, heard = spawn(f"{FAKE} --fail no-such-tensor")
-    assert (await heard.word()).error == "no-such-tensor"
+    assert (await heard.load_error()).error == "no-such-tensor"
     assert await heard.end() == "no-such-tensor"
 
 

@@ -25,7 +25,8 @@ from workers.api.openai_routes import OpenAIRoutes
 from workers.api.slot_routes import AdapterRoutes, SlotRoutes
 from workers.api.timeouts import ConnectionTimeouts, ParserLimits
 from workers.errors import ApiError
-from workers.heartbeat import Heartbeat
+from workers.heartbeat import HeartbeatSender
+from workers.protocol import DRAINING_HEADER
 from workers.service import WorkerService
 
 STRAYED = frozenset({"cross-site", "same-site"})
@@ -54,8 +55,6 @@ def _is_address(host: str) -> bool:
 
 
 LARGEST_BODY = 64 * 1024 * 1024
-LEAVING = "X-Swapd-Leaving"
-"""Tells swapd to have the request answered by the next worker."""
 RANKING = ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking")
 LOADING = {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}
 
@@ -76,7 +75,7 @@ class WorkerServer:
         self._active = 0
         self._draining = False
         self._status = 0
-        self._pulse: Heartbeat | None = None
+        self._pulse: HeartbeatSender | None = None
         self._listener: socket.socket | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -108,7 +107,7 @@ class WorkerServer:
         address = listener.getsockname()
         return address[0], address[1]
 
-    def serve(self, worker: WorkerService, pulse: Heartbeat) -> None:
+    def serve(self, worker: WorkerService, pulse: HeartbeatSender) -> None:
         """From now on there is a model. `pulse` is told of its requests."""
         self._pulse = pulse
         openai, llama = OpenAIRoutes(worker), LlamaRoutes(worker)
@@ -197,7 +196,7 @@ class WorkerServer:
         """Knows how many requests are being served; refuses new ones at the end."""
         if self._draining:
             stopping = ApiError(503, "The worker is stopping.", "unavailable_error")
-            return json_response(stopping.body, stopping.status, {LEAVING: "1"})
+            return json_response(stopping.body, stopping.status, {DRAINING_HEADER: "1"})
         self._active += 1
         self._idle.clear()
         pulse = self._pulse

@@ -1,20 +1,12 @@
-"""Streams that another worker can go on with: what each event carries for that, and going on.
+"""Resumption of streams that another worker began: event ids in, state of the answer out.
 
-Whoever asks with `X-Swapd-Resumable: 1` gets an `id:` line with each event: the tokens that were
-drawn since the event before it, and in the first also what is the same in all of the answer. With
-the request as it was and these lines, up to any event, `/resume/PATH` goes on behind that event:
-it lets the same tokens pass through the same samplers and parsers, and says nothing of what was
-sent before.
-
-A line is `HEAD;PLACE=TOKENS`. HEAD, in the first one only, is the answer's name, its time, its seed
-and the identity of the worker that began it. PLACE is left out for the first of several answers.
-TOKENS are numbers, `-` for none, or `.` for what comes when all answers have ended.
+The format of the ids is that of `workers.protocol`. The tokens sent before pass through the same
+samplers and parsers again, and the events that the client has are left out.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,48 +16,27 @@ import msgspec
 from workers.errors import ApiError
 from workers.llama.model import Model
 from workers.llama.sampler import NO_TOKEN, Grammar
+from workers.protocol import RESUMABLE_HEADER, RESUME_PREFIX, StreamHead, parse_event_id
 from workers.requests.bodies import decode
 
-HEADER = "X-Swapd-Resumable"
-PREFIX = "/resume/"
-CLOSING, NOTHING = ".", "-"
-_LINE = re.compile(
-    r"(?:(?P<name>[0-9a-f]{32})\.(?P<created>\d{1,12})\.(?P<seed>\d{1,10})\.(?P<of>[0-9a-f]*);)?"
-    r"(?:(?P<place>\d{1,3})=)?(?P<tokens>[.-]|-?\d{1,9}(?:,-?\d{1,9})*)",
-    re.ASCII,
-)
 
-
-@dataclass(frozen=True)
-class ResponseIdentity:
-    """What is the same in all of an answer, whoever gives which part of it."""
-
-    name: str
-    created: int
-    seed: int
-    """For its samplers, where nobody names another."""
-    of: str
-    """The identity of the worker that began it; one with another can't go on with it."""
+class ResponseIdentity(StreamHead):
+    """The part of an answer that is the same whichever workers compute it."""
 
     @classmethod
     def now(cls, identity: str) -> ResponseIdentity:
-        """Of an answer that begins."""
+        """Return the identity of an answer that begins now."""
         seed = int.from_bytes(os.urandom(4), "little") & 0x7FFFFFFF
         return cls(os.urandom(16).hex(), int(time.time()), seed, identity)
-
-    @property
-    def line(self) -> str:
-        """As the first `id:` line has it."""
-        return f"{self.name}.{self.created}.{self.seed}.{self.of};"
 
 
 @dataclass
 class ResumeState:
-    """What there was of one answer."""
+    """The part of one choice that was sent before."""
 
     tokens: list[int] = field(default_factory=list)
     events: int = 0
-    """How many told of it."""
+    """Number of events about it."""
 
 
 @dataclass(frozen=True)
@@ -74,25 +45,25 @@ class ResumedCall:
 
     body: bytes
     tenant: str
-    """Who asks, as far as fairness goes; empty if the headers don't tell."""
+    """Tenant for fair queueing; empty if the headers name none."""
     birth: ResponseIdentity
     resumable: bool
     past: Mapping[int, ResumeState] | None = None
-    """What there was of each answer; None: it begins."""
+    """State of each choice sent before; None for a new answer."""
     closed: int = 0
-    """How many events came when all answers had ended."""
+    """Number of events sent behind the end of all choices."""
 
     def tokens(self, place: int) -> list[int]:
-        """What was drawn of an answer before."""
+        """Return the tokens of a choice that were sampled before."""
         return self.past[place].tokens if self.past and place in self.past else []
 
     def events(self, place: int) -> int:
-        """How many events told of it."""
+        """Return the number of events about a choice that were sent before."""
         return self.past[place].events if self.past and place in self.past else 0
 
     @property
     def seed(self) -> int | None:
-        """What samplers begin with where nobody names a seed; None: each draws its own."""
+        """Default seed of the samplers; None lets each draw its own."""
         return self.birth.seed if self.resumable else None
 
 
@@ -104,11 +75,15 @@ class Resumption(msgspec.Struct):
 
 
 def call_of(path: str, headers: Mapping[str, str], body: bytes, identity: str) -> ResumedCall:
-    """The request, or that which is to be gone on with. Raises ApiError 400, and 409 where that
-    was begun by a worker with another model or other settings."""
+    """Return the request, new or to be resumed.
+
+    Raise ApiError 400, and 409 if a worker with another model or other settings began it.
+    """
     tenant = headers.get("X-Tenant-Id", "")
-    if not path.startswith(PREFIX):
-        return ResumedCall(body, tenant, ResponseIdentity.now(identity), headers.get(HEADER) == "1")
+    if not path.startswith(f"{RESUME_PREFIX}/"):
+        return ResumedCall(
+            body, tenant, ResponseIdentity.now(identity), headers.get(RESUMABLE_HEADER) == "1"
+        )
     given = decode(body, Resumption)
     return _resumed(bytes(given.request), tenant, given.resume, identity)
 
@@ -116,30 +91,27 @@ def call_of(path: str, headers: Mapping[str, str], body: bytes, identity: str) -
 def _resumed(body: bytes, tenant: str, lines: list[str], identity: str) -> ResumedCall:
     birth, past, closed = ResponseIdentity.now(identity), dict[int, ResumeState](), 0
     for number, line in enumerate(lines):
-        found = _LINE.fullmatch(line)
-        if found is None or (found["name"] is None) != (number > 0):
+        event = parse_event_id(line)
+        if event is None or (event.head is None) != (number > 0):
             raise ApiError(
-                400, f"`resume` has {line[:80]!r}, which no event of ours carries.", param="resume"
+                400, f"`resume` has {line[:80]!r}, which is no event id.", param="resume"
             )
-        if found["name"] is not None:
-            if found["of"] != identity:
+        if event.head is not None:
+            if event.head.worker != identity:
                 raise lost("it was begun with another model, or with other settings")
-            birth = ResponseIdentity(
-                found["name"], int(found["created"]), int(found["seed"]), identity
-            )
-        if found["tokens"] == CLOSING:
+            birth = ResponseIdentity(*event.head)
+        if event.all_ended:
             closed += 1
             continue
-        answer = past.setdefault(int(found["place"] or 0), ResumeState())
-        if found["tokens"] != NOTHING:
-            answer.tokens += map(int, found["tokens"].split(","))
+        answer = past.setdefault(event.choice, ResumeState())
+        answer.tokens += event.tokens
         answer.events += 1
     return ResumedCall(body, tenant, birth, resumable=True, past=past, closed=closed)
 
 
 def lost(why: str) -> ApiError:
-    """The answer can't be gone on with."""
-    return ApiError(409, f"The answer can't be gone on with: {why}.", code="not_resumable")
+    """Return the error for an answer that can't be resumed."""
+    return ApiError(409, f"The answer can't be resumed: {why}.", code="not_resumable")
 
 
 def check_resumed(tokens: list[int], limit: int, model: Model, grammar: Grammar | None) -> None:
