@@ -23,7 +23,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple, Union
+from typing import NamedTuple, TypeAlias
 
 READY_FD = "SWAPD_READY_FD"
 """Environment variable with the number of the descriptor for the messages."""
@@ -85,7 +85,7 @@ class Heartbeat:
     """Engine steps computed so far."""
 
 
-Message = Union[ReadyMessage, LoadError, Heartbeat]
+Message: TypeAlias = ReadyMessage | LoadError | Heartbeat
 
 _KINDS: dict[str, type[Message]] = {"ready": ReadyMessage, "error": LoadError, "beat": Heartbeat}
 

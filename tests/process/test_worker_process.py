@@ -249,9 +249,9 @@ def test_the_guardian_ends_what_it_watches_when_its_owner_is_gone(tmp_path: Path
     script.write_text(
         "import logging, pathlib, subprocess, sys\n"
         "from swapd.process.orphans import Guardian\n"
-        "from swapd.process.orphans import Register\n"
+        "from swapd.process.orphans import PidRegistry\n"
         "log = logging.getLogger()\n"
-        f"guardian = Guardian(log, Register(pathlib.Path({str(tmp_path / 'r')!r}), log))\n"
+        f"guardian = Guardian(log, PidRegistry(pathlib.Path({str(tmp_path / 'r')!r}), log))\n"
         "pids = [subprocess.Popen(['sleep', '60'], start_new_session=True).pid for _ in '12']\n"
         "[guardian.watch(pid) for pid in pids]\n"
         "guardian.forget(pids[1])\n"

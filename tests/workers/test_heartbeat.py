@@ -48,6 +48,10 @@ def test_the_computing_thread_is_seen_within_one_computation(tmp_path: Path) -> 
     context.free()
 
 
+def sender(bench: Bench) -> HeartbeatSender:
+    return HeartbeatSender(Lifeline(None), bench.engine, asyncio.get_running_loop())
+
+
 @dataclass
 class Watched:
     """An engine at work on a request that does not end by itself, and its pulse."""
@@ -70,9 +74,7 @@ class Watched:
 async def watched(tiny_gguf: Path) -> AsyncIterator[Watched]:
     """See there."""
     bench = Bench(tiny_gguf, 2, 16384)
-    found = Watched(
-        bench, HeartbeatSender(Lifeline(None), bench.engine, asyncio.get_running_loop())
-    )
+    found = Watched(bench, sender(bench))
     sequence, stream = bench.begin([65], limit=16000)
     await stream.begun.wait()
     yield found
@@ -114,9 +116,7 @@ async def test_the_event_loop_hangs(watched: Watched) -> None:
 async def test_there_may_be_nothing_to_compute_yet(tiny_gguf: Path) -> None:
     """A request can be busy with something else: its text is long, its reader slow."""
     bench = Bench(tiny_gguf, 2, 1024)
-    resting = Watched(
-        bench, HeartbeatSender(Lifeline(None), bench.engine, asyncio.get_running_loop())
-    )
+    resting = Watched(bench, sender(bench))
     await resting.until_between_steps()
     await resting.look()
     while not bench.engine.resting:
