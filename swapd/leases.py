@@ -9,8 +9,9 @@ from swapd.domain import commands as od
 from swapd.domain import events as ev
 from swapd.domain.status import WorkerStatus
 from swapd.process.liveness import Liveness
-from swapd.process.worker_process import DeviceReport, WorkerProcess
+from swapd.process.worker_process import WorkerProcess
 from swapd.system.aio import now
+from workers.protocol import DeviceReport
 
 EXIT_GRACE = 1.0
 """Seconds within which the exit of a worker is detected after its connections broke."""

@@ -34,10 +34,11 @@ from swapd.process.prefetch import prefetch
 from swapd.process.profiles import ProfileStore
 from swapd.process.readiness import PortOwnerError, wait_until_ready
 from swapd.process.spawn import SpawnContext, WarmStandby
-from swapd.process.worker_process import ReadyMessage, WorkerProcess
+from swapd.process.worker_process import WorkerProcess
 from swapd.scheduler.scheduler import Scheduler
 from swapd.system.aio import Tasks, Timer, now, wall
 from swapd.system.logs import Logs
+from workers.protocol import Message, ReadyMessage
 
 
 class Supervisor:
@@ -391,11 +392,11 @@ class Supervisor:
             return
         self._worker_ready(process.worker)
 
-    def worker_spoke(self, worker: ev.WorkerId, message: ReadyMessage) -> None:
+    def worker_spoke(self, worker: ev.WorkerId, message: Message) -> None:
         """Handle a message of a built-in worker: a heartbeat, or its readiness."""
         handle = self._workers[worker]
         handle.liveness.beat = now()
-        if message.ready:
+        if isinstance(message, ReadyMessage):
             handle.resumable, handle.devices = message.resumable, message.devices
             self._worker_ready(worker, message.slots)
 

@@ -1,8 +1,8 @@
-"""Whether the worker gets on with what it is asked, told to whoever supervises it.
+"""Heartbeats: reports to the supervisor that the worker makes progress with its requests.
 
-Two threads can stop getting on: the event loop's and the one that computes. A third asks both, once
-a second as long as there is a request, and only if both have moved since does it write a beat. At
-rest it sleeps.
+Two threads can hang: the thread of the event loop and the engine's. A third thread checks both once
+a second while there are requests, and sends a heartbeat only if both have moved since the last
+check. Without requests it sleeps.
 """
 
 from __future__ import annotations
@@ -13,48 +13,49 @@ import time
 
 from workers.engine.engine import Engine
 from workers.lifeline import Lifeline
+from workers.protocol import Heartbeat
 
 INTERVAL = 1.0
-"""Seconds between beats."""
+"""Seconds between heartbeats."""
 
 
-class Heartbeat:
-    """One worker's."""
+class HeartbeatSender:
+    """The heartbeat thread of one worker."""
 
     def __init__(self, lifeline: Lifeline, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
         self._lifeline = lifeline
         self._engine = engine
         self._loop = loop
         self._requests = 0
-        self._wanted = threading.Event()
+        self._has_requests = threading.Event()
         self._loop_moved = True
         self._rounds = -1
 
     def start(self) -> None:
-        """Starts the third thread."""
-        threading.Thread(target=self._run, name="pulse", daemon=True).start()
+        """Start the third thread."""
+        threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
 
     def begin(self) -> None:
-        """A request is being served. On the loop's thread, as `end`."""
+        """Count a request that is being served. Called on the loop's thread, as `end`."""
         self._requests += 1
-        self._wanted.set()
+        self._has_requests.set()
 
     def end(self) -> None:
-        """It is served."""
+        """Count a request as served."""
         self._requests -= 1
 
-    def look(self) -> bool:
-        """Whether both threads have moved since it was last asked. From any one thread."""
+    def check(self) -> bool:
+        """Return True if both threads have moved since the last call. For one thread only."""
         moved = self._engine_moved() and self._loop_moved
         self._loop_moved = False
-        self._loop.call_soon_threadsafe(self._move)
+        self._loop.call_soon_threadsafe(self._mark_loop)
         return moved
 
-    def _move(self) -> None:
+    def _mark_loop(self) -> None:
         self._loop_moved = True
 
     def _engine_moved(self) -> bool:
-        """Whether the thread that computes waits for work, or has done some."""
+        """Return True if the engine's thread waits for work or has computed something."""
         engine = self._engine
         rounds, self._rounds = self._rounds, engine.rounds
         computed = engine.model.progress.seen()
@@ -62,14 +63,14 @@ class Heartbeat:
 
     def _run(self) -> None:
         while True:
-            self._wanted.wait()
+            self._has_requests.wait()
             time.sleep(INTERVAL)
-            self._wanted.clear()
+            self._has_requests.clear()
             if self._requests:
-                self._wanted.set()
+                self._has_requests.set()
             try:
-                moved = self.look()
+                moved = self.check()
             except RuntimeError:
-                return  # the loop is closed: the process ends
+                return  # The loop is closed: the process ends.
             if moved:
-                self._lifeline.beat(self._engine.counters.steps)
+                self._lifeline.send(Heartbeat(self._engine.counters.steps))

@@ -1,24 +1,22 @@
-"""The two threads that tie a worker to whoever started it.
+"""The worker's two connections to its supervisor, see `workers.protocol`.
 
-`SWAPD_READY_FD` names an inherited descriptor for JSON lines: one `{"ready": true, …}` or
-`{"error": …}`, then `{"beat": <steps>}` while the worker gets on with requests (see `pulse`).
-Standard input is the other: when it ends, the starter is gone, and the worker goes at once.
+Messages are written to the descriptor that `SWAPD_READY_FD` names. Standard input is the other
+connection: when it ends, the supervisor is gone and the worker exits at once.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 import threading
 from collections.abc import Mapping
 
-VARIABLE = "SWAPD_READY_FD"
+from workers.protocol import READY_FD, LoadError, Message, encode_message
 
 
 class Lifeline:
-    """Writes the lines. Never waits for the reader: a line that does not fit is dropped."""
+    """Writer of the messages. It never blocks: a line that does not fit the pipe is dropped."""
 
     def __init__(self, descriptor: int | None) -> None:
         self._descriptor = descriptor
@@ -29,47 +27,47 @@ class Lifeline:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Lifeline:
-        """The lifeline that SWAPD_READY_FD names; a mute one if it is not set.
+        """Return the lifeline that SWAPD_READY_FD names, or one without a descriptor.
 
-        Raises ValueError if it names no open descriptor.
+        Raise ValueError if the variable names no open descriptor.
         """
-        named = environment.get(VARIABLE)
-        if named is None:
+        value = environment.get(READY_FD)
+        if value is None:
             return cls(None)
         try:
-            return cls(int(named))
+            return cls(int(value))
         except (ValueError, OSError) as error:
-            raise ValueError(f"{VARIABLE}={named!r} is not an open descriptor") from error
+            raise ValueError(f"{READY_FD}={value!r} is not an open descriptor") from error
 
     @property
-    def is_heard(self) -> bool:
-        """Whether there is a supervisor."""
+    def is_supervised(self) -> bool:
+        """True if there is a supervisor."""
         return self._descriptor is not None
 
-    def ready(self, **facts: object) -> None:
-        """The worker listens and its model is loaded."""
-        self._write({"ready": True, **facts})
+    def send(self, message: Message) -> None:
+        """Write one message."""
+        if isinstance(message, LoadError):
+            # The supervisor may close standard input before the process has ended by itself.
+            self._status = 1
+        if self._descriptor is None:
+            return
+        try:
+            os.write(self._descriptor, encode_message(message))
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EPIPE):
+                raise
 
-    def failed(self, sentence: str) -> None:
-        """It will not come up, and why."""
-        self._status = 1  # whoever hears this may well hang up before the process has ended
-        self._write({"error": sentence})
+    def exit_with_stdin(self) -> None:
+        """Start the thread that ends the process when standard input ends.
 
-    def beat(self, steps: int) -> None:
-        """The worker gets on; `steps` are those that were computed so far."""
-        self._write({"beat": steps})
-
-    def end_with_stdin(self) -> None:
-        """Starts the thread that ends the process when standard input ends.
-
-        Only under a supervisor or behind a pipe: someone who starts a worker from a terminal, or
-        with `</dev/null`, keeps it. It blocks in a system call and needs no event loop, so it
-        works while a model loads and while a step runs.
+        It is started under a supervisor or behind a pipe only: a worker started from a terminal,
+        or with `</dev/null`, goes on. The thread blocks in a system call and needs no event loop,
+        so it works while a model loads and while the engine computes.
         """
         try:
             mode = os.fstat(0).st_mode
         except OSError:
-            return  # started without a standard input: there is nothing that could end
+            return  # The process was started without a standard input.
         if self._descriptor is not None or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
             threading.Thread(target=self._wait_for_end, name="stdin", daemon=True).start()
 
@@ -77,12 +75,3 @@ class Lifeline:
         while os.read(0, 4096):
             pass
         os._exit(self._status)
-
-    def _write(self, line: dict[str, object]) -> None:
-        if self._descriptor is None:
-            return
-        try:
-            os.write(self._descriptor, json.dumps(line).encode() + b"\n")
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EPIPE):
-                raise

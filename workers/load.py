@@ -57,7 +57,11 @@ def load(settings: Settings) -> WorkerService:
         log,
     )
     if settings.slot_save_path is not None:
-        engine.scheduler.persistent_cache = _persistent_cache(settings, settings.slot_save_path, engine)
+        engine.scheduler.persistent_cache = _persistent_cache(
+            settings, settings.slot_save_path, engine
+        )
+            settings, settings.slot_save_path, engine
+        )
     engine.runner.speculation = _speculation(settings, engine, log)
     taken = memory_held(before, devices() if before else [])
     return WorkerService(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from workers.flags import FlagError, help_text, parse
 from workers.lazy_imports import skip_package_init
 from workers.lifeline import Lifeline
+from workers.protocol import LoadError, ReadyMessage
 
 if TYPE_CHECKING:
     from workers.service import WorkerService
@@ -48,7 +49,7 @@ def main(arguments: list[str]) -> int:
         return BAD_USAGE
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.disable()  # imports make no garbage; collection would take a tenth of the start-up
-    lifeline.end_with_stdin()
+    lifeline.exit_with_stdin()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # there are no requests yet
     loaded: Future[WorkerService] = Future()
     threading.Thread(
@@ -84,10 +85,10 @@ async def _serve(settings: Settings, lifeline: Lifeline, loaded: Future[WorkerSe
     import asyncio
 
     from workers.api.server import WorkerServer
-    from workers.heartbeat import Heartbeat
+    from workers.heartbeat import HeartbeatSender
     from workers.service import in_thread
 
-    server = WorkerServer(owned=lifeline.is_heard)
+    server = WorkerServer(owned=lifeline.is_supervised)
     try:
         host, port = await server.listen(settings.host, settings.port)
     except OSError as error:
@@ -100,20 +101,22 @@ async def _serve(settings: Settings, lifeline: Lifeline, loaded: Future[WorkerSe
         return _report_failure(lifeline, str(error) or repr(error))
     engine = worker.engine
     engine.attach(asyncio.get_running_loop(), on_broken=lambda: server.stop(ENGINE_FAILED))
-    heartbeat = Heartbeat(lifeline, engine, asyncio.get_running_loop())
+    heartbeat = HeartbeatSender(lifeline, engine, asyncio.get_running_loop())
     heartbeat.start()
     server.serve(worker, heartbeat)
-    lifeline.ready(
-        host=host,
-        port=port,
-        pid=os.getpid(),
-        model=settings.model,
-        slots=len(engine.slots),
-        context=engine.longest_sequence,
-        cells=engine.context.n_ctx,
-        load_seconds=round(worker.load_seconds, 4),
-        resumable=True,
-        devices=worker.devices,
+    lifeline.send(
+        ReadyMessage(
+            host=host,
+            port=port,
+            pid=os.getpid(),
+            model=settings.model,
+            slots=len(engine.slots),
+            context=engine.longest_sequence,
+            cells=engine.context.n_ctx,
+            load_seconds=round(worker.load_seconds, 4),
+            resumable=True,
+            devices=worker.devices,
+        )
     )
     await in_thread(worker.template.prepare)
     gc.freeze()  # imported objects stay, so collections can skip them
@@ -127,7 +130,7 @@ async def _serve(settings: Settings, lifeline: Lifeline, loaded: Future[WorkerSe
 
 def _report_failure(lifeline: Lifeline, sentence: str) -> int:
     print(f"error: {sentence}", file=sys.stderr, flush=True)
-    lifeline.failed(sentence)
+    lifeline.send(LoadError(sentence))
     return START_FAILED
 
 

@@ -23,6 +23,7 @@ from workers.grammar.cache import Grammars
 from workers.llama.detokenizer import TextOutput
 from workers.llama.model import LlamaLog, LoadError
 from workers.llama.sampler import GrammarConstraint
+from workers.protocol import DeviceReport
 from workers.requests.bodies import Generation
 from workers.requests.resume import ResumedCall, check_resumed
 from workers.requests.sampling import sampling_of
@@ -43,7 +44,7 @@ class WorkerService:
         log: LlamaLog,
         *,
         load_seconds: float,
-        devices: list[dict[str, object]],
+        devices: tuple[DeviceReport, ...],
     ) -> None:
         self.settings = settings
         self.engine = engine

@@ -16,7 +16,6 @@ from swapd.process.liveness import Liveness
 from swapd.proxy.forward import (
     CLOSED_WITHIN,
     FAILURES,
-    RESUMABLE,
     ExitReason,
     WorkerFailedError,
     told,
@@ -24,6 +23,7 @@ from swapd.proxy.forward import (
 from swapd.proxy.retry import ProxyRequest, forward_with_retry
 from swapd.proxy.sse import EventIds
 from swapd.system.aio import now
+from workers.protocol import RESUMABLE_HEADER, RESUME_PREFIX
 
 MAX_EVENT_BYTES = 2**22
 """Size of the longest event that a worker may send."""
@@ -95,9 +95,9 @@ class _ChatExchange:
     ) -> int:
         path, body, headers = PATH, self._body, dict(JSON)
         if resumable:
-            headers[RESUMABLE] = "1"
+            headers[RESUMABLE_HEADER] = "1"
         if self._ids is not None and self._ids.ids:
-            path, body = f"/resume{PATH}", self._ids.resumption(body)
+            path, body = f"{RESUME_PREFIX}{PATH}", self._ids.resumption(body)
         else:
             self._ids = EventIds() if resumable else None
         try:

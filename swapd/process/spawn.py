@@ -22,6 +22,7 @@ import msgspec
 
 from swapd.domain.models import ModelSpec, WorkerLimits
 from swapd.process.orphans import RUN_ID, Guardian
+from workers.protocol import READY_FD
 
 
 def apply_limits(pid: int, limits: WorkerLimits) -> None:
@@ -91,7 +92,7 @@ def spawn(
     output_read, output_write = os.pipe()
     environ = {**context.environ, **env, RUN_ID: context.guardian.run_id}
     if builtin:
-        environ["SWAPD_READY_FD"] = str(message_write)
+        environ[READY_FD] = str(message_write)
         # Without it, ggml starts a debugger when it aborts, and its output hides the reason.
         environ.setdefault("GGML_NO_BACKTRACE", "1")
     try:

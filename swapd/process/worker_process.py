@@ -22,6 +22,7 @@ from swapd.process.memory import oom_kills
 from swapd.process.ports import free_port
 from swapd.process.spawn import SpawnContext, Spawned, WarmStandby, spawn
 from swapd.system.aio import LineReader
+from workers.protocol import READY_FD, LoadError, Message, ReadyMessage, message_type
 
 
 class StopCommand:
@@ -106,36 +107,10 @@ MEMORY_WORDS = ("MemoryError", "can't start new thread", "failed to map segment"
 """What Python, the loader and the C library say then."""
 
 
-class DeviceReport(msgspec.Struct, frozen=True):
-    """A device beside the CPU that a worker of ours computes on, in bytes of its memory."""
-
-    name: str
-    total: int = 0
-    free: int = 0
-    """When the worker had loaded."""
-    held: int = 0
-    """What loading took."""
-
-
-class ReadyMessage(msgspec.Struct, frozen=True):
-    """One line that a worker of ours writes on `SWAPD_READY_FD`: ready, a failure, or a beat."""
-
-    ready: bool = False
-    host: str = "127.0.0.1"
-    port: int = 0
-    slots: int = 0
-    context: int = 0
-    load_seconds: float = 0.0
-    resumable: bool = False
-    devices: tuple[DeviceReport, ...] = ()
-    error: str = ""
-    beat: int = -1
-
-
 class WorkerListener(Protocol):
     """Who wants to hear of a worker; called on the event loop."""
 
-    def worker_spoke(self, worker: WorkerId, word: ReadyMessage) -> None: ...
+    def worker_spoke(self, worker: WorkerId, message: Message) -> None: ...
 
     def worker_exited(self, worker: WorkerId, reason: str, killed_externally: bool) -> None: ...
 
@@ -204,16 +179,17 @@ class WorkerProcess:
     def _heard(self, line: bytes) -> None:
         self._was_spare = False
         try:
-            word = msgspec.json.decode(line, type=ReadyMessage)
-        except msgspec.DecodeError as error:
-            self._output.warning("swapd: not understood on SWAPD_READY_FD (%s): %r", error, line)
+            fields = msgspec.json.decode(line, type=dict[str, object])
+            message: Message = msgspec.convert(fields, message_type(fields))
+        except (msgspec.DecodeError, ValueError) as error:
+            self._output.warning("swapd: invalid message on %s (%s): %r", READY_FD, error, line)
             return
-        if word.error:
-            self._verdict = word.error
-        if word.ready:
-            self.port = word.port
-            self.base_url = f"http://{word.host}:{word.port}"
-        self._listener.worker_spoke(self.worker, word)
+        if isinstance(message, LoadError):
+            self._verdict = message.error
+        elif isinstance(message, ReadyMessage):
+            self.port = message.port
+            self.base_url = f"http://{message.host}:{message.port}"
+        self._listener.worker_spoke(self.worker, message)
 
     def came_up(self) -> None:
         """It serves. What it prints from now on may be of requests, which is for the log alone."""

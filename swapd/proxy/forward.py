@@ -18,6 +18,7 @@ from yarl import URL
 from swapd.process.liveness import Liveness
 from swapd.proxy.sse import EventIds
 from swapd.system.aio import now
+from workers.protocol import DRAINING_HEADER, RESUMABLE_HEADER, RESUME_PREFIX
 
 HOP_BY_HOP = frozenset(
     {
@@ -56,10 +57,6 @@ SWITCHING = 101
 EVENTS = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
 """What a whole stream ends with, where it ends with anything."""
-RESUMABLE = "X-Swapd-Resumable"
-"""Asks a worker of ours for an id with each event, by which another one can go on behind it."""
-LEAVING = "X-Swapd-Leaving"
-"""Said by a worker of ours that somebody told to end: it finishes what it has."""
 LONGEST_REASON = 65536
 TAIL = 2048
 """Bytes at the end of an answer in which its usage stands."""
@@ -188,7 +185,7 @@ class Exchange:
         """
         path, body, headers = self._path, self._body, self._headers(resumable)
         if self._events is not None and self._events.ids:
-            path, body = f"/resume{path}", self._events.resumption(body)
+            path, body = f"{RESUME_PREFIX}{path}", self._events.resumption(body)
         elif self._events is not None:
             self._events = EventIds()
         try:
@@ -204,7 +201,7 @@ class Exchange:
         except FAILURES as error:
             raise WorkerFailedError(told(error)) from error
         async with answer:
-            if LEAVING in answer.headers:
+            if DRAINING_HEADER in answer.headers:
                 raise WorkerDrainingError(await _reason(answer))
             if answer.status == SWITCHING:
                 # Nobody has asked for it; there is no answer behind it.
@@ -228,12 +225,12 @@ class Exchange:
             # Both were judged at our door, and speak of it.
             "Origin",
             "Sec-Fetch-Site",
-            RESUMABLE,
+            RESUMABLE_HEADER,
             *self._withheld,
         ):
             headers.popall(name, None)
         if resumable:
-            headers[RESUMABLE] = "1"
+            headers[RESUMABLE_HEADER] = "1"
         return headers
 
     async def _prepared(

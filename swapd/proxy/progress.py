@@ -22,8 +22,8 @@ from swapd.leases import Lease
 from swapd.proxy.forward import Exchange
 from swapd.supervisor import Supervisor
 from swapd.system.aio import Tasks, wall
+from workers.protocol import PROGRESS_HEADER
 
-HEADER = "X-Swapd-Progress"
 CHAT = "/v1/chat/completions"
 FIRST = 0.25
 """Seconds of waiting after which a client is told for the first time."""
@@ -41,7 +41,7 @@ def wants_progress(request: web.Request, spec: ModelSpec, streams: bool) -> bool
 
 
 def _header(request: web.Request) -> bool:
-    return request.headers.get(HEADER, "0").strip().lower() not in ("", "0", "false")
+    return request.headers.get(PROGRESS_HEADER, "0").strip().lower() not in ("", "0", "false")
 
 
 class ProgressReporter:

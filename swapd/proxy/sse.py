@@ -1,19 +1,18 @@
-"""The `id:` lines in a worker's stream of events: taken out on the way, kept for going on."""
+"""Event ids in a worker's stream: removed from it, and stored to resume the stream."""
 
 from __future__ import annotations
 
-import msgspec
+from workers.protocol import EVENT_END, encode_resumption, has_one_event_id, split_event_id
 
-END = b"\n\n"
 MOST = 2**20
-"""Bytes of ids kept for one answer (some hundred thousand tokens), and of an unfinished event."""
+"""Bytes of stored ids for one answer (some hundred thousand tokens), and of an unfinished event."""
 
 
 class EventIds:
-    """Turns what a worker sends into whole events without their ids, and remembers these.
+    """Parser that turns received bytes into whole events without ids, and stores the ids.
 
-    A stream that has none passes as it comes, and so does one from where it goes beyond the
-    bounds; it can't be gone on with.
+    A stream without ids passes unchanged, and so does the rest of a stream beyond the limits;
+    neither can be resumed.
     """
 
     __slots__ = ("_ids", "_rest", "can_resume")
@@ -22,27 +21,28 @@ class EventIds:
         self._ids = bytearray()
         self._rest = b""
         self.can_resume = True
-        """Whether all that has passed had ids, and they are still known."""
+        """True if all events so far had ids, and these are stored."""
 
     @property
     def ids(self) -> bytes:
-        """Those of all events that have passed, a line each."""
+        """Ids of all events that have passed, a line each."""
         return bytes(self._ids) if self.can_resume else b""
 
     def take(self, chunk: bytes) -> bytes:
-        """What of the stream can be passed on now that this has come."""
+        """Add received bytes and return the part of the stream that is complete."""
         if self._rest:
             chunk, self._rest = self._rest + chunk, b""
-        if not chunk.endswith(END):
-            end = chunk.rfind(END) + len(END) if END in chunk else 0
+        if not chunk.endswith(EVENT_END):
+            end = chunk.rfind(EVENT_END) + len(EVENT_END) if EVENT_END in chunk else 0
             chunk, self._rest = chunk[:end], chunk[end:]
             if len(self._rest) > MOST:
                 self.can_resume = False
                 chunk, self._rest = chunk + self._rest, b""
-        if chunk.startswith(b"id: ") and chunk.find(b"\nid: ") < 0:
-            # One event: what comes at nearly every token.
-            line, _, chunk = chunk.partition(b"\n")
-            self._ids += line[4:] + b"\n"
+        if has_one_event_id(chunk):
+            # One event: the case of nearly every token.
+            event_id, chunk = split_event_id(chunk)
+            assert event_id is not None
+            self._ids += event_id + b"\n"
         elif chunk:
             chunk = self._take_several(chunk)
         if len(self._ids) > MOST:
@@ -51,24 +51,23 @@ class EventIds:
 
     def _take_several(self, events: bytes) -> bytes:
         passed = bytearray()
-        *whole, rest = events.split(END)
+        *whole, rest = events.split(EVENT_END)
         for event in whole:
-            line, more, data = event.partition(b"\n")
-            if line.startswith(b"id: "):
-                self._ids += line[4:] + b"\n"
-                passed += data + END if more else b"\n"
-            else:
+            event_id, data = split_event_id(event)
+            if event_id is None:
                 # An error, or a worker that gives no ids for this path.
                 self.can_resume = False
-                passed += event + END
+                passed += event + EVENT_END
+            else:
+                self._ids += event_id + b"\n"
+                passed += data + EVENT_END if b"\n" in event else b"\n"
         return bytes(passed + rest)
 
     def rest(self) -> bytes:
-        """At the stream's end: what came of an event that has no end."""
+        """Return the bytes of an event that the end of the stream cut off."""
         return self._rest
 
     def resumption(self, request: bytes) -> bytes:
-        """The body that asks another worker to go on with the answer to `request`."""
+        """Return the body that makes another worker continue the answer to `request`."""
         self._rest = b""
-        lines = self._ids.decode("utf-8", "replace").split("\n")[:-1]
-        return b'{"request":' + request + b',"resume":' + msgspec.json.encode(lines) + b"}"
+        return encode_resumption(request, self._ids.decode("utf-8", "replace").split("\n")[:-1])

@@ -13,8 +13,9 @@ import pytest
 
 from swapd.process.orphans import Guardian, PidRegistry
 from swapd.process.spawn import SpawnContext
-from swapd.process.worker_process import ReadyMessage, WorkerProcess
+from swapd.process.worker_process import WorkerProcess
 from tests.specs import model_spec
+from workers.protocol import LoadError, Message, ReadyMessage
 
 LOG = logging.Logger("test")
 
@@ -30,12 +31,12 @@ def place(tmp_path: Path) -> Iterator[SpawnContext]:
 class Heard:
     """Listener with which a test waits for a worker's messages."""
 
-    messages: asyncio.Queue[ReadyMessage] = field(default_factory=asyncio.Queue)
+    messages: asyncio.Queue[Message] = field(default_factory=asyncio.Queue)
     ends: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     killed_externally: bool | None = None
     """True if another process killed the worker; None until it has ended."""
 
-    def worker_spoke(self, worker: int, message: ReadyMessage) -> None:
+    def worker_spoke(self, worker: int, message: Message) -> None:
         assert worker == 1
         self.messages.put_nowait(message)
 
@@ -45,7 +46,14 @@ class Heard:
         self.ends.put_nowait(reason)
 
     async def word(self) -> ReadyMessage:
-        return await asyncio.wait_for(self.messages.get(), 20)
+        message = await asyncio.wait_for(self.messages.get(), 20)
+        assert isinstance(message, ReadyMessage)
+        return message
+
+    async def load_error(self) -> LoadError:
+        message = await asyncio.wait_for(self.messages.get(), 20)
+        assert isinstance(message, LoadError)
+        return message
 
     async def end(self) -> str:
         return await asyncio.wait_for(self.ends.get(), 20)

@@ -18,10 +18,10 @@ import pytest
 
 from swapd.process.memory import oom_kills
 from swapd.process.readiness import PortOwnerError, wait_until_ready
-from swapd.process.worker_process import DeviceReport
 from swapd.proxy.forward import new_session, told
 from tests.daemon import FAKE, alive, eventually
 from tests.process.conftest import Spawn
+from workers.protocol import DeviceReport
 
 LOG = logging.Logger("test")
 
@@ -51,7 +51,7 @@ async def test_it_ends_at_sigterm_with_status_0(spawn: Spawn) -> None:
 
 async def test_its_own_reason_is_the_reason(spawn: Spawn) -> None:
     _, heard = spawn(f"{FAKE} --fail no-such-tensor")
-    assert (await heard.word()).error == "no-such-tensor"
+    assert (await heard.load_error()).error == "no-such-tensor"
     assert await heard.end() == "no-such-tensor"
 
 
@@ -249,9 +249,9 @@ def test_the_guardian_ends_what_it_watches_when_its_owner_is_gone(tmp_path: Path
     script.write_text(
         "import logging, pathlib, subprocess, sys\n"
         "from swapd.process.orphans import Guardian\n"
-        "from swapd.process.orphans import Register\n"
+        "from swapd.process.orphans import PidRegistry\n"
         "log = logging.getLogger()\n"
-        f"guardian = Guardian(log, Register(pathlib.Path({str(tmp_path / 'r')!r}), log))\n"
+        f"guardian = Guardian(log, PidRegistry(pathlib.Path({str(tmp_path / 'r')!r}), log))\n"
         "pids = [subprocess.Popen(['sleep', '60'], start_new_session=True).pid for _ in '12']\n"
         "[guardian.watch(pid) for pid in pids]\n"
         "guardian.forget(pids[1])\n"

@@ -44,9 +44,7 @@ def test_devices_are_told_with_their_memory() -> None:
 def test_what_loading_took_of_a_device_is_what_is_no_longer_free() -> None:
     before = [Device("CUDA0", 8000, 7500), Device("CUDA1", 8000, 8000)]
     after = [Device("CUDA0", 8000, 4500), Device("CUDA1", 8000, 8000), Device("CUDA2", 8000, 100)]
-    told = [
-        (device["name"], device["free"], device["held"]) for device in memory_held(before, after)
-    ]
+    told = [(device.name, device.free, device.held) for device in memory_held(before, after)]
     # Of one that was not there before nothing is known.
     assert told == [("CUDA0", 4500, 3000), ("CUDA1", 8000, 0), ("CUDA2", 100, 0)]
 

@@ -20,7 +20,7 @@ from tests.workers.engine.test_engine import Bench
 from tests.workers.process import WorkerProcess
 from tests.workers.random_gguf import write_random_gguf
 from workers.engine.engine import Task
-from workers.heartbeat import Heartbeat
+from workers.heartbeat import HeartbeatSender
 from workers.lifeline import Lifeline
 from workers.llama.context import Batch, Context, ContextOptions
 from workers.llama.model import LlamaLog, Model
@@ -48,16 +48,20 @@ def test_the_computing_thread_is_seen_within_one_computation(tmp_path: Path) -> 
     context.free()
 
 
+def sender(bench: Bench) -> HeartbeatSender:
+    return HeartbeatSender(Lifeline(None), bench.engine, asyncio.get_running_loop())
+
+
 @dataclass
 class Watched:
     """An engine at work on a request that does not end by itself, and its pulse."""
 
     bench: Bench
-    pulse: Heartbeat
+    heartbeat: HeartbeatSender
 
     async def look(self) -> bool:
         """What the pulse finds; the loop goes on meanwhile."""
-        return await in_thread(self.pulse.look)
+        return await in_thread(self.heartbeat.check)
 
     async def until_between_steps(self) -> None:
         """Waits for the end of the step that the engine is in."""
@@ -70,7 +74,7 @@ class Watched:
 async def watched(tiny_gguf: Path) -> AsyncIterator[Watched]:
     """See there."""
     bench = Bench(tiny_gguf, 2, 16384)
-    found = Watched(bench, Heartbeat(Lifeline(None), bench.engine, asyncio.get_running_loop()))
+    found = Watched(bench, sender(bench))
     sequence, stream = bench.begin([65], limit=16000)
     await stream.begun.wait()
     yield found
@@ -103,8 +107,8 @@ async def test_the_computing_thread_hangs(watched: Watched) -> None:
 async def test_the_event_loop_hangs(watched: Watched) -> None:
     await watched.look()
     await watched.until_between_steps()
-    watched.pulse.look()
-    assert [watched.pulse.look() for _ in range(3)] == [False] * 3
+    watched.heartbeat.check()
+    assert [watched.heartbeat.check() for _ in range(3)] == [False] * 3
     await watched.until_between_steps()
     assert await watched.look()
 
@@ -112,7 +116,7 @@ async def test_the_event_loop_hangs(watched: Watched) -> None:
 async def test_there_may_be_nothing_to_compute_yet(tiny_gguf: Path) -> None:
     """A request can be busy with something else: its text is long, its reader slow."""
     bench = Bench(tiny_gguf, 2, 1024)
-    resting = Watched(bench, Heartbeat(Lifeline(None), bench.engine, asyncio.get_running_loop()))
+    resting = Watched(bench, sender(bench))
     await resting.until_between_steps()
     await resting.look()
     while not bench.engine.resting:

@@ -24,7 +24,8 @@ from workers.api.openai_routes import OpenAIRoutes
 from workers.api.slot_routes import AdapterRoutes, SlotRoutes
 from workers.api.timeouts import ConnectionTimeouts, ParserLimits
 from workers.errors import ApiError
-from workers.heartbeat import Heartbeat
+from workers.heartbeat import HeartbeatSender
+from workers.protocol import DRAINING_HEADER
 from workers.service import WorkerService
 
 CROSS_ORIGIN_SITES = frozenset({"cross-site", "same-site"})
@@ -55,8 +56,6 @@ def _is_address(host: str) -> bool:
 
 MAX_BODY = 64 * 1024 * 1024
 """Bytes of a request body."""
-LEAVING = "X-Swapd-Leaving"
-"""Response header by which swapd sends the request to the next worker."""
 RERANK_PATHS = ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking")
 LOADING = {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}
 
@@ -77,7 +76,7 @@ class WorkerServer:
         self._active = 0
         self._draining = False
         self._status = 0
-        self._heartbeat: Heartbeat | None = None
+        self._heartbeat: HeartbeatSender | None = None
         self._listener: socket.socket | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -109,7 +108,7 @@ class WorkerServer:
         address = listener.getsockname()
         return address[0], address[1]
 
-    def serve(self, worker: WorkerService, heartbeat: Heartbeat) -> None:
+    def serve(self, worker: WorkerService, heartbeat: HeartbeatSender) -> None:
         """Open the routes of a loaded model. `heartbeat` counts its requests."""
         self._heartbeat = heartbeat
         openai, llama = OpenAIRoutes(worker), LlamaRoutes(worker)
@@ -195,7 +194,7 @@ class WorkerServer:
         """Count the requests in progress; reject new ones while draining."""
         if self._draining:
             stopping = ApiError(503, "The worker is stopping.", "unavailable_error")
-            return json_response(stopping.body, stopping.status, {LEAVING: "1"})
+            return json_response(stopping.body, stopping.status, {DRAINING_HEADER: "1"})
         self._active += 1
         self._idle.clear()
         heartbeat = self._heartbeat

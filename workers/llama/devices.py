@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from workers.llama.model import api
+from workers.protocol import DeviceReport
 
 CPU, GPU, IGPU = 0, 1, 2  # enum ggml_backend_dev_type
 
@@ -47,18 +48,18 @@ def _describe(device: int) -> Device:
     return Device(name.decode("utf-8", "replace"), total.value, free.value)
 
 
-def memory_held(before: Collection[Device], after: Collection[Device]) -> list[dict[str, object]]:
+def memory_held(before: Collection[Device], after: Collection[Device]) -> tuple[DeviceReport, ...]:
     """Return the memory taken of each device in between, in the format of the ready message.
 
     It is this process's if no other took any meanwhile.
     """
     free = {device.name: device.free for device in before}
-    return [
-        {
-            "name": device.name,
-            "total": device.total,
-            "free": device.free,
-            "held": max(0, free.get(device.name, device.free) - device.free),
-        }
+    return tuple(
+        DeviceReport(
+            name=device.name,
+            total=device.total,
+            free=device.free,
+            held=max(0, free.get(device.name, device.free) - device.free),
+        )
         for device in after
-    ]
+    )

@@ -4,17 +4,12 @@ With the header `X-Swapd-Resumable: 1`, each event has an `id:` line with the to
 the previous event; the first line also has the response's identity. `/resume/PATH` takes the
 original request with the lines up to any event, and continues the stream after that event: the
 same tokens pass through the same samplers and parsers, and events that were sent are left out.
-
-A line is `HEAD;INDEX=TOKENS`. HEAD, in the first line only, is the response's id, its time in
-seconds, its seed and the identity of the worker that started it. INDEX is the answer's; it is left
-out for the first answer. TOKENS are token ids, `-` for none, or `.` for an event after the end of
-all answers.
+The format of the lines is that of `workers.protocol`.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,39 +19,18 @@ import msgspec
 from workers.errors import ApiError
 from workers.llama.model import Model
 from workers.llama.sampler import NO_TOKEN, Grammar
+from workers.protocol import RESUMABLE_HEADER, RESUME_PREFIX, StreamHead, parse_event_id
 from workers.requests.bodies import decode
 
-HEADER = "X-Swapd-Resumable"
-PREFIX = "/resume/"
-CLOSING, NOTHING = ".", "-"
-_LINE = re.compile(
-    r"(?:(?P<name>[0-9a-f]{32})\.(?P<created>\d{1,12})\.(?P<seed>\d{1,10})\.(?P<of>[0-9a-f]*);)?"
-    r"(?:(?P<place>\d{1,3})=)?(?P<tokens>[.-]|-?\d{1,9}(?:,-?\d{1,9})*)",
-    re.ASCII,
-)
 
-
-@dataclass(frozen=True)
-class ResponseIdentity:
+class ResponseIdentity(StreamHead):
     """Properties of a response that do not change when another worker resumes it."""
-
-    name: str
-    created: int
-    seed: int
-    """Seed of the samplers if the request has none."""
-    of: str
-    """Identity of the worker that started it; only a worker with the same one can resume it."""
 
     @classmethod
     def now(cls, identity: str) -> ResponseIdentity:
         """Return the identity of a new response."""
         seed = int.from_bytes(os.urandom(4), "little") & 0x7FFFFFFF
         return cls(os.urandom(16).hex(), int(time.time()), seed, identity)
-
-    @property
-    def line(self) -> str:
-        """The head of the first `id:` line."""
-        return f"{self.name}.{self.created}.{self.seed}.{self.of};"
 
 
 @dataclass
@@ -109,8 +83,10 @@ def call_of(path: str, headers: Mapping[str, str], body: bytes, identity: str) -
     Raises ApiError 400, and 409 if a worker with another model or other settings started it.
     """
     tenant = headers.get("X-Tenant-Id", "")
-    if not path.startswith(PREFIX):
-        return ResumedCall(body, tenant, ResponseIdentity.now(identity), headers.get(HEADER) == "1")
+    if not path.startswith(f"{RESUME_PREFIX}/"):
+        return ResumedCall(
+            body, tenant, ResponseIdentity.now(identity), headers.get(RESUMABLE_HEADER) == "1"
+        )
     given = decode(body, Resumption)
     return _resumed(bytes(given.request), tenant, given.resume, identity)
 
@@ -118,25 +94,22 @@ def call_of(path: str, headers: Mapping[str, str], body: bytes, identity: str) -
 def _resumed(body: bytes, tenant: str, lines: list[str], identity: str) -> ResumedCall:
     response_identity, past, closed = ResponseIdentity.now(identity), dict[int, ResumeState](), 0
     for number, line in enumerate(lines):
-        found = _LINE.fullmatch(line)
-        if found is None or (found["name"] is None) != (number > 0):
+        event = parse_event_id(line)
+        if event is None or (event.head is None) != (number > 0):
             raise ApiError(
                 400,
                 f"`resume` has {line[:80]!r}, which is not an event id of this API.",
                 param="resume",
             )
-        if found["name"] is not None:
-            if found["of"] != identity:
+        if event.head is not None:
+            if event.head.worker != identity:
                 raise lost("it was started with another model or other settings")
-            response_identity = ResponseIdentity(
-                found["name"], int(found["created"]), int(found["seed"]), identity
-            )
-        if found["tokens"] == CLOSING:
+            response_identity = ResponseIdentity(*event.head)
+        if event.all_ended:
             closed += 1
             continue
-        answer = past.setdefault(int(found["place"] or 0), ResumeState())
-        if found["tokens"] != NOTHING:
-            answer.tokens += map(int, found["tokens"].split(","))
+        answer = past.setdefault(event.choice, ResumeState())
+        answer.tokens += event.tokens
         answer.events += 1
     return ResumedCall(body, tenant, response_identity, resumable=True, past=past, closed=closed)
 

@@ -23,8 +23,9 @@ from workers.engine.kv_store import MANIFEST, DamagedError, KvFiles
 from workers.errors import ApiError
 from workers.grammar import gbnf
 from workers.grammar.json_schema import SchemaError, schema_grammar
+from workers.protocol import NO_TOKENS
 from workers.requests.bodies import ChatRequest, CompletionRequest, EmbeddingRequest
-from workers.requests.resume import NOTHING, Resumption, call_of
+from workers.requests.resume import Resumption, call_of
 from workers.spare import parse_arguments
 
 ROUTES: dict[str, type[msgspec.Struct]] = {
@@ -77,7 +78,7 @@ FITTING: dict[str, st.SearchStrategy[Any]] = {
         ),
         max_size=2,
     ),
-    "resume": st.lists(TEXTS | st.just(NOTHING), max_size=3),
+    "resume": st.lists(TEXTS | st.just(NO_TOKENS), max_size=3),
     "stream": st.booleans(),
 }  # fmt: skip
 
