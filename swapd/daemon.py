@@ -181,7 +181,7 @@ def _run(options: DaemonOptions, reporter: _StartReporter) -> int:
             uvloop.install()
             asyncio.run(daemon.run(sock, tls, reporter))
     finally:
-        guardian.dismiss()
+        guardian.close()
         lock.retire()
         logs.close()
     return 0

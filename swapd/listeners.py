@@ -112,7 +112,7 @@ class Listeners:
         self, sock: socket.socket, access: AccessControl | None, tls: ssl.SSLContext | None = None
     ) -> None:
         context = self._context
-        logger = context.logs.of_server(*CLIENT_ERRORS)
+        logger = context.logs.http_logger(*CLIENT_ERRORS)
         runner = web.AppRunner(
             application(context, access),
             handler_cancellation=True,

@@ -54,7 +54,7 @@ class Supervisor:
         profiles: ProfileStore,
         standby: WarmStandby | None = None,
     ) -> None:
-        self._scheduler = Scheduler(catalog, profiles.recall(catalog))
+        self._scheduler = Scheduler(catalog, profiles.load(catalog))
         self._profiles = profiles
         self._spawn_context = spawn_context
         self._logs = logs
@@ -230,7 +230,7 @@ class Supervisor:
         """Replace the catalog; workers of unchanged models keep running."""
         changes = diff(self.catalog, catalog)
         self._log.info("configuration reloaded: %s", changes)
-        self.post(ev.CatalogReloaded(now(), catalog, self._profiles.recall(catalog)))
+        self.post(ev.CatalogReloaded(now(), catalog, self._profiles.load(catalog)))
 
     def close(self, grace: float) -> None:
         """Start a shutdown: running requests may go on for `grace` seconds; then `closed` is set.
@@ -239,7 +239,7 @@ class Supervisor:
         """
         self._closing = True
         if self._standby is not None:
-            self._standby.dismiss()
+            self._standby.close()
         self._deadline = min(self._deadline, now() + grace)
         self.post(ev.ShutdownRequested(now(), self._deadline))
 
@@ -299,7 +299,7 @@ class Supervisor:
             case od.QueryFreeMemory():
                 self.post(ev.FreeMemoryReported(now(), memory.free()))
             case od.SaveProfile(worker, profile) if worker in self._workers:
-                self._profiles.note(self._workers[worker].identity, profile)
+                self._profiles.save(self._workers[worker].identity, profile)
             case od.SetTimer(when):
                 self._timer.set(when)
 

@@ -57,9 +57,9 @@ class HeartbeatSender:
     def _engine_moved(self) -> bool:
         """Return True if the engine's thread waits for work or has computed something."""
         engine = self._engine
-        rounds, self._rounds = self._rounds, engine.rounds
+        rounds, self._rounds = self._rounds, engine.iterations
         computed = engine.model.progress.seen()
-        return engine.resting or computed or rounds != self._rounds
+        return engine.idle or computed or rounds != self._rounds
 
     def _run(self) -> None:
         while True:

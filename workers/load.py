@@ -60,8 +60,6 @@ def load(settings: Settings) -> WorkerService:
         engine.scheduler.persistent_cache = _persistent_cache(
             settings, settings.slot_save_path, engine
         )
-            settings, settings.slot_save_path, engine
-        )
     engine.runner.speculation = _speculation(settings, engine, log)
     taken = memory_held(before, devices() if before else [])
     return WorkerService(

@@ -119,7 +119,7 @@ class CatalogReloaded:
 
     now: float
     catalog: Catalog
-    learned: Mapping[str, ModelProfile] | None = None
+    profiles: Mapping[str, ModelProfile] | None = None
     """Profiles by model, for the present commands and files; None: unchanged."""
 
 

@@ -281,7 +281,7 @@ class Guardian:
                 "the guardian (pid %d) ended; its replacement is %d", ended.pid, self.pid
             )
 
-    def dismiss(self) -> None:
+    def close(self) -> None:
         """Close the pipe and reap the shell, which kills the groups that it still watches."""
         with self._lock:
             self._closed.set()

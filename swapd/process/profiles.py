@@ -51,13 +51,13 @@ class ProfileStore:
         parts = (spec.launch.argv, spec.launch.env, str(self._home), files)
         return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]
 
-    def recall(self, catalog: Catalog) -> dict[str, ModelProfile]:
+    def load(self, catalog: Catalog) -> dict[str, ModelProfile]:
         """Return the stored profiles of the catalog's models, by model name."""
         specs = catalog.models.values()
         found = {spec.name: self._profiles.get(self.identity(spec)) for spec in specs}
         return {name: profile for name, profile in found.items() if profile is not None}
 
-    def note(self, identity: str, profile: ModelProfile) -> None:
+    def save(self, identity: str, profile: ModelProfile) -> None:
         """Store the profile; the file is written soon, together with other new profiles."""
         self._profiles.pop(identity, None)
         self._profiles[identity] = profile

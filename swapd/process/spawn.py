@@ -166,19 +166,19 @@ class WarmStandby:
         if self._waiting is None or not suitable:
             return None
         if self._waiting.process.poll() is not None:
-            self.dismiss()
+            self.close()
             return None
         assert self._waiting.process.stdin is not None
         line = msgspec.json.encode(argv[length:]) + b"\n"
         try:
             os.write(self._waiting.process.stdin.fileno(), line)
         except BrokenPipeError:
-            self.dismiss()
+            self.close()
             return None
         taken, self._waiting = self._waiting, None
         return taken
 
-    def dismiss(self) -> None:
+    def close(self) -> None:
         """Kill and reap the standby process: it has no work to finish, and may be stopped."""
         if self._waiting is None:
             return

@@ -232,9 +232,9 @@ def catalog_reloaded(state: SchedulerState, event: ev.CatalogReloaded, emit: Emi
             state.forget(model)
         elif new != old:
             state.reset_failures(model)
-    if event.learned is not None:
+    if event.profiles is not None:
         for model in event.catalog.models:
-            state.restore_profile(model, event.learned.get(model, NO_PROFILE))
+            state.restore_profile(model, event.profiles.get(model, NO_PROFILE))
     # 2. Workers with an equal launch spec go on under the new serving policy; ready ones with
     #    another one are outdated and replaced by the settle pass.
     for worker in list(state.staying()):

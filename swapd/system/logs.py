@@ -162,7 +162,7 @@ class Logs:
             self._models[model] = log
         return self._models[model]
 
-    def of_server(self, *faults: type[BaseException]) -> logging.Logger:
+    def http_logger(self, *faults: type[BaseException]) -> logging.Logger:
         """Return the HTTP server's logger, which writes to swapd's log.
 
         `faults` are the errors caused by clients.

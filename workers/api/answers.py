@@ -18,7 +18,7 @@ from workers.engine.sequence import Failed, Finished, Sequence, SequenceEnd
 from workers.errors import ApiError
 from workers.llama.sampler import Grammar, GrammarConstraint
 from workers.requests.bodies import Generation
-from workers.requests.resume import ResumedCall, lost
+from workers.requests.resume import ResumableCall, not_resumable
 from workers.service import WorkerService
 
 Update = tuple[int, str, "SequenceEnd | None", int]
@@ -107,7 +107,7 @@ class Answers:
         worker: WorkerService,
         request: Generation,
         prompts: list[list[int]],
-        call: ResumedCall,
+        call: ResumableCall,
         *,
         grammar: Grammar | None = None,
         calls: ToolCallConstraint | None = None,
@@ -126,8 +126,8 @@ class Answers:
         self._n = request.n or 1
         if self._n * len(prompts) > MAX_ANSWERS:
             raise ApiError(400, f"More than {MAX_ANSWERS} answers were requested.", param="n")
-        if any(place >= self._n * len(prompts) for place in call.past or ()):
-            raise lost("the request has fewer answers than the events")
+        if any(place >= self._n * len(prompts) for place in call.sent or ()):
+            raise not_resumable("the request has fewer answers than the events")
         for tokens in prompts:
             for number in range(self._n):
                 drawn: deque[tuple[int, float, list[tuple[int, float]]]] = deque()

@@ -48,7 +48,7 @@ class LlamaResponses:
         """Return no bytes: a stream has no opening event."""
         return b""
 
-    def news(self, part: AnswerDelta) -> bytes:
+    def update(self, part: AnswerDelta) -> bytes:
         """Return a text chunk, and the final chunk if the answer has ended."""
         written = b""
         if part.text:

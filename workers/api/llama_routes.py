@@ -18,7 +18,7 @@ from workers.engine.embeddings import ranking_prompt
 from workers.engine.sequence import Sequence
 from workers.errors import ApiError
 from workers.requests.bodies import ChatRequest, Generation, decode, token_lists
-from workers.requests.resume import ResumedCall
+from workers.requests.resume import ResumableCall
 from workers.service import WorkerService, in_thread, run_with_backoff
 
 
@@ -228,7 +228,7 @@ class CompletionRoutes:
     async def _answer(
         self,
         http: web.Request,
-        call: ResumedCall,
+        call: ResumableCall,
         request: LlamaGeneration,
         prompts: list[list[int]],
     ) -> web.StreamResponse:

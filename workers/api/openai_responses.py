@@ -46,7 +46,7 @@ def llama_timings(timings: Timings) -> dict[str, object]:
     prompt = timings.prompt_tokens - timings.cached_tokens
     predicted = timings.predicted_tokens
     prompt_ms, predicted_ms = timings.prompt_seconds * 1e3, timings.predicted_seconds * 1e3
-    drafts = {"draft_n": timings.guessed, "draft_n_accepted": timings.right}
+    drafts = {"draft_n": timings.draft_tokens, "draft_n_accepted": timings.accepted_tokens}
     return {
         "cache_n": timings.cached_tokens,
         "prompt_n": prompt,
@@ -57,7 +57,7 @@ def llama_timings(timings: Timings) -> dict[str, object]:
         "predicted_ms": predicted_ms,
         "predicted_per_token_ms": predicted_ms / max(predicted, 1),
         "predicted_per_second": predicted / predicted_ms * 1e3 if predicted_ms else 0.0,
-        **(drafts if timings.guessed else {}),
+        **(drafts if timings.draft_tokens else {}),
     }
 
 
@@ -98,7 +98,7 @@ class ResponseShape:
         """Return the opening events of a stream."""
         return b""
 
-    def news(self, part: AnswerDelta) -> bytes:
+    def update(self, part: AnswerDelta) -> bytes:
         """Return the chunks for a part: its text, and the finish reason if the answer ended."""
         written = b""
         if part.logprobs:
@@ -239,11 +239,11 @@ class ChatResponses(ResponseShape):
             for index in range(self._count)
         )
 
-    def news(self, part: AnswerDelta) -> bytes:
+    def update(self, part: AnswerDelta) -> bytes:
         """Return the chunks for a part: content, reasoning, tool calls, and the finish reason."""
         parser = self._parsers[part.index]
         if parser.passthrough:
-            return super().news(part)
+            return super().update(part)
         pieces = parser.feed(part.text)
         if part.end is not None:
             pieces += parser.finish()

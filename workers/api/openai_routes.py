@@ -35,7 +35,7 @@ class OpenAIRoutes:
     async def chat(self, http: web.Request) -> web.StreamResponse:
         """Handle POST /v1/chat/completions."""
         call, request = await read_call(http, self._worker, ChatRequest)
-        chat = await open_chat(self._worker, request, call.birth.created)
+        chat = await open_chat(self._worker, request, call.response_identity.created)
         answers = Answers(
             self._worker,
             request,
@@ -47,7 +47,7 @@ class OpenAIRoutes:
         )
         parsers = [chat.parser() for _ in range(answers.count)]
         name = self._name(request)
-        shape = ChatResponses(name, parsers, call.birth, with_usage=request.wants_usage)
+        shape = ChatResponses(name, parsers, call.response_identity, with_usage=request.wants_usage)
         return await respond(http, call, answers, shape, streaming=bool(request.stream))
 
     async def complete(self, http: web.Request) -> web.StreamResponse:
@@ -82,7 +82,7 @@ class OpenAIRoutes:
         shape = CompletionResponses(
             self._name(request),
             answers.count,
-            call.birth,
+            call.response_identity,
             with_usage=request.wants_usage,
             echo=echo,
         )

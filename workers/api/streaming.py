@@ -16,7 +16,7 @@ from workers.engine.metrics import Timings
 from workers.errors import ApiError
 from workers.protocol import ALL_ENDED, EVENT_END, NO_TOKENS, add_event_id, encode_tokens
 from workers.requests.bodies import Generation, check, decode
-from workers.requests.resume import ResumedCall, call_of, lost
+from workers.requests.resume import ResumableCall, not_resumable, parse_call
 from workers.service import WorkerService
 
 
@@ -26,7 +26,7 @@ class SseWriter(Protocol):
     def opening(self) -> bytes:
         """Return the first events: none, or one for each choice."""
 
-    def news(self, part: AnswerDelta) -> bytes:
+    def update(self, part: AnswerDelta) -> bytes:
         """Return the events for a part of the answer."""
 
     def closing(self, timings: Timings) -> bytes:
@@ -36,10 +36,10 @@ class SseWriter(Protocol):
 class EventIdWriter:
     """Wrapper of a writer: adds event ids, and leaves out the events that were sent before."""
 
-    def __init__(self, writer: SseWriter, answers: Answers, call: ResumedCall) -> None:
+    def __init__(self, writer: SseWriter, answers: Answers, call: ResumableCall) -> None:
         self._writer = writer
         self._answers = answers
-        self._head = "" if call.past else call.birth.encode()
+        self._head = "" if call.sent else call.response_identity.encode()
         """Prefix of the next event id."""
         self._reported = [0] * answers.count
         """Tokens of each choice that the ids so far have reported."""
@@ -52,9 +52,9 @@ class EventIdWriter:
         events = self._writer.opening().split(EVENT_END)[:-1]
         return b"".join(self._event(place, NO_TOKENS, event) for place, event in enumerate(events))
 
-    def news(self, part: AnswerDelta) -> bytes:
+    def update(self, part: AnswerDelta) -> bytes:
         """See SseWriter."""
-        written = self._writer.news(part)
+        written = self._writer.update(part)
         if not written:
             return b""
         place = part.index
@@ -70,7 +70,7 @@ class EventIdWriter:
     def closing(self, timings: Timings) -> bytes:
         """See SseWriter. Raise ApiError if the answer ended before the events sent already."""
         if any(self._sent):
-            raise lost("it ended before the events that were sent already")
+            raise not_resumable("it ended before the events that were sent already")
         events = self._writer.closing(timings).split(EVENT_END)[self._closed : -1]
         return b"".join(self._with_id(ALL_ENDED, event) for event in events)
 
@@ -103,13 +103,13 @@ class StreamShape(SseWriter, Protocol):
 
 async def read_call(
     http: web.Request, worker: WorkerService, kind: type[G]
-) -> tuple[ResumedCall, G]:
+) -> tuple[ResumableCall, G]:
     """Read the whole request, its body as a checked `kind`, and prepare the worker for it.
 
     Raise ApiError 400, and 409 for the rest of an answer that began with another worker's
     identity.
     """
-    call = call_of(http.path, http.headers, await http.read(), worker.identity)
+    call = parse_call(http.path, http.headers, await http.read(), worker.identity)
     request = decode(call.body, kind)
     check(request)
     await worker.prepare(request)
@@ -117,10 +117,10 @@ async def read_call(
 
 
 async def respond(
-    http: web.Request, call: ResumedCall, answers: Answers, shape: StreamShape, *, streaming: bool
+    http: web.Request, call: ResumableCall, answers: Answers, shape: StreamShape, *, streaming: bool
 ) -> web.StreamResponse:
     """Send the answer, whole or as a stream. It is cancelled when the client disconnects."""
-    if call.past is not None and not streaming:
+    if call.sent is not None and not streaming:
         raise ApiError(400, "Only a stream can be resumed.", param="stream")
     answers.start()
     try:
@@ -133,7 +133,7 @@ async def respond(
         while not answers.ended:
             try:
                 parts = await answers.next()
-                written += b"".join(map(writer.news, parts))
+                written += b"".join(map(writer.update, parts))
                 written += writer.closing(answers.timings) if answers.ended else b""
             except ApiError as error:
                 if not response.prepared:

@@ -69,9 +69,9 @@ class Engine:
         self.options = options
         self.embedding_options = embedding_options
         self.counters = Counters()
-        self.shelf = AdapterCache(model, max_adapters, log, self.counters)
+        self.adapter_cache = AdapterCache(model, max_adapters, log, self.counters)
         self._log = log
-        self._parts = EngineParts(model, self.shelf, log, self.counters, self._deliver)
+        self._parts = EngineParts(model, self.adapter_cache, log, self.counters, self._deliver)
         self._main = BatchLoop(self._parts, options, slots, fixed_threads=False)
         self._isolated: BatchLoop | None = None
         """The loop for requests that share no step; made for the first of them."""
@@ -86,9 +86,9 @@ class Engine:
         self.loop_began = 0.0
         """CPU seconds that the event loop's thread had used before the first request."""
         self._on_broken: Callable[[], None] = lambda: None
-        self.rounds = 0
+        self.iterations = 0
         """Iterations of the engine's thread."""
-        self.resting = False
+        self.idle = False
         """True while the engine's thread waits for a message."""
 
     # For the event loop's thread
@@ -156,12 +156,12 @@ class Engine:
     def run(self) -> None:
         """Serve for ever. Raises EngineBrokenError when llama.cpp fails at every step."""
         while True:
-            self.rounds += 1
+            self.iterations += 1
             # Sleep while idle, then take all messages.
             if not (self._embeddings or any(loop.scheduler.busy for loop in self._loops)):
-                self.resting = True
+                self.idle = True
                 message = self._inbox.get()
-                self.resting = False
+                self.idle = False
                 self._handle(message)
             while not self._inbox.empty():
                 self._handle(self._inbox.get())
@@ -175,7 +175,7 @@ class Engine:
             self._post()
             self.counters.step_seconds += time.perf_counter() - began
 
-    def give_up(self, message: str) -> None:
+    def fail_all(self, message: str) -> None:
         """Fail every request with `message` and report to the event loop that no more is served."""
         while not self._inbox.empty():
             left = self._inbox.get()
@@ -209,7 +209,7 @@ class Engine:
         """Add a sequence to the queue of its loop; make the isolated loop if it is the first."""
         try:
             if sequence.isolated and self._isolated is None:
-                options = replace(self.options, n_seq_max=1, n_guesses=0)
+                options = replace(self.options, n_seq_max=1, n_draft_rows=0)
                 self._isolated = BatchLoop(self._parts, options, 1, fixed_threads=True)
         except LoadError as error:
             self._deliver(sequence, "", Failed(f"There is no memory to compute alone: {error}."))

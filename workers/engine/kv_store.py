@@ -295,7 +295,7 @@ class PersistentKvCache:
                 continue
             limit = min(len(saved.tokens), len(request.tokens) - 1 - request.pending_replay)
             common = common_prefix(saved.tokens, request.tokens, limit)
-            if common > most and (self._context.cuts or common == len(saved.tokens)):
+            if common > most and (self._context.can_truncate or common == len(saved.tokens)):
                 best, most = saved, common
         if best is None:
             return False
@@ -388,7 +388,7 @@ class PersistentKvCache:
         for old in self._saved()[:]:
             length = len(old.tokens)
             whole = old.adapters == new.adapters and new.tokens[:length] == old.tokens
-            if whole and (self._context.cuts or length == len(new.tokens)):
+            if whole and (self._context.can_truncate or length == len(new.tokens)):
                 if old.path != new.path:
                     self.files.remove(old.path)
                 self._drop(old)

@@ -28,9 +28,9 @@ class Timings:
     predicted_tokens: int
     predicted_seconds: float
     """From the first token to the last."""
-    guessed: int = 0
+    draft_tokens: int = 0
     """Draft tokens."""
-    right: int = 0
+    accepted_tokens: int = 0
     """Those of them that were accepted."""
 
 

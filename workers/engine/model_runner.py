@@ -119,13 +119,13 @@ class ModelRunner:
 
     def start(self, sequence: Sequence) -> list[int]:
         """Make the sampler of a sequence; return its known tokens if they need no replay."""
-        if sequence.guide is None and sequence.sampling.greedy:
+        if sequence.constraint is None and sequence.sampling.greedy:
             return list(sequence.resumed)  # greedy sampling has no state to bring up to date
         prompt = sequence.tokens
         if sequence.resumed:
             prompt = prompt[: sequence.prompt_length]
         sequence.sampler = build_sampler_chain(
-            sequence.sampling, self._model, self.context.n_ctx, prompt, sequence.guide
+            sequence.sampling, self._model, self.context.n_ctx, prompt, sequence.constraint
         )
         return []
 
@@ -158,7 +158,7 @@ class ModelRunner:
         for row in filled.rows:
             before = time.perf_counter()
             outputs.append(SequenceOutput(row.sequence, row.draft, self._sample(row)))
-            if row.sequence.guide is None:  # constrained sampling is half Python's
+            if row.sequence.constraint is None:  # constrained sampling is half Python's
                 llama_seconds += time.perf_counter() - before
         outputs += [
             SequenceOutput(replay.sequence, [], self.replayer.play(replay))

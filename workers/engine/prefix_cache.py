@@ -115,7 +115,7 @@ class KvMemory(Protocol):
     """The part of a Context that holds the cache."""
 
     @property
-    def cuts(self) -> bool:
+    def can_truncate(self) -> bool:
         """True if the end of a sequence can be removed, and its beginning shared."""
 
     def share(self, source: int, target: int, length: int) -> None:
@@ -200,14 +200,14 @@ class PrefixCache:
             return None, 0
         candidates: list[HeldCells] = []
         candidates.extend(reversed(self.entries))
-        if self._memory.cuts:
+        if self._memory.can_truncate:
             candidates.extend(active)
         limit = len(request.tokens) - 1 - request.pending_replay
         for held in candidates:
             if held.adapters != request.adapters or held.cached <= most:
                 continue
             common = common_prefix(held.tokens, request.tokens, min(held.cached, limit))
-            if common > most and (self._memory.cuts or common == held.cached):
+            if common > most and (self._memory.can_truncate or common == held.cached):
                 best, most = held, common
         return (best, most) if best is not None else (None, 0)
 
@@ -216,7 +216,7 @@ class PrefixCache:
 
         Then `request` had better wait and share it: two would take twice as long to read it.
         """
-        if not (request.reuses and self._memory.cuts):
+        if not (request.reuses and self._memory.can_truncate):
             return False
         _, reusable = self.find(request, active)
         for held in active:
@@ -299,7 +299,7 @@ class PrefixCache:
         """
         new = CachedSequence(active.tokens[: active.cached], active.seq_id, active.adapters, slot)
         active.seq_id, active.cached = -1, 0
-        if self._memory.cuts:
+        if self._memory.can_truncate:
             for other in self.entries[:]:
                 length = other.cached
                 if other.adapters == new.adapters and new.tokens[:length] == other.tokens:

@@ -79,7 +79,7 @@ class Sequence:
     arrived: float
     """`time.monotonic()` at the request's arrival."""
 
-    guide: GrammarConstraint | None = None
+    constraint: GrammarConstraint | None = None
     """Constraint on the answer, or None."""
     isolated: bool = False
     """True if it shares no step, so that no other request affects its rounding."""
@@ -206,8 +206,8 @@ def _end(sequence: Sequence, reason: str, counters: Counters, now: float) -> Fin
         prompt_seconds=sequence.first_token - sequence.started,
         predicted_tokens=sequence.generated,
         predicted_seconds=now - sequence.first_token,
-        guessed=sequence.draft.drafted,
-        right=sequence.draft.accepted,
+        draft_tokens=sequence.draft.drafted,
+        accepted_tokens=sequence.draft.accepted,
     )
     counters.requests[reason] += 1
     counters.finished(timings, sequence.arrived, sequence.first_token)

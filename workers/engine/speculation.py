@@ -174,7 +174,7 @@ class SpeculationBudget:
         self._credit = min(max(self._credit + steps, MIN_CREDIT), MAX_CREDIT)
 
 
-GUESSES = 16
+MAX_DRAFT_TOKENS = 16
 """Draft tokens in a step, of all sequences together: beside many running ones, rows cost more."""
 COOLDOWN = 16
 """Tokens to generate before the next draft of a sequence, after drafts without an accepted token.
@@ -212,7 +212,7 @@ class Speculation:
         if not budget.allows:
             return {}
         # Equal shares, of the length that each sequence's acceptance suggests.
-        share = min(capacity, GUESSES) // max(len(running), 1)
+        share = min(capacity, MAX_DRAFT_TOKENS) // max(len(running), 1)
         requests = []
         for sequence in running:
             left = sequence.limit - sequence.generated - 1

@@ -58,7 +58,7 @@ class ContextOptions:
     flash_attention: str = "auto"
     type_k: str = "f16"
     type_v: str = "f16"
-    n_guesses: int = 0
+    n_draft_rows: int = 0
     """Rows of a step with logits, beyond one for each sequence: for draft tokens."""
     pooling: str | None = None
     """Kind of pooling, which makes the context one for embeddings; None generates."""
@@ -82,7 +82,7 @@ class Context:
         params.swa_full = False  # as llama-server: a sliding window keeps only what it sees
         if options.pooling is None:
             # else memory for n_batch × vocabulary
-            params.n_outputs_max = options.n_seq_max + options.n_guesses
+            params.n_outputs_max = options.n_seq_max + options.n_draft_rows
         else:
             params.embeddings = True
             params.pooling_type = POOLING[options.pooling]
@@ -97,7 +97,7 @@ class Context:
         ranks = options.pooling == "rank"
         self._n_embd: int = api.llama_model_n_cls_out(model.handle) if ranks else model.n_embd
         self._n_vocab = model.n_vocab
-        self.cuts = model.cuts and self._memory is not None
+        self.can_truncate = model.can_truncate and self._memory is not None
         """True if sequences can be truncated and share prefixes."""
         self.adapters: tuple[tuple[str, float], ...] = ()
         """Adapters in use, by the names passed to `use_adapters`."""

@@ -135,7 +135,7 @@ class Model:
         self.bos: int = api.llama_vocab_bos(self.vocab)
         self.eos: int = api.llama_vocab_eos(self.vocab)
         self.adds_bos: bool = api.llama_vocab_get_add_bos(self.vocab)
-        self.cuts: bool = not (
+        self.can_truncate: bool = not (
             api.llama_model_is_recurrent(self.handle)
             or api.llama_model_is_hybrid(self.handle)
             or api.llama_model_n_swa(self.handle)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from workers.llama.model import Model
 from workers.llama.sampler import ConstrainedSampler, GrammarConstraint, Sampler
-from workers.settings import ANY_SEED, Sampling, within
+from workers.settings import ANY_SEED, Sampling, lookback_length
 
 MIROSTAT_TOKENS = 100
 """Number of likeliest tokens for the estimate of Mirostat 1, as in llama-server."""
@@ -39,7 +39,7 @@ def build_sampler_chain(
     for name in sampling.samplers:
         if sampling.uses(name):
             _ADD[name](chain, sampling, model, context)
-    last = sampling.looks_back(context)
+    last = sampling.lookback(context)
     for token in prompt[-last:] if last else ():
         chain.accept(token)
     if sampling.temperature <= 0:
@@ -58,7 +58,7 @@ def _penalties(chain: Sampler, sampling: Sampling, model: Model, context: int) -
     chain.add(
         "penalties",
         model.n_vocab,
-        within(sampling.repeat_last_n, context),
+        lookback_length(sampling.repeat_last_n, context),
         sampling.repeat_penalty,
         sampling.frequency_penalty,
         sampling.presence_penalty,
@@ -71,7 +71,7 @@ def _dry(chain: Sampler, sampling: Sampling, model: Model, context: int) -> None
         sampling.dry_multiplier,
         sampling.dry_base,
         sampling.dry_allowed_length,
-        within(sampling.dry_penalty_last_n, context),
+        lookback_length(sampling.dry_penalty_last_n, context),
         sampling.dry_sequence_breakers,
     )
 
