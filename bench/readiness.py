@@ -43,7 +43,7 @@ async def measure(home: Path, starts: int) -> list[float]:
     await supervisor.closed.wait()
     await supervisor.end()
     await session.close()
-    guardian.dismiss()
+    guardian.close()
     logs.close()
     return found
 

@@ -127,7 +127,7 @@ def chat(model: str, **fields: Any) -> dict[str, Any]:
     return {"model": model, "messages": messages, "max_tokens": 8, "temperature": 0, **fields}
 
 
-def said(response: httpx.Response) -> str:
+def answer_text(response: httpx.Response) -> str:
     """Return the text of a chat response."""
     assert response.status_code == 200, response.text
     text: str = response.json()["choices"][0]["message"]["content"]

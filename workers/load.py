@@ -9,7 +9,7 @@ from pathlib import Path
 from workers.engine.embeddings import SEQUENCES
 from workers.engine.engine import Engine
 from workers.engine.kv_store import KvFiles, PersistentKvCache, fingerprint, identity_of, warn
-from workers.engine.speculation import GUESSES, DraftModel, PromptLookup, Speculation
+from workers.engine.speculation import MAX_DRAFT_TOKENS, DraftModel, PromptLookup, Speculation
 from workers.engine.threads import usable_cores
 from workers.llama.context import Context, ContextOptions
 from workers.llama.devices import devices, memory_held
@@ -40,8 +40,10 @@ def load(settings: Settings) -> WorkerService:
         n_ctx=_cells(settings, model.n_ctx_train),
         n_batch=settings.batch_size,
         n_ubatch=settings.ubatch_size,
-        n_seq_max=min(settings.parallel + (CACHED_SEQUENCES if model.cuts else 0), LARGEST_SEQ_MAX),
-        n_guesses=GUESSES if settings.spec_lookup or settings.model_draft else 0,
+        n_seq_max=min(
+            settings.parallel + (CACHED_SEQUENCES if model.can_truncate else 0), LARGEST_SEQ_MAX
+        ),
+        n_draft_rows=MAX_DRAFT_TOKENS if settings.spec_lookup or settings.model_draft else 0,
         threads=threads,
         threads_batch=settings.threads_batch if settings.threads_batch > 0 else threads,
         flash_attention=settings.flash_attn,
@@ -78,13 +80,13 @@ def _speculation(settings: Settings, engine: Engine, log: LlamaLog) -> Speculati
     """Return the speculation; None if it is off. Raises LoadError for the draft model."""
     if not (settings.spec_lookup or settings.model_draft):
         return None
-    if not engine.model.cuts:
+    if not engine.model.can_truncate:
         warn("speculation is off: this model can't drop rejected draft tokens from its memory")
         return None
     if settings.model_draft is None:
         return Speculation(PromptLookup(), settings.draft_max)
     model = _load_model(settings, settings.model_draft, log)
-    options = replace(engine.options, n_seq_max=settings.parallel, n_guesses=0)
+    options = replace(engine.options, n_seq_max=settings.parallel, n_draft_rows=0)
     context = Context(model, options, log)
     drafter = DraftModel(model, context, engine.model, options.threads)
     return Speculation(drafter, settings.draft_max)

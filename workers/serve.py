@@ -78,7 +78,7 @@ def _run_engine(settings: Settings, loaded: Future[WorkerService]) -> None:
         import traceback
 
         traceback.print_exc()
-        worker.engine.give_up(f"The engine failed: {error}")
+        worker.engine.fail_all(f"The engine failed: {error}")
 
 
 async def _serve(settings: Settings, lifeline: Lifeline, loaded: Future[WorkerService]) -> int:

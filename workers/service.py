@@ -25,7 +25,7 @@ from workers.llama.model import LlamaLog, LoadError
 from workers.llama.sampler import GrammarConstraint
 from workers.protocol import DeviceReport
 from workers.requests.bodies import Generation
-from workers.requests.resume import ResumedCall, check_resumed
+from workers.requests.resume import ResumableCall, check_resumed
 from workers.requests.sampling import sampling_of
 from workers.settings import Settings
 
@@ -127,7 +127,7 @@ class WorkerService:
         streaming: bool,
         sink: Sink,
         guide: GrammarConstraint | None,
-        call: ResumedCall,
+        call: ResumableCall,
         resumed: list[int],
     ) -> Sequence:
         """Return a sequence for an answer to a checked request. Raises ApiError.
@@ -176,7 +176,7 @@ class WorkerService:
             wanted=wanted,
             reuses=request.cache_prompt is not False and not isolated,
             isolated=isolated,
-            guide=guide,
+            constraint=guide,
             resumed=resumed,
         )
 
@@ -221,12 +221,12 @@ class WorkerService:
 
     async def load_adapter(self, path: Path) -> None:
         """Load an adapter before its first request, if there is room. Raises LoadError."""
-        shelf = self.engine.shelf
+        shelf = self.engine.adapter_cache
         await self.on_engine(lambda: shelf.prepare(((path, 1.0),)))
 
     async def discard_adapter(self, path: Path) -> None:
         """Free an adapter's memory, unless a request uses it."""
-        shelf = self.engine.shelf
+        shelf = self.engine.adapter_cache
         await self.on_engine(lambda: shelf.discard(path))
 
     async def save_cache(self, seconds: float) -> None:

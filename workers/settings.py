@@ -53,7 +53,7 @@ def sampler_order(names: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def within(last: int, context: int) -> int:
+def lookback_length(last: int, context: int) -> int:
     """Return the number of past tokens that `last` stands for, at most `context`.
 
     Unbounded, llama.cpp would allocate 8 GB for the largest number.
@@ -132,13 +132,13 @@ class Sampling:
         """True if the seed is fixed: not -1, and not equal to it in llama.cpp's 32 bits."""
         return self.seed >= 0 and self.seed & ANY_SEED != ANY_SEED
 
-    def looks_back(self, context: int) -> int:
+    def lookback(self, context: int) -> int:
         """Return the number of past tokens that samplers consider; -1 stands for `context`."""
         lengths = [0]
         if "penalties" in self.samplers and self.uses("penalties"):
-            lengths.append(within(self.repeat_last_n, context))
+            lengths.append(lookback_length(self.repeat_last_n, context))
         if "dry" in self.samplers and self.uses("dry"):
-            lengths.append(within(self.dry_penalty_last_n, context))
+            lengths.append(lookback_length(self.dry_penalty_last_n, context))
         return max(lengths)
 
     @property

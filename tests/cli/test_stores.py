@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from tests.cli.user import User
-from tests.daemon import chat, said
+from tests.daemon import answer_text, chat
 from tests.gguf.gguf_files import split_gguf
 from tests.library.stores import ALICE, BARD, Machine, another, fill
 
@@ -118,7 +118,7 @@ def test_every_listed_model_responds_and_no_external_file_changes(
     user.says("start")
     with httpx.Client(base_url=f"http://127.0.0.1:{user.port}", timeout=60) as http:
         for name in sorted(NAMES):
-            assert said(http.post("/v1/chat/completions", json=chat(name))), name
+            assert answer_text(http.post("/v1/chat/completions", json=chat(name))), name
     assert _all(machine.root) == after
 
     assert "removed ls/tiny:q4_k_m" in user.says("rm", "ls/tiny:q4_k_m", "--yes")
@@ -136,6 +136,6 @@ def test_every_listed_model_responds_and_no_external_file_changes(
     names = {name for name, state in _listed(user).items() if state != "broken"}
     assert names == NAMES - {"ls/tiny:q4_k_m", "ls/gemma3:27.4b-q4_k_m", "ls/cut-gguf:cut-q4_0"}
     with httpx.Client(base_url=f"http://127.0.0.1:{user.port}", timeout=60) as http:
-        assert said(http.post("/v1/chat/completions", json=chat("ls/gemma3:27.4b-q8_0")))
+        assert answer_text(http.post("/v1/chat/completions", json=chat("ls/gemma3:27.4b-q8_0")))
     blob = machine.ollama.path(another(machine.bard, 2))
     assert blob.is_file()  # Ollama's own business.

@@ -20,7 +20,7 @@ from tests.daemon import ROOT, Swapd, config, eventually
 from tests.fixtures import Gate, demo, fake
 
 
-class Line:
+class Client:
     """A connection to the control socket."""
 
     def __init__(self, home: Path) -> None:
@@ -29,7 +29,7 @@ class Line:
         self.sock.connect(str(home / ".swapd/swapd.sock"))
         self.file = self.sock.makefile("rb")
 
-    def __enter__(self) -> Line:
+    def __enter__(self) -> Client:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -45,7 +45,7 @@ class Line:
     def ask(self, name: object, **fields: Any) -> None:
         self.send(msgspec.json.encode({"id": name, **fields}).decode())
 
-    def hear(self) -> dict[str, Any]:
+    def receive(self) -> dict[str, Any]:
         line = self.file.readline()
         assert line.endswith(b"\n"), "the connection was closed"
         message: dict[str, Any] = msgspec.json.decode(line)
@@ -54,7 +54,7 @@ class Line:
     def last(self, name: object) -> dict[str, Any]:
         """Return the last line of a request, if no other request is running."""
         while True:
-            message = self.hear()
+            message = self.receive()
             assert message["id"] == name
             if "done" in message or "error" in message:
                 return message
@@ -64,8 +64,8 @@ class Line:
 
 
 @pytest.fixture
-def client(both: Swapd) -> Iterator[Line]:
-    with Line(both.home) as client:
+def client(both: Swapd) -> Iterator[Client]:
+    with Client(both.home) as client:
         yield client
 
 
@@ -75,7 +75,7 @@ def test_only_the_owner_may_open_the_socket(both: Swapd) -> None:
     assert stat.S_IMODE(mode) == 0o600
 
 
-def test_the_session_in_the_documentation_is_real(both: Swapd, client: Line) -> None:
+def test_the_session_in_the_documentation_is_real(both: Swapd, client: Client) -> None:
     page = (ROOT / "docs/socket.md").read_text()
     (block,) = re.findall(r"```console\n\$ nc -U .swapd/swapd.sock\n(.*?)```", page, re.DOTALL)
     both.http.get("/unload")
@@ -95,12 +95,12 @@ def test_the_session_in_the_documentation_is_real(both: Swapd, client: Line) -> 
     assert received == 5
 
 
-def test_the_tokens_are_the_same_as_over_http(both: Swapd, client: Line) -> None:
+def test_the_tokens_are_the_same_as_over_http(both: Swapd, client: Client) -> None:
     messages = [{"role": "user", "content": "Who goes there?"}]
     whole = both.ask("bard", max_tokens=12, seed=1).json()
     client.ask(7, model="bard", messages=messages, max_tokens=12, temperature=0, seed=1)
     tokens = []
-    while "token" in (message := client.hear()):
+    while "token" in (message := client.receive()):
         assert message["id"] == 7
         tokens.append(message["token"])
     assert len(tokens) > 3, message
@@ -109,24 +109,24 @@ def test_the_tokens_are_the_same_as_over_http(both: Swapd, client: Line) -> None
     assert message["finish_reason"] == whole["choices"][0]["finish_reason"]
 
 
-def test_two_chats_run_at_once_and_list_and_status_follow(both: Swapd, client: Line) -> None:
+def test_two_chats_run_at_once_and_list_and_status_follow(both: Swapd, client: Client) -> None:
     client.ask("b", model="bard", prompt="Who?", max_tokens=20)
     client.ask("a", model="alice", prompt="Who?", max_tokens=20)
     ended: set[str] = set()
     tokens = {"a": 0, "b": 0}
     while len(ended) < 2:
-        message = client.hear()
+        message = client.receive()
         tokens[message["id"]] += "token" in message
         if "done" in message:
             ended.add(message["id"])
     assert all(tokens.values())
     client.ask(1, op="list")
-    assert client.hear()["models"] == [
+    assert client.receive()["models"] == [
         {"name": "alice", "state": "ready"},
         {"name": "bard", "state": "ready"},
     ]
     client.ask(2, op="status")
-    status = client.hear()
+    status = client.receive()
     assert status["pid"] == both.process.pid
     assert {w["model"] for w in status["workers"]} == {"bard", "alice"}
 
@@ -150,15 +150,15 @@ def test_two_chats_run_at_once_and_list_and_status_follow(both: Swapd, client: L
     ],
 )
 def test_an_invalid_request_is_answered_and_the_connection_stays_open(
-    client: Line, text: str, name: object, code: str, part: str
+    client: Client, text: str, name: object, code: str, part: str
 ) -> None:
     client.send(text)
-    message = client.hear()
+    message = client.receive()
     assert message["id"] == name
     assert message["error"]["code"] == code
     assert part in message["error"]["message"]
     client.ask(9, op="list")
-    assert client.hear()["done"] is True
+    assert client.receive()["done"] is True
 
 
 @settings(max_examples=100, deadline=None)
@@ -183,21 +183,21 @@ def test_an_invalid_request_is_answered_and_the_connection_stays_open(
 @example(b'{"id": "\xff", "op": "list"}')
 @example(b'{"id": 1, "op": "list", "op": "status"}')
 def test_the_connection_stays_open_after_any_line(both: Swapd, text: bytes) -> None:
-    with Line(both.home) as client:
+    with Client(both.home) as client:
         client.sock.sendall(text + b"\n")
         client.ask("after", op="list")
-        while (message := client.hear())["id"] != "after":
+        while (message := client.receive())["id"] != "after":
             assert "done" in message or message["error"]["message"]
         assert message["done"] is True
 
 
-def test_a_line_over_the_limit_closes_the_connection(client: Line) -> None:
+def test_a_line_over_the_limit_closes_the_connection(client: Client) -> None:
     client.send('{"id":1,"model":"bard","prompt":"' + "x" * 2**20 + '"}')
-    assert client.hear()["error"]["code"] == "too_large"
+    assert client.receive()["error"]["code"] == "too_large"
     assert client.is_closed()
 
 
-def test_a_client_that_closes_its_sending_side_gets_its_response(client: Line) -> None:
+def test_a_client_that_closes_its_sending_side_gets_its_response(client: Client) -> None:
     client.sock.sendall(b'{"id":1,"model":"bard","prompt":"Who?","max_tokens":4}')
     client.sock.shutdown(socket.SHUT_WR)
     assert client.last(1)["done"] is True
@@ -215,31 +215,31 @@ def slow(home: Path, gate: Callable[[str], Gate]) -> Iterator[tuple[Swapd, Gate]
 
 def test_cancel_ends_one_request_and_no_other(slow: tuple[Swapd, Gate]) -> None:
     swapd, words = slow
-    with Line(swapd.home) as client:
+    with Client(swapd.home) as client:
         client.ask(1, model="slow", prompt="x")
         words.let(1)
-        assert "token" in client.hear()
+        assert "token" in client.receive()
         client.ask(1, model="slow", prompt="x")
-        assert "running already" in client.hear()["error"]["message"]
+        assert "running already" in client.receive()["error"]["message"]
         client.ask(2, model="slow", prompt="x")
         eventually(lambda: swapd.worker("slow")["waiting"] == 1)
         client.ask(1, op="cancel")
-        assert client.hear() == {"id": 1, "done": True, "finish_reason": "cancelled"}
+        assert client.receive() == {"id": 1, "done": True, "finish_reason": "cancelled"}
         words.open_for_good()
         assert client.last(2)["done"] is True
         # Sent at once, so that the second line arrives before the first request runs.
         client.send('{"id":3,"model":"slow","prompt":"x"}\n{"id":3,"op":"cancel"}')
-        assert client.hear() == {"id": 3, "done": True, "finish_reason": "cancelled"}
+        assert client.receive() == {"id": 3, "done": True, "finish_reason": "cancelled"}
         eventually(lambda: swapd.worker("slow")["busy"] == 0)
 
 
 def test_a_disconnect_cancels_the_clients_requests(slow: tuple[Swapd, Gate]) -> None:
     swapd, words = slow
-    with Line(swapd.home) as client:
+    with Client(swapd.home) as client:
         client.ask(1, model="slow", prompt="x")
         client.ask(2, model="slow", prompt="x")
         words.let(1)
-        assert "token" in client.hear()
+        assert "token" in client.receive()
         eventually(lambda: swapd.worker("slow")["waiting"] == 1)
     eventually(lambda: [swapd.worker("slow")[k] for k in ("busy", "waiting")] == [0, 0])
 
@@ -248,14 +248,14 @@ def test_a_shutdown_finishes_running_requests_and_removes_the_socket(
     slow: tuple[Swapd, Gate],
 ) -> None:
     swapd, words = slow
-    with Line(swapd.home) as client:
+    with Client(swapd.home) as client:
         client.ask(1, model="slow", prompt="x")
         words.let(1)
-        assert "token" in client.hear()
+        assert "token" in client.receive()
         swapd.process.send_signal(signal.SIGTERM)
         eventually(lambda: "shutting down within" in swapd.log())
         client.ask(2, model="bard", prompt="x")
-        assert client.hear()["error"]["code"] == "shutting_down"
+        assert client.receive()["error"]["code"] == "shutting_down"
         words.open_for_good()
         assert client.last(1)["done"] is True
         assert client.is_closed()
@@ -265,10 +265,10 @@ def test_a_shutdown_finishes_running_requests_and_removes_the_socket(
 
 def test_an_immediate_shutdown_ends_streams_without_a_traceback(slow: tuple[Swapd, Gate]) -> None:
     swapd, words = slow
-    with Line(swapd.home) as client:
+    with Client(swapd.home) as client:
         client.ask(1, model="slow", prompt="x")
         words.let(1)
-        assert "token" in client.hear()
+        assert "token" in client.receive()
         swapd.process.send_signal(signal.SIGQUIT)
         assert "error" in client.last(1)
         assert client.is_closed()
@@ -279,12 +279,12 @@ def test_an_immediate_shutdown_ends_streams_without_a_traceback(slow: tuple[Swap
 def test_the_exit_of_a_worker_is_reported(home: Path) -> None:
     dying = fake("dying", "--words 4 --crash-at-word 2")
     failing = fake("failing", "--fail no-reason-at-all")
-    with Swapd(home, config({"dying": dying, "failing": failing})), Line(home) as client:
+    with Swapd(home, config({"dying": dying, "failing": failing})), Client(home) as client:
         client.ask(1, model="dying", prompt="x")
-        assert "token" in client.hear()
+        assert "token" in client.receive()
         assert client.last(1)["error"]["code"] == "worker_failed"
         client.ask(2, op="load", model="failing")
-        assert client.hear()["error"]["code"] == "model_start_failed"
+        assert client.receive()["error"]["code"] == "model_start_failed"
 
 
 def test_an_orphaned_socket_is_replaced_and_a_file_is_not(tmp_path: Path) -> None:

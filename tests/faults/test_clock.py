@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from tests.clock import SteppedClock
-from tests.daemon import Swapd, chat, config, said
+from tests.daemon import Swapd, answer_text, chat, config
 from tests.fixtures import GateMaker, demo, fake
 
 YEAR = 365 * 86400
@@ -23,7 +23,7 @@ def test_nothing_depends_on_the_time_of_day(home: Path, gate: GateMaker) -> None
     }
     text = config(models, client_timeout=600, max_turn=600)
     with Swapd(home, text, **clock.environ) as swapd:
-        answer = said(swapd.ask("bard"))
+        answer = answer_text(swapd.ask("bard"))
         pids = []
 
         def ask() -> None:
@@ -37,7 +37,7 @@ def test_nothing_depends_on_the_time_of_day(home: Path, gate: GateMaker) -> None
         word.let()
         for step in (YEAR, -YEAR, 0):
             clock.step(step)
-            assert said(swapd.ask("bard")) == answer
+            assert answer_text(swapd.ask("bard")) == answer
             pids.append(swapd.pids())
             assert 0 <= swapd.http.get("/health").json()["uptime_seconds"] < 1000
         word.open_for_good()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from swapd.system.aio import now
-from tests.daemon import Swapd, chat, config, eventually, said
+from tests.daemon import Swapd, answer_text, chat, config, eventually
 from tests.faults.streams import Stream, follow, long_request, read
 from tests.fixtures import Gate, demo, fake
 from tests.workers.random_gguf import write_random_gguf
@@ -101,7 +101,7 @@ def test_a_halted_external_worker_is_replaced(home: Path, gate: Callable[[str], 
         eventually(lambda: [w["pid"] for w in swapd.running()] not in ([], [pid]), within=20)
         words.close()
         words.open_for_good()
-        assert said(answer.result()) == "a0 "
+        assert answer_text(answer.result()) == "a0 "
         assert swapd.worker("a")["hung"] == 1
 
 
@@ -115,17 +115,17 @@ def test_a_slow_external_worker_is_not_replaced(home: Path, gate: Callable[[str]
         eventually(lambda: [w["busy"] for w in swapd.running()] == [1, 1])
         threading.Event().wait(2.0)
         words.open_for_good()
-        assert [said(answer.result()) for answer in answers] == ["a0 ", "b0 "]
+        assert [answer_text(answer.result()) for answer in answers] == ["a0 ", "b0 "]
         assert [(w["hung"], w["retried"]) for w in swapd.running()] == [(0, 0), (0, 0)]
 
 
 def test_an_unresponsive_external_worker_with_a_time_limit_is_replaced(home: Path) -> None:
     entry = fake("a", "--wedge-on drink", hang_timeout=1.0)
     with Swapd(home, config({"a": entry})) as swapd, ThreadPoolExecutor(2) as pool:
-        assert said(swapd.ask("a", max_tokens=1)) == "a0 "
+        assert answer_text(swapd.ask("a", max_tokens=1)) == "a0 "
         wedging = pool.submit(swapd.ask, "a", messages=[{"role": "user", "content": "drink"}])
         assert wedging.result().json()["error"]["type"] == "poison_error"
-        assert said(swapd.ask("a", max_tokens=1)) == "a0 "
+        assert answer_text(swapd.ask("a", max_tokens=1)) == "a0 "
         assert swapd.worker("a")["hung"] == 2
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.daemon import Swapd, chat, config, error_of, eventually, said
+from tests.daemon import Swapd, answer_text, chat, config, error_of, eventually
 from tests.fixtures import fake
 
 POISON = [{"role": "user", "content": "drink this"}]
@@ -37,7 +37,7 @@ def _starts(swapd: Swapd) -> int:
 
 def test_poison_is_rejected_after_two_crashes_and_when_repeated(home: Path) -> None:
     with Swapd(home, config({"a": fake("a", "--crash-on drink")})) as swapd:
-        assert said(swapd.ask("a", max_tokens=1)) == "a0 "
+        assert answer_text(swapd.ask("a", max_tokens=1)) == "a0 "
         first = _send_poison(swapd)
         assert (first.status_code, _starts(swapd)) == (500, 2)
         error = error_of(first)
@@ -48,7 +48,7 @@ def test_poison_is_rejected_after_two_crashes_and_when_repeated(home: Path) -> N
         )
         again = _send_poison(swapd)
         assert (error_of(again)["code"], _starts(swapd)) == ("poison_request", 2)
-        assert said(swapd.ask("a", max_tokens=1)) == "a0 "
+        assert answer_text(swapd.ask("a", max_tokens=1)) == "a0 "
         assert "a: refused, fingerprint " in swapd.log()
         assert swapd.worker("a")["poison"] == 2
         assert (
@@ -70,10 +70,10 @@ def test_requests_batched_with_poison_are_all_answered(
         # Twice with the whole batch, then one at a time.
         eventually(lambda: _starts(swapd) == 3)
         os.write(pipe, b"." * 100)
-        assert [said(one.result()) for one in plain] == ["a0 a1 "] * 4
+        assert [answer_text(one.result()) for one in plain] == ["a0 a1 "] * 4
         assert stream.result().text.endswith("data: [DONE]\n\n")
         assert error_of(poison.result())["type"] == "poison_error"
-        assert said(swapd.ask("a", max_tokens=1)) == "a0 "
+        assert answer_text(swapd.ask("a", max_tokens=1)) == "a0 "
         assert swapd.worker("a")["poison"] == 1
 
 
@@ -89,4 +89,4 @@ def test_poison_in_a_started_external_stream_is_rejected_when_repeated(home: Pat
                     r.read()
         refused = swapd.http.post("/v1/chat/completions", json=chat("a", stream=True))
         assert error_of(refused)["type"] == "poison_error"
-        assert said(swapd.ask("a", max_tokens=2)) == "a0 a1 "
+        assert answer_text(swapd.ask("a", max_tokens=2)) == "a0 a1 "

@@ -18,8 +18,8 @@ import httpx
 import msgspec
 import pytest
 
-from tests.control_socket.test_server import Line
-from tests.daemon import ROOT, Swapd, alive, chat, config, error_of, eventually, said
+from tests.control_socket.test_server import Client
+from tests.daemon import ROOT, Swapd, alive, answer_text, chat, config, error_of, eventually
 from tests.fixtures import Gate, demo, fake
 
 
@@ -73,7 +73,7 @@ def test_a_failed_start_gives_its_reason_and_a_backoff(home: Path) -> None:
         assert second.status_code == 503
         assert 1 <= int(second.headers["Retry-After"]) <= 60
         assert swapd.log().count("a: started as pid") == 1
-        assert said(swapd.ask("b"))
+        assert answer_text(swapd.ask("b"))
 
 
 def test_a_missing_command_is_reported(home: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_changed_entry_does_not_affect_other_models_and_their_streams(
             assert swapd.worker("a")["pid"] == before["a"]
             words.open_for_good()
             assert [line for line in lines if line][-1] == "data: [DONE]"
-        assert said(swapd.http.post("/v1/chat/completions", json={"model": "b"})) == "b0 b1 "
+        assert answer_text(swapd.http.post("/v1/chat/completions", json={"model": "b"})) == "b0 b1 "
         assert swapd.worker("b")["pid"] != before["b"]
         assert "restarted b" in swapd.log()
 
@@ -210,7 +210,10 @@ def test_a_changed_model_is_never_without_a_worker(home: Path, gate: Callable[[s
             assert [w["state"] for w in swapd.running()] == ["ready", "starting"]
             load.open_for_good()
             eventually(lambda: [w["state"] for w in swapd.running()] == ["draining", "ready"])
-            assert said(swapd.http.post("/v1/chat/completions", json={"model": "a"})) == "a0 a1 "
+            assert (
+                answer_text(swapd.http.post("/v1/chat/completions", json={"model": "a"}))
+                == "a0 a1 "
+            )
             words.open_for_good()
             assert [line for line in lines if line][-1] == "data: [DONE]"
         eventually(lambda: [w["state"] for w in swapd.running()] == ["ready"])
@@ -225,8 +228,8 @@ def test_policies_change_without_a_restart_and_models_are_added_and_removed(home
         swapd.config.write_text(config(changed))
         swapd.process.send_signal(signal.SIGHUP)
         eventually(lambda: swapd.worker("a")["ttl"] == 50)
-        assert said(swapd.ask("also-a"))
-        assert said(swapd.ask("new"))
+        assert answer_text(swapd.ask("also-a"))
+        assert answer_text(swapd.ask("new"))
         assert swapd.worker("a")["pid"] == pid
         swapd.config.write_text(config({"new": fake("new")}))
         swapd.process.send_signal(signal.SIGHUP)
@@ -239,7 +242,7 @@ def test_a_replaced_model_file_gets_a_new_worker(home: Path) -> None:
     shutil.copy(ROOT / "demo/bard.gguf", file)
     entry = {"cmd": f"${{worker}} --model {file} --threads 1"}
     with Swapd(home, config({"m": entry})) as swapd:
-        before = said(swapd.ask("m"))
+        before = answer_text(swapd.ask("m"))
         pid = swapd.worker("m")["pid"]
         swapd.process.send_signal(signal.SIGHUP)
         eventually(lambda: "configuration reloaded: nothing changed" in swapd.log())
@@ -249,7 +252,7 @@ def test_a_replaced_model_file_gets_a_new_worker(home: Path) -> None:
         swapd.process.send_signal(signal.SIGHUP)
         eventually(lambda: "configuration reloaded: restarted m" in swapd.log())
         eventually(lambda: not alive(pid))
-        assert said(swapd.ask("m")) != before
+        assert answer_text(swapd.ask("m")) != before
 
 
 def test_a_broken_configuration_is_reported_and_changes_nothing(home: Path) -> None:
@@ -259,22 +262,22 @@ def test_a_broken_configuration_is_reported_and_changes_nothing(home: Path) -> N
         swapd.config.write_text("models:\n  a:\n    cmdd: x\n")
         eventually(lambda: "the changed configuration is not used" in swapd.log())
         assert "config.yaml:3: models.a.cmdd: unknown key; did you mean cmd?" in swapd.log()
-        assert said(swapd.ask("a"))
+        assert answer_text(swapd.ask("a"))
         assert swapd.worker("a")["pid"] == pid
 
 
 def test_a_configuration_is_reloaded_on_request(home: Path) -> None:
-    with Swapd(home, config({"a": fake("a")})) as swapd, Line(home) as line:
+    with Swapd(home, config({"a": fake("a")})) as swapd, Client(home) as line:
         swapd.config.write_text("models:\n  a:\n    cmdd: x\n")
         line.ask(1, op="reload")
-        error = line.hear()["error"]
+        error = line.receive()["error"]
         assert error["code"] == "bad_configuration"
         assert "config.yaml:3: models.a.cmdd: unknown key" in error["message"]
         swapd.config.write_text(config({"b": fake("b")}))
         line.ask(2, op="reload")
-        assert line.hear() == {"id": 2, "done": True}
+        assert line.receive() == {"id": 2, "done": True}
         line.ask(3, op="list")
-        assert line.hear()["models"] == [{"name": "b", "state": "unloaded"}]
+        assert line.receive()["models"] == [{"name": "b", "state": "unloaded"}]
 
 
 def test_an_external_worker_needs_no_contract(home: Path) -> None:
@@ -341,11 +344,11 @@ def test_a_request_right_after_a_kill_is_served_by_another_worker(home: Path, de
     """The connection breaks before the worker's exit is reported: the client notices nothing."""
     with Swapd(home, config({"bard": demo("bard"), "a": fake("a")})) as swapd:
         for name in ("bard", "a"):
-            assert said(swapd.ask(name))
+            assert answer_text(swapd.ask(name))
             pid = swapd.worker(name)["pid"]
             os.kill(pid, signal.SIGKILL)
             threading.Event().wait(delay)
-            assert said(swapd.ask(name))
+            assert answer_text(swapd.ask(name))
             assert swapd.worker(name)["pid"] != pid
 
 

@@ -12,8 +12,8 @@ from threading import Event
 import httpx
 import pytest
 
-from tests.control_socket.test_server import Line
-from tests.daemon import Swapd, alive, chat, config, error_of, eventually, said
+from tests.control_socket.test_server import Client
+from tests.daemon import Swapd, alive, answer_text, chat, config, error_of, eventually
 from tests.faults.kill_many import kill_many
 from tests.faults.streams import Stream, follow, long_request, read
 from tests.fixtures import demo, fake
@@ -62,13 +62,13 @@ def test_a_stream_under_the_upstream_path_resumes_too(bard: Swapd) -> None:
 
 def test_an_unstreamed_answer_is_computed_again(bard: Swapd) -> None:
     body = chat("bard", max_tokens=900, ignore_eos=True)
-    right = said(bard.http.post("/v1/chat/completions", json=body))
+    right = answer_text(bard.http.post("/v1/chat/completions", json=body))
     before = bard.worker("bard")
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(bard.http.post, "/v1/chat/completions", json=body)
         eventually(lambda: bard.worker("bard")["busy"] == 1)
         os.kill(before["pid"], signal.SIGKILL)
-        assert said(answer.result()) == right
+        assert answer_text(answer.result()) == right
     assert bard.worker("bard")["retried"] > before["retried"]
     assert bard.worker("bard")["resumed"] == before["resumed"]
 
@@ -78,7 +78,7 @@ def test_requests_during_a_drain_go_to_the_next_worker(bard: Swapd) -> None:
     right, stream = read(bard, long_request("bard")).whole, Stream()
     late: list[Future[httpx.Response]] = []
     before, brief = bard.worker("bard"), chat("bard", max_tokens=4)
-    expected = said(bard.http.post("/v1/chat/completions", json=brief))
+    expected = answer_text(bard.http.post("/v1/chat/completions", json=brief))
     with ThreadPoolExecutor(5) as pool:
         for stream in follow(bard, long_request("bard")):
             if len(stream.texts) >= 30 and not late:
@@ -88,7 +88,7 @@ def test_requests_during_a_drain_go_to_the_next_worker(bard: Swapd) -> None:
                     for _ in range(5)
                 ]
         assert stream.whole == right
-        assert [said(answer.result()) for answer in late] == [expected] * 5
+        assert [answer_text(answer.result()) for answer in late] == [expected] * 5
     assert bard.worker("bard")["pid"] != before["pid"]
 
 
@@ -154,7 +154,7 @@ def test_a_started_stream_of_an_external_worker_ends_with_an_error(home: Path) -
 def test_a_worker_that_exits_after_ten_requests_is_replaced_silently(home: Path) -> None:
     with Swapd(home, config({"a": fake("a", "--exit-after 10"), "b": fake("b")})) as swapd:
         for _ in range(35):
-            assert said(swapd.ask("a", max_tokens=2)) == "a0 a1 "
+            assert answer_text(swapd.ask("a", max_tokens=2)) == "a0 a1 "
         worker = swapd.worker("a")
         assert (worker["retried"], worker["poison"]) == (3, 0)
         assert 'swapd_requests_retried_total{model="a"} 3.0' in swapd.http.get("/metrics").text
@@ -171,7 +171,7 @@ def test_no_worker_outlives_a_swapd_killed_with_many_streams(home: Path) -> None
         eventually(lambda: not alive(pid), within=2.0)
     with Swapd(home, text) as again:
         assert again.running() == []
-        assert said(again.ask("bard"))
+        assert answer_text(again.ask("bard"))
 
 
 def test_a_stream_ends_with_the_reason_when_its_worker_cannot_be_replaced(home: Path) -> None:
@@ -207,11 +207,11 @@ def test_a_worker_without_the_resume_feature_is_not_sent_a_resume(home: Path) ->
         assert swapd.worker("bard")["resumed"] == 0
 
 
-def _talk(line: Line, number: int, swapd: Swapd, kill_at: int) -> tuple[str, str, int]:
+def _talk(line: Client, number: int, swapd: Swapd, kill_at: int) -> tuple[str, str, int]:
     """Chat over the socket; its worker is killed after so many characters."""
     line.ask(number, model="bard", prompt="x", max_tokens=900, ignore_eos=True, temperature=0)
     text, pid = "", 0
-    while "done" not in (message := line.hear()):
+    while "done" not in (message := line.receive()):
         assert "error" not in message, message
         text += message.get("token", "")
         if len(text) >= kill_at and not pid:
@@ -221,7 +221,7 @@ def _talk(line: Line, number: int, swapd: Swapd, kill_at: int) -> tuple[str, str
 
 
 def test_a_chat_over_the_socket_resumes_too(home: Path) -> None:
-    with Swapd(home, config({"bard": demo("bard")})) as swapd, Line(home) as line:
+    with Swapd(home, config({"bard": demo("bard")})) as swapd, Client(home) as line:
         right = _talk(line, 1, swapd, 10**6)
         assert _talk(line, 2, swapd, 40) == right
         assert swapd.worker("bard")["resumed"] == 1

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from swapd.process.orphans import PidFile
-from tests.daemon import Swapd, alive, config, error_of, said
+from tests.daemon import Swapd, alive, answer_text, config, error_of
 from tests.disk import fill, small_disk
 from tests.fixtures import demo, fake
 
@@ -57,7 +57,7 @@ def test_an_answer_counts_only_if_the_worker_holds_its_port(home: Path) -> None:
             assert answer.status_code == 503
             message = error_of(answer)["message"]
             assert message.endswith(f"is held by another process, pid {os.getpid()}")
-            assert said(swapd.ask("a"))
+            assert answer_text(swapd.ask("a"))
         assert swapd.states() == {"a": "ready"}
 
 
@@ -70,12 +70,12 @@ def test_a_full_disk_stops_logging_but_not_serving(home: Path) -> None:
         with Swapd(home, config(models)) as swapd:
             filling = fill(disk)
             for name in models:
-                assert said(swapd.ask(name))
+                assert answer_text(swapd.ask(name))
             page = msgspec.json.decode((disk / "workers.json").read_bytes(), type=PidFile)
             assert {record.pid for record in page.workers} > swapd.pids(), "and the warm standby"
             filling.unlink()
             swapd.http.post("/unload")
-            assert said(swapd.ask("a"))
+            assert answer_text(swapd.ask("a"))
             printed = (disk / "logs/model-a.log").read_text()
             assert "lines are missing here: No space left on device" in printed
             pids = [w["pid"] for w in swapd.running()]
@@ -84,7 +84,7 @@ def test_a_full_disk_stops_logging_but_not_serving(home: Path) -> None:
             assert swapd.process.wait(timeout=20) == 0
             assert not any(alive(pid) for pid in pids)
         with Swapd(home, config(models)) as swapd:
-            assert said(swapd.ask("a"))
+            assert answer_text(swapd.ask("a"))
 
 
 def test_a_start_succeeds_with_damaged_state(home: Path) -> None:
@@ -93,6 +93,6 @@ def test_a_start_succeeds_with_damaged_state(home: Path) -> None:
     for name in ("workers.json", "lock"):
         (state / name).write_bytes(b'{"run_id": "x", "wor\x00\xff')
     with Swapd(home, config({"a": fake("a")})) as swapd:
-        assert said(swapd.ask("a"))
+        assert answer_text(swapd.ask("a"))
         assert "workers.json is damaged" in swapd.log()
         assert (state / "workers.json.damaged").exists()

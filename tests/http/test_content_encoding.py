@@ -10,7 +10,7 @@ import zlib
 import httpx
 import pytest
 
-from tests.daemon import Swapd, chat, error_of, said
+from tests.daemon import Swapd, answer_text, chat, error_of
 
 WHOLE = json.dumps(chat("bard", temperature=0, max_tokens=1)).encode()
 LONG = json.dumps(
@@ -38,7 +38,7 @@ def _post_encoded(both: Swapd, coding: str, body: bytes) -> httpx.Response:
     ],
 )
 def test_an_encoded_body_is_decoded(both: Swapd, coding: str, body: bytes) -> None:
-    assert said(_post_encoded(both, coding, body)) == said(
+    assert answer_text(_post_encoded(both, coding, body)) == answer_text(
         both.ask("bard", temperature=0, max_tokens=1)
     )
 

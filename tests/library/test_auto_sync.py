@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.daemon import ROOT, Swapd, eventually, said
+from tests.daemon import ROOT, Swapd, answer_text, eventually
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def _names(swapd: Swapd) -> set[str]:
 
 def test_a_file_put_into_the_models_folder_is_served(synced: Swapd, home: Path) -> None:
     assert _names(synced) == {"alice", "bard"}
-    assert said(synced.ask("bard"))
+    assert answer_text(synced.ask("bard"))
     pid = synced.worker("bard")["pid"]
     folder = home / "models/poet"
     folder.mkdir()
@@ -50,7 +50,7 @@ def test_a_file_put_into_the_models_folder_is_served(synced: Swapd, home: Path) 
     eventually(lambda: len(_names(synced)) == 3, within=20)
     (new,) = _names(synced) - {"alice", "bard"}
     assert new.startswith("ls/poet")
-    assert said(synced.ask(new))
+    assert answer_text(synced.ask(new))
     assert synced.worker("bard")["pid"] == pid
     log = synced.log()
     assert f"sync: added   {new}" in log
@@ -59,7 +59,7 @@ def test_a_file_put_into_the_models_folder_is_served(synced: Swapd, home: Path) 
 def test_custom_models_are_applied_and_a_broken_file_changes_nothing(
     synced: Swapd, home: Path
 ) -> None:
-    assert said(synced.ask("bard"))
+    assert answer_text(synced.ask("bard"))
     pid = synced.worker("bard")["pid"]
     (home / "custom_models.yaml").write_text("models:\n  bard:\n    ttl: 77\n")
     eventually(lambda: synced.worker("bard")["ttl"] == 77, within=20)

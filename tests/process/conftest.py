@@ -24,11 +24,11 @@ LOG = logging.Logger("test")
 def place(tmp_path: Path) -> Iterator[SpawnContext]:
     guardian = Guardian(LOG, PidRegistry(tmp_path / "workers.json", LOG))
     yield SpawnContext(tmp_path, guardian, dict(os.environ))
-    guardian.dismiss()
+    guardian.close()
 
 
 @dataclass
-class Heard:
+class Listener:
     """Listener with which a test waits for a worker's messages."""
 
     messages: asyncio.Queue[Message] = field(default_factory=asyncio.Queue)
@@ -45,7 +45,7 @@ class Heard:
         self.killed_externally = killed_externally
         self.ends.put_nowait(reason)
 
-    async def word(self) -> ReadyMessage:
+    async def message(self) -> ReadyMessage:
         message = await asyncio.wait_for(self.messages.get(), 20)
         assert isinstance(message, ReadyMessage)
         return message
@@ -60,11 +60,13 @@ class Heard:
 
 
 @pytest.fixture
-async def spawn(place: SpawnContext) -> AsyncIterator[Callable[..., tuple[WorkerProcess, Heard]]]:
-    made: list[tuple[WorkerProcess, Heard]] = []
+async def spawn(
+    place: SpawnContext,
+) -> AsyncIterator[Callable[..., tuple[WorkerProcess, Listener]]]:
+    made: list[tuple[WorkerProcess, Listener]] = []
 
-    def make(command: str, **fields: object) -> tuple[WorkerProcess, Heard]:
-        listener = Heard()
+    def make(command: str, **fields: object) -> tuple[WorkerProcess, Listener]:
+        listener = Listener()
         given = {"argv": tuple(command.split()), **fields}
         spec = model_spec("m", **given)  # type: ignore[arg-type]
         made.append((WorkerProcess(1, spec, place, listener, LOG), listener))
@@ -77,4 +79,4 @@ async def spawn(place: SpawnContext) -> AsyncIterator[Callable[..., tuple[Worker
             await listener.end()
 
 
-Spawn = Callable[..., tuple[WorkerProcess, Heard]]
+Spawn = Callable[..., tuple[WorkerProcess, Listener]]

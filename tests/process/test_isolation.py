@@ -15,9 +15,9 @@ from swapd.domain.models import WorkerLimits
 from swapd.process.orphans import RUN_ID
 from swapd.process.spawn import SpawnContext, worker_environment
 from swapd.process.worker_process import WorkerProcess
-from tests.daemon import Swapd, config, eventually, said
+from tests.daemon import Swapd, answer_text, config, eventually
 from tests.fixtures import demo, fake
-from tests.process.conftest import LOG, Heard
+from tests.process.conftest import LOG, Listener
 from tests.specs import model_spec
 
 SECRETS = {
@@ -61,7 +61,7 @@ def test_the_environment_of_real_workers_is_clean(tmp_path: Path) -> None:
     text = config(models, spare=True, pass_env=["PASSED"])
     with Swapd(tmp_path, text, PASSED="2", CUDA_VISIBLE_DEVICES="0", **_without_home()) as swapd:
         for name in models:
-            assert said(swapd.ask(name))
+            assert answer_text(swapd.ask(name))
             found = psutil.Process(swapd.worker(name)["pid"]).environ()
             assert not SECRETS.keys() & found.keys()
             assert len(found[RUN_ID]) == 32
@@ -89,7 +89,7 @@ def _descriptors(pid: int) -> dict[int, str]:
 async def test_a_worker_inherits_only_its_pipes(place: SpawnContext) -> None:
     inherited = os.open(place.home, os.O_RDONLY)
     os.set_inheritable(inherited, True)
-    listener = Heard()
+    listener = Listener()
     spec = model_spec("m", ("sleep", "600"), builtin=False, proxy="http://127.0.0.1:${PORT}")
     process = WorkerProcess(1, spec, place, listener, LOG)
     try:
@@ -104,7 +104,9 @@ async def test_a_worker_inherits_only_its_pipes(place: SpawnContext) -> None:
         await listener.end()
 
 
-def _runs(place: SpawnContext, listener: Heard, script: str, limits: WorkerLimits) -> WorkerProcess:
+def _runs(
+    place: SpawnContext, listener: Listener, script: str, limits: WorkerLimits
+) -> WorkerProcess:
     argv = (sys.executable, "-c", script)
     proxy = "http://127.0.0.1:${PORT}"
     spec = model_spec("m", argv, builtin=False, proxy=proxy, limits=limits)
@@ -114,7 +116,7 @@ def _runs(place: SpawnContext, listener: Heard, script: str, limits: WorkerLimit
 async def test_limits_apply_to_the_worker_and_its_children(
     place: SpawnContext, tmp_path: Path
 ) -> None:
-    listener = Heard()
+    listener = Listener()
     limits = WorkerLimits(memory=300 * 2**20, files=99, nice=7)
     script = "import subprocess,sys; sys.stdin.read(1); subprocess.run(['sleep', '600'])"
     process = _runs(place, listener, script, limits)
@@ -148,7 +150,7 @@ while True:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux only")
 async def test_a_leak_ends_at_the_limit_and_mapped_files_do_not_count(place: SpawnContext) -> None:
-    listener = Heard()
+    listener = Listener()
     _runs(place, listener, LEAKS, WorkerLimits(memory=200 * 2**20))
     reason = await listener.end()
     assert "exit status 1" in reason
@@ -163,7 +165,7 @@ async def test_a_failed_start_names_the_limit_that_may_be_the_cause(
     place: SpawnContext, script: str
 ) -> None:
     for limits in (WorkerLimits(memory=300 * 2**20), WorkerLimits(nice=1)):
-        listener = Heard()
+        listener = Listener()
         _runs(place, listener, script, limits)
         assert ("limits.memory, 300 MiB" in await listener.end()) == bool(limits.memory)
 
@@ -174,5 +176,5 @@ async def test_a_limit_that_cannot_be_set_fails_the_start_and_leaves_no_process(
 ) -> None:
     before = {child.pid for child in psutil.Process().children()}
     with pytest.raises(OSError, match="its limits can't be set: "):
-        _runs(place, Heard(), "input()", WorkerLimits(files=2**60))
+        _runs(place, Listener(), "input()", WorkerLimits(files=2**60))
     assert {child.pid for child in psutil.Process().children()} == before

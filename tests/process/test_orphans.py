@@ -17,7 +17,7 @@ import pytest
 
 from swapd.process.orphans import RUN_ID, Guardian, PidFile, PidRecord, PidRegistry, kill_orphans
 from swapd.system.process_identity import environment_variable, program_name, start_time
-from tests.daemon import ROOT, Swapd, alive, config, eventually, said
+from tests.daemon import ROOT, Swapd, alive, answer_text, config, eventually
 from tests.disk import fill, small_disk
 from tests.fixtures import demo, fake
 from tests.process.conftest import LOG
@@ -213,7 +213,7 @@ def test_a_killed_guardian_is_replaced_with_all_its_groups(tmp_path: Path) -> No
             before = guardian.pid
             os.kill(before, signal.SIGKILL)
             eventually(lambda: guardian.pid != before and alive(guardian.pid))  # noqa: B023
-        guardian.dismiss()
+        guardian.close()
         assert watched.wait(timeout=10) == -signal.SIGKILL
     finally:
         watched.kill()
@@ -234,7 +234,7 @@ def test_the_next_start_kills_the_orphans_of_swapd_and_its_guardian(tmp_path: Pa
     models = {"a": fake("a", "--deaf --child"), "bard": demo("bard")}
     with Swapd(tmp_path, config(models)) as swapd:
         for name in models:
-            assert said(swapd.ask(name))
+            assert answer_text(swapd.ask(name))
         pids = {w["model"]: w["pid"] for w in swapd.running()}
         guardian = _guardian_of(swapd)
         os.kill(guardian, signal.SIGSTOP)
@@ -247,4 +247,4 @@ def test_the_next_start_kills_the_orphans_of_swapd_and_its_guardian(tmp_path: Pa
         with Swapd(tmp_path, config(models)) as again:
             eventually(lambda: not _session(pids["a"]))
             assert f"(pid {pids['a']}): killed" in again.log()
-            assert said(again.ask("a"))
+            assert answer_text(again.ask("a"))

@@ -29,13 +29,13 @@ class Store:
     def open(self) -> ProfileStore:
         return ProfileStore(self.file, self.folder, LOG)
 
-    def recall(self, spec: ModelSpec | None = None) -> ModelProfile | None:
+    def load(self, spec: ModelSpec | None = None) -> ModelProfile | None:
         catalog = Catalog({"m": spec or self.spec}, Limits())
-        return self.open().recall(catalog).get("m")
+        return self.open().load(catalog).get("m")
 
-    async def note(self, profile: ModelProfile) -> None:
+    async def save(self, profile: ModelProfile) -> None:
         opened = self.open()
-        opened.note(opened.identity(self.spec), profile)
+        opened.save(opened.identity(self.spec), profile)
         opened.close()
 
 
@@ -45,25 +45,25 @@ def store(tmp_path: Path) -> Store:
 
 
 async def test_a_saved_profile_is_loaded_by_the_next_store(store: Store) -> None:
-    assert store.recall() is None
-    await store.note(ModelProfile(5, 1.5))
-    assert store.recall() == ModelProfile(5, 1.5)
-    await store.note(ModelProfile(7, 1.25))
-    assert store.recall() == ModelProfile(7, 1.25)
+    assert store.load() is None
+    await store.save(ModelProfile(5, 1.5))
+    assert store.load() == ModelProfile(5, 1.5)
+    await store.save(ModelProfile(7, 1.25))
+    assert store.load() == ModelProfile(7, 1.25)
     assert sorted(p.name for p in store.folder.iterdir()) == ["learned.json", "m.gguf"]
 
 
 async def test_a_profile_belongs_to_the_command_and_its_files(store: Store) -> None:
-    await store.note(ModelProfile(5, 1.5))
+    await store.save(ModelProfile(5, 1.5))
     wider = changed_spec(store.spec, argv=(*store.spec.launch.argv[:-1], "1024"))
-    assert store.recall(wider) is None
-    assert store.recall(changed_spec(store.spec, env=(("A", "b"),))) is None
-    assert store.recall(changed_spec(store.spec, ttl=5, need_bytes=9)) == ModelProfile(5, 1.5)
+    assert store.load(wider) is None
+    assert store.load(changed_spec(store.spec, env=(("A", "b"),))) is None
+    assert store.load(changed_spec(store.spec, ttl=5, need_bytes=9)) == ModelProfile(5, 1.5)
     store.model.write_bytes(b"22")
-    assert store.recall() is None
+    assert store.load() is None
     store.model.write_bytes(b"1")
     os.utime(store.model, ns=(1, 1))
-    assert store.recall() is None
+    assert store.load() is None
 
 
 async def test_files_in_a_folder_of_the_command_do_not_change_the_identity(
@@ -73,9 +73,9 @@ async def test_files_in_a_folder_of_the_command_do_not_change_the_identity(
         store.spec, argv=(*store.spec.launch.argv, "--slot-save-path", "./kv")
     )
     (store.folder / "kv").mkdir()
-    await store.note(ModelProfile(5, 1.5))
+    await store.save(ModelProfile(5, 1.5))
     os.utime(store.folder / "kv", ns=(1, 1))
-    assert store.recall() == ModelProfile(5, 1.5)
+    assert store.load() == ModelProfile(5, 1.5)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_damaged_file_is_quarantined(
     store: Store, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.file.write_bytes(content)
-    assert store.recall() is None
+    assert store.load() is None
     assert not store.file.exists()
     assert (store.folder / "learned.json.damaged").read_bytes() == content
     assert "learned.json is damaged" in caplog.text
@@ -95,10 +95,10 @@ async def test_a_failed_write_is_logged_and_the_profile_stays_in_memory(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     opened = ProfileStore(store.folder / "nowhere/learned.json", store.folder, LOG)
-    opened.note(opened.identity(store.spec), ModelProfile(5))
+    opened.save(opened.identity(store.spec), ModelProfile(5))
     opened.close()
     assert "can't be written: No such file or directory" in caplog.text
-    assert opened.recall(Catalog({"m": store.spec})) == {"m": ModelProfile(5)}
+    assert opened.load(Catalog({"m": store.spec})) == {"m": ModelProfile(5)}
 
 
 async def test_the_least_recently_saved_profiles_are_dropped(
@@ -107,6 +107,6 @@ async def test_the_least_recently_saved_profiles_are_dropped(
     monkeypatch.setattr(profiles, "MAX_PROFILES", 2)
     opened = store.open()
     for identity in ("a", "b", "a", "c"):
-        opened.note(identity, ModelProfile(1))
+        opened.save(identity, ModelProfile(1))
     opened.close()
     assert list(store.open()._profiles) == ["a", "c"]

@@ -16,7 +16,7 @@ import pytest
 from swapd.process.spawn import SpawnContext, WarmStandby
 from swapd.process.worker_process import WorkerProcess
 from tests.daemon import ROOT, alive, eventually
-from tests.process.conftest import Heard
+from tests.process.conftest import Listener
 from tests.specs import model_spec
 
 LOG = logging.Logger("test")
@@ -31,7 +31,7 @@ BARD = model_spec(
 def standby(place: SpawnContext) -> Iterator[WarmStandby]:
     standby = WarmStandby(SERVE, STANDBY, place)
     yield standby
-    standby.dismiss()
+    standby.close()
 
 
 def _pid(standby: WarmStandby) -> int:
@@ -39,7 +39,7 @@ def _pid(standby: WarmStandby) -> int:
     return standby._waiting.process.pid
 
 
-async def _stop(process: WorkerProcess, listener: Heard) -> str:
+async def _stop(process: WorkerProcess, listener: Listener) -> str:
     process.stop()
     return await listener.end()
 
@@ -51,10 +51,10 @@ async def test_it_becomes_the_worker_of_the_given_command(
     pid = _pid(standby)
     standby.prepare()
     assert _pid(standby) == pid
-    listener = Heard()
+    listener = Listener()
     process = WorkerProcess(1, BARD, place, listener, LOG, standby)
     assert process.pid == pid
-    message = await listener.word()
+    message = await listener.message()
     assert (message.ready, message.slots) == (True, 3)
     answer = await asyncio.to_thread(httpx.get, f"{process.base_url}/v1/models")
     assert answer.json()["data"][0]["id"] == "bard"
@@ -67,11 +67,11 @@ async def test_it_stays_when_a_model_cannot_use_it(
 ) -> None:
     """A model with its own environment, and an external command."""
     standby.prepare()
-    listener = Heard()
+    listener = Listener()
     with_env = model_spec("bard", BARD.launch.argv, env=(("X", "1"),))
     process = WorkerProcess(1, with_env, place, listener, LOG, standby)
     assert process.pid != _pid(standby)
-    assert (await listener.word()).ready
+    assert (await listener.message()).ready
     await _stop(process, listener)
     assert standby.take(model_spec("x", ("sleep", "1"), builtin=False), ("sleep", "1")) is None
     assert alive(_pid(standby))
@@ -84,10 +84,10 @@ async def test_a_process_that_has_died_is_not_taken(
     pid = _pid(standby)
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: not alive(pid))
-    listener = Heard()
+    listener = Listener()
     process = WorkerProcess(1, BARD, place, listener, LOG, standby)
     assert process.pid != pid
-    assert (await listener.word()).ready
+    assert (await listener.message()).ready
     await _stop(process, listener)
 
 
@@ -98,11 +98,11 @@ async def test_a_process_killed_while_it_is_taken_is_replaced(
     standby.prepare()
     pid = _pid(standby)
     os.kill(pid, signal.SIGSTOP)
-    listener = Heard()
+    listener = Listener()
     process = WorkerProcess(1, BARD, place, listener, LOG, standby)
     assert process.pid == pid
     os.kill(pid, signal.SIGKILL)
-    assert (await listener.word()).ready
+    assert (await listener.message()).ready
     assert process.pid != pid
     assert listener.ends.empty()
     await _stop(process, listener)
@@ -111,12 +111,12 @@ async def test_a_process_killed_while_it_is_taken_is_replaced(
 def test_a_stopped_process_can_be_dismissed(standby: WarmStandby) -> None:
     standby.prepare()
     os.kill(_pid(standby), signal.SIGSTOP)
-    standby.dismiss()
+    standby.close()
 
 
 async def test_wrong_arguments_are_reported(place: SpawnContext, standby: WarmStandby) -> None:
     standby.prepare()
-    listener = Heard()
+    listener = Listener()
     wrong = model_spec("bard", (*SERVE, "--model", "no.gguf", "--prot", "0"))
     WorkerProcess(1, wrong, place, listener, LOG, standby)
     assert "--port" in await listener.end()
@@ -126,6 +126,6 @@ def test_dismissal_leaves_no_process_and_no_descriptors(standby: WarmStandby) ->
     before = len(list(Path("/dev/fd").iterdir()))
     standby.prepare()
     pid = _pid(standby)
-    standby.dismiss()
+    standby.close()
     assert not alive(pid)
     assert len(list(Path("/dev/fd").iterdir())) == before

@@ -28,7 +28,7 @@ LOG = logging.Logger("test")
 
 async def test_a_worker_of_ours_tells_its_own_address(spawn: Spawn) -> None:
     process, heard = spawn(FAKE)
-    word = await heard.word()
+    word = await heard.message()
     assert word.ready
     assert word.slots == 4
     assert process.base_url == f"http://127.0.0.1:{word.port}"
@@ -38,12 +38,12 @@ async def test_a_worker_of_ours_tells_its_own_address(spawn: Spawn) -> None:
 async def test_a_worker_of_ours_tells_of_its_devices(spawn: Spawn) -> None:
     device = '{"name":"CUDA0","total":8000,"free":5000,"held":3000,"more":0}'
     _, heard = spawn(f"{FAKE} --device {device}")
-    assert (await heard.word()).devices == (DeviceReport("CUDA0", 8000, 5000, 3000),)
+    assert (await heard.message()).devices == (DeviceReport("CUDA0", 8000, 5000, 3000),)
 
 
 async def test_it_ends_at_sigterm_with_status_0(spawn: Spawn) -> None:
     process, heard = spawn(FAKE)
-    await heard.word()
+    await heard.message()
     process.stop()
     assert await heard.end() == "the worker ended with exit status 0"
     assert not alive(process.pid)
@@ -68,7 +68,7 @@ def _descriptors() -> int:
 @pytest.mark.skipif(not hasattr(signal, "SIGRTMIN"), reason="no real-time signals here")
 async def test_a_signal_without_a_name_has_its_number(spawn: Spawn) -> None:
     worker, heard = spawn(FAKE)
-    await heard.word()
+    await heard.message()
     os.kill(worker.pid, 40)
     assert await heard.end() == "the worker was ended by signal 40"
 
@@ -108,12 +108,12 @@ async def test_a_command_that_cannot_be_run_raises(spawn: Spawn) -> None:
 @pytest.mark.skipif(oom_kills() is None, reason="the system does not tell how often it kills")
 async def test_a_kill_from_outside_is_an_accident_and_no_other_end_is(spawn: Spawn) -> None:
     process, heard = spawn(FAKE)
-    await heard.word()
+    await heard.message()
     os.kill(process.pid, signal.SIGKILL)
     assert await heard.end() == "the worker was ended by SIGKILL"
     assert heard.killed_externally
     process, heard = spawn(FAKE)
-    await heard.word()
+    await heard.message()
     process.kill()
     await heard.end()
     assert heard.killed_externally is False
@@ -142,7 +142,7 @@ async def test_what_somebody_else_asks_to_end_met_with_an_accident(
 
 async def test_a_kill_takes_the_children_too(spawn: Spawn) -> None:
     process, heard = spawn(f"{FAKE} --child --deaf")
-    await heard.word()
+    await heard.message()
     (child,) = _children(process.pid)
     process.kill()
     await heard.end()
@@ -151,7 +151,7 @@ async def test_a_kill_takes_the_children_too(spawn: Spawn) -> None:
 
 async def test_children_that_a_worker_leaves_behind_are_ended(spawn: Spawn) -> None:
     process, heard = spawn(f"{FAKE} --child")
-    await heard.word()
+    await heard.message()
     (child,) = _children(process.pid)
     process.stop()
     await heard.end()
@@ -168,7 +168,7 @@ async def test_descriptors_are_not_left_open(spawn: Spawn) -> None:
     before = _descriptors()
     for _ in range(3):
         process, heard = spawn(FAKE)
-        await heard.word()
+        await heard.message()
         process.stop()
         await heard.end()
     assert _descriptors() == before
@@ -179,7 +179,7 @@ async def test_a_stop_command_is_used_where_there_is_one(spawn: Spawn, tmp_path:
     script.write_text('touch "$2"; kill -TERM "$1"')
     mark = tmp_path / "mark"
     process, heard = spawn(FAKE, stop_argv=("sh", str(script), "${PID}", str(mark)))
-    await heard.word()
+    await heard.message()
     process.stop()
     await heard.end()
     assert mark.exists()
@@ -189,7 +189,7 @@ async def test_a_stop_command_that_hangs_ends_with_its_worker(spawn: Spawn, tmp_
     mark = tmp_path / "mark"
     hangs = f"echo $$ > {mark}.new; mv {mark}.new {mark}; sleep 600"
     process, heard = spawn(FAKE, stop_argv=("sh", "-c", hangs))
-    await heard.word()
+    await heard.message()
     process.stop()
     eventually(mark.exists)
     command = int(mark.read_text())
@@ -205,7 +205,7 @@ async def test_a_stop_command_that_fails_is_followed_by_sigterm(
     spawn: Spawn, command: tuple[str, ...]
 ) -> None:
     process, heard = spawn(FAKE, stop_argv=command)
-    await heard.word()
+    await heard.message()
     process.stop()
     assert await heard.end() == "the worker ended with exit status 0"
 

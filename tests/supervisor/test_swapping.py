@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 
 from swapd.system.aio import now
-from tests.daemon import Swapd, alive, chat, config, error_of, eventually, said
+from tests.daemon import Swapd, alive, answer_text, chat, config, error_of, eventually
 from tests.fixtures import Gate, demo, fake
 
 
@@ -23,7 +23,7 @@ def test_with_max_resident_1_one_worker_runs_at_a_time(home: Path) -> None:
     with Swapd(home, config(models, max_resident=1)) as swapd:
         pids: list[int] = []
         for name in ("bard", "alice", "bard"):
-            assert said(swapd.ask(name))
+            assert answer_text(swapd.ask(name))
             (worker,) = swapd.running()
             assert worker["model"] == name
             assert [alive(pid) for pid in pids] == [False] * len(pids)
@@ -34,13 +34,13 @@ def test_with_max_resident_1_one_worker_runs_at_a_time(home: Path) -> None:
 def test_twenty_requests_for_a_cold_model_start_it_once(home: Path) -> None:
     with Swapd(home, config({"bard": demo("bard", "--parallel 4")})) as swapd:
         with ThreadPoolExecutor(20) as pool:
-            answers = list(pool.map(lambda _: said(swapd.ask("bard")), range(20)))
+            answers = list(pool.map(lambda _: answer_text(swapd.ask("bard")), range(20)))
         assert len(set(answers)) == 1
         assert 'swapd_starts_total{model="bard"} 1.0' in swapd.http.get("/metrics").text
 
 
 def test_two_loaded_models_respond_independently(both: Swapd, home: Path) -> None:
-    through = {name: said(both.ask(name, max_tokens=24)) for name in ("bard", "alice")}
+    through = {name: answer_text(both.ask(name, max_tokens=24)) for name in ("bard", "alice")}
     assert both.states() == {"bard": "ready", "alice": "ready"}
     assert through["bard"] != through["alice"]
     with Swapd(
@@ -50,7 +50,7 @@ def test_two_loaded_models_respond_independently(both: Swapd, home: Path) -> Non
             other.ask(name, max_tokens=1)
             worker = other.worker(name)["proxy"]
             alone = other.http.post(f"{worker}/v1/chat/completions", json=chat(name, max_tokens=24))
-            assert said(alone) == text
+            assert answer_text(alone) == text
 
 
 def test_idle_workers_are_stopped_after_their_ttl(home: Path, gate: Callable[[str], Gate]) -> None:
@@ -131,7 +131,7 @@ def test_a_disconnect_during_a_stream_frees_the_slot(both: Swapd) -> None:
     eventually(lambda: both.worker("alice")["busy"] == 0)
     url = "/upstream/alice/slots"
     eventually(lambda: [s["is_processing"] for s in both.http.get(url).json()] == [False])
-    assert said(both.ask("alice"))
+    assert answer_text(both.ask("alice"))
 
 
 def test_a_request_waits_for_a_slot_and_not_for_the_model(
@@ -147,7 +147,7 @@ def test_a_request_waits_for_a_slot_and_not_for_the_model(
         # Requests without a slot do not wait for those with one.
         assert swapd.http.get("/upstream/a/health").json()["name"] == "a"
         words.open_for_good()
-        assert said(first.result()) == said(second.result()) == "a0 "
+        assert answer_text(first.result()) == answer_text(second.result()) == "a0 "
 
 
 def test_unloading_by_hand_lets_a_busy_worker_finish(
@@ -166,7 +166,7 @@ def test_unloading_by_hand_lets_a_busy_worker_finish(
         assert not alive(pids["b"])
         assert swapd.states() == {"a": "draining"}
         words.open_for_good()
-        assert said(asked.result()) == "a0 a1 "
+        assert answer_text(asked.result()) == "a0 a1 "
         swapd.until(lambda states: states == {})
         assert swapd.http.post("/unload?model=unknown").status_code == 404
 
@@ -271,7 +271,7 @@ def test_a_full_queue_rejects_requests_with_a_retry_time(
         assert int(rejected.headers["Retry-After"]) >= 1
         assert rejected.json()["error"]["code"] == "queue_full"
         words.open_for_good()
-        assert [said(one.result()) for one in served] == ["a0 ", "a0 "]
+        assert [answer_text(one.result()) for one in served] == ["a0 ", "a0 "]
 
 
 def test_a_worker_that_ignores_sigterm_delays_the_next_by_its_grace_only(home: Path) -> None:
@@ -295,12 +295,12 @@ def test_continuous_requests_do_not_starve_another_model(
         def keep_asking(_: int) -> int:
             count = 0
             while not done.is_set():
-                said(swapd.ask("a", max_tokens=1))
+                answer_text(swapd.ask("a", max_tokens=1))
                 count += 1
             return count
 
         busy = [pool.submit(keep_asking, i) for i in range(3)]
         swapd.until(lambda states: states.get("a") == "ready")
-        assert said(swapd.ask("b")) == "b0 b1 b2 b3 b4 b5 b6 b7 "
+        assert answer_text(swapd.ask("b")) == "b0 b1 b2 b3 b4 b5 b6 b7 "
         done.set()
         assert all(one.result() > 0 for one in busy)

@@ -85,7 +85,7 @@ def _read_after_cuts(
 
 def test_profiles() -> None:
     def read(file: Path) -> object:
-        profiles = ProfileStore(file, file.parent, LOG).recall(Catalog({"m": SPEC}))
+        profiles = ProfileStore(file, file.parent, LOG).load(Catalog({"m": SPEC}))
         assert all(profile.bytes in (1, 2) for profile in profiles.values())
         return profiles.get("m")
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 ONE_THREAD = ("--threads", "1")
 """Flags for one thread: llama.cpp's threads spin at barriers, and two take ten times as long if
 other tests run at the same time."""
-PATIENCE = 30.0
+TIMEOUT = 30.0
 """Seconds until a process that does not start is a failure."""
 
 
@@ -46,7 +46,7 @@ class WorkerProcess:
 
     def line(self) -> dict[str, Any]:
         """Return the next line of the ready descriptor; {} if the worker closed it."""
-        ready, _, _ = select.select([self.lines], [], [], PATIENCE)
+        ready, _, _ = select.select([self.lines], [], [], TIMEOUT)
         assert ready, "the worker wrote no line"
         text = self.lines.readline()
         line: dict[str, Any] = json.loads(text) if text else {}
@@ -54,7 +54,7 @@ class WorkerProcess:
 
     def connect(self) -> http.client.HTTPConnection:
         """Return a new connection to the worker."""
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT)
 
     def ask(self, path: str, body: object = None) -> tuple[int, Any]:
         """Send a GET, or a POST of `body` (bytes unchanged); return status and decoded JSON."""
@@ -126,7 +126,7 @@ class WorkerProcess:
 
     def close(self) -> tuple[int, str]:
         """Wait for the process to end; return its exit status and standard error."""
-        self.process.wait(PATIENCE)  # first, because `communicate` closes its standard input
+        self.process.wait(TIMEOUT)  # first, because `communicate` closes its standard input
         _, errors = self.process.communicate()
         self.lines.close()
         return self.process.returncode, errors

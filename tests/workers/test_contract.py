@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.workers.conftest import Start
-from tests.workers.process import PATIENCE, ROOT, WorkerProcess
+from tests.workers.process import ROOT, TIMEOUT, WorkerProcess
 from workers.llama.devices import CPU, Device, devices, memory_held
 
 ENDLESS = {"prompt": "go", "ignore_eos": True, "max_tokens": 20_000, "temperature": 1}
@@ -29,7 +29,7 @@ def test_the_ready_line_tells_where_and_what(start: Start, tiny_gguf: Path) -> N
     assert (facts["host"], facts["pid"]) == ("127.0.0.1", worker.process.pid)
     assert (facts["model"], facts["slots"]) == (str(tiny_gguf), 3)
     assert (facts["context"], facts["cells"]) == (3072, 3072), "llama.cpp rounds to 256"
-    assert 0 < facts["load_seconds"] < PATIENCE
+    assert 0 < facts["load_seconds"] < TIMEOUT
     assert [device["name"] for device in facts["devices"]] == [one.name for one in devices()]
     assert worker.ask("/health") == (200, {"status": "ok"})
 
@@ -127,7 +127,7 @@ def test_a_worker_without_a_supervisor_outlives_its_input(tiny_gguf: Path) -> No
                 continue
     finally:
         process.terminate()
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(TIMEOUT) == 0
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def loading(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
 
 def test_it_answers_while_it_loads(loading: tuple[subprocess.Popen[bytes], int]) -> None:
     for path in ("/health", "/v1/models"):
-        connection = http.client.HTTPConnection("127.0.0.1", loading[1], timeout=PATIENCE)
+        connection = http.client.HTTPConnection("127.0.0.1", loading[1], timeout=TIMEOUT)
         connection.request("GET", path)
         response = connection.getresponse()
         assert response.status == 503
@@ -168,7 +168,7 @@ def test_it_answers_while_it_loads(loading: tuple[subprocess.Popen[bytes], int])
 
 def test_it_can_be_ended_while_it_loads(loading: tuple[subprocess.Popen[bytes], int]) -> None:
     loading[0].terminate()
-    assert loading[0].wait(PATIENCE) == 0
+    assert loading[0].wait(TIMEOUT) == 0
 
 
 def test_end_of_input_ends_it_while_it_loads(
@@ -177,7 +177,7 @@ def test_end_of_input_ends_it_while_it_loads(
     assert loading[0].stdin is not None
     loading[0].stdin.close()
     loading[0].stdin = None
-    assert loading[0].wait(PATIENCE) == 0
+    assert loading[0].wait(TIMEOUT) == 0
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ async def test_there_may_be_nothing_to_compute_yet(tiny_gguf: Path) -> None:
     resting = Watched(bench, sender(bench))
     await resting.until_between_steps()
     await resting.look()
-    while not bench.engine.resting:
+    while not bench.engine.idle:
         await resting.look()
     assert [await resting.look() for _ in range(3)] == [True] * 3
 

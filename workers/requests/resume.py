@@ -43,31 +43,31 @@ class ResumeState:
 
 
 @dataclass(frozen=True)
-class ResumedCall:
+class ResumableCall:
     """A generation request: its body, and the state to resume from if it is not new."""
 
     body: bytes
     tenant: str
     """The tenant, for fairness; empty if the headers have none."""
-    birth: ResponseIdentity
+    response_identity: ResponseIdentity
     resumable: bool
-    past: Mapping[int, ResumeState] | None = None
+    sent: Mapping[int, ResumeState] | None = None
     """The part of each answer that was sent before; None for a new request."""
     closed: int = 0
     """Number of events sent after the end of all answers."""
 
     def tokens(self, place: int) -> list[int]:
         """Return the tokens of an answer that were drawn before."""
-        return self.past[place].tokens if self.past and place in self.past else []
+        return self.sent[place].tokens if self.sent and place in self.sent else []
 
     def events(self, place: int) -> int:
         """Return the number of events that were sent for an answer."""
-        return self.past[place].events if self.past and place in self.past else 0
+        return self.sent[place].events if self.sent and place in self.sent else 0
 
     @property
     def seed(self) -> int | None:
         """Seed of the samplers if the request has none; None: each sampler draws its own."""
-        return self.birth.seed if self.resumable else None
+        return self.response_identity.seed if self.resumable else None
 
 
 class Resumption(msgspec.Struct):
@@ -77,21 +77,21 @@ class Resumption(msgspec.Struct):
     resume: list[str]
 
 
-def call_of(path: str, headers: Mapping[str, str], body: bytes, identity: str) -> ResumedCall:
+def parse_call(path: str, headers: Mapping[str, str], body: bytes, identity: str) -> ResumableCall:
     """Return a new request, or the one to resume.
 
     Raises ApiError 400, and 409 if a worker with another model or other settings started it.
     """
     tenant = headers.get("X-Tenant-Id", "")
     if not path.startswith(f"{RESUME_PREFIX}/"):
-        return ResumedCall(
+        return ResumableCall(
             body, tenant, ResponseIdentity.now(identity), headers.get(RESUMABLE_HEADER) == "1"
         )
     given = decode(body, Resumption)
     return _resumed(bytes(given.request), tenant, given.resume, identity)
 
 
-def _resumed(body: bytes, tenant: str, lines: list[str], identity: str) -> ResumedCall:
+def _resumed(body: bytes, tenant: str, lines: list[str], identity: str) -> ResumableCall:
     response_identity, past, closed = ResponseIdentity.now(identity), dict[int, ResumeState](), 0
     for number, line in enumerate(lines):
         event = parse_event_id(line)
@@ -103,7 +103,7 @@ def _resumed(body: bytes, tenant: str, lines: list[str], identity: str) -> Resum
             )
         if event.head is not None:
             if event.head.worker != identity:
-                raise lost("it was started with another model or other settings")
+                raise not_resumable("it was started with another model or other settings")
             response_identity = ResponseIdentity(*event.head)
         if event.all_ended:
             closed += 1
@@ -111,10 +111,10 @@ def _resumed(body: bytes, tenant: str, lines: list[str], identity: str) -> Resum
         answer = past.setdefault(event.choice, ResumeState())
         answer.tokens += event.tokens
         answer.events += 1
-    return ResumedCall(body, tenant, response_identity, resumable=True, past=past, closed=closed)
+    return ResumableCall(body, tenant, response_identity, resumable=True, sent=past, closed=closed)
 
 
-def lost(why: str) -> ApiError:
+def not_resumable(why: str) -> ApiError:
     """Return the error for a stream that cannot be resumed."""
     return ApiError(409, f"The stream can't be resumed: {why}.", code="not_resumable")
 
@@ -125,12 +125,12 @@ def check_resumed(tokens: list[int], limit: int, model: Model, grammar: Grammar 
     llama.cpp would fail at other tokens, or abort the process.
     """
     if len(tokens) > limit:
-        raise lost(f"its limit is {limit} tokens, and the events have {len(tokens)}")
+        raise not_resumable(f"its limit is {limit} tokens, and the events have {len(tokens)}")
     state = None if grammar is None else grammar.clone()
     for number, token in enumerate(tokens, 1):
         if not (0 <= token < model.n_vocab or (token == NO_TOKEN and number == len(tokens))):
-            raise lost(f"the model has no token {token}")
+            raise not_resumable(f"the model has no token {token}")
         if state is not None and model.piece(token) is not None:
             if not state.admits(token):
-                raise lost(f"token {number} of the events does not match its grammar")
+                raise not_resumable(f"token {number} of the events does not match its grammar")
             state.accept(token)

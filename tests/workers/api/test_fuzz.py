@@ -25,7 +25,7 @@ from workers.grammar import gbnf
 from workers.grammar.json_schema import SchemaError, schema_grammar
 from workers.protocol import NO_TOKENS
 from workers.requests.bodies import ChatRequest, CompletionRequest, EmbeddingRequest
-from workers.requests.resume import Resumption, call_of
+from workers.requests.resume import Resumption, parse_call
 from workers.spare import parse_arguments
 
 ROUTES: dict[str, type[msgspec.Struct]] = {
@@ -199,11 +199,11 @@ def test_any_answer(words: list[str], dialect: Dialect | None) -> None:
 def test_any_id_line(line: str) -> None:
     body = json.dumps({"request": {}, "resume": [line]}).encode("utf-8", "surrogatepass")
     try:
-        call = call_of("/resume/x", {}, body, "")
+        call = parse_call("/resume/x", {}, body, "")
     except ApiError as error:
         assert error.status == 400
     else:
-        assert call.past is not None
+        assert call.sent is not None
 
 
 @given(st.binary(max_size=40) | VALUES.map(lambda value: json.dumps(value).encode()))

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from tests.workers.conftest import Start
-from tests.workers.process import PATIENCE, WorkerProcess
+from tests.workers.process import TIMEOUT, WorkerProcess
 from workers.api.server import WorkerServer
 from workers.api.timeouts import ParserLimits
 
@@ -68,7 +68,7 @@ async def served(request: pytest.FixtureRequest) -> AsyncIterator[Served]:
 async def test_who_reads_nothing_goes(served: Served) -> None:
     reader, writer = await served.connect(b"GET /flood HTTP/1.1\r\nHost: x\r\n\r\n")
     writer.transport.pause_reading()  # type: ignore[attr-defined]
-    await asyncio.wait_for(served.gone.wait(), PATIENCE)
+    await asyncio.wait_for(served.gone.wait(), TIMEOUT)
     del reader
     writer.close()
 
@@ -78,7 +78,7 @@ async def test_a_body_without_end_goes(served: Served) -> None:
     head = b"POST /swallow HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc"
     reader, writer = await served.connect(head)
     assert await read_to_end(reader) == b""
-    await asyncio.wait_for(served.read.wait(), PATIENCE)
+    await asyncio.wait_for(served.read.wait(), TIMEOUT)
     writer.close()
 
 
@@ -120,7 +120,7 @@ async def test_a_flood_of_headers_is_refused(served: Served) -> None:
 async def read_to_end(reader: asyncio.StreamReader) -> bytes:
     """What comes until the connection is closed, in whatever way."""
     try:
-        return await asyncio.wait_for(reader.read(), PATIENCE)
+        return await asyncio.wait_for(reader.read(), TIMEOUT)
     except ConnectionError:
         return b""
 
@@ -144,7 +144,7 @@ def unread(worker: WorkerProcess, body: dict[str, object]) -> socket.socket:
     """A connection that has asked, and does not read."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    connection.settimeout(PATIENCE)
+    connection.settimeout(TIMEOUT)
     connection.connect(("127.0.0.1", worker.port))
     data = json.dumps(body).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n"

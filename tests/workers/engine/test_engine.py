@@ -72,7 +72,7 @@ class Bench:
             threads=1,
             threads_batch=1,
             flash_attention="off",
-            n_guesses=draft_rows,
+            n_draft_rows=draft_rows,
         )
         self.engine = Engine(self.model, self.options, self.options, slots, 8, self.log)
         self.broken = asyncio.Event()
@@ -83,7 +83,7 @@ class Bench:
         try:
             self.engine.run()
         except EngineBrokenError as error:
-            self.engine.give_up(str(error))
+            self.engine.fail_all(str(error))
 
     def begin(self, tokens: list[int], limit: int, number: int = 0) -> tuple[Sequence, Reader]:
         """Submit a greedy request."""

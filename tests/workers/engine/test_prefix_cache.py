@@ -34,20 +34,20 @@ class Request:
 class ModelMemory:
     """A memory whose cells are the tokens themselves; cells are shared by identity."""
 
-    cuts: bool = True
+    can_truncate: bool = True
     rows: dict[int, list[list[int]]] = field(default_factory=dict)
 
     def share(self, source: int, target: int, length: int) -> None:
         """As KvMemory."""
-        assert self.cuts
+        assert self.can_truncate
         assert not self.rows.get(target)
         self.rows[target] = self.rows[source][:length]
 
     def cut(self, seq_id: int, length: int) -> bool:
         """As KvMemory."""
-        if self.cuts:
+        if self.can_truncate:
             del self.rows[seq_id][length:]
-        return self.cuts
+        return self.can_truncate
 
     def forget(self, seq_id: int) -> None:
         """As KvMemory."""
@@ -79,12 +79,12 @@ def test_the_common_prefix(one: list[int], other: list[int], limit: int) -> None
 class CacheMachine(RuleBasedStateMachine):
     """Requests that arrive, grow, end and are preempted in any order."""
 
-    cuts: bool = True
+    can_truncate: bool = True
 
     def __init__(self) -> None:
         super().__init__()
-        self.memory = ModelMemory(self.cuts)
-        ids = IDS if self.cuts else SLOTS
+        self.memory = ModelMemory(self.can_truncate)
+        ids = IDS if self.can_truncate else SLOTS
         self.cache = PrefixCache(self.memory, CAPACITY, ids)
         self.running: list[Request] = []
         self.past: list[list[int]] = [[]]
@@ -143,7 +143,7 @@ class CacheMachine(RuleBasedStateMachine):
         else:
             self.cache.free(request)
 
-    @precondition(lambda self: self.running and self.cuts)
+    @precondition(lambda self: self.running and self.can_truncate)
     @rule(data=st.data())
     def trim(self, data: st.DataObject) -> None:
         """Remove rejected draft tokens."""
@@ -166,7 +166,7 @@ class CacheMachine(RuleBasedStateMachine):
 class WholeMachine(CacheMachine):
     """The same with a memory that can't be truncated."""
 
-    cuts: bool = False
+    can_truncate: bool = False
 
 
 TestWithCuts = CacheMachine.TestCase

@@ -135,7 +135,7 @@ async def answers(
     for number, (sampling, guide) in enumerate(requests):
         reader = Reader()
         sequence = Sequence(
-            number, [*prompt], 120, sampling, TextOutput([]), reader, True, 0.0, guide=guide
+            number, [*prompt], 120, sampling, TextOutput([]), reader, True, 0.0, constraint=guide
         )
         bench.engine.submit(sequence)
         await reader.ended.wait()

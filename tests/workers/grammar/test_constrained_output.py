@@ -14,7 +14,7 @@ from jsonschema_rs import is_valid
 
 from tests.workers.conftest import Start
 from tests.workers.engine.test_engine import Bench, Reader
-from tests.workers.process import PATIENCE, WorkerProcess
+from tests.workers.process import TIMEOUT, WorkerProcess
 from workers.engine.sequence import Failed, Sequence
 from workers.llama import sampler
 from workers.llama.detokenizer import TextOutput
@@ -218,10 +218,10 @@ async def test_a_grammar_that_takes_too_long_for_a_token_ends_its_answer(
     bench.engine.submit(
         Sequence(
             0, [1, 2], 9, Sampling(), TextOutput([]), reader, True,
-            asyncio.get_running_loop().time(), guide=GrammarConstraint(grammar),
+            asyncio.get_running_loop().time(), constraint=GrammarConstraint(grammar),
         )
     )  # fmt: skip
-    await asyncio.wait_for(reader.ended.wait(), PATIENCE)
+    await asyncio.wait_for(reader.ended.wait(), TIMEOUT)
     assert isinstance(reader.end, Failed)
     assert (reader.end.status, "too ambiguous" in reader.end.message) == (400, True)
     assert bench.engine.slots == [None, None]

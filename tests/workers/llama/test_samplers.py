@@ -131,5 +131,5 @@ def test_greedy_options() -> None:
     assert not Sampling(temperature=0, dry_multiplier=1).greedy
     assert not Sampling(temperature=0, xtc_probability=0.5).greedy
     assert Sampling(temperature=0, dry_multiplier=1, samplers=("top_k",)).greedy
-    assert Sampling(dry_multiplier=1).looks_back(99) == 99
-    assert Sampling(dry_multiplier=1, dry_penalty_last_n=7, repeat_penalty=2).looks_back(99) == 64
+    assert Sampling(dry_multiplier=1).lookback(99) == 99
+    assert Sampling(dry_multiplier=1, dry_penalty_last_n=7, repeat_penalty=2).lookback(99) == 64
