@@ -338,7 +338,7 @@ def test_what_is_odd_is_told_once(home: Home, text: str, sentence: str) -> None:
 def test_a_models_dir_that_is_not_there_is_told(home: Home, tmp_path: Path) -> None:
     home.env["MODELS_DIR"] = str(tmp_path / "none")
     [warning] = home.sync().warnings
-    assert str(warning) == f"environment: MODELS_DIR: {tmp_path}/none is no folder"
+    assert str(warning) == f"environment: MODELS_DIR: {tmp_path}/none is not a folder"
 
 
 @pytest.mark.parametrize(
