@@ -1,4 +1,4 @@
-"""Who may come in: `keys`, `apiKeys`, `allowed_hosts`, `cors`, `tls` of a configuration. Pure."""
+"""Access rules: `keys`, `apiKeys`, `allowed_hosts`, `cors`, `tls` of a configuration. Pure."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+")
 
 
 def hash_of(key: str) -> str:
-    """A key as the configuration holds it."""
+    """Return a key in the form of the configuration."""
     return f"sha256:{digest_of(key.encode('utf-8', 'surrogateescape')).hex()}"
 
 
 def digest_of(key: bytes) -> bytes:
-    """SHA-256 of a key. A fast sum is the right one: a key is 256 random bits, not a password, so
-    there is nothing to be gained by guessing."""
+    """Return the SHA-256 sum of a key.
+
+    A fast hash is sufficient: a key is 256 random bits, not a password that could be guessed.
+    """
     return hashlib.sha256(key).digest()
 
 
@@ -38,7 +40,7 @@ def build_access_rules(
     models: Collection[ModelSpec],
     env: MappingType[str, str],
 ) -> AccessRules:
-    """The terms on which requests are let in; what is wrong with them goes into the report."""
+    """Build the access rules; problems are added to the report."""
     keys = [*_named(report, models, env), *_plain(report, server)]
     owners: dict[bytes, str] = {}
     for key in keys:
@@ -50,7 +52,7 @@ def build_access_rules(
 
 
 def build_tls_paths(report: Diagnostics, server: ServerConfig) -> TlsPaths:
-    """The files for HTTPS: both or none."""
+    """Build the paths of the files for HTTPS: both or none."""
     tls = server.tls
     if bool(tls.cert) != bool(tls.key):
         missing = "key" if tls.cert else "cert"
@@ -73,17 +75,17 @@ def _named(
         if not NAME.fullmatch(name):
             report.problem(path, "a key's name is of A-Z a-z 0-9 _ . -, 64 at most")
         elif not isinstance(entry.node, MappingNode):
-            # Whatever stands there may be a key in plain text: it is not shown.
+            # The value may be a key in plain text, so it is not shown.
             report.problem(path, "must be a section with hash; key add NAME makes one")
         else:
             key = decode(KeyConfig, entry.node, path, report, env)
             match = HASH.fullmatch(key.hash)
             if match is None:
-                told = "must be sha256: and 64 hexadecimal digits; key add NAME makes one"
-                report.problem((*path, "hash"), told)
+                message = "must be sha256: and 64 hexadecimal digits; key add NAME makes one"
+                report.problem((*path, "hash"), message)
                 continue
-            for i, told in opens_nothing(key.models, models):
-                report.warn((*path, "models", i), told)
+            for i, message in opens_nothing(key.models, models):
+                report.warn((*path, "models", i), message)
             digest = bytes.fromhex(match[1])
             found.append(ApiKey(name, digest, tuple(key.models), key.admin, key.rate, key.priority))
     return found
@@ -92,7 +94,7 @@ def _named(
 def opens_nothing(
     patterns: Iterable[str], models: Collection[ModelSpec]
 ) -> Iterator[tuple[int, str]]:
-    """Those that mean no model: their place, and a sentence that their author should see."""
+    """Yield the position of each pattern that matches no model, with a warning for its author."""
     names = [name for spec in models for name in (spec.name, *spec.presentation.aliases)]
     for i, pattern in enumerate(patterns):
         if not any(fnmatchcase(name, pattern) for name in names) and pattern != "*":
@@ -100,7 +102,7 @@ def opens_nothing(
 
 
 def _plain(report: Diagnostics, server: ServerConfig) -> list[ApiKey]:
-    """llama-swap's `apiKeys`, each of which opens everything, as it does there."""
+    """Build llama-swap's `apiKeys`; each gives access to everything, as in llama-swap."""
     found = []
     for i, key in enumerate(server.api_keys):
         if not key.strip() or key != key.strip():

@@ -1,4 +1,4 @@
-"""custom_models.yaml: what its author wants other than found. Pure but for `read_custom`."""
+"""custom_models.yaml: overrides of the models found. Pure except for `read_custom_models`."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from swapd.config.yaml_nodes import MappingEntry, MappingNode, ScalarNode, line_
 
 FILE = "custom_models.yaml"
 ADAPTER_NAME = re.compile(r"[A-Za-z0-9_.-]+")
-"""Clients ask for one as `MODEL:ADAPTER`, and the worker is told of it as `NAME=PATH`."""
+"""Form of an adapter's name: `MODEL:ADAPTER` for clients, `NAME=PATH` in the worker's flags."""
 
 
 @dataclass(frozen=True, slots=True)
 class CustomModels:
-    """The file, checked: the models it speaks of, by their names without prefix, and the rest."""
+    """The checked file: its models by their names without prefix, and the whole tree."""
 
     tree: MappingNode
     models: MappingType[str, CustomModelConfig]
     warnings: tuple[Problem, ...] = ()
 
     def section(self, name: str) -> MappingNode:
-        """A model's section as it stands in the file."""
+        """Return a model's section of the file."""
         models = self.tree.entries["models"].node
         assert isinstance(models, MappingNode)
         section = models.entries[name].node
@@ -36,13 +36,13 @@ class CustomModels:
         return section
 
     def warn(self, name: str, message: str, key: str = "") -> Problem:
-        """A warning at a model's line, or at one of its keys'."""
+        """Return a warning at the line of a model or of one of its keys."""
         steps = ("models", name, *(key.split(".", 1) if key else ()))
         return Problem(FILE, line_of(self.tree, steps), ".".join(steps), message)
 
 
 def read_custom_models(path: FilePath, env: MappingType[str, str]) -> CustomModels:
-    """Read and check the file; one that is not there says nothing. Raises ConfigError."""
+    """Read and check the file; a missing file is an empty one. Raises ConfigError."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -56,10 +56,10 @@ def read_custom_models(path: FilePath, env: MappingType[str, str]) -> CustomMode
 
 
 def parse_custom_models(text: str, env: MappingType[str, str]) -> CustomModels:
-    """The same from text. Raises ConfigError with everything that is wrong with single values.
+    """Parse and check the text. Raises ConfigError with all problems of single values.
 
-    What only the whole configuration can tell (an alias that is another model's name) is found
-    when the generated text is checked.
+    Problems of the whole configuration (an alias that is another model's name) are found when
+    the generated text is checked.
     """
     tree, problems = parse_tree(text, FILE)
     report = Diagnostics(FILE, tree, problems)
@@ -108,7 +108,7 @@ def _models(
 
 
 def _check(model: CustomModelConfig, path: Path, report: Diagnostics) -> None:
-    """What the types of the keys can't say."""
+    """Check the constraints that the types of the keys cannot express."""
     try:
         shlex.split(model.sampler_args)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What changes from one catalog to the next. Pure."""
+"""Differences between two catalogs. Pure."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from swapd.domain.models import Catalog
 
 @dataclass(frozen=True, slots=True)
 class CatalogDiff:
-    """Names of models, sorted, by what happens to them."""
+    """Sorted names of models, by the kind of change."""
 
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     restarted: tuple[str, ...] = ()
-    """A running worker no longer fits its model: the next one will."""
+    """Models whose running worker has to be replaced."""
     adjusted: tuple[str, ...] = ()
-    """A running worker goes on under the new terms."""
+    """Models whose running worker continues with the new settings."""
     limits: bool = False
-    """The limits over all models are others."""
+    """True if the limits of all models together changed."""
 
     def __str__(self) -> str:
-        """One line for the log: `added alice; restarted bard, carol`."""
+        """Return a line for the log: `added alice; restarted bard, carol`."""
         parts = [
             f"{verb} {', '.join(names)}"
             for verb, names in (
@@ -38,7 +38,7 @@ class CatalogDiff:
 
 
 def diff(old: Catalog, new: Catalog) -> CatalogDiff:
-    """What happens to each model when `new` takes the place of `old`."""
+    """Compare two catalogs: the effect on each model when `new` replaces `old`."""
     both = sorted(old.models.keys() & new.models.keys())
     restarted = [n for n in both if not old.models[n].same_process(new.models[n])]
     adjusted = [n for n in both if n not in restarted and old.models[n] != new.models[n]]

@@ -1,8 +1,8 @@
 """JSON schemas of config.yaml and custom_models.yaml, for editors. Pure.
 
-Types and bounds come from the structs that the files are read with, so that a schema can't say
-other things than the program. What a key means is said once, beside the key in config.example.yaml
-and custom_models.yaml, and taken from there.
+Types and bounds come from the structs that the files are read with, so that schema and
+program always agree. Descriptions are the comments beside the keys in config.example.yaml and
+custom_models.yaml.
 """
 
 from __future__ import annotations
@@ -31,36 +31,36 @@ from swapd.config.schema import (
 from swapd.config.yaml_nodes import MappingNode, parse_tree
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
-"""The one that YAML's language server knows best."""
+"""Draft with the best support in YAML's language server."""
 _EXAMPLE = "example"
 """The model in config.example.yaml."""
 _FROM_ENV = {"type": "string", "pattern": r"\$\{env\.[^}]*\}"}
 _CMD = (
-    "the command that serves it, instead of our own worker's: ${MODEL_PATH} is the file that was "
-    "found, ${MMPROJ_PATH} its projector, ${PORT} a free port"
+    "the command that serves it, instead of the built-in worker: ${MODEL_PATH} is the "
+    "model's file, ${MMPROJ_PATH} its projector, ${PORT} a free port"
 )
 _CUSTOM_KEY = re.compile(r"^#   ([a-z_]+) {2,}(.+)$", re.MULTILINE)
 
 
 def config_schema(example: str) -> dict[str, Any]:
-    """The schema of config.yaml; `example` is the text of config.example.yaml."""
-    said = meanings(example)
-    return _schema("swapd: config.yaml", ModelConfig, said, required=["models"])
+    """Return the schema of config.yaml; `example` is the text of config.example.yaml."""
+    descriptions = meanings(example)
+    return _schema("swapd: config.yaml", ModelConfig, descriptions, required=["models"])
 
 
 def custom_schema(example: str, custom: str) -> dict[str, Any]:
-    """The schema of custom_models.yaml; `custom` is the text of the file as it is shipped."""
-    said = dict(meanings(example))
+    """Return the schema of custom_models.yaml; `custom` is the text of the shipped file."""
+    descriptions = dict(meanings(example))
     for key, meaning in _CUSTOM_KEY.findall(custom.partition("\nmodels:")[0]):
-        said["models", _EXAMPLE, key] = meaning
-    said["models", _EXAMPLE, "cmd"] = _CMD
-    return _schema("swapd: custom_models.yaml", CustomModelConfig, said, required=[])
+        descriptions["models", _EXAMPLE, key] = meaning
+    descriptions["models", _EXAMPLE, "cmd"] = _CMD
+    return _schema("swapd: custom_models.yaml", CustomModelConfig, descriptions, required=[])
 
 
 def meanings(example: str) -> MappingType[tuple[str, ...], str]:
-    """What the example says of each key, by the way to it.
+    """Return the description of each key in the example, by its path.
 
-    That is the comment behind it, with the lines that go on below; else the paragraph above it.
+    It is the comment after the key, with its further lines below; else the paragraph above it.
     """
     tree, _ = parse_tree(example, "config.example.yaml")
     lines = example.splitlines()
@@ -93,7 +93,7 @@ def _behind(lines: list[str], line: int) -> str:
 
 
 def _above(lines: list[str], line: int) -> str:
-    """The first paragraph of the comment that ends right above the line."""
+    """Return the first paragraph of the comment directly above the line."""
     block: list[str] = []
     for text in reversed(lines[: line - 1]):
         if not text.lstrip().startswith("#") or text.lstrip().startswith("# ---"):
@@ -110,7 +110,7 @@ def _above(lines: list[str], line: int) -> str:
 def _schema(
     title: str,
     model: type[msgspec.Struct],
-    said: MappingType[tuple[str, ...], str],
+    descriptions: MappingType[tuple[str, ...], str],
     required: list[str],
 ) -> dict[str, Any]:
     _, parts = msgspec.json.schema_components(
@@ -127,25 +127,25 @@ def _schema(
         ],
         ref_template="#/definitions/{name}",
     )
-    kept = {
-        "MemoryConfig": _section(MemoryConfig, parts["MemoryConfig"], said, ("memory",)),
-        "HooksConfig": _section(HooksConfig, parts["HooksConfig"], said, ("hooks",)),
+    definitions = {
+        "MemoryConfig": _section(MemoryConfig, parts["MemoryConfig"], descriptions, ("memory",)),
+        "HooksConfig": _section(HooksConfig, parts["HooksConfig"], descriptions, ("hooks",)),
         "OnStartupConfig": _section(
-            OnStartupConfig, parts["OnStartupConfig"], said, ("hooks", "on_startup")
+            OnStartupConfig, parts["OnStartupConfig"], descriptions, ("hooks", "on_startup")
         ),
-        "CorsConfig": _section(CorsConfig, parts["CorsConfig"], said, ("cors",)),
-        "TlsConfig": _section(TlsConfig, parts["TlsConfig"], said, ("tls",)),
-        "Model": _section(model, parts[model.__name__], said, ("models", _EXAMPLE)),
+        "CorsConfig": _section(CorsConfig, parts["CorsConfig"], descriptions, ("cors",)),
+        "TlsConfig": _section(TlsConfig, parts["TlsConfig"], descriptions, ("tls",)),
+        "Model": _section(model, parts[model.__name__], descriptions, ("models", _EXAMPLE)),
         "LimitsConfig": _section(
-            LimitsConfig, parts["LimitsConfig"], said, ("models", _EXAMPLE, "limits")
+            LimitsConfig, parts["LimitsConfig"], descriptions, ("models", _EXAMPLE, "limits")
         ),
         "FiltersConfig": _section(
-            FiltersConfig, parts["FiltersConfig"], said, ("models", _EXAMPLE, "filters")
+            FiltersConfig, parts["FiltersConfig"], descriptions, ("models", _EXAMPLE, "filters")
         ),
     }
-    top = _section(ServerConfig, parts["ServerConfig"], said, ())
+    top = _section(ServerConfig, parts["ServerConfig"], descriptions, ())
     top["properties"]["models"] = {
-        "description": "the models, by the names that clients ask for",
+        "description": "the models, by the names that clients use",
         "type": ["object", "null"],
         "additionalProperties": {"$ref": "#/definitions/Model"},
     }
@@ -157,17 +157,17 @@ def _schema(
         "properties": dict(sorted(top["properties"].items())),
         "patternProperties": anchors,
         "required": required,
-        "definitions": kept,
+        "definitions": definitions,
     }
 
 
 def _section(
     struct: type[msgspec.Struct],
     made: dict[str, Any],
-    said: MappingType[tuple[str, ...], str],
+    descriptions: MappingType[tuple[str, ...], str],
     path: tuple[str, ...],
 ) -> dict[str, Any]:
-    """One section as an editor should check it: as it is read, no other keys."""
+    """Return the schema of a section: the keys that the decoder accepts and no others."""
     properties = {}
     for key, shape in sorted(field_shapes(struct).items()):
         shown = made["properties"][key]
@@ -178,7 +178,7 @@ def _section(
         if shape.nested is not None:
             properties[key] = {"$ref": f"#/definitions/{shape.nested.__name__}"}
             continue
-        meaning = said.get((*path, key), "")
+        meaning = descriptions.get((*path, key), "")
         described = f"{meaning} ({wants})" if meaning and wants else meaning or wants
         properties[key] = {"description": described, **_lenient(shown)}
         if shown.get("default") is not None:
@@ -191,10 +191,10 @@ def _section(
 
 
 def _lenient(made: dict[str, Any]) -> dict[str, Any]:
-    """A value's schema with what the reader takes besides.
+    """Return a value's schema extended by the other forms that the decoder accepts.
 
-    That is nothing, for the default; a number where text is wanted; and a variable of the
-    environment, whatever is wanted.
+    These are null for the default, a number in place of text, and a variable of the environment
+    in place of any value.
     """
     plain = {key: made[key] for key in made.keys() - {"description", "default", "anyOf"}}
     choices = [_wide(part) for part in made.get("anyOf", [plain])]
@@ -218,7 +218,7 @@ def _wide(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_schemas(root: Path) -> None:
-    """Bring the schemas in `docs` below the checkout's `root` up to date: `make schemas`."""
+    """Write the schemas to `docs` below the checkout's `root`: `make schemas`."""
     example = (root / "config.example.yaml").read_text(encoding="utf-8")
     shipped = (root / "custom_models.yaml").read_text(encoding="utf-8")
     made = {

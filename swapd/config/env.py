@@ -1,6 +1,6 @@
-"""The environment of a home: `.env` and the process's own, and the settings read from it.
+"""Environment of a data directory: `.env`, the process's variables, and the settings in them.
 
-Where the models of a machine lie: the folders of the programs that people fetch them with.
+Also the model folders of the programs that download models.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from swapd.config.errors import ConfigError, Problem
 
 @dataclass(frozen=True, slots=True)
 class ModelStores:
-    """Folders to look through, in this order; those that do not exist hold nothing."""
+    """Folders to search, in this order; a missing folder counts as empty."""
 
     ollama: tuple[Path, ...]
     """OLLAMA_MODELS, else the user's store and the one of Linux's system service."""
@@ -33,11 +33,11 @@ class ModelStores:
     folders: tuple[Path, ...]
     """MODEL_FOLDERS: any others, between colons."""
     problems: tuple[Problem, ...] = ()
-    """Folders that were named and are none."""
+    """Problems with configured paths that are not folders."""
 
 
 def find_stores(env: Mapping[str, str]) -> ModelStores:
-    """The folders by the variables that their own programs heed, each empty one as if not set."""
+    """Find the folders by the variables of their programs; an empty variable counts as not set."""
     models_dir = _path(env, _set(env, "MODELS_DIR") or "~/.cache/lm-studio/models")
     own_dir = bool(_set(env, "MODELS_DIR"))
     return ModelStores(
@@ -51,11 +51,11 @@ def find_stores(env: Mapping[str, str]) -> ModelStores:
 
 
 def folders_to_watch(stores: ModelStores) -> list[Path]:
-    """The folders in which a change means other models to find, as far as they exist.
+    """Return the existing folders in which a change may add or remove models.
 
-    All are to be watched with what is below them. Of Ollama's store it is the manifests: a blob
-    without a manifest is a download under way. What does not exist yet, or lies on a file system
-    that tells no changes, is left to `SyncSettings.sync_interval`.
+    All are watched recursively. In Ollama's store only the manifests count: a blob without a
+    manifest is a download in progress. A folder that does not exist yet, or is on a file system
+    without change events, is covered by `SyncSettings.sync_interval`.
     """
     wanted = [
         *(store / "manifests" for store in stores.ollama),
@@ -90,7 +90,7 @@ def _not_there(env: Mapping[str, str]) -> list[Problem]:
     named = [(name, _set(env, name)) for name in ("MODELS_DIR", "OLLAMA_MODELS", "HF_HUB_CACHE")]
     named += [("MODEL_FOLDERS", text) for text in _listed(env)]
     return [
-        Problem("environment", 0, name, f"{_path(env, text)} is no folder")
+        Problem("environment", 0, name, f"{_path(env, text)} is not a folder")
         for name, text in named
         if text and not _path(env, text).is_dir()
     ]
@@ -136,7 +136,7 @@ def read_env(home: Path, environ: Mapping[str, str]) -> Mapping[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class SyncSettings:
-    """What the environment says about finding models and writing config.yaml."""
+    """Settings in the environment for finding models and writing config.yaml."""
 
     model_ttl: float
     """MODEL_TTL: seconds of idleness after which a worker ends; 0: never."""
@@ -145,7 +145,7 @@ class SyncSettings:
     interval: float
     """PRESSURE_CHECK_INTERVAL: seconds."""
     stores: ModelStores
-    """Where models are looked for."""
+    """Folders in which models are searched."""
     sync_interval: float
     """BRIDGE_SYNC_INTERVAL: seconds from one sync to the next if no change is seen; 0: never."""
     prefix: str
@@ -155,13 +155,13 @@ class SyncSettings:
     parallel: int
     """DEFAULT_PARALLEL: slots of a worker."""
     min_age: float
-    """MIN_MODEL_AGE_SECONDS: a file changed less long ago may still be being copied."""
+    """MIN_MODEL_AGE_SECONDS: seconds; a file changed more recently may still be incomplete."""
 
 
 def sync_settings(env: Mapping[str, str]) -> SyncSettings:
-    """The settings, by the reference's names and with its defaults; ConfigError names all faults.
+    """Read the settings, by the reference's names and defaults; ConfigError names all problems.
 
-    A variable that is set to nothing counts as not set, but for MODEL_PREFIX, which it empties.
+    An empty variable counts as not set, except MODEL_PREFIX, which becomes empty.
     """
     problems: list[Problem] = []
 

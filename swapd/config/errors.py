@@ -1,4 +1,4 @@
-"""What is wrong with a file, in sentences that name the place and the remedy."""
+"""Problems of configuration files: sentences that name the place and the remedy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Path: TypeAlias = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong, or, as a warning, that is not as it looks.
+    """A problem, or a warning, at a place in a file.
 
     `line` counts from 1; 0 where there is no line to point at.
     """
@@ -24,13 +24,13 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        """One line, in the form that editors and terminals make clickable."""
+        """Return a line in the form that editors and terminals make clickable."""
         place = f"{self.file}:{self.line}" if self.line else self.file
         return ": ".join(part for part in (place, self.key, self.message) if part)
 
 
 class ConfigError(Exception):
-    """A configuration cannot be used; carries everything that is wrong with it, not the first."""
+    """A configuration cannot be used; carries all of its problems, not just the first."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
@@ -38,7 +38,7 @@ class ConfigError(Exception):
 
 
 def dotted(path: Path) -> str:
-    """The path as people write it: `models.bard.aliases[0]`."""
+    """Return the path in dotted form: `models.bard.aliases[0]`."""
     text = ""
     for step in path:
         if isinstance(step, int):
@@ -49,13 +49,13 @@ def dotted(path: Path) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that `word` was most likely meant to be, or None; case does not count."""
+    """Return the known word most similar to `word`, or None; case does not count."""
     folded = {name.lower(): name for name in sorted(known, reverse=True)}
     close = difflib.get_close_matches(word.lower(), folded, n=1)
     return folded[close[0]] if close else None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence: `; did you mean ttl?`, or nothing when nothing is near."""
+    """Return the end of a sentence, `; did you mean ttl?`, or empty text without a similar word."""
     near = nearest(word, known)
     return f"; did you mean {near}?" if near is not None else ""

@@ -1,9 +1,7 @@
 """config.yaml as a Catalog and Settings: text in, values out, every fault with its line.
 
-`parse` is pure. `load` reads the file and looks at the models it names. Nothing here
-imports numpy or gguf: the daemon's memory is held low.
-
-`groups`: which models may be loaded beside which, in llama-swap's words.
+`parse` is pure. `load` reads the file and inspects the model files it names. Nothing here
+imports numpy or gguf, to keep the daemon's memory low.
 """
 
 from __future__ import annotations
@@ -31,9 +29,9 @@ from swapd.gguf.memory_estimate import estimate_spec
 def groups_of(
     report: Diagnostics, models: Iterable[str], env: MappingType[str, str], max_resident: int = 0
 ) -> tuple[Group, ...]:
-    """The groups of a configuration; members must be models, and each in one group at most.
+    """Read the groups of a configuration; a member must be a model and be in one group only.
 
-    Those that are loaded together must not be more than may be loaded at once.
+    A group that is loaded together must not have more than `max_resident` members.
     """
     section = node_at(report.tree, ("groups",))
     if section is None or (isinstance(section, ScalarNode) and section.value is None):
@@ -72,7 +70,7 @@ _PORT_VARIABLES = ("SWAPD_PORT", "LLAMA_SWAP_PORT")
 
 @dataclass(frozen=True, slots=True)
 class LoadedConfig:
-    """What a file says, and what to tell its author although it can be used."""
+    """Values of a usable file, with warnings for its author."""
 
     catalog: Catalog
     settings: ServerSettings
@@ -82,13 +80,13 @@ class LoadedConfig:
 def load(
     path: Path, env: MappingType[str, str], *, worker_command: tuple[str, ...], total_memory: int
 ) -> LoadedConfig:
-    """Read a configuration file. Raises ConfigError with everything that is wrong with it.
+    """Read a configuration file. Raises ConfigError with all of its problems.
 
-    `env` is the environment, `.env` included; `worker_command` is what `${worker}` stands for;
-    `total_memory` is the machine's, in bytes, of which percentages are taken. A model without
-    `need` gets an estimate by its file, looked for beside the configuration when the path is
-    relative; one that alone exceeds the budget is held to reserve all of it, with a warning,
-    because it is only an estimate of what its worker will hold.
+    `env` is the environment, `.env` included; `worker_command` replaces `${worker}`;
+    `total_memory` is the machine's, in bytes, the base of percentages. A model without
+    `need` gets an estimate by its file, relative to the configuration's folder; an estimate
+    above the budget reserves all of the budget, with a warning, because it is only an estimate of
+    the worker's memory.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -110,14 +108,14 @@ def parse(
     worker_command: tuple[str, ...],
     total_memory: int,
 ) -> LoadedConfig:
-    """The same from text, without a look at any file; `file` is its name in messages."""
+    """Parse a configuration without reading any other file; `file` is its name in messages."""
     tree, problems = parse_tree(text, file)
-    # A section for YAML anchors that are used elsewhere; compose files have the same custom.
+    # Sections for YAML anchors that are used elsewhere, as in compose files.
     anchors = frozenset(key for key in tree.entries if key.startswith("x-"))
     report = Diagnostics(file, tree, problems)
     server = decode(ServerConfig, tree, (), report, env, beside=anchors | {"models"})
-    ground = BuildContext(server, collect_macros(("macros",), report), env, worker_command)
-    models = _models(tree, ground, report)
+    context = BuildContext(server, collect_macros(("macros",), report), env, worker_command)
+    models = _models(tree, context, report)
     _check_names(models, report)
     _preload(server.hooks.on_startup.preload, models, report)
     limits = replace(
@@ -138,16 +136,16 @@ def parse(
                 f"{show_size(spec.serving.need_bytes)} is more than memory.budget, {budget}",
             )
     if report.problems:
-        # The same cause met twice (a macro in several words) is told once.
+        # A cause found twice (a macro in several words) is reported once.
         raise ConfigError(dict.fromkeys(sorted(report.problems, key=lambda p: p.line)))
     catalog = Catalog(MappingProxyType(models), limits)
     return LoadedConfig(catalog, settings, tuple(dict.fromkeys(report.warnings)))
 
 
-def _models(tree: MappingNode, ground: BuildContext, report: Diagnostics) -> dict[str, ModelSpec]:
+def _models(tree: MappingNode, context: BuildContext, report: Diagnostics) -> dict[str, ModelSpec]:
     entry = tree.entries.get("models")
     if entry is None or (isinstance(entry.node, ScalarNode) and entry.node.value is None):
-        report.problem(("models",), "missing; a configuration without models says models: {}")
+        report.problem(("models",), "missing; a configuration without models has models: {}")
         return {}
     if not isinstance(entry.node, MappingNode):
         report.problem(("models",), "must be a section with a model's name as each key")
@@ -160,15 +158,15 @@ def _models(tree: MappingNode, ground: BuildContext, report: Diagnostics) -> dic
         elif not isinstance(model_entry.node, MappingNode):
             report.problem(path, "must be a section with at least cmd")
         else:
-            model = decode(ModelConfig, model_entry.node, path, report, ground.env)
-            spec = ModelBuilder(name, model, ground, report).build()
+            model = decode(ModelConfig, model_entry.node, path, report, context.env)
+            spec = ModelBuilder(name, model, context, report).build()
             if spec is not None:
                 found[name] = spec
     return found
 
 
 def _check_names(models: MappingType[str, ModelSpec], report: Diagnostics) -> None:
-    """Every name means one model: no alias twice, none that is a model's name."""
+    """Check that every name means one model: no alias twice, none that is a model's name."""
     owner: dict[str, str] = {}
     for spec in models.values():
         for i, alias in enumerate(spec.presentation.aliases):
@@ -184,7 +182,7 @@ def _check_names(models: MappingType[str, ModelSpec], report: Diagnostics) -> No
 
 
 def _preload(names: list[str], models: dict[str, ModelSpec], report: Diagnostics) -> None:
-    """Mark the models that are to be loaded at the start; aliases are understood."""
+    """Mark the models to be loaded at the start, given by name or alias."""
     catalog = Catalog(MappingProxyType(models))
     for i, name in enumerate(names):
         spec = catalog.resolve(name)
@@ -234,7 +232,7 @@ def _settings(
 
 
 def _with_paths(settings: ServerSettings, beside: Path) -> ServerSettings:
-    """Relative paths are meant from where the configuration lies."""
+    """Resolve relative paths against the configuration's folder."""
     cert, key = (
         str(beside.absolute() / Path(file).expanduser()) if file else ""
         for file in (settings.tls.cert, settings.tls.key)
@@ -243,7 +241,7 @@ def _with_paths(settings: ServerSettings, beside: Path) -> ServerSettings:
 
 
 def _port(server: ServerConfig, report: Diagnostics, env: MappingType[str, str]) -> int:
-    """The environment beats the file."""
+    """Return the port; the environment takes precedence over the file."""
     for name in _PORT_VARIABLES:
         text = env.get(name, "").strip()
         if not text:

@@ -1,8 +1,8 @@
 """Command lines and the macros in them. Pure.
 
 A command is split as a shell would (quotes, backslashes), without a shell. Macros are put in after
-the split, so a path with spaces in a macro stays one word, with the shell's own exception: a macro
-that stands alone and without quotes is split in its turn, like `$x` as against `"$x"`.
+the split, so a path with spaces in a macro stays one word, with the shell's exception: a macro
+that is a whole unquoted word is split into words, like `$x` as against `"$x"`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from swapd.config.errors import nearest
 
 MACRO = re.compile(r"\$\{([^}]*)\}")
 RESERVED = frozenset({"PORT", "PID", "MODEL_ID", "MODEL_PATH", "MMPROJ_PATH", "worker"})
-"""Names with a meaning of their own, which no macro may take."""
+"""Predefined names, not allowed for macros."""
 
 _ALONE = "\0"
 _TOKENS = MappingProxyType(
@@ -29,7 +29,7 @@ _TOKENS = MappingProxyType(
     }
 )
 MAX_MACROS = 10_000
-"""Macros put in for one model; far above any use, far below what macros in macros can grow to."""
+"""Expansions for one model; far above any use, far below the growth of nested macros."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Macro:
 
 @dataclass(frozen=True, slots=True)
 class MacroScope:
-    """What the macros of one model stand for."""
+    """Values of the macros of one model."""
 
     model: str
     macros: Mapping[str, Macro]
@@ -51,14 +51,14 @@ class MacroScope:
 
 
 class MacroError(Exception):
-    """A macro cannot be put in; the message is a sentence."""
+    """A macro that cannot be expanded; the message is a sentence."""
 
 
 def split_command(text: str) -> list[str]:
-    """The words of a command line; ValueError when a quote is never closed.
+    """Split a command line into words; ValueError when a quote is never closed.
 
     Lines whose first character is `#` are comments; a backslash at the end of a line continues
-    it, as does the line's end itself. A macro that stands alone, without quotes, is marked.
+    it, as does the line's end itself. A macro that is a whole unquoted word is marked.
     """
     joined = _without_comments(text)
     if "\0" in joined:
@@ -78,7 +78,7 @@ def split_command(text: str) -> list[str]:
 
 
 def fill_in(text: str, name: str, value: str) -> str:
-    """The command line with `${name}` replaced by a value that stays one word, quoted as needed.
+    """Replace `${name}` in a command line by a value that stays one word, quoted as needed.
 
     Comment lines are left out.
     """
@@ -99,7 +99,7 @@ def fill_in(text: str, name: str, value: str) -> str:
 
 
 class MacroExpander:
-    """Puts a model's macros in. Raises MacroError with a sentence where that cannot be done."""
+    """Expander of a model's macros; raises MacroError with a sentence on failure."""
 
     def __init__(self, scope: MacroScope) -> None:
         self._scope = scope
@@ -108,23 +108,23 @@ class MacroExpander:
     def words(
         self, command: str | list[str], report: Callable[[str], None], keep: frozenset[str]
     ) -> tuple[str, ...]:
-        """The words of a command; macros named in `keep` stay as they are.
+        """Return the words of a command; macros named in `keep` stay unexpanded.
 
-        In a list every item is one word, and only `${worker}` stands for several. Each macro that
-        cannot be put in is told to `report`; a line that cannot be split raises ValueError.
+        In a list every item is one word, and only `${worker}` is several words. Each macro that
+        cannot be expanded is passed to `report`; a line that cannot be split raises ValueError.
         """
         if isinstance(command, str):
             words = split_command(command)
         else:
             words = [_ALONE + word if word == "${worker}" else word for word in command]
-        return tuple(w for word in words for w in self._told(word, keep, report))
+        return tuple(w for word in words for w in self._words_or_report(word, keep, report))
 
     def text(self, text: str, keep: frozenset[str] = frozenset()) -> str:
-        """The text with its macros put in, macros in macros too."""
+        """Return the text with its macros expanded, nested ones too."""
         return self._text(text, keep, ())
 
     def value(self, value: object, keep: frozenset[str] = frozenset()) -> object:
-        """The same at any depth of a value; a macro that is a whole value keeps its type."""
+        """Expand macros at any depth of a value; a macro that is a whole value keeps its type."""
         if isinstance(value, dict):
             return {key: self.value(item, keep) for key, item in value.items()}
         if isinstance(value, list):
@@ -149,7 +149,7 @@ class MacroExpander:
 
         return MACRO.sub(value, text)
 
-    def _told(
+    def _words_or_report(
         self, word: str, keep: frozenset[str], report: Callable[[str], None]
     ) -> tuple[str, ...]:
         try:
@@ -176,7 +176,7 @@ class MacroExpander:
         return tuple(w for inner in words for w in self._word(inner, keep, (*inside, name)))
 
     def _lookup(self, name: str, inside: tuple[str, ...]) -> tuple[str, bool]:
-        """What the macro stands for, and whether that is final: data, in which no macro is."""
+        """Return the macro's text, and True if it is data that is not expanded further."""
         self._left -= 1
         if self._left < 0:
             raise MacroError("its macros stand for too many others")
@@ -202,13 +202,13 @@ class MacroExpander:
 
 
 def _without_comments(text: str) -> str:
-    """The text without its comment lines, continued lines joined."""
+    """Return the text without its comment lines, with continued lines joined."""
     lines = (line for line in text.split("\n") if not line.lstrip().startswith("#"))
     return re.sub(r"\\[ \t]*(\n|$)", " ", "\n".join(lines))
 
 
 def _macros(text: str) -> list[tuple[int, int, str]]:
-    """Where macros stand, and within which kind of quotes (or none, an empty text)."""
+    """Return start and end of each macro and the quote around it (empty for none)."""
     found, position, quote = [], 0, ""
     while (match := _TOKENS[quote].search(text, position)) is not None:
         token = match[0]

@@ -1,4 +1,4 @@
-"""One model of the schema as a ModelSpec. Pure."""
+"""Builder of a ModelSpec from the schema of one model. Pure."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from swapd.config.yaml_nodes import MappingNode, ScalarNode, node_at
 from swapd.domain.models import LaunchSpec, ModelSpec, Presentation, ServingPolicy, WorkerLimits
 from swapd.gguf.llama_flags import flag_value, speaks_llama_flags
 
-_FOREIGN_LIMIT = 10
-"""Requests at once for a worker that doesn't say how many it takes; llama-swap's number."""
+_EXTERNAL_LIMIT = 10
+"""Concurrent requests of an external worker without a given number; llama-swap's default."""
 _PORT = frozenset({"PORT"})
 _PORT_STAYS = "${PORT} stays as written: the port is chosen when the worker starts"
 _PORT_PID = frozenset({"PORT", "PID"})
@@ -29,7 +29,7 @@ _VARIABLE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class BuildContext:
-    """What all models of a file share."""
+    """Values shared by all models of a file."""
 
     server: ServerConfig
     macros: MappingType[str, Macro]
@@ -38,21 +38,21 @@ class BuildContext:
 
 
 class ModelBuilder:
-    """Builds one model; everything that is wrong goes to the report."""
+    """Builder of one model; all problems are added to the report."""
 
     def __init__(
-        self, name: str, model: ModelConfig, ground: BuildContext, report: Diagnostics
+        self, name: str, model: ModelConfig, context: BuildContext, report: Diagnostics
     ) -> None:
         self._name = name
         self._model = model
-        self._ground = ground
+        self._context = context
         self._report = report
         self._path: Path = ("models", name)
-        macros = {**ground.macros, **collect_macros((*self._path, "macros"), report)}
-        self._expander = MacroExpander(MacroScope(name, macros, ground.env, ground.worker))
+        macros = {**context.macros, **collect_macros((*self._path, "macros"), report)}
+        self._expander = MacroExpander(MacroScope(name, macros, context.env, context.worker))
 
     def build(self) -> ModelSpec | None:
-        """The model, or None when its command cannot be used; then the report says why."""
+        """Return the model, or None when its command cannot be used; the report has the reason."""
         if not self._model.cmd:
             self._report.problem(self._path, "has no cmd, the command that serves it")
             return None
@@ -62,21 +62,21 @@ class ModelBuilder:
             self._problem("cmd", "holds no command")
         if not argv:
             return None
-        worker = self._ground.worker
-        own = argv[: len(worker)] == worker
-        proxy, endpoint = self._proxy(own, argv), self._check_endpoint()
-        model, server = self._model, self._ground.server
+        worker = self._context.worker
+        builtin = argv[: len(worker)] == worker
+        proxy, endpoint = self._proxy(builtin, argv), self._check_endpoint()
+        model, server = self._model, self._context.server
         grace = server.unload_timeout or server.stop_grace
         return ModelSpec(
             name=self._name,
             launch=LaunchSpec(
-                argv=_completed(argv, self._name) if own else argv,
+                argv=_completed(argv, self._name) if builtin else argv,
                 env=self._environment(),
                 limits=self._limits(),
-                builtin=own,
+                builtin=builtin,
                 proxy=proxy,
                 check_endpoint=endpoint,
-                context=model.context or self._context(argv, own),
+                context=model.context or self._context_size(argv, builtin),
                 stamp=model.stamp,
             ),
             serving=ServingPolicy(
@@ -88,9 +88,9 @@ class ModelBuilder:
                 hang_timeout=server.hang_timeout
                 if model.hang_timeout is None
                 else model.hang_timeout,
-                liveness_probe=not own and model.hang_timeout is not None and bool(endpoint),
+                liveness_probe=not builtin and model.hang_timeout is not None and bool(endpoint),
                 need_bytes=self._need(),
-                slots=self._slots(argv, own),
+                slots=self._slots(argv, builtin),
                 max_queue=server.max_queue if model.max_queue is None else model.max_queue,
                 ttl=server.ttl or server.global_ttl if model.ttl < 0 else model.ttl,
                 weight=model.weight,
@@ -135,25 +135,27 @@ class ModelBuilder:
             return ""
 
     def _label(self, key: str, text: str) -> str:
-        """Text for people, which is told before a worker runs and so before its port is known."""
+        """Expand a text for people; it is shown before a worker runs, so `${PORT}` is not known."""
         shown = self._text(key, text)
         if "${PORT}" in shown:
             self._report.warn((*self._path, key), _PORT_STAYS)
         return shown
 
-    def _proxy(self, own: bool, argv: tuple[str, ...]) -> str:
-        """Where a foreign worker answers; empty for our own, which says so itself."""
+    def _proxy(self, builtin: bool, argv: tuple[str, ...]) -> str:
+        """Return an external worker's URL; empty for the built-in one, which reports its own."""
         given = self._text("proxy", self._model.proxy)
-        if own:
+        if builtin:
             if given:
                 path = (*self._path, "proxy")
-                self._report.warn(path, "has no effect: our own worker reports its address")
+                self._report.warn(path, "has no effect: the built-in worker reports its address")
             return ""
         in_cmd = any("${PORT}" in word for word in argv)
         if not in_cmd and not given:
             self._problem("cmd", "does not use ${PORT}, so proxy must say where the worker answers")
         if not in_cmd and "${PORT}" in given:
-            self._problem("proxy", "uses ${PORT}, but cmd does not, so the worker cannot know it")
+            self._problem(
+                "proxy", "uses ${PORT}, but cmd does not, so the worker does not get the port"
+            )
         proxy = given or "http://127.0.0.1:${PORT}"
         if not _is_url(proxy.replace("${PORT}", "1")):
             self._problem("proxy", f"must be a URL like http://127.0.0.1:8080, not {given}")
@@ -195,20 +197,20 @@ class ModelBuilder:
             self._report.problem((*self._path, *keys), f"{error}, not {text}")
             return 0
 
-    def _slots(self, argv: tuple[str, ...], own: bool) -> int:
+    def _slots(self, argv: tuple[str, ...], builtin: bool) -> int:
         limit = self._model.concurrency_limit
-        if not speaks_llama_flags(argv, own):
-            return limit or _FOREIGN_LIMIT
+        if not speaks_llama_flags(argv, builtin):
+            return limit or _EXTERNAL_LIMIT
         slots = self._number(argv, 1, "--parallel", "-np")
-        if own and slots < 1:
+        if builtin and slots < 1:
             self._problem("cmd", "--parallel must be 1 or more")
         slots = max(slots, 1)
         if not limit:
             return slots
-        return min(slots, limit) if own else limit
+        return min(slots, limit) if builtin else limit
 
-    def _context(self, argv: tuple[str, ...], own: bool) -> int:
-        short = ("-c",) if speaks_llama_flags(argv, own) else ()
+    def _context_size(self, argv: tuple[str, ...], builtin: bool) -> int:
+        short = ("-c",) if speaks_llama_flags(argv, builtin) else ()
         return max(self._number(argv, 0, "--ctx-size", *short), 0)
 
     def _number(self, argv: tuple[str, ...], default: int, *names: str) -> int:
@@ -229,7 +231,7 @@ class ModelBuilder:
                         self._report.warn((*path, key), "has no effect yet: its id alone counts")
                     else:
                         self._report.problem(
-                            (*path, key), "means nothing in an alias, which has an id"
+                            (*path, key), "is not a key of an alias, which has an id"
                         )
         return tuple(alias_id(alias) for alias in self._model.aliases)
 
@@ -245,7 +247,7 @@ class ModelBuilder:
                 continue
             dropped += [name.strip() for name in names if name.strip()]
         if "model" in dropped:
-            self._report.warn(path, "model stays in every request, it cannot be taken out")
+            self._report.warn(path, "model stays in every request and cannot be removed")
         return tuple(dict.fromkeys(name for name in dropped if name != "model"))
 
     def _metadata(self) -> MappingType[str, object]:
@@ -260,9 +262,9 @@ class ModelBuilder:
 
 
 def collect_macros(path: Path, report: Diagnostics) -> dict[str, Macro]:
-    """The macros of the section at `path`; what cannot be a macro is reported.
+    """Collect the macros of the section at `path`; invalid ones are reported.
 
-    Their text is taken as it was written, so that `1.10` stays `1.10`.
+    Their text is taken from the file unchanged, so that `1.10` stays `1.10`.
     """
     section = node_at(report.tree, path)
     found: dict[str, Macro] = {}
@@ -282,7 +284,7 @@ def collect_macros(path: Path, report: Diagnostics) -> dict[str, Macro]:
 
 
 def _completed(argv: tuple[str, ...], name: str) -> tuple[str, ...]:
-    """Our own worker knows its model's name, and chooses its port unless the command names one."""
+    """Complete the built-in worker's command: the model's name, and port 0 (any) unless given."""
     if flag_value(argv, "--alias", "-a") is None:
         argv = (*argv, "--alias", name)
     if flag_value(argv, "--port") is not None:
@@ -294,7 +296,7 @@ def _completed(argv: tuple[str, ...], name: str) -> tuple[str, ...]:
 def _is_url(text: str) -> bool:
     try:
         parts = urlsplit(text)
-        # Reading the port is what checks it.
+        # Reading the port checks it.
         return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False

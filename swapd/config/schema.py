@@ -1,10 +1,11 @@
-"""The keys of config.yaml: llama-swap's, as its config-schema.json has them, and our own.
+"""The keys of config.yaml: those of llama-swap's config-schema.json and further ones.
 
-Field names are ours, `name=` is how the key is spelled in the file. `Meta(description=…)` says
-what a value has to be, in the words of an error message. `extra={"inert": …}` marks a key of
-llama-swap's that is accepted and does nothing yet, with what to say about it; `extra={"macros":
+`name=` is the key's spelling in the file. `Meta(description=…)` is the requirement on a value, in
+the words of an error message. `extra={"inert": …}` marks a key of
+llama-swap's that is accepted and does nothing yet, with the text of the warning; `extra={"macros":
 True}` marks text in which `${…}` stands for a macro; `extra={"secret": True}` keeps a value out of
-error messages; `extra={"also": …}` is another spelling of the key, which llama-swap had before.
+error messages; `extra={"also": …}` is another spelling of the key, from an
+earlier llama-swap; `extra={"formerly": …}` is its name in the release before.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Seconds: TypeAlias = Annotated[float, Meta(ge=0, description="seconds, 0 or more
 Count: TypeAlias = Annotated[int, Meta(ge=0, description="a whole number, 0 or more")]
 Whole: TypeAlias = Annotated[int, Meta(description="a whole number")]
 Places: TypeAlias = Annotated[int, Meta(ge=1, description="a whole number, 1 or more")]
-"""Room in a queue; every request passes through one, so 0 would refuse them all."""
+"""Length of a queue; every request passes through one, so 0 would reject them all."""
 Flag: TypeAlias = Annotated[bool, Meta(description="true or false")]
 Text: TypeAlias = Annotated[str, Meta(description="text")]
 Names: TypeAlias = Annotated[list[str], Meta(description="a list of names")]
@@ -38,7 +39,7 @@ Command: TypeAlias = Annotated[
 
 
 class FiltersConfig(Struct, frozen=True, kw_only=True):
-    """`filters` of a model: what happens to a request's body on its way."""
+    """`filters` of a model: changes to a request's body."""
 
     strip_params: Annotated[
         str | list[str],
@@ -56,7 +57,7 @@ class FiltersConfig(Struct, frozen=True, kw_only=True):
 
 
 class MemoryConfig(Struct, frozen=True, kw_only=True):
-    """`memory`: what the workers may take and when idle ones must go."""
+    """`memory`: limits on the workers' memory and on memory pressure."""
 
     budget: Size = "0"
     threshold: Annotated[float, Meta(ge=0, le=100, description="a percentage, 0 to 100")] = 0.0
@@ -69,7 +70,7 @@ class MemoryConfig(Struct, frozen=True, kw_only=True):
 
 
 class GroupConfig(Struct, frozen=True, kw_only=True):
-    """One entry of `groups`."""
+    """Entry of `groups`."""
 
     members: Names = msgspec.field(default_factory=list)
     swap: Annotated[bool | None, Meta(description="true or false")] = None
@@ -79,19 +80,19 @@ class GroupConfig(Struct, frozen=True, kw_only=True):
 
 
 class OnStartupConfig(Struct, frozen=True, kw_only=True):
-    """`hooks.on_startup`: what happens when swapd has started."""
+    """`hooks.on_startup`: actions after the start of swapd."""
 
     preload: Names = msgspec.field(default_factory=list)
 
 
 class HooksConfig(Struct, frozen=True, kw_only=True):
-    """`hooks`: what happens when something else does."""
+    """`hooks`: actions on events."""
 
     on_startup: OnStartupConfig = msgspec.field(default_factory=OnStartupConfig)
 
 
 class LimitsConfig(Struct, frozen=True, kw_only=True):
-    """`limits` of a model: what the kernel holds its worker to."""
+    """`limits` of a model: limits that the kernel enforces on its worker."""
 
     memory: Size = "0"
     files: Annotated[int, Meta(ge=0, le=2**20, description="a whole number, 0 to 1048576")] = 0
@@ -99,7 +100,7 @@ class LimitsConfig(Struct, frozen=True, kw_only=True):
 
 
 class KeyConfig(Struct, frozen=True, kw_only=True):
-    """One entry of `keys`: what whoever holds the key may do."""
+    """Entry of `keys`: the rights of a key's holder."""
 
     hash: Annotated[
         str, Meta(description="sha256: and 64 hexadecimal digits", extra={"secret": True})
@@ -111,7 +112,7 @@ class KeyConfig(Struct, frozen=True, kw_only=True):
 
 
 class CorsConfig(Struct, frozen=True, kw_only=True):
-    """`cors`: pages of which other origins may read from swapd."""
+    """`cors`: other origins whose pages may read from swapd."""
 
     allowed_origins: Annotated[list[str], Meta(description="a list of origins")] = msgspec.field(
         default_factory=list
@@ -126,7 +127,7 @@ class TlsConfig(Struct, frozen=True, kw_only=True):
 
 
 class ModelConfig(Struct, frozen=True, kw_only=True):
-    """One entry of `models`."""
+    """Entry of `models`."""
 
     cmd: Command = ""
     cmd_stop: Command = msgspec.field(name="cmdStop", default="")
@@ -170,7 +171,7 @@ class ModelConfig(Struct, frozen=True, kw_only=True):
 
 
 class ServerConfig(Struct, frozen=True, kw_only=True):
-    """The top level of config.yaml but for `models`; custom_models.yaml may set the same keys."""
+    """Top level of config.yaml except `models`; custom_models.yaml may set the same keys."""
 
     host: Annotated[str, Meta(min_length=1, description="an address to listen on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=1, le=65535, description="a port, 1 to 65535")] = 5847
@@ -249,7 +250,7 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
 
 
 class CustomModelConfig(ModelConfig, frozen=True, kw_only=True):
-    """One entry of `models` in custom_models.yaml: a model's keys and those of the generator."""
+    """Entry of `models` in custom_models.yaml: a model's keys and those of the generator."""
 
     sampler_args: Annotated[str, Meta(description="flags for the worker, as on a command line")] = (
         ""
@@ -266,5 +267,5 @@ class CustomModelConfig(ModelConfig, frozen=True, kw_only=True):
 
 
 def alias_id(alias: str | dict[str, Any]) -> str:
-    """The name that an entry of `aliases` stands for; empty for a section that has no id."""
+    """Return the name of an entry of `aliases`; empty for a section without an id."""
     return alias if isinstance(alias, str) else str(alias.get("id") or "")

@@ -1,4 +1,4 @@
-"""Sizes as people write them."""
+"""Sizes in bytes: parsing and display."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _UNITS = MappingProxyType(
 
 
 def parse_size(text: str, whole: int | None = None) -> int:
-    """Bytes from `8 GiB`, `8GB`, `512` or, where there is a `whole` to take a share of, `80%`.
+    """Parse `8 GiB`, `8GB`, `512` or, when `whole` is given, `80%` of it; return bytes.
 
     Units: B, kB MB GB TB (powers of 1000), KiB MiB GiB TiB (powers of 1024); case does not
     count. Raises ValueError with a sentence.
@@ -45,7 +45,7 @@ def parse_size(text: str, whole: int | None = None) -> int:
 
 
 def show_size(size: int) -> str:
-    """A number of bytes for reading, in the largest unit that leaves at least 1."""
+    """Format a number of bytes in the largest unit that gives at least 1."""
     for unit, width in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if size >= width:
             return f"{size / width:.1f}".removesuffix(".0") + f" {unit}"

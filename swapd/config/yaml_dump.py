@@ -1,6 +1,6 @@
-"""Values and pieces of a tree as YAML for people.
+"""Values and nodes as readable YAML, in blocks or on one line, and values from the command line.
 
-Values as people write them: on a command line, and on one line of YAML. Pure.
+Pure.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from swapd.config.yaml_nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 
 def dump_yaml(value: object) -> str:
-    """The value as YAML text: one entry a line, long lines unbroken, keys in the given order."""
+    """Dump the value as YAML text: one entry a line, lines unbroken, keys in the given order."""
     text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**20)
     return text
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes our tree beside plain values, scalars with the text that their author chose."""
+    """Dumper of plain values and of nodes, scalars with the text of their file."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
-        """Write everything out: YAML's `&id001` is for machines."""
+        """Write shared values in full; anchors such as `&id001` are hard to read."""
         return True
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002
-        """Indent lists under their key, as people do."""
+        """Indent lists under their key."""
         super().increase_indent(flow, False)
 
 
 def _write_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    """Lines as lines: a command of several is easier to read that way."""
+    """Represent text of several lines as a literal block, which is easier to read."""
     node: yaml.ScalarNode = dumper.represent_scalar(
         "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
     )
@@ -68,7 +68,7 @@ _Dumper.add_representer(MappingNode, _write_mapping)
 
 
 def dump_flow(value: object) -> str:
-    """The value on one line, so that it can stand anywhere in a YAML text."""
+    """Dump the value on one line, for use anywhere in a YAML text."""
     text: str = yaml.dump(
         [value],
         Dumper=_FlowDumper,
@@ -81,11 +81,11 @@ def dump_flow(value: object) -> str:
 
 
 def parse_setting(key: str, text: str) -> Any:
-    """What somebody means who sets a key of a model to this text.
+    """Parse the text of a command line as the value of a model's key.
 
-    Text is text for a key that wants text; a list may be given with commas; the rest is YAML on one
-    line. In a section of anything, what YAML takes for a truth value or a number is one; dates and
-    what YAML can't read are text. What fits the key is for the schema to say.
+    A key of type text takes the text itself; a list may be given with commas; anything else is YAML
+    on one line. In a section of arbitrary values, YAML booleans and numbers keep their type; dates
+    and invalid YAML are text. The schema checks the value later.
     """
     top, _, inner = key.partition(".")
     found = find_shape(CustomModelConfig, top)
@@ -103,7 +103,7 @@ def parse_setting(key: str, text: str) -> Any:
     try:
         return yaml.load(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, ValueError):
-        # Then it is what it looks like, and the schema says what it should be.
+        # The schema reports the text as a value of the wrong type.
         return text
 
 
@@ -116,7 +116,7 @@ def _free(text: str) -> Any:
 
 
 def _is_of_anything(annotated: Any) -> bool:
-    """Whether a schema's annotation is that of a section whose values may be anything."""
+    """Return True if a schema's annotation is a section of arbitrary values."""
     inner = get_args(annotated)
     if hasattr(annotated, "__metadata__"):
         return _is_of_anything(inner[0])
@@ -124,7 +124,7 @@ def _is_of_anything(annotated: Any) -> bool:
 
 
 def _kinds(annotated: Any) -> set[type]:
-    """The types that a schema's annotation allows, lists and sections without what is in them."""
+    """Return the types that an annotation allows, lists and sections without their item types."""
     if isinstance(annotated, type) and issubclass(annotated, msgspec.Struct):
         return {dict}
     origin = get_origin(annotated)
@@ -138,14 +138,12 @@ def _kinds(annotated: Any) -> set[type]:
     return {kind for one in inner for kind in _kinds(one)}
 
 
-class _FlowDumper(yaml.SafeDumper):
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
-        """Write everything out."""
-        return True
+class _FlowDumper(_Dumper):
+    """Dumper of values on one line."""
 
 
 def _write_flow_text(dumper: _FlowDumper, text: str) -> yaml.ScalarNode:
-    """Text of several lines in double quotes, which have a sign for a line's end."""
+    """Represent text of several lines in double quotes, with escaped line ends."""
     node: yaml.ScalarNode = dumper.represent_scalar(
         "tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"'
     )

@@ -1,9 +1,8 @@
-"""custom_models.yaml, or any YAML text, edited in place: one value changes, every other line stays
-as it was. Pure.
+"""Edits of custom_models.yaml, or any YAML text, in place: one value changes, all other lines stay
+the same. Pure.
 
-The text is changed at the marks that PyYAML gives its nodes. What comes out is parsed again and
-compared with what was meant, so a layout that this module does not understand is refused and never
-mangled.
+The text is changed at the marks of PyYAML's nodes. The result is parsed again and compared with the
+intended values, so an unsupported layout is rejected and never damaged.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ _STEP = 2
 
 
 class EditError(Exception):
-    """The text can't be edited as asked; the message is a sentence."""
+    """An edit that cannot be made; the message is a sentence."""
 
 
 def set_value(text: str, model: str, key: str, value: object) -> str:
-    """The text with a model's key set, the model's section made if there is none.
+    """Return the text with a model's key set; a missing section is created.
 
-    `key` may name a key within a section: `adapters.alice`. `value` is made of what YAML has.
+    `key` may name a key within a section: `adapters.alice`. `value` consists of YAML types.
     Raises EditError, and ConfigError for a text that is not YAML.
     """
     return put(text, _path(model, key), value)
 
 
 def put(text: str, path: Sequence[str], value: object, file: str = FILE) -> str:
-    """The text with the value at the end of a path of keys. Raises as `set_value` does."""
+    """Return the text with the value at a path of keys. Raises as `set_value` does."""
     meant = _values(text, file)
     _put(meant, path, value, file)
     changed = _Editor(text, file).set(path, value)
@@ -47,7 +46,7 @@ def put(text: str, path: Sequence[str], value: object, file: str = FILE) -> str:
 
 
 def unset(text: str, model: str, key: str) -> str:
-    """The text without a model's key, and without the sections that are empty for it.
+    """Return the text without a model's key, and without sections that become empty.
 
     Raises EditError where there is no such key, and ConfigError for a text that is not YAML.
     """
@@ -55,7 +54,7 @@ def unset(text: str, model: str, key: str) -> str:
 
 
 def take(text: str, path: Sequence[str], called: str, file: str = FILE) -> str:
-    """The text without what stands at the end of a path, which people call `called`.
+    """Return the text without the value at a path; `called` is its name in messages.
 
     Raises as `unset` does.
     """
@@ -89,7 +88,7 @@ def _put(values: dict[str, Any], path: Sequence[str], value: object, file: str) 
 
 
 def _take(values: dict[str, Any], path: Sequence[str]) -> bool:
-    """Take the value out, and sections that are empty then; `models` itself stays."""
+    """Remove the value and sections that become empty, except `models`; True if it existed."""
     inner: Any = values
     for step in path[:-1]:
         inner = inner.get(step) if isinstance(inner, dict) else None
@@ -117,7 +116,7 @@ def _by_hand(path: Sequence[str], file: str) -> EditError:
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """A key and its value as they stand in the text."""
+    """A key and its value in the text."""
 
     key: yaml.ScalarNode
     value: yaml.Node
@@ -129,23 +128,23 @@ class _Pair:
 
     @property
     def empty(self) -> bool:
-        """Holds nothing, so that a section can be written in its place."""
+        """True if a section can be written in place of the value."""
         if isinstance(self.value, yaml.ScalarNode):
             return bool(self.value.tag == _NULL)
         return isinstance(self.value, yaml.MappingNode) and not self.value.value
 
 
 class _Editor:
-    """One text and its nodes."""
+    """Editor of a text by the marks of its nodes."""
 
     def __init__(self, text: str, file: str) -> None:
         self._text = text
         self._file = file
-        # Its marks count characters of the text; libyaml's may count bytes.
+        # The marks of this loader count characters; those of libyaml may count bytes.
         try:
             self._top = yaml.compose(text, Loader=yaml.SafeLoader)
         except yaml.YAMLError as error:
-            # libyaml, which has read it before, takes some texts that this one does not.
+            # libyaml, used for the earlier parse, accepts some texts that this loader does not.
             raise _by_hand(("it",), file) from error
         end = _END.search(text)
         self._newline = (end[0] if end is not None else "") or "\n"
@@ -171,7 +170,7 @@ class _Editor:
     def unset(self, path: Sequence[str]) -> str:
         pairs = self._pairs(path)
         if len(pairs) < len(path):
-            # It is there, but merged in from elsewhere.
+            # The key exists, but is merged in from another section.
             raise _by_hand(path, self._file)
         while len(pairs) > 2 and len(pairs[-1].section.value) == 1:
             pairs.pop()
@@ -180,7 +179,7 @@ class _Editor:
         return self._remove(pairs[-1])
 
     def _pairs(self, path: Sequence[str]) -> list[_Pair]:
-        """The pairs on the way that exist, one a step."""
+        """Return the existing pairs on the path, one a step."""
         pairs: list[_Pair] = []
         node = self._top
         for step in path:
@@ -191,14 +190,14 @@ class _Editor:
                 break
             pair = found[0]
             if pair.value.start_mark.index < pair.key.end_mark.index:
-                # An alias: its value stands elsewhere, and is others' too.
+                # An alias: its value is elsewhere in the text, and shared.
                 raise _by_hand(path, self._file)
             pairs.append(pair)
             node = pair.value
         return pairs
 
     def _replace(self, pair: _Pair, new: str) -> str:
-        """The pair with another value, on the line of its key; a comment there stays."""
+        """Replace the pair's value, on the line of its key; a comment there stays."""
         colon, start = self._colon(pair), int(pair.value.start_mark.index)
         end = self._end(pair.value)
         line_end = self._line_end(colon)
@@ -213,7 +212,7 @@ class _Editor:
         return f"{self._text[:colon]} {new}{self._text[colon:line_end]}{self._text[end:]}"
 
     def _fill(self, pair: _Pair, rest: Sequence[str], value: object) -> str:
-        """A section below a key that had nothing, or `{}`."""
+        """Write a section below a key with an empty value or `{}`."""
         start, end = int(pair.value.start_mark.index), self._end(pair.value)
         before = self._text[:start].rstrip(" \t") if end > start else self._text[:start]
         below = self._line_end(end)
@@ -232,7 +231,7 @@ class _Editor:
         return _line_after(self._text, self._line_end(last), lines, self._newline)
 
     def _remove(self, pair: _Pair) -> str:
-        """The text without one of several pairs of a section."""
+        """Remove one of several pairs of a section."""
         pairs = pair.section.value
         at = next(i for i, (key, _) in enumerate(pairs) if key is pair.key)
         end = self._end(pair.value)
@@ -245,7 +244,7 @@ class _Editor:
         return self._spliced(first, after.end() if after is not None else end, "")
 
     def _remove_last(self, models: _Pair, pair: _Pair) -> str:
-        """The text without the only model of `models`; comments around it stay."""
+        """Remove the only model of `models`; comments around it stay."""
         if pair.section.flow_style:
             return self._replace(models, "{}")
         first, end = self._line_start(pair.start), self._end(pair.value)
@@ -260,7 +259,7 @@ class _Editor:
         return self._text[:start] + new + self._text[end:]
 
     def _block(self, path: Sequence[str], value: object, indent: int) -> str:
-        """Lines of nested keys with a value at the end."""
+        """Return lines of nested keys with a value at the end."""
         lines = [
             " " * (indent + _STEP * depth) + f"{dump_flow(step)}:"
             for depth, step in enumerate(path)
@@ -269,7 +268,7 @@ class _Editor:
         return "".join(line + self._newline for line in lines)
 
     def _end(self, node: yaml.Node) -> int:
-        """Where the node's own text ends; a block's mark stands behind the comments after it."""
+        """Return the end of the node's own text; a block's mark is after the comments behind it."""
         if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
             last = node.value[-1]
             return self._end(last[1] if isinstance(last, tuple) else last)
@@ -279,15 +278,15 @@ class _Editor:
         return end
 
     def _indent(self, key: yaml.Node) -> int:
-        """The column at which the keys of its section begin, the `?` before one counted."""
+        """Return the column of the section's keys, including a `?` before one."""
         at = int(key.start_mark.index)
         before = self._text[self._line_start(at) : at]
         return before.index("?") if before.strip() == "?" else int(key.start_mark.column)
 
     def _colon(self, pair: _Pair) -> int:
-        """Right behind the colon of a pair."""
+        """Return the position after the colon of a pair."""
         end = int(pair.key.end_mark.index)
-        # Behind `? key` it stands on a line of its own.
+        # After `? key` the colon is on a line of its own.
         colon = re.compile(r"(?:[ \t]*(?:#[^\r\n]*)?[\r\n]+)*[ \t]*:").match(self._text, end)
         if colon is None:
             raise _by_hand((pair.key.value,), self._file)
@@ -302,12 +301,12 @@ class _Editor:
 
 
 def _line_after(text: str, line_end: int, lines: str, newline: str) -> str:
-    """The text with whole lines put behind the line that ends there."""
+    """Insert whole lines after the line that ends at `line_end`."""
     end = _END.match(text, line_end)
     behind = end.end() if end is not None else line_end
     before = text[:behind]
     if behind == line_end:
-        # The last line had no end; the text keeps having none.
+        # The last line had no line end; the text stays without one.
         before, lines = before + newline, lines.removesuffix(newline)
     return before + lines + text[behind:]
 

@@ -1,8 +1,7 @@
-"""YAML text as a tree that knows its lines. Pure: text in, tree out.
+"""Tree of a YAML text, with line numbers. Pure.
 
-PyYAML finds the structure; this module adds what a configuration needs and a data file does not:
-the line of every key, duplicate keys refused, merge keys (`<<`) resolved, and bounds on depth and
-size so that no text can bring the process down.
+PyYAML finds the structure; this module adds the line of every key, rejects duplicate keys, resolves
+merge keys (`<<`), and limits depth and size so that no text can crash the process.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ _Loader: type[yaml.SafeLoader] | type[yaml.CSafeLoader] = getattr(
 )
 
 MAX_DEPTH = 64
-"""libyaml's composer recurses on the C stack and dies on deep nesting; no configuration is deep."""
+"""Levels of nesting; libyaml's composer recurses on the C stack and crashes on deep texts."""
 MAX_WEIGHT = 200_000
-"""Values in a file with every YAML alias written out; stops texts that grow when expanded."""
+"""Values in a file with every YAML alias expanded; rejects texts that grow when expanded."""
 
 _TAG = "tag:yaml.org,2002:"
 _TOO_DEEP = f"sections are nested more than {MAX_DEPTH} deep"
@@ -35,13 +34,13 @@ _TOO_DEEP = f"sections are nested more than {MAX_DEPTH} deep"
 
 @dataclass(frozen=True, slots=True)
 class ScalarNode:
-    """A single value: its text, and what YAML takes it for."""
+    """A single value: its text and its value in YAML."""
 
     line: int
     text: str
     value: bool | int | float | str | None
     plain: bool
-    """Written without quotes, so its text may mean a number or a truth value."""
+    """True if written without quotes, so that its text may mean a number or a boolean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +71,9 @@ Node: TypeAlias = ScalarNode | SequenceNode | MappingNode
 
 
 def parse_tree(text: str, file: str) -> tuple[MappingNode, list[Problem]]:
-    """The tree of one YAML document whose top is a section, and what is wrong with single values.
+    """Parse one YAML document whose top is a section; return it with problems of single values.
 
-    An empty text is an empty section. Raises ConfigError when there is no tree to speak of.
+    An empty text is an empty section. Raises ConfigError when there is no usable tree.
     """
     _check_depth(text, file)
     try:
@@ -93,18 +92,18 @@ def parse_tree(text: str, file: str) -> tuple[MappingNode, list[Problem]]:
 
 
 def node_at(tree: MappingNode, path: Path) -> Node | None:
-    """The node at `path`, or None when there is none."""
+    """Return the node at `path`, or None."""
     steps = _walk(tree, path)
     return steps[-1][1] if len(steps) == len(path) + 1 else None
 
 
 def line_of(tree: MappingNode, path: Path) -> int:
-    """The line of the value at `path`, or of the nearest thing above it that is there."""
+    """Return the line of the value at `path`, or of its nearest existing parent."""
     return _walk(tree, path)[-1][0]
 
 
 def _walk(tree: MappingNode, path: Path) -> list[tuple[int, Node]]:
-    """Line and node of every step of the way that exists, the top first."""
+    """Return line and node of every existing step of the path, the top first."""
     steps: list[tuple[int, Node]] = [(tree.line, tree)]
     for step in path:
         node = steps[-1][1]
@@ -118,7 +117,7 @@ def _walk(tree: MappingNode, path: Path) -> list[tuple[int, Node]]:
 
 
 def typed(node: Node) -> object:
-    """The node as Python values, scalars as what YAML takes them for."""
+    """Return the node as Python values, scalars by their YAML type."""
     if isinstance(node, ScalarNode):
         return node.value
     if isinstance(node, SequenceNode):
@@ -127,7 +126,7 @@ def typed(node: Node) -> object:
 
 
 def textual(node: Node) -> object:
-    """The node as Python values, every scalar as the text that was written."""
+    """Return the node as Python values, every scalar as its text in the file."""
     if isinstance(node, ScalarNode):
         return node.text
     if isinstance(node, SequenceNode):
@@ -136,7 +135,7 @@ def textual(node: Node) -> object:
 
 
 def reread(scalar: ScalarNode, text: str) -> ScalarNode:
-    """The scalar with another text, taken for what that text would mean in its place."""
+    """Return the scalar with another text, and the value of that text in its place."""
     if not scalar.plain:
         return ScalarNode(scalar.line, text, text, plain=False)
     resolver: Any = Resolver()
@@ -185,7 +184,7 @@ def _syntax_problem(error: yaml.YAMLError | UnicodeError, text: str, file: str) 
 
 
 def _construct(node: yaml.ScalarNode) -> bool | int | float | str | None:
-    """What the scalar stands for; ValueError when its tag promises what its text does not hold."""
+    """Return the scalar's value; ValueError when its text does not fit its tag."""
     constructor = SafeConstructor()
     kind = node.tag.removeprefix(_TAG)
     if kind == "null":
@@ -220,7 +219,7 @@ def _truth(text: str) -> bool:
 
 
 class _Builder:
-    """Turns PyYAML's nodes into ours, each once, and collects what is wrong on the way."""
+    """Converter of PyYAML's nodes, each once; collects problems."""
 
     def __init__(self, file: str) -> None:
         self.problems: list[Problem] = []
@@ -236,7 +235,7 @@ class _Builder:
         self.problems.append(Problem(self._file, line, dotted(path), message))
 
     def _weighed(self, node: yaml.Node, path: Path) -> tuple[Node, int]:
-        """The node and how many values it is when written out; shared nodes are built once."""
+        """Return the node and its number of expanded values; shared nodes are built once."""
         known = self._built.get(id(node))
         if known is not None:
             return known
@@ -291,7 +290,7 @@ class _Builder:
                 self.problems.append(Problem(self._file, line, dotted((*path, name)), message))
             else:
                 entries[name] = MappingEntry(line, child)
-        # What a section says itself beats what it merges in, wherever the `<<` stands.
+        # Own keys take precedence over merged ones, at any position of the `<<`.
         result = {**merged, **entries}
         return MappingNode(node.start_mark.line + 1, MappingProxyType(result)), weight
 

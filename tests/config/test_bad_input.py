@@ -40,8 +40,8 @@ FAULTS = [
     ("models:\n\tbard: {}", "config.yaml:2: a tab is used where YAML requires spaces"),
     ("- a", "config.yaml:1: must be a section of keys and values"),
     ("just text", "config.yaml:1: must be a section of keys and values"),
-    ("", "config.yaml:1: models: missing; a configuration without models says models: {}"),
-    ("models:", "config.yaml:1: models: missing; a configuration without models says models: {}"),
+    ("", "config.yaml:1: models: missing; a configuration without models has models: {}"),
+    ("models:", "config.yaml:1: models: missing; a configuration without models has models: {}"),
     ("models: 3", "config.yaml:1: models: must be a section with a model's name as each key"),
     ("models:\n  bard: serve", "config.yaml:2: models.bard: must be a section with at least cmd"),
     ("models:\n  bard: {ttl: 3}", "config.yaml:2: models.bard: has no cmd, the command that serves it"),
@@ -79,7 +79,7 @@ FAULTS = [
     ),
     (BARD + "    ttl: -2", "config.yaml:4: models.bard.ttl: must be seconds, 0 for never or -1 for the default, not -2"),
     (BARD + "    aliases: b", "config.yaml:4: models.bard.aliases: must be a list of names, or of sections with an id, not b"),
-    (BARD + "    aliases:\n      - b\n      - {ids: c}", "config.yaml:6: models.bard.aliases[1].ids: means nothing in an alias, which has an id"),
+    (BARD + "    aliases:\n      - b\n      - {ids: c}", "config.yaml:6: models.bard.aliases[1].ids: is not a key of an alias, which has an id"),
     (BARD + "    aliases:\n      - {name: c}", "config.yaml:5: models.bard.aliases[0]: an alias cannot be empty"),
     (BARD + "    filters: {stripParams: a, strip_params: b}", "config.yaml:4: models.bard.filters.strip_params: means the same as stripParams; give one of them"),
     (BARD + "    aliases: [bard]", "config.yaml:4: models.bard.aliases[0]: bard is the name of a model"),
@@ -105,7 +105,7 @@ FAULTS = [
     ),
     (
         "models:\n  bard:\n    cmd: serve\n    proxy: http://h:${PORT}",
-        "config.yaml:4: models.bard.proxy: uses ${PORT}, but cmd does not, so the worker cannot know it",
+        "config.yaml:4: models.bard.proxy: uses ${PORT}, but cmd does not, so the worker does not get the port",
     ),
     (
         "models:\n  bard:\n    cmd: serve 'it",
@@ -237,7 +237,7 @@ WARNED = [
     ),
     (
         "models:\n  bard:\n    cmd: ${worker}\n    proxy: http://a",
-        "config.yaml:4: models.bard.proxy: has no effect: our own worker reports its address",
+        "config.yaml:4: models.bard.proxy: has no effect: the built-in worker reports its address",
     ),
 ]
 

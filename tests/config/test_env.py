@@ -97,9 +97,9 @@ def test_named_folders_count_and_those_that_are_none_are_told(tmp_path: Path) ->
     assert stores.ollama == (Path("/no/o"),)
     assert stores.folders == (tmp_path, tmp_path / "x")
     assert [str(problem) for problem in stores.problems] == [
-        f"environment: MODELS_DIR: {tmp_path}/m is no folder",
-        "environment: OLLAMA_MODELS: /no/o is no folder",
-        f"environment: MODEL_FOLDERS: {tmp_path}/x is no folder",
+        f"environment: MODELS_DIR: {tmp_path}/m is not a folder",
+        "environment: OLLAMA_MODELS: /no/o is not a folder",
+        f"environment: MODEL_FOLDERS: {tmp_path}/x is not a folder",
     ]
 
 

@@ -338,7 +338,7 @@ def test_warnings_are_reported_once(home: Home, text: str, sentence: str) -> Non
 def test_a_missing_models_dir_is_reported(home: Home, tmp_path: Path) -> None:
     home.env["MODELS_DIR"] = str(tmp_path / "none")
     [warning] = home.sync().warnings
-    assert str(warning) == f"environment: MODELS_DIR: {tmp_path}/none is no folder"
+    assert str(warning) == f"environment: MODELS_DIR: {tmp_path}/none is not a folder"
 
 
 @pytest.mark.parametrize(
