@@ -18,15 +18,18 @@ LAYERS: dict[str, set[str]] = {
     "swapd.paths": set(),
     "swapd.gguf": {"swapd.domain", "swapd.system"},
     "swapd.config": {"swapd.domain", "swapd.system", "swapd.gguf"},
-    "swapd.library": {"swapd.domain", "swapd.system", "swapd.gguf", "swapd.config", "swapd.paths"},
+    "swapd.library": {
+        *("swapd.domain", "swapd.system", "swapd.gguf", "swapd.config", "swapd.paths"),
+        "swapd.process.memory",
+    },
     "swapd.scheduler": {"swapd.domain"},
     "swapd.store": {"swapd.domain", "swapd.scheduler"},
     "swapd.simulation": {"swapd.domain", "swapd.scheduler"},
     "swapd.process": {"swapd.domain", "swapd.system", "workers.protocol"},
-    "swapd.leases": {"swapd.domain", "swapd.system", "swapd.process"},
+    "swapd.leases": {"swapd.domain", "swapd.system", "swapd.process", "workers.protocol"},
     "swapd.supervisor": {
         *("swapd.domain", "swapd.system", "swapd.config", "swapd.scheduler", "swapd.process"),
-        *("swapd.leases",),
+        *("swapd.leases", "workers.protocol"),
     },
     "swapd.metrics": {"swapd.domain", "swapd.supervisor"},
     "swapd.proxy": {
@@ -34,12 +37,19 @@ LAYERS: dict[str, set[str]] = {
         *("swapd.metrics", "workers.protocol"),
     },
     "swapd.http": {
-        *("swapd.domain", "swapd.system", "swapd.process", "swapd.leases", "swapd.supervisor"),
+        *(
+            "swapd.domain",
+            "swapd.system",
+            "swapd.config",
+            "swapd.process",
+            "swapd.leases",
+            "swapd.supervisor",
+        ),
         *("swapd.metrics", "swapd.proxy", "workers.connection_timeouts", "workers.protocol"),
     },
     "swapd.control_socket": {
-        *("swapd.domain", "swapd.system", "swapd.leases", "swapd.proxy", "swapd.http"),
-        *("workers.protocol",),
+        *("swapd.domain", "swapd.system", "swapd.process", "swapd.leases", "swapd.proxy"),
+        *("swapd.http", "workers.protocol"),
     },
     "swapd.listeners": {
         *("swapd.domain", "swapd.system", "swapd.paths", "swapd.process", "swapd.http"),
@@ -52,7 +62,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "swapd.cli": {
         *("swapd.domain", "swapd.system", "swapd.paths", "swapd.gguf", "swapd.config"),
-        *("swapd.library", "swapd.process", "swapd.simulation"),
+        *("swapd.library", "swapd.process", "swapd.simulation", "swapd.http.tls"),
     },
     "swapd.__main__": {"swapd.cli", "swapd.system"},
     "workers": set(),

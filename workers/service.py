@@ -221,13 +221,13 @@ class WorkerService:
 
     async def load_adapter(self, path: Path) -> None:
         """Load an adapter before its first request, if there is room. Raises LoadError."""
-        shelf = self.engine.adapter_cache
-        await self.on_engine(lambda: shelf.prepare(((path, 1.0),)))
+        cache = self.engine.adapter_cache
+        await self.on_engine(lambda: cache.prepare(((path, 1.0),)))
 
     async def discard_adapter(self, path: Path) -> None:
         """Free an adapter's memory, unless a request uses it."""
-        shelf = self.engine.adapter_cache
-        await self.on_engine(lambda: shelf.discard(path))
+        cache = self.engine.adapter_cache
+        await self.on_engine(lambda: cache.discard(path))
 
     async def save_cache(self, seconds: float) -> None:
         """Write the cached sequences to disk at shutdown, if a folder is configured."""

@@ -6,13 +6,14 @@ Its first line marks it as generated: only a file with this marker is overwritte
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from swapd.config.custom_models import CustomModels
-from swapd.config.env import SyncSettings
-from swapd.config.yaml_dump import dump_yaml
 from swapd.config.yaml_nodes import MappingNode
-from swapd.library.model_entries import BUDGET, AssembledEntries
+
+if TYPE_CHECKING:
+    from swapd.config.custom_models import CustomModels
+    from swapd.config.env import SyncSettings
+    from swapd.library.model_entries import AssembledEntries
 
 MARKER = "# Written by swapd sync"
 
@@ -39,12 +40,17 @@ def generate(
 
     `schema` is the address of its schema for editors, if there is one.
     """
+    # The daemon imports this module for `is_generated` alone.
+    from swapd.config.yaml_dump import dump_yaml
+
     models = {model.name: model.entry for model in assembled.models}
     return header(schema) + dump_yaml({**_top(custom, settings), "models": models})
 
 
 def _top(custom: CustomModels, settings: SyncSettings) -> dict[str, Any]:
     """Return the keys above the models: those of the environment, overridden by the author's."""
+    from swapd.library.model_entries import BUDGET
+
     memory: dict[str, Any] = {
         "budget": BUDGET,
         "threshold": _as_number(settings.threshold),

@@ -100,7 +100,7 @@ class SimulatedHost:
         self.core = Scheduler(Catalog(specs, limits))
         self.outcome = Outcome()
         self._models, self._hardware, self._again = models, hardware, again
-        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
         self._wake: float | None = None
         self._now = 0.0
@@ -110,14 +110,14 @@ class SimulatedHost:
         """Serve all of them, to the end."""
         for ask in asks:
             self._at(ask.time, lambda ask=ask: self._arrive(ask))  # type: ignore[misc]
-        while self._agenda or self._wake is not None:
-            if self._wake is not None and (not self._agenda or self._wake < self._agenda[0][0]):
-                if not self._agenda and all(s.granted or s.refused for s in self.outcome.served):
+        while self._events or self._wake is not None:
+            if self._wake is not None and (not self._events or self._wake < self._events[0][0]):
+                if not self._events and all(s.granted or s.refused for s in self.outcome.served):
                     break
                 self._now, self._wake = self._wake, None
                 self._tell(ev.TimerFired(self._now))
             else:
-                self._now, _, deed = heappop(self._agenda)
+                self._now, _, deed = heappop(self._events)
                 deed()
         for stay in self._stays.values():
             stay.gone = self._now
@@ -126,7 +126,7 @@ class SimulatedHost:
 
     def _at(self, when: float, deed: Callable[[], None]) -> None:
         self._order += 1
-        heappush(self._agenda, (when, self._order, deed))
+        heappush(self._events, (when, self._order, deed))
 
     def _tell(self, event: ev.Event) -> None:
         self.outcome.events += 1
