@@ -168,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", action="append", default=[], help="NAME=GIB[@GIB_PER_SECOND] for --trace")
     add("--slots", type=int, default=4, help="requests that a worker serves at once (default 4)")
     add("--ttl", type=float, default=1800.0, help="seconds, for ttl and lru-ttl (default 1800)")
-    add("--max-wait", type=float, default=Limits().max_turn, dest="max_wait")
+    add("--max-wait", type=float, default=Limits().max_turn, dest="max_turn")
     add("--charts", type=Path, help="folder for charts (needs matplotlib)")
     add("--save", type=Path, help="folder to write made traces to, as CSV")
     add("--json", action="store_true", help="one line of JSON for each run")

@@ -205,7 +205,6 @@ _assign = Emitter.assign
     [
         (Emitter, "watch", _never_watch),
         (handlers, "liveness_reported", _hasty),
-        (handlers, "request_retried", _forgiving),
         (handlers, "request_retried", _condemn_all),
     ],
     ids=lambda f: getattr(f, "__name__", f),
@@ -218,12 +217,19 @@ def test_a_planted_fault_is_found(
         search_for_a_breach()
 
 
-def test_a_suspect_that_is_not_served_alone_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("place", "name", "fault"),
+    [(Emitter, "assign", _not_isolated), (handlers, "request_retried", _forgiving)],
+    ids=["not isolated", "crashes forgotten"],
+)
+def test_a_suspect_that_is_not_served_alone_is_found(
+    place: object, name: str, fault: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world = catalog({"a": 1}, Limits(), slots=2)
     lost: list[Deed] = [("up", 0, 0.0), ("again", 0, 0.0)]
     deeds: list[Deed] = [("arrive", 0, 0.0), *lost, ("arrive", 0, 0.0), *lost, ("up", 0, 0.0)]
     follow(world, [*deeds, ("arrive", 0, 0.0)])
-    plant(monkeypatch, Emitter, "assign", _not_isolated)
+    plant(monkeypatch, place, name, fault)
     with pytest.raises(BreachError, match="is served beside"):
         follow(world, [*deeds, ("arrive", 0, 0.0)])
 
