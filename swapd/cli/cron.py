@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from swapd.cli.output import FailedError, command
+from swapd.cli.output import FailedError, command, require_one_line
 from swapd.paths import Paths, find_paths
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the line without adding it.")]
@@ -81,7 +81,7 @@ def crontab_line(paths: Paths) -> str:
         "SWAPD_COMMAND": command(),
         "PATH": os.environ.get("PATH", os.defpath),
     }
-    words = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
+    words = [f"{name}={shlex.quote(require_one_line(value))}" for name, value in variables.items()]
     words += [shlex.quote(sys.executable), "-I", "-m", "swapd", "start"]
     # cron takes a bare % as the end of the line.
     text = " ".join(words).replace("%", "\\%")

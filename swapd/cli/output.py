@@ -55,6 +55,19 @@ def sanitize(text: object) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in str(text))
 
 
+def require_one_line(text: str) -> str:
+    """Return the text if a crontab or unit can hold it, where a line break would add a line.
+
+    Raises FailedError.
+    """
+    if any(not char.isprintable() for char in text):
+        raise FailedError(
+            f"{sanitize(text)} has a line break or another control character in it,"
+            " which a crontab and a service's unit cannot hold"
+        )
+    return text
+
+
 def show_bytes(count: int) -> str:
     """Format a size; empty for 0."""
     return show_size(count) if count > 0 else ""

@@ -15,7 +15,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from swapd.cli.output import FailedError, command, print_error
+from swapd.cli.output import FailedError, command, print_error, require_one_line
 from swapd.paths import Paths, find_paths, template_directory
 
 DryRun = Annotated[
@@ -77,7 +77,7 @@ def render(template: str, paths: Paths, quote: Callable[[str], str]) -> str:
         "COMMAND": command(),
         "PATH": os.environ.get("PATH", os.defpath),
     }.items():
-        text = text.replace(f"@{name}@", quote(value))
+        text = text.replace(f"@{name}@", quote(require_one_line(value)))
     return text
 
 

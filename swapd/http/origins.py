@@ -102,7 +102,8 @@ class OriginPolicy:
         """Return the origin of the foreign page that sent the request; "" if none did."""
         origin = headers.get("Origin")
         if origin is not None:
-            same = origin.lower().partition("://")[2] == headers.get("Host", "").lower()
+            host = headers.get("Host", "").lower()
+            same = origin.lower() in (f"http://{host}", f"https://{host}")
             return "" if same or self.allows(origin) else origin or "null"
         # Requests for images and links carry no Origin, but they have effects all the same.
         site = headers.get("Sec-Fetch-Site", "none")

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import msgspec
 from aiohttp import web
 
-from swapd.domain.model_names import requested_adapter
+from swapd.domain.model_names import ModelNames, requested_adapter
 from swapd.domain.models import ModelSpec
 from swapd.http import errors
 from swapd.http.api_keys import AUTHENTICATED, PermissionDeniedError, Principal, principal_of
@@ -140,13 +140,7 @@ async def by_body(request: web.Request) -> web.StreamResponse:
     context = request.app[APP_CONTEXT]
     body = await read_body(request, context.settings.max_body_bytes)
     # 1. The fields that routing needs.
-    try:
-        fields = decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        message = f"the body is not a JSON object: {error}"
-        return errors.error_response(400, message if body.strip() else errors.EMPTY_BODY)
-    except RecursionError:
-        return errors.error_response(400, "the body is nested too deeply")
+    fields = _routing_fields(body)
     model = json_text(fields.model)
     if model is None:
         missing = bytes(fields.model) == b"null"
@@ -185,6 +179,8 @@ async def by_path(request: web.Request) -> web.StreamResponse:
     needs_slot = path.rstrip("/") not in WITHOUT_SLOT
     options = request_options(request, principal)
     body = await read_body(request, context.settings.max_body_bytes)
+    if f"/{path}" in BY_BODY:
+        body = _body_for(spec, names, body)
     return await _forward(
         context,
         request,
@@ -192,8 +188,38 @@ async def by_path(request: web.Request) -> web.StreamResponse:
     )
 
 
+def _routing_fields(body: bytes) -> RoutingFields:
+    """Return the fields of a JSON body that routing needs. Raises BadRequestError."""
+    try:
+        return decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        message = f"the body is not a JSON object: {error}"
+        raise errors.BadRequestError(message if body.strip() else errors.EMPTY_BODY) from error
+    except RecursionError as error:
+        raise errors.BadRequestError("the body is nested too deeply") from error
+
+
+def _body_for(spec: ModelSpec, names: ModelNames, body: bytes) -> bytes:
+    """Return the body of a request whose path names the model. Raises BadRequestError.
+
+    A worker reads the model from the body, so that must be the one that access was checked for.
+    """
+    field = _routing_fields(body).model
+    if bytes(field) == b"null":
+        return _rewritten(spec, spec.name, body)
+    model = json_text(field)
+    if model is None or names.find(model) is not spec:
+        message = f"the path names the model {spec.name!r}; the body must name the same or none"
+        raise errors.BadRequestError(message, "model")
+    return _rewritten(spec, model, body)
+
+
 def _rewritten(spec: ModelSpec, requested: str, body: bytes) -> bytes:
-    """Return the body as the model's worker expects it; in most cases unchanged."""
+    """Return the body as the model's worker expects it; in most cases unchanged.
+
+    Parsers differ in which of two equal keys counts, and some ignore case. So a body that might
+    name a second model is written anew with the one that was checked.
+    """
     name = spec.serving.upstream_name
     if not name and ":" in requested and requested != spec.name:
         adapter = requested_adapter(spec, requested)
@@ -203,15 +229,25 @@ def _rewritten(spec: ModelSpec, requested: str, body: bytes) -> bytes:
         elif adapter is not None and not requested.endswith(f":{adapter}"):
             # A built-in worker accepts only the exact names of its adapters.
             name = f"{spec.name}:{adapter}"
-    if not (name or spec.serving.drop_params):
+    if not (name or spec.serving.drop_params or _is_ambiguous(body)):
         return body
     fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    for field in [key for key in fields if key != "model" and key.casefold() == "model"]:
+        del fields[field]
     for field in spec.serving.drop_params:
         if field != "model":
             fields.pop(field, None)
     if name:
         fields["model"] = msgspec.Raw(msgspec.json.encode(name))
     return msgspec.json.encode(fields)
+
+
+def _is_ambiguous(body: bytes) -> bool:
+    """Return True if the body may have a second `model` key, in any case or escaped.
+
+    No pattern: the time must be linear in the length, whatever the body holds.
+    """
+    return b"\\u" in body or body.lower().count(b'"model"') > 1
 
 
 async def _forward(
