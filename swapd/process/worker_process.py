@@ -22,7 +22,7 @@ from swapd.process.memory import oom_kills
 from swapd.process.ports import free_port
 from swapd.process.spawn import SpawnContext, Spawned, WarmStandby, spawn
 from swapd.system.aio import LineReader
-from workers.protocol import READY_FD, LoadError, Message, ReadyMessage, message_type
+from workers.protocol import READY_FD, LoadFailure, Message, ReadyMessage, message_type
 
 
 class StopCommand:
@@ -110,7 +110,7 @@ MEMORY_WORDS = ("MemoryError", "can't start new thread", "failed to map segment"
 class WorkerListener(Protocol):
     """Who wants to hear of a worker; called on the event loop."""
 
-    def worker_spoke(self, worker: WorkerId, message: Message) -> None: ...
+    def worker_reported(self, worker: WorkerId, message: Message) -> None: ...
 
     def worker_exited(self, worker: WorkerId, reason: str, killed_externally: bool) -> None: ...
 
@@ -184,12 +184,12 @@ class WorkerProcess:
         except (msgspec.DecodeError, ValueError) as error:
             self._output.warning("swapd: invalid message on %s (%s): %r", READY_FD, error, line)
             return
-        if isinstance(message, LoadError):
+        if isinstance(message, LoadFailure):
             self._verdict = message.error
         elif isinstance(message, ReadyMessage):
             self.port = message.port
             self.base_url = f"http://{message.host}:{message.port}"
-        self._listener.worker_spoke(self.worker, message)
+        self._listener.worker_reported(self.worker, message)
 
     def came_up(self) -> None:
         """It serves. What it prints from now on may be of requests, which is for the log alone."""
