@@ -86,7 +86,7 @@ class ProgressReporter:
                     self._exchange.response = await _start_response(self._request)
                 await self._exchange.response.write(_event(self._request, self._spec, text))
             except ConnectionResetError:
-                return  # The client has disconnected; the request's handler is cancelled for it.
+                return  # The client has disconnected, which ends `pending` as well.
             previous, silent = text, 0.0
 
     async def _is_done_within(self, seconds: float) -> bool:

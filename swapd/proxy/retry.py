@@ -122,7 +122,7 @@ async def _forward(
                 tokens = await exchange.send(lease.base_url, liveness, resumable, lease.exit_reason)
                 answered = True
             except WorkerFailedError as error:
-                # A failure is retried only if the worker exits: else the request may be the cause.
+                # Only the exit of a worker leads to a retry; a draining one needs longer for it.
                 drains = isinstance(error, WorkerDrainingError) and lease.handle.resumable
                 exit_reason = await lease.exit_reason(DRAIN_TIMEOUT if drains else EXIT_GRACE)
                 reason = exit_reason or error

@@ -18,7 +18,7 @@ import pytest
 
 from swapd.process.memory import oom_kills
 from swapd.process.readiness import PortOwnerError, wait_until_ready
-from swapd.proxy.forward import new_session, told
+from swapd.proxy.forward import failure_message, new_session
 from tests.daemon import FAKE, alive, eventually
 from tests.process.conftest import Spawn
 from workers.protocol import DeviceReport
@@ -282,4 +282,4 @@ async def test_where_a_worker_is_stays_here() -> None:
         with pytest.raises(aiohttp.ClientError) as failed:
             await session.get(f"http://127.0.0.1:{port}/")
     assert str(port) in str(failed.value)
-    assert told(failed.value) == "it takes no connection: Connection refused"
+    assert failure_message(failed.value) == "it accepts no connections: Connection refused"
