@@ -40,7 +40,7 @@ def process_activity(pid: int) -> ProcessActivity:
 
 
 def _read(process: Any) -> int:
-    """Return bytes or pages read; 0 where the system reports neither, so reads are no sign there."""
+    """Return the bytes or pages read; 0 on systems that report neither."""
     if hasattr(process, "io_counters"):
         return int(process.io_counters().read_bytes)
     return int(getattr(process.memory_info(), "pageins", 0))
@@ -83,6 +83,9 @@ class Liveness:
             self.flowed = now()
 
     async def ask(self, process: WorkerProcess, session: aiohttp.ClientSession) -> None:
-        """Probe an external worker's `checkEndpoint`; a response in half of `hang_timeout` is a sign."""
+        """Probe an external worker's `checkEndpoint`; a response is a sign of liveness.
+
+        It has to arrive in half of `hang_timeout`.
+        """
         if await answers(session, process, process.spec.serving.hang_timeout / 2):
             self.flowed = now()

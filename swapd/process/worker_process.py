@@ -63,7 +63,7 @@ class StopCommand:
         self._finish()
 
     def _wait(self) -> None:
-        """Wait for the exit in a thread of its own, then have `_exited` called on the event loop."""
+        """Wait for the exit, in its own thread, then call `_exited` on the event loop."""
         try:
             if hasattr(os, "waitid"):
                 # Without reaping, so that the pid is not reused before `_exited`.
@@ -203,7 +203,10 @@ class WorkerProcess:
         self._listener.worker_reported(self.worker, message)
 
     def came_up(self) -> None:
-        """Mark the worker as ready. Later output may quote requests, so exit reasons leave it out."""
+        """Mark the worker as ready.
+
+        Its later output may quote requests, so it is logged, but not used in the exit reason.
+        """
         self._is_ready = True
         self._tail = deque(maxlen=0)
 
@@ -245,7 +248,7 @@ class WorkerProcess:
         self.kill()
 
     def _signal(self, number: signal.Signals) -> None:
-        """Signal the process group. It is reaped only after `_ended` is set: the pid is not reused."""
+        """Signal the process group. Its pid can't be reused before `_ended` is set."""
         if self._ended:
             return
         try:
@@ -272,7 +275,7 @@ class WorkerProcess:
         self._reap()
 
     def _wait(self) -> None:
-        """Wait for the exit in a thread of its own, then have `_reap` called on the event loop."""
+        """Wait for the exit, in its own thread, then call `_reap` on the event loop."""
         if hasattr(os, "waitid"):
             # Without reaping, so that the pid is not reused before the group is killed.
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
@@ -335,7 +338,8 @@ class WorkerProcess:
         """Return one sentence on how the worker ended, with the cause that it reported."""
         limit = self.spec.launch.limits.memory
         if limit and not self._is_ready and self._ran_out_of_memory():
-            return f"{self._exit_description()} (its limits.memory, {limit / 2**20:,.0f} MiB, may be too small)"
+            hint = f"its limits.memory, {limit / 2**20:,.0f} MiB, may be too small"
+            return f"{self._exit_description()} ({hint})"
         return self._exit_description()
 
     def _ran_out_of_memory(self) -> bool:
