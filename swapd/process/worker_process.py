@@ -122,7 +122,7 @@ class WorkerListener(Protocol):
 
 
 class WorkerProcess:
-    """One worker process from its start to its exit.
+    """A worker process from its start to its exit.
 
     The constructor starts the process, or takes the warm standby if it is suitable, and raises
     OSError when the command can't be run. `base_url` is the address of an external worker from the

@@ -133,7 +133,7 @@ def _small_buffer_socket(address: AddrInfoType) -> socket.socket:
 
 
 class Exchange:
-    """One client request, forwarded to a worker, and to further ones when its worker exits."""
+    """A client request, forwarded to a worker, and to further ones when its worker exits."""
 
     def __init__(
         self,
