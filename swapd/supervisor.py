@@ -392,7 +392,7 @@ class Supervisor:
             return
         self._worker_ready(process.worker)
 
-    def worker_spoke(self, worker: ev.WorkerId, message: Message) -> None:
+    def worker_reported(self, worker: ev.WorkerId, message: Message) -> None:
         """Handle a message of a built-in worker: a heartbeat, or its readiness."""
         handle = self._workers[worker]
         handle.liveness.beat = now()

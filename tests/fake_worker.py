@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import IO, Any
 
+from workers.protocol import READY_FD
+
 
 def options() -> argparse.ArgumentParser:
     """Return the command line. Flags of a real worker without a meaning here are ignored."""
@@ -37,7 +39,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--exit-after", type=int, default=-1, help="exit at the request after it")
     parser.add_argument("--leak", type=int, default=0, help="leak so many MiB for each response")
     parser.add_argument("--deaf", action="store_true", help="ignore SIGTERM")
-    parser.add_argument("--silent", action="store_true", help="send no message on SWAPD_READY_FD")
+    parser.add_argument("--silent", action="store_true", help=f"send no message on {READY_FD}")
     parser.add_argument("--device", action="append", default=[], help="report this device: JSON")
     parser.add_argument("--child", action="store_true", help="leave a child process behind")
     parser.add_argument(
@@ -206,7 +208,7 @@ class Fake(ThreadingHTTPServer):
 
 def send_message(message: dict[str, object]) -> None:
     """Write one line to the descriptor that swapd reads, if there is one."""
-    fd = os.environ.get("SWAPD_READY_FD")
+    fd = os.environ.get(READY_FD)
     if fd:
         os.write(int(fd), json.dumps(message).encode() + b"\n")
 

@@ -12,7 +12,7 @@ import stat
 import threading
 from collections.abc import Mapping
 
-from workers.protocol import READY_FD, LoadError, Message, encode_message
+from workers.protocol import READY_FD, LoadFailure, Message, encode_message
 
 
 class Lifeline:
@@ -46,7 +46,7 @@ class Lifeline:
 
     def send(self, message: Message) -> None:
         """Write one message."""
-        if isinstance(message, LoadError):
+        if isinstance(message, LoadFailure):
             # The supervisor may close standard input before the process has ended by itself.
             self._status = 1
         if self._descriptor is None:

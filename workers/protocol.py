@@ -1,7 +1,7 @@
 """The contract between a worker and its supervisor, shared by both sides.
 
 The supervisor starts a worker with the environment variable `SWAPD_READY_FD`, the number of an
-inherited descriptor. The worker writes JSON lines to it: one `ReadyMessage` or one `LoadError`,
+inherited descriptor. The worker writes JSON lines to it: one `ReadyMessage` or one `LoadFailure`,
 then a `Heartbeat` for each second in which its requests made progress. Standard input is the other
 connection: when it ends, the supervisor is gone and the worker exits.
 
@@ -70,7 +70,7 @@ class ReadyMessage:
 
 
 @dataclass(frozen=True)
-class LoadError:
+class LoadFailure:
     """Report that the worker will not become ready."""
 
     error: str
@@ -85,9 +85,9 @@ class Heartbeat:
     """Engine steps computed so far."""
 
 
-Message: TypeAlias = ReadyMessage | LoadError | Heartbeat
+Message: TypeAlias = ReadyMessage | LoadFailure | Heartbeat
 
-_KINDS: dict[str, type[Message]] = {"ready": ReadyMessage, "error": LoadError, "beat": Heartbeat}
+_KINDS: dict[str, type[Message]] = {"ready": ReadyMessage, "error": LoadFailure, "beat": Heartbeat}
 
 
 def encode_message(message: Message) -> bytes:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from workers.flags import FlagError, help_text, parse
 from workers.lazy_imports import skip_package_init
 from workers.lifeline import Lifeline
-from workers.protocol import LoadError, ReadyMessage
+from workers.protocol import LoadFailure, ReadyMessage
 
 if TYPE_CHECKING:
     from workers.service import WorkerService
@@ -130,7 +130,7 @@ async def _serve(settings: Settings, lifeline: Lifeline, loaded: Future[WorkerSe
 
 def _report_failure(lifeline: Lifeline, sentence: str) -> int:
     print(f"error: {sentence}", file=sys.stderr, flush=True)
-    lifeline.send(LoadError(sentence))
+    lifeline.send(LoadFailure(sentence))
     return START_FAILED
 
 

@@ -18,7 +18,7 @@ from swapd.proxy.forward import (
     FAILURES,
     ExitReason,
     WorkerFailedError,
-    told,
+    failure_message,
 )
 from swapd.proxy.retry import ProxyRequest, forward_with_retry
 from swapd.proxy.sse import EventIds
@@ -40,7 +40,7 @@ async def chat(
     """
     body = msgspec.json.encode(_body(request, fields, spec))
     exchange = _ChatExchange(context.session, request, body, send)
-    proxy_request = ProxyRequest(spec, PATH, body, RequestOptions(), asks_ids=True)
+    proxy_request = ProxyRequest(spec, PATH, body, RequestOptions(), resumable=True)
     try:
         await forward_with_retry(context.forwarding, proxy_request, exchange)
     except WorkerFailedError as error:
@@ -83,15 +83,15 @@ class _ChatExchange:
         self._has_sent = False
 
     @property
-    def goes_on(self) -> bool:
+    def is_retryable(self) -> bool:
         return not self._has_sent or (self._ids is not None and self._ids.can_resume)
 
     @property
-    def has_begun(self) -> bool:
+    def has_started(self) -> bool:
         return self._ids is not None and bool(self._ids.ids)
 
-    async def through(
-        self, base_url: str, pulse: Liveness, resumable: bool, fate: ExitReason
+    async def send(
+        self, base_url: str, liveness: Liveness, resumable: bool, exit_reason: ExitReason
     ) -> int:
         path, body, headers = PATH, self._body, dict(JSON)
         if resumable:
@@ -103,11 +103,11 @@ class _ChatExchange:
         try:
             async with self._session.post(base_url + path, data=body, headers=headers) as response:
                 if response.status == 200:
-                    await self._forward_stream(response, pulse, fate)
+                    await self._forward_stream(response, liveness, exit_reason)
                 else:
                     self.refused = _message(await response.read())
         except FAILURES as error:
-            raise WorkerFailedError(told(error)) from error
+            raise WorkerFailedError(failure_message(error)) from error
         return int((self.last.get("usage") or {}).get("total_tokens") or 0)
 
     async def _forward_stream(

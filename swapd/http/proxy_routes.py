@@ -157,7 +157,7 @@ async def by_body(request: web.Request) -> web.StreamResponse:
     # 3. The response, with progress reports if the request or the model is set up for them.
     reports_progress = wants_progress(request, spec, bytes(fields.stream) == b"true")
     path = split_target(request.raw_path)[1]
-    proxy_request = ProxyRequest(spec, path, rewritten, options, asks_ids=True)
+    proxy_request = ProxyRequest(spec, path, rewritten, options, resumable=True)
     return await _forward(context, request, proxy_request, reports_progress)
 
 
@@ -184,7 +184,7 @@ async def by_path(request: web.Request) -> web.StreamResponse:
     return await _forward(
         context,
         request,
-        ProxyRequest(spec, f"/{path}{question}{query}", body, options, needs_slot, asks_ids=True),
+        ProxyRequest(spec, f"/{path}{question}{query}", body, options, needs_slot, resumable=True),
     )
 
 

@@ -1,4 +1,4 @@
-"""Signs that a busy worker makes progress: what it tells, what flows, what can be seen of it."""
+"""Liveness of busy workers: heartbeats, response bytes, disk reads, and a probe."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ STOPPED = frozenset({psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP})
 
 @dataclass(frozen=True, slots=True)
 class ProcessActivity:
-    """A look at a worker's processes from outside."""
+    """Activity of a worker's processes, as the operating system reports it."""
 
     stopped: bool
-    """One of them was halted: by SIGSTOP, by a debugger."""
+    """True if one of them is stopped, by SIGSTOP or by a debugger."""
     read: int
-    """What they have read from disks so far, in bytes or pages."""
+    """Total of their disk reads so far, in bytes or pages."""
 
 
 def process_activity(pid: int) -> ProcessActivity:
-    """Look once. Goes through all processes of the machine: not for the event loop."""
+    """Return the present activity. It scans all processes, so do not call it on the event loop."""
     stopped, read = False, 0
     for member in family(pid):
         try:
@@ -40,7 +40,7 @@ def process_activity(pid: int) -> ProcessActivity:
 
 
 def _read(process: Any) -> int:
-    """Where the system tells neither, a worker that reads for long is not known to."""
+    """Return the bytes or pages read; 0 on systems that report neither."""
     if hasattr(process, "io_counters"):
         return int(process.io_counters().read_bytes)
     return int(getattr(process.memory_info(), "pageins", 0))
@@ -48,40 +48,44 @@ def _read(process: Any) -> int:
 
 @dataclass(slots=True)
 class Liveness:
-    """When one worker was last known to make progress. Written by whoever sees a sign of it."""
+    """Times of the last signs that one worker makes progress, written by all code that sees one."""
 
     beat: float | None = None
-    """When the worker last said so itself."""
+    """Time of the last heartbeat; None before the first."""
     flowed: float = 0.0
-    """When bytes of an answer last came, or another sign was seen."""
+    """Time of the last response bytes, or of another sign."""
     leases: int = 0
-    """Requests that it has."""
+    """Number of its requests."""
     held: int = 0
-    """Those of them whose clients do not take what there is: they wait, not the worker."""
+    """Number of requests that wait for their client to read, and not for the worker."""
     read: int = -1
-    """As last seen in `ProcessActivity`; negative: not looked yet."""
+    """Last value of `ProcessActivity.read`; negative before the first look."""
 
     def last(self) -> float:
-        """When there was a sign last; now, if all wait for their clients."""
+        """Return the time of the last sign; now, if all requests wait for their clients."""
         if 0 < self.leases <= self.held:
             return now()
         return max(self.beat or 0.0, self.flowed)
 
     async def look(self, process: WorkerProcess) -> None:
-        """Look for more signs at a worker that has been silent.
+        """Look for other signs of a worker that has been silent.
 
-        One that reads from the disk makes progress: the pages of a large model come in so. Of a
-        foreign one silence says nothing, unless it is halted or has to answer when it is asked.
+        A worker that reads from the disk makes progress: it loads the pages of a large model. The
+        silence of an external worker means nothing, unless it is stopped, or its model has a
+        liveness probe.
         """
         loop, pid, spec = asyncio.get_running_loop(), process.pid, process.spec
-        seen = await loop.run_in_executor(None, process_activity, pid)
-        if 0 <= self.read < seen.read:
+        activity = await loop.run_in_executor(None, process_activity, pid)
+        if 0 <= self.read < activity.read:
             self.flowed = now()
-        self.read = seen.read
-        if not spec.launch.builtin and not seen.stopped and not spec.serving.liveness_probe:
+        self.read = activity.read
+        if not spec.launch.builtin and not activity.stopped and not spec.serving.liveness_probe:
             self.flowed = now()
 
     async def ask(self, process: WorkerProcess, session: aiohttp.ClientSession) -> None:
-        """Ask a foreign worker at its check endpoint; an answer within half its time is a sign."""
+        """Probe an external worker's `checkEndpoint`; a response is a sign of liveness.
+
+        It has to arrive in half of `hang_timeout`.
+        """
         if await answers(session, process, process.spec.serving.hang_timeout / 2):
             self.flowed = now()

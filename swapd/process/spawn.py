@@ -71,9 +71,9 @@ class Spawned:
     """A process and swapd's ends of its pipes."""
 
     process: subprocess.Popen[bytes]
-    words: int
+    message_fd: int
     """Descriptor of the worker's messages, for built-in workers; else -1."""
-    lines: int
+    output_fd: int
     """Descriptor of the worker's printed output."""
 
 
@@ -184,7 +184,7 @@ class WarmStandby:
             return
         ended, self._waiting = self._waiting, None
         _kill(ended.process, self._context)
-        _close(ended.words, ended.lines)
+        _close(ended.message_fd, ended.output_fd)
 
 
 DEFAULT_NAMES = (

@@ -1,4 +1,4 @@
-"""One request through to a worker and its answer back, streamed as it comes."""
+"""The exchange with one worker: the request forwarded, the response streamed to the client."""
 
 from __future__ import annotations
 
@@ -33,103 +33,107 @@ HOP_BY_HOP = frozenset(
         "upgrade",
     }
 )
-"""Headers that speak of one connection only (RFC 9110, section 7.6.1)."""
+"""Headers that apply to one connection only (RFC 9110, section 7.6.1)."""
 
 BODILESS = frozenset({204, 304})
-"""Statuses of answers that have no body."""
+"""Statuses of responses without a body."""
 
-CONNECT_WITHIN = 5.0
-KEPT_FOR = 3.0
-"""An idle connection is closed before a worker would do so (llama-server: 5 s): a request sent
-into a connection that the other end is just closing can't be told from one that was lost."""
-RECEIVED_BYTES = 64 * 1024
-READ_AHEAD_BYTES = 16 * 1024
-"""Of an answer, for a client that does not keep up; as small pieces they take several times as
-much, and there may be hundreds of such clients."""
-LONGEST_LINE = 65536
-"""Bytes that a line of the head of a worker's answer may have."""
+CONNECT_TIMEOUT = 5.0
+"""Seconds in which a worker has to accept a connection."""
+KEEP_ALIVE = 3.0
+"""Seconds until an idle connection is closed. A worker closes it later (llama-server: after 5 s):
+a request sent while the worker closes its connection can't be distinguished from a lost one."""
+RECEIVE_BUFFER = 64 * 1024
+"""Bytes of the kernel's receive buffer of one connection."""
+READ_AHEAD = 16 * 1024
+"""Bytes of a response that are read ahead of a slow client. In small pieces they take several times
+as much memory, and there may be hundreds of such clients."""
+MAX_HEAD_LINE = 65536
+"""Bytes of the longest line in the head of a worker's response."""
 FAILURES = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
-NEVER = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_WITHIN)
-"""An answer may take as long as it takes: a long prefill is not a fault."""
+"""Exceptions of a failed exchange; `failure_message` has the sentence for each."""
+NO_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT)
+"""Timeouts of an exchange: for connecting alone, because a long prefill is not a fault."""
 
-
-SWITCHING = 101
-EVENTS = "text/event-stream"
+SWITCHING_PROTOCOLS = 101
+EVENT_STREAM = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
-"""What a whole stream ends with, where it ends with anything."""
-LONGEST_REASON = 65536
-TAIL = 2048
-"""Bytes at the end of an answer in which its usage stands."""
-TOTAL = re.compile(rb'"total_tokens":\s*(\d{1,12})')
+"""Last event of a complete stream; some workers send none."""
+MAX_ERROR_BODY = 65536
+TAIL_BYTES = 2048
+"""Bytes at the end of a response that contain its usage."""
+TOTAL_TOKENS = re.compile(rb'"total_tokens":\s*(\d{1,12})')
 PROMPT_N = re.compile(rb'"prompt_n":\s*(\d{1,12})')
 PREDICTED_N = re.compile(rb'"predicted_n":\s*(\d{1,12})')
 
 
 ExitReason: TypeAlias = Callable[[float], Awaitable[str]]
-"""Waits so many seconds for a worker's end and says how it was; empty if it lives on."""
+"""Function that waits the given seconds for a worker's exit and returns the exit reason; empty if
+the worker still runs."""
 CLOSED_WITHIN = 0.1
-"""Seconds in which a worker that ended with its connection is found to have done so."""
-_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
-"""How an event of a stream may end."""
+"""Seconds within which the exit of a worker is detected after it closed its connection."""
+_EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+"""Possible ends of an event in a stream."""
 
 
-class Fault(msgspec.Struct):
-    """An error as OpenAI has it."""
+class ErrorDetail(msgspec.Struct):
+    """An error in OpenAI's format."""
 
     message: str
 
 
-class Said(msgspec.Struct):
-    """The body of an answer that is an error."""
+class ErrorBody(msgspec.Struct):
+    """Body of an error response."""
 
-    error: Fault
+    error: ErrorDetail
 
 
 class WorkerFailedError(Exception):
-    """The worker's answer did not come, or broke off."""
+    """The worker's response is missing or incomplete."""
 
 
 class WorkerDrainingError(WorkerFailedError):
-    """The worker takes no requests; one of ours then ends when it has done what it has."""
+    """The worker accepts no requests. A built-in one exits when its present requests are done."""
 
 
 def end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    """The headers that are meant for the other end: hop-by-hop ones are left out."""
+    """Return the end-to-end headers: all but the hop-by-hop ones."""
     named = ",".join(headers.getall("Connection", ())).split(",")
     drop = HOP_BY_HOP | {name.strip().lower() for name in named}
     return CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in drop)
 
 
 def new_session() -> aiohttp.ClientSession:
-    """A client for all workers: no limit but the grants, nothing unpacked, nothing remembered."""
+    """Return the HTTP client for all workers.
+
+    It has no connection limit, because leases limit the requests; it does not decompress bodies,
+    and stores no cookies.
+    """
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
-            limit=0, keepalive_timeout=KEPT_FOR, socket_factory=_with_small_buffer
+            limit=0, keepalive_timeout=KEEP_ALIVE, socket_factory=_small_buffer_socket
         ),
-        timeout=NEVER,
+        timeout=NO_TIMEOUT,
         auto_decompress=False,
-        read_bufsize=READ_AHEAD_BYTES,
+        read_bufsize=READ_AHEAD,
         cookie_jar=aiohttp.DummyCookieJar(),
-        max_line_size=LONGEST_LINE,
-        max_field_size=LONGEST_LINE,
+        max_line_size=MAX_HEAD_LINE,
+        max_field_size=MAX_HEAD_LINE,
         skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
     )
 
 
-def _with_small_buffer(address: AddrInfoType) -> socket.socket:
-    """A socket that takes no megabytes from a worker ahead of a slow reader."""
+def _small_buffer_socket(address: AddrInfoType) -> socket.socket:
+    """Return a socket whose small buffer keeps megabytes from piling up for a slow client."""
     family, kind, protocol, _, _ = address
     sock = socket.socket(family, kind, protocol)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVED_BYTES)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
     sock.setblocking(False)
     return sock
 
 
 class Exchange:
-    """One request through to a worker, or to several if the first ones end under it.
-
-    `response` is the answer to the client as far as it has been begun.
-    """
+    """A client request, forwarded to a worker, and to further ones when its worker exits."""
 
     def __init__(
         self,
@@ -141,55 +145,57 @@ class Exchange:
         withheld: Iterable[str] = (),
     ) -> None:
         self.response: web.StreamResponse | None = None
+        """The response to the client; None until its head is sent."""
         self._session = session
         self._request = request
         self._path = path
         self._body = body
         self._added = added
-        """Headers that the answer gets on top."""
+        """Headers that are added to the response."""
         self._withheld = withheld
-        """Headers of the request that are no business of the worker's."""
+        """Names of request headers that are not forwarded to the worker."""
         self._events: EventIds | None = None
         self._tail = b""
 
     @property
-    def goes_on(self) -> bool:
-        """Whether another worker can serve the request so that the client notices a pause at most.
+    def is_retryable(self) -> bool:
+        """True if another worker can serve the request, with no more than a pause for the client.
 
-        It can as long as nothing of the answer's body is out, and in streams with ids.
+        That is so until the first byte of the body is sent, and throughout streams with ids.
         """
         if self.response is None or (self._events and self._events.can_resume):
             return True
-        return not self._tail and self.response.content_type == EVENTS
+        return not self._tail and self.response.content_type == EVENT_STREAM
 
     @property
-    def has_begun(self) -> bool:
-        """Whether the client has events that the next worker is not to send again."""
+    def has_started(self) -> bool:
+        """True if the client has events that the next worker must not repeat."""
         return self._events is not None and bool(self._events.ids)
 
     @property
     def is_within_event(self) -> bool:
-        """Whether the client has a part of an event without its end."""
-        return bool(self._tail) and not self._tail.endswith(_ENDS)
+        """True if the client has the beginning of an event without its end."""
+        return bool(self._tail) and not self._tail.endswith(_EVENT_ENDS)
 
-    async def through(
-        self, base_url: str, pulse: Liveness, resumable: bool, fate: ExitReason
+    async def send(
+        self, base_url: str, liveness: Liveness, resumable: bool, exit_reason: ExitReason
     ) -> int:
-        """Send the request to a worker and stream the answer to the client as it comes.
+        """Send the request to a worker and stream the response to the client.
 
-        What was begun is gone on with; a worker that is `resumable` is asked for what that needs.
-        Returns the tokens that the answer's end tells of. Raises WorkerFailedError when the
-        worker fails, ConnectionResetError when the client has gone. However it ends, the
-        connection to the worker is closed unless its answer is complete, so that the worker
-        stops working on it.
+        A stream that another worker began is resumed; if `resumable`, event ids are requested,
+        which a later resumption needs. Returns the number of tokens that the response reports.
+        Raises WorkerFailedError when the worker fails, ConnectionResetError when the client has
+        disconnected. Unless the response is complete, the connection to the worker is closed, so
+        that the worker stops generating.
         """
+        # The request: a resumption if the client has events already.
         path, body, headers = self._path, self._body, self._headers(resumable)
         if self._events is not None and self._events.ids:
             path, body = f"{RESUME_PREFIX}{path}", self._events.resumption(body)
         elif self._events is not None:
             self._events = EventIds()
         try:
-            answer = await self._session.request(
+            worker_response = await self._session.request(
                 self._request.method,
                 URL(base_url + path, encoded=True),
                 data=body or None,
@@ -197,32 +203,34 @@ class Exchange:
                 allow_redirects=False,
             )
         except aiohttp.ClientConnectorError as error:
-            raise WorkerDrainingError(told(error)) from error
+            raise WorkerDrainingError(failure_message(error)) from error
         except FAILURES as error:
-            raise WorkerFailedError(told(error)) from error
-        async with answer:
-            if DRAINING_HEADER in answer.headers:
-                raise WorkerDrainingError(await _reason(answer))
-            if answer.status == SWITCHING:
-                # Nobody has asked for it; there is no answer behind it.
-                answer.close()
-                raise WorkerFailedError(f"it answered with status {SWITCHING}")
-            response = await self._prepared(answer, resumable)
-            await self._relay(answer, response, pulse)
-            if _ends_by_closing(answer) and (reason := await fate(CLOSED_WITHIN)):
+            raise WorkerFailedError(failure_message(error)) from error
+        # The response: its head is checked before the client gets one.
+        async with worker_response:
+            if DRAINING_HEADER in worker_response.headers:
+                raise WorkerDrainingError(await _error_message(worker_response))
+            if worker_response.status == SWITCHING_PROTOCOLS:
+                # No upgrade was requested, and no response follows.
+                worker_response.close()
+                raise WorkerFailedError(f"it answered with status {SWITCHING_PROTOCOLS}")
+            response = await self._prepare_response(worker_response, resumable)
+            await self._relay(worker_response, response, liveness)
+            # A body that ends with the connection looks complete even if the worker crashed.
+            if _ends_by_closing(worker_response) and (reason := await exit_reason(CLOSED_WITHIN)):
                 raise WorkerFailedError(reason)
             await response.write_eof()
-        return tokens_told(self._tail)
+        return reported_tokens(self._tail)
 
     def _headers(self, resumable: bool) -> CIMultiDict[str]:
         headers = end_to_end(self._request.headers)
-        # The body was unpacked on its way in, if it was packed.
+        # A compressed body was decompressed when it was received.
         for name in (
             "Host",
             "Content-Length",
             "Expect",
             "Content-Encoding",
-            # Both were judged at our door, and speak of it.
+            # Access control checked both; they refer to swapd's address.
             "Origin",
             "Sec-Fetch-Site",
             RESUMABLE_HEADER,
@@ -233,99 +241,107 @@ class Exchange:
             headers[RESUMABLE_HEADER] = "1"
         return headers
 
-    async def _prepared(
-        self, answer: aiohttp.ClientResponse, resumable: bool
+    async def _prepare_response(
+        self, worker_response: aiohttp.ClientResponse, resumable: bool
     ) -> web.StreamResponse:
-        """The response to the client, begun now if it is not yet."""
-        events = answer.content_type == EVENTS
+        """Return the response to the client; send its head if that was not done before."""
+        is_stream = worker_response.content_type == EVENT_STREAM
         if self.response is not None:
-            if answer.status != self.response.status or not events:
-                raise WorkerFailedError(await _reason(answer))
+            if worker_response.status != self.response.status or not is_stream:
+                raise WorkerFailedError(await _error_message(worker_response))
             if resumable and self._events is None:
                 self._events = EventIds()
             return self.response
-        response = web.StreamResponse(status=answer.status, reason=answer.reason)
-        response.headers.extend(end_to_end(answer.headers))
+        response = web.StreamResponse(status=worker_response.status, reason=worker_response.reason)
+        response.headers.extend(end_to_end(worker_response.headers))
         response.headers.update(self._added)
         await response.prepare(self._request)
         self.response = response
-        if resumable and events and "Content-Length" not in answer.headers:
+        if resumable and is_stream and "Content-Length" not in worker_response.headers:
             self._events = EventIds()
         return response
 
     async def _relay(
-        self, answer: aiohttp.ClientResponse, response: web.StreamResponse, pulse: Liveness
+        self,
+        worker_response: aiohttp.ClientResponse,
+        response: web.StreamResponse,
+        liveness: Liveness,
     ) -> None:
+        """Forward the body to the client, without event ids, and record signs of liveness."""
         events, writer = self._events, self._request.writer
-        while chunk := await self._next_chunk(answer):
-            pulse.flowed = now()
+        while chunk := await self._next_chunk(worker_response):
+            liveness.flowed = now()
             if events is not None and not (chunk := events.take(chunk)):
                 continue
-            pulse.held += 1
+            liveness.held += 1
             try:
                 await response.write(chunk)
-                # That waits for a client only now and then, when 64 KiB lie there in small pieces.
+                # `write` waits for a client only once 64 KiB are buffered in small pieces.
                 await writer.drain()
             finally:
-                pulse.held -= 1
-            self._tail = (self._tail + chunk)[-TAIL:]
+                liveness.held -= 1
+            self._tail = (self._tail + chunk)[-TAIL_BYTES:]
         if events is not None and (rest := events.rest()):
             await response.write(rest)
 
-    async def _next_chunk(self, answer: aiohttp.ClientResponse) -> bytes:
-        """What has come since the last call, at once; empty at the answer's end."""
+    async def _next_chunk(self, worker_response: aiohttp.ClientResponse) -> bytes:
+        """Return the bytes received since the last call; empty at the end of the response."""
         try:
-            return await answer.content.readany()
+            return await worker_response.content.readany()
         except FAILURES as error:
             if self._tail.endswith(DONE):
-                return b""
-            raise WorkerFailedError(told(error)) from error
+                return b""  # The stream was complete when the connection broke.
+            raise WorkerFailedError(failure_message(error)) from error
 
 
-def _ends_by_closing(answer: aiohttp.ClientResponse) -> bool:
-    """Whether the end of the connection is the answer's, so that one broken off looks whole."""
-    if answer.method == "HEAD" or answer.status in BODILESS:
+def _ends_by_closing(response: aiohttp.ClientResponse) -> bool:
+    """Return True if closing the connection ends the body: a truncated one then looks complete."""
+    if response.method == "HEAD" or response.status in BODILESS:
         return False
-    chunked = "chunked" in answer.headers.get("Transfer-Encoding", "").lower()
-    return not chunked and "Content-Length" not in answer.headers
+    chunked = "chunked" in response.headers.get("Transfer-Encoding", "").lower()
+    return not chunked and "Content-Length" not in response.headers
 
 
-async def _reason(answer: aiohttp.ClientResponse) -> str:
-    """Why a worker does not go on with an answer."""
+async def _error_message(response: aiohttp.ClientResponse) -> str:
+    """Return the message of a worker's error response."""
     try:
-        data = await answer.content.read(LONGEST_REASON)
-        return msgspec.json.decode(data, type=Said).error.message
+        data = await response.content.read(MAX_ERROR_BODY)
+        return msgspec.json.decode(data, type=ErrorBody).error.message
     except FAILURES as error:
-        return told(error)
+        return failure_message(error)
     except msgspec.DecodeError:
-        return f"it answered with status {answer.status}"
+        return f"it answered with status {response.status}"
 
 
-def tokens_told(tail: bytes) -> int:
-    """Tokens read and written, by the end of an answer; 0 when it does not tell.
+def reported_tokens(tail: bytes) -> int:
+    """Return the tokens of prompt and answer that the end of a response reports; 0 if none.
 
-    From OpenAI's `usage`, or from the `timings` that llama-server and our worker put there.
+    Sources are OpenAI's `usage`, or the `timings` of llama-server and of the built-in worker.
     """
-    if found := TOTAL.search(tail):
+    if found := TOTAL_TOKENS.search(tail):
         return int(found[1])
     prompt, predicted = PROMPT_N.search(tail), PREDICTED_N.search(tail)
     return (int(prompt[1]) if prompt else 0) + (int(predicted[1]) if predicted else 0)
 
 
-def told(error: Exception) -> str:
-    """What went wrong, in a word at least; where workers are is not for clients."""
-    match error:
-        case aiohttp.ClientConnectorError():
-            number = error.os_error.errno
-            said = f"it takes no connection{f': {os.strerror(number)}' if number else ''}"
-        case aiohttp.ServerTimeoutError():
-            said = "it did not answer in time"
-        case aiohttp.ClientResponseError():
-            said = "its answer is no proper HTTP"
-        case aiohttp.ClientPayloadError():
-            said = "its answer broke off, or is no proper HTTP"
-        case aiohttp.ServerDisconnectedError():
-            said = "it closed the connection without an answer"
-        case _:
-            said = str(error)
-    return said or type(error).__name__
+_FAILURE_MESSAGES: tuple[tuple[type[Exception], str], ...] = (
+    (aiohttp.ServerTimeoutError, "it did not answer in time"),
+    (aiohttp.ClientResponseError, "its response is not valid HTTP"),
+    (aiohttp.ClientPayloadError, "its response broke off, or is not valid HTTP"),
+    (aiohttp.ServerDisconnectedError, "it closed the connection without a response"),
+)
+"""Sentence for each kind of failure; the first entry that matches counts."""
+
+
+def failure_message(error: Exception) -> str:
+    """Return a sentence on a failed exchange, without the worker's address. Never empty.
+
+    Addresses of workers are internal, and the message is sent to clients.
+    """
+    if isinstance(error, aiohttp.ClientConnectorError):
+        number = error.os_error.errno
+        return f"it accepts no connections{f': {os.strerror(number)}' if number else ''}"
+    for kind, message in _FAILURE_MESSAGES:
+        if isinstance(error, kind):
+            return message
+    return str(error) or type(error).__name__

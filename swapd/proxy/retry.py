@@ -1,4 +1,4 @@
-"""One request, given to workers one after the other until one has answered it."""
+"""Forwarding of one request, retried on further workers until one has answered it."""
 
 from __future__ import annotations
 
@@ -17,47 +17,48 @@ from swapd.proxy.forward import ExitReason, WorkerDrainingError, WorkerFailedErr
 from swapd.supervisor import Supervisor
 from swapd.system.memory_trim import MemoryTrimmer
 
-LEAVES_WITHIN = 60.0
-"""Seconds in which a worker that takes nothing more has finished what it has."""
+DRAIN_TIMEOUT = 60.0
+"""Seconds in which a draining worker has to finish its requests and exit."""
 
 
 class RetryableExchange(Protocol):
-    """A request on its way, and its answer as far as the client has it."""
+    """A forwarded request, and the part of its response that the client has."""
 
     @property
-    def goes_on(self) -> bool:
-        """Whether another worker can serve it so that the client notices a pause at most."""
+    def is_retryable(self) -> bool:
+        """True if another worker can serve it, with no more than a pause for the client."""
 
     @property
-    def has_begun(self) -> bool:
-        """Whether the client has a part of a stream that another worker is to go on with."""
+    def has_started(self) -> bool:
+        """True if the client has a part of a stream that another worker must resume."""
 
-    async def through(
-        self, base_url: str, pulse: Liveness, resumable: bool, fate: ExitReason
+    async def send(
+        self, base_url: str, liveness: Liveness, resumable: bool, exit_reason: ExitReason
     ) -> int:
-        """Have this worker answer, or go on; the tokens that it took. Raises WorkerFailedError.
+        """Send the request to a worker, forward the response, and return the tokens it took.
 
-        `fate` tells whether the worker has just ended, where its answer can't tell.
+        `exit_reason` finds out whether the worker has just exited, where the response does not
+        show it. Raises WorkerFailedError.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class ProxyRequest:
-    """A request as it goes to a worker."""
+    """A request in the form that is sent to a worker."""
 
     spec: ModelSpec
     path: str
     body: bytes
-    wish: RequestOptions
+    options: RequestOptions
     needs_slot: bool = True
-    asks_ids: bool = False
-    """Whether to ask for a stream with which another worker can go on."""
+    resumable: bool = False
+    """True if event ids are requested, with which another worker can resume the stream."""
 
     def fingerprint(self) -> str:
-        """By what it is known when it comes again."""
-        told = hashlib.blake2b(f"{self.spec.name} {self.path} ".encode(), digest_size=16)
-        told.update(self.body)
-        return told.hexdigest()
+        """Return the hash by which repetitions of this request are recognised."""
+        digest = hashlib.blake2b(f"{self.spec.name} {self.path} ".encode(), digest_size=16)
+        digest.update(self.body)
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,60 +73,68 @@ class ForwardingContext:
 
 async def forward_with_retry(
     context: ForwardingContext,
-    passing: ProxyRequest,
-    passage: RetryableExchange,
-    meanwhile: Callable[[Awaitable[Lease]], Awaitable[Lease]] | None = None,
+    proxy_request: ProxyRequest,
+    exchange: RetryableExchange,
+    while_waiting: Callable[[Awaitable[Lease]], Awaitable[Lease]] | None = None,
 ) -> None:
-    """Have the request answered, by another worker if one ends under it.
+    """Forward a request to a worker, and to another one when its worker exits.
 
-    `meanwhile` waits for the first worker in place of this, and does something besides.
+    `while_waiting` is awaited with the pending first lease and returns it, and may report progress.
 
-    Raises RefusedError, and WorkerFailedError when no other worker may be tried.
+    Raises RejectedError, and WorkerFailedError when the request can't be retried.
     """
     supervisor = context.supervisor
-    known = passing.fingerprint() if supervisor.tracks_fingerprints else ""
+    fingerprint = proxy_request.fingerprint() if supervisor.tracks_fingerprints else ""
     context.heap.enter()
     try:
-        coming = supervisor.admit(passing.spec.name, passing.needs_slot, passing.wish, known)
-        lease = await (meanwhile(coming) if meanwhile is not None else coming)
-        await _through(context, passing, passage, lease)
+        pending = supervisor.admit(
+            proxy_request.spec.name, proxy_request.needs_slot, proxy_request.options, fingerprint
+        )
+        lease = await (while_waiting(pending) if while_waiting is not None else pending)
+        await _forward(context, proxy_request, exchange, lease)
     except RejectedError as error:
         if error.rejection.reason is RejectReason.POISON:
-            name, known = passing.spec.name, passing.fingerprint()
-            context.log.warning("%s: refused, fingerprint %s: %s", name, known, error)
+            name, fingerprint = proxy_request.spec.name, proxy_request.fingerprint()
+            context.log.warning("%s: refused, fingerprint %s: %s", name, fingerprint, error)
         raise
     finally:
         context.heap.leave()
 
 
-async def _through(
-    context: ForwardingContext, passing: ProxyRequest, passage: RetryableExchange, lease: Lease
+async def _forward(
+    context: ForwardingContext,
+    proxy_request: ProxyRequest,
+    exchange: RetryableExchange,
+    lease: Lease,
 ) -> None:
-    """From this lease on; whatever happens, it and those that follow it are given back."""
+    """Forward with this lease and those that replace it. The last one is always released."""
     held: Lease | None = lease
-    name, answered, tokens, known = passing.spec.name, False, 0, ""
+    name, answered, tokens, fingerprint = proxy_request.spec.name, False, 0, ""
     try:
         while not answered:
             try:
-                resumable = passing.asks_ids and lease.handle.resumable
-                if passage.has_begun:
+                resumable = proxy_request.resumable and lease.handle.resumable
+                if exchange.has_started:
                     if not resumable:
-                        raise WorkerFailedError("the next one can't go on with what it began")
+                        raise WorkerFailedError("the next worker can't resume the stream")
                     context.metrics.resumed(name)
-                pulse = lease.handle.liveness
-                tokens = await passage.through(lease.base_url, pulse, resumable, lease.exit_reason)
+                liveness = lease.handle.liveness
+                tokens = await exchange.send(lease.base_url, liveness, resumable, lease.exit_reason)
                 answered = True
             except WorkerFailedError as error:
-                leaves = isinstance(error, WorkerDrainingError) and lease.handle.resumable
-                fate = await lease.exit_reason(LEAVES_WITHIN if leaves else EXIT_GRACE)
-                context.log.warning("%s: a request lost its worker: %s", name, fate or error)
-                known = passing.fingerprint() if fate else ""
-                if not fate or not passage.goes_on:
-                    message = f"the worker of {name!r} failed: {fate or error}"
+                # Only the exit of a worker leads to a retry; a draining one needs longer for it.
+                drains = isinstance(error, WorkerDrainingError) and lease.handle.resumable
+                exit_reason = await lease.exit_reason(DRAIN_TIMEOUT if drains else EXIT_GRACE)
+                reason = exit_reason or error
+                context.log.warning("%s: a request lost its worker: %s", name, reason)
+                fingerprint = proxy_request.fingerprint() if exit_reason else ""
+                if not exit_reason or not exchange.is_retryable:
+                    message = f"the worker of {name!r} failed: {reason}"
                     raise WorkerFailedError(message) from error
+                # `reacquire` releases the old lease, also when it raises.
                 held = None
-                held = lease = await context.supervisor.reacquire(lease, known)
-                known = ""
+                held = lease = await context.supervisor.reacquire(lease, fingerprint)
+                fingerprint = ""
     finally:
         if held is not None:
-            context.supervisor.release(held, answered, tokens, known)
+            context.supervisor.release(held, answered, tokens, fingerprint)

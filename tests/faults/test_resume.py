@@ -202,7 +202,7 @@ def test_a_worker_without_the_resume_feature_is_not_sent_a_resume(home: Path) ->
                 os.kill(pid, signal.SIGKILL)
                 stream.texts.append("")
         assert stream.error is not None
-        worker = "the worker of 'bard' failed: the next one can't go on with what it began"
+        worker = "the worker of 'bard' failed: the next worker can't resume the stream"
         assert stream.error["message"] == worker
         assert swapd.worker("bard")["resumed"] == 0
 

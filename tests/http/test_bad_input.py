@@ -228,13 +228,13 @@ HTTPServer(("127.0.0.1", int(sys.argv[1])), Malformed).serve_forever()
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        ("what is this\\r\\n\\r\\n", "its answer is no proper HTTP"),
-        ("HTTP/1.1 200 OK\\r\\nContent-Length: x\\r\\n\\r\\n", "its answer is no proper HTTP"),
+        ("what is this\\r\\n\\r\\n", "its response is not valid HTTP"),
+        ("HTTP/1.1 200 OK\\r\\nContent-Length: x\\r\\n\\r\\n", "its response is not valid HTTP"),
         (
             "HTTP/1.1 200 OK\\r\\nContent-Length: 9\\r\\n\\r\\nshort",
-            "its answer broke off, or is no proper HTTP",
+            "its response broke off, or is not valid HTTP",
         ),
-        ("", "it closed the connection without an answer"),
+        ("", "it closed the connection without a response"),
     ],
 )
 def test_malformed_responses_of_an_external_worker_are_described(

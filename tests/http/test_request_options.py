@@ -11,7 +11,7 @@ import pytest
 
 from swapd.config.access import hash_of
 from swapd.http.proxy_routes import parse_keep_alive
-from swapd.proxy.forward import tokens_told
+from swapd.proxy.forward import reported_tokens
 from tests.daemon import Swapd, alive, chat, config, error_of, eventually
 from tests.fixtures import GateMaker, fake
 
@@ -58,7 +58,7 @@ def test_a_duration_that_is_too_large_is_rejected(value: object) -> None:
     ],
 )
 def test_token_counts_are_parsed_from_the_end_of_a_response(tail: bytes, tokens: int) -> None:
-    assert tokens_told(tail) == tokens
+    assert reported_tokens(tail) == tokens
 
 
 def test_keep_alive_0_stops_the_worker_and_a_negative_one_keeps_it(home: Path) -> None:

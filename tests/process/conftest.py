@@ -15,7 +15,7 @@ from swapd.process.orphans import Guardian, PidRegistry
 from swapd.process.spawn import SpawnContext
 from swapd.process.worker_process import WorkerProcess
 from tests.specs import model_spec
-from workers.protocol import LoadError, Message, ReadyMessage
+from workers.protocol import LoadFailure, Message, ReadyMessage
 
 LOG = logging.Logger("test")
 
@@ -36,7 +36,7 @@ class Listener:
     killed_externally: bool | None = None
     """True if another process killed the worker; None until it has ended."""
 
-    def worker_spoke(self, worker: int, message: Message) -> None:
+    def worker_reported(self, worker: int, message: Message) -> None:
         assert worker == 1
         self.messages.put_nowait(message)
 
@@ -50,9 +50,9 @@ class Listener:
         assert isinstance(message, ReadyMessage)
         return message
 
-    async def load_error(self) -> LoadError:
+    async def load_error(self) -> LoadFailure:
         message = await asyncio.wait_for(self.messages.get(), 20)
-        assert isinstance(message, LoadError)
+        assert isinstance(message, LoadFailure)
         return message
 
     async def end(self) -> str:

@@ -1,4 +1,4 @@
-"""Signs of progress that can't be had from a worker itself, and who ended it."""
+"""Signs of liveness seen from outside a worker, and kills by the OOM killer."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ block = mmap.mmap(-1, 4096)
 while gate.read(1):
     os.preadv(file, [block], 0)
 """
-EATER = """
+MEMORY_HOG = """
 import sys
 open(sys.argv[1], "rb").read(1)
-eaten = []
+blocks = []
 while True:
-    eaten.append(b"x" * 2**20)
+    blocks.append(b"x" * 2**20)
 """
 GROUPS = Path("/sys/fs/cgroup/memory")
 
 
-def test_who_waits_for_all_its_clients_is_not_silent() -> None:
-    pulse = Liveness(beat=1.0, flowed=2.0, leases=2, held=1)
-    assert pulse.last() == 2.0
-    pulse.held = 2
+def test_a_worker_that_waits_for_all_its_clients_is_not_silent() -> None:
+    liveness = Liveness(beat=1.0, flowed=2.0, leases=2, held=1)
+    assert liveness.last() == 2.0
+    liveness.held = 2
     before = now()
-    assert before <= pulse.last() <= now()
+    assert before <= liveness.last() <= now()
 
 
 def _is_read_past_the_cache(file: Path) -> bool:
@@ -50,27 +50,29 @@ def _is_read_past_the_cache(file: Path) -> bool:
     return file.stat().st_dev != Path("/dev/shm").stat().st_dev
 
 
-async def test_who_reads_from_the_disk_makes_progress(spawn: Spawn, tmp_path: Path) -> None:
+async def test_a_worker_that_reads_from_the_disk_makes_progress(
+    spawn: Spawn, tmp_path: Path
+) -> None:
     script, file, gate = (tmp_path / name for name in ("reader.py", "file", "gate"))
     script.write_text(READER)
     file.write_bytes(b"x" * BLOCK)
     os.mkfifo(gate)
     if not _is_read_past_the_cache(file):
-        pytest.skip("nothing can be read here past the cache")
+        pytest.skip("files can't be read past the page cache here")
     process, _ = spawn(f"{sys.executable} {script} {file} {gate}")
-    with gate.open("wb", buffering=0) as let:
-        let.write(b".")
+    with gate.open("wb", buffering=0) as gate_end:
+        gate_end.write(b".")
         if not _reads(process.pid):
-            pytest.skip("the system does not count what is read from this disk")
-        pulse = Liveness()
-        await pulse.look(process)
-        await pulse.look(process)
-        assert pulse.flowed == 0.0, "what was read before the first look says nothing"
+            pytest.skip("the system does not count reads from this disk")
+        liveness = Liveness()
+        await liveness.look(process)
+        await liveness.look(process)
+        assert liveness.flowed == 0.0, "reads before the first look are no sign"
         before = process_activity(process.pid).read
-        let.write(b".")
+        gate_end.write(b".")
         eventually(lambda: process_activity(process.pid).read > before)
-        await pulse.look(process)
-        assert pulse.flowed > 0.0
+        await liveness.look(process)
+        assert liveness.flowed > 0.0
 
 
 def _reads(pid: int) -> bool:
@@ -82,24 +84,24 @@ def _reads(pid: int) -> bool:
 
 @pytest.mark.skipif(
     oom_kills() is None or not os.access(GROUPS, os.W_OK) or os.geteuid() != 0,
-    reason="a bound on memory that kills takes a control group of one's own",
+    reason="a memory limit that kills needs a writable control group",
 )
-async def test_what_the_system_kills_for_want_of_memory_met_with_no_accident(
+async def test_a_kill_by_the_oom_killer_is_not_an_external_kill(
     spawn: Spawn, tmp_path: Path
 ) -> None:
-    script, gate = tmp_path / "eater.py", tmp_path / "gate"
-    script.write_text(EATER)
+    script, gate = tmp_path / "memory_hog.py", tmp_path / "gate"
+    script.write_text(MEMORY_HOG)
     os.mkfifo(gate)
     group = GROUPS / f"swapd-test-{os.getpid()}"
     group.mkdir()
     try:
         (group / "memory.limit_in_bytes").write_text(str(48 * 2**20))
-        process, heard = spawn(f"{sys.executable} {script} {gate}")
+        process, listener = spawn(f"{sys.executable} {script} {gate}")
         (group / "cgroup.procs").write_text(str(process.pid))
-        with gate.open("wb", buffering=0) as let:
-            let.write(b".")
-        assert await heard.end() == "the worker was ended by SIGKILL"
-        assert heard.killed_externally is False
+        with gate.open("wb", buffering=0) as gate_end:
+            gate_end.write(b".")
+        assert await listener.end() == "the worker was ended by SIGKILL"
+        assert listener.killed_externally is False
     finally:
         eventually(lambda: not (group / "cgroup.procs").read_text())
         group.rmdir()

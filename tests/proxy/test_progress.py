@@ -1,4 +1,4 @@
-"""Clients of streams that are told how far their turn is, while they wait."""
+"""Progress reports to clients of streams that wait for their model."""
 
 from __future__ import annotations
 
@@ -14,36 +14,40 @@ import pytest
 from tests.daemon import Swapd, chat, config
 from tests.fixtures import Gate, fake
 
-ASKS = {"X-Swapd-Progress": "1"}
+REQUESTED = {"X-Swapd-Progress": "1"}
 
 
-def test_who_asks_is_told_in_comments_and_gets_the_same_answer(
+def test_requested_comments_do_not_change_the_response(
     home: Path, gate: Callable[[str], Gate]
 ) -> None:
     load, words = gate("load"), gate("words")
     models = {"a": fake("a", f"--load-gate {load.path} --word-gate {words.path}", slots=1)}
     body = chat("a", stream=True)
     with Swapd(home, config(models)) as swapd:
-        with swapd.http.stream("POST", "/v1/chat/completions", json=body, headers=ASKS) as first:
+        with swapd.http.stream(
+            "POST", "/v1/chat/completions", json=body, headers=REQUESTED
+        ) as first:
             lines = first.iter_lines()
             assert next(lines).startswith(": loading")
             load.open_for_good()
             with swapd.http.stream(
-                "POST", "/v1/chat/completions", json=body, headers=ASKS
+                "POST", "/v1/chat/completions", json=body, headers=REQUESTED
             ) as second:
                 waiting = second.iter_lines()
                 assert next(waiting) == ": queued 1"
                 words.open_for_good()
-                told = [line for line in waiting if line]
-            answer = [line for line in lines if line and not line.startswith(":")]
+                second_lines = [line for line in waiting if line]
+            first_lines = [line for line in lines if line and not line.startswith(":")]
         plain = swapd.http.post("/v1/chat/completions", json=body)
-        untold = [line for line in plain.text.splitlines() if line]
-        assert _texts(answer) == _texts(told) == _texts(untold)
-        assert answer[-1] == told[-1] == "data: [DONE]"
+        unreported = [line for line in plain.text.splitlines() if line]
+        assert _texts(first_lines) == _texts(second_lines) == _texts(unreported)
+        assert first_lines[-1] == second_lines[-1] == "data: [DONE]"
         assert first.headers["content-type"].startswith("text/event-stream")
 
 
-def test_llama_swaps_way_is_a_thought(home: Path, gate: Callable[[str], Gate]) -> None:
+def test_send_loading_state_reports_in_reasoning_content(
+    home: Path, gate: Callable[[str], Gate]
+) -> None:
     load = gate("load")
     models = {"a": fake("a", f"--load-gate {load.path}", sendLoadingState=True)}
     with Swapd(home, config(models)) as swapd:
@@ -57,12 +61,16 @@ def test_llama_swaps_way_is_a_thought(home: Path, gate: Callable[[str], Gate]) -
             assert [line for line in lines if line][-1] == "data: [DONE]"
 
 
-def test_a_refusal_after_that_is_an_error_event(home: Path, gate: Callable[[str], Gate]) -> None:
+def test_a_rejection_after_a_report_is_an_error_event(
+    home: Path, gate: Callable[[str], Gate]
+) -> None:
     load = gate("load")
     models = {"a": fake("a", f"--load-gate {load.path}")}
     with Swapd(home, config(models)) as swapd:
         body = chat("a", stream=True)
-        with swapd.http.stream("POST", "/v1/chat/completions", json=body, headers=ASKS) as response:
+        with swapd.http.stream(
+            "POST", "/v1/chat/completions", json=body, headers=REQUESTED
+        ) as response:
             lines = response.iter_lines()
             assert next(lines).startswith(": loading")
             os.kill(swapd.worker("a")["pid"], signal.SIGABRT)
@@ -73,21 +81,23 @@ def test_a_refusal_after_that_is_an_error_event(home: Path, gate: Callable[[str]
         assert [event["error"]["code"] for event in errors] == ["model_start_failed"]
 
 
-def test_a_client_that_leaves_meanwhile_leaves_nothing(
+def test_the_request_of_a_client_that_disconnects_is_cancelled(
     home: Path, gate: Callable[[str], Gate]
 ) -> None:
     load = gate("load")
     models = {"a": fake("a", f"--load-gate {load.path}")}
     with Swapd(home, config(models)) as swapd:
         body = chat("a", stream=True)
-        with swapd.http.stream("POST", "/v1/chat/completions", json=body, headers=ASKS) as response:
+        with swapd.http.stream(
+            "POST", "/v1/chat/completions", json=body, headers=REQUESTED
+        ) as response:
             assert next(response.iter_lines()).startswith(": loading")
         swapd.until(lambda states: states == {})
 
 
-def test_who_does_not_stream_is_told_nothing(home: Path) -> None:
+def test_a_request_without_stream_gets_no_report(home: Path) -> None:
     with Swapd(home, config({"a": fake("a", sendLoadingState=True)})) as swapd:
-        answer = swapd.http.post("/v1/chat/completions", json=chat("a"), headers=ASKS)
+        answer = swapd.http.post("/v1/chat/completions", json=chat("a"), headers=REQUESTED)
         assert answer.json()["choices"][0]["message"]["content"]
 
 

@@ -1,4 +1,4 @@
-"""Ids in a stream of events: taken out on the way and kept, however the bytes come."""
+"""Event ids in a stream: removed and stored, for any division into chunks."""
 
 from __future__ import annotations
 
@@ -29,34 +29,32 @@ def _cut(data: bytes, sizes: list[int]) -> list[bytes]:
 
 
 @given(events, cuts)
-def test_what_passes_is_the_stream_without_its_ids(
-    stream: list[tuple[str, str]], sizes: list[int]
-) -> None:
+def test_a_stream_passes_without_its_ids(stream: list[tuple[str, str]], sizes: list[int]) -> None:
     ids, passed = EventIds(), b""
     for chunk in _cut(_bytes(stream, with_ids=True), sizes):
         passed += ids.take(chunk)
         assert passed.endswith(b"\n\n") or not passed
     assert passed == _bytes(stream, with_ids=False)
     assert ids.can_resume
-    told = msgspec.json.decode(ids.resumption(b'{"a": 1}'))
-    assert told == {"request": {"a": 1}, "resume": [token for token, _ in stream]}
+    resumption = msgspec.json.decode(ids.resumption(b'{"a": 1}'))
+    assert resumption == {"request": {"a": 1}, "resume": [token for token, _ in stream]}
 
 
 @given(events, cuts, st.integers(1, 200))
-def test_only_events_that_have_passed_whole_are_counted(
+def test_only_complete_events_are_resumed_from(
     stream: list[tuple[str, str]], sizes: list[int], end: int
 ) -> None:
     ids, passed = EventIds(), b""
     for chunk in _cut(_bytes(stream, with_ids=True)[:end], sizes):
         passed += ids.take(chunk)
-    told = msgspec.json.decode(ids.resumption(b"{}"))["resume"]
-    assert told == [token for token, _ in stream][: passed.count(b"\n\n")]
-    # What had come of the next event is not sent: the next worker begins with it.
+    resumed = msgspec.json.decode(ids.resumption(b"{}"))["resume"]
+    assert resumed == [token for token, _ in stream][: passed.count(b"\n\n")]
+    # The beginning of the next event is dropped: the next worker starts with that event.
     assert ids.rest() == b""
 
 
 @given(events, cuts)
-def test_a_stream_without_ids_passes_and_can_not_be_gone_on_with(
+def test_a_stream_without_ids_passes_and_is_not_resumable(
     stream: list[tuple[str, str]], sizes: list[int]
 ) -> None:
     ids, data = EventIds(), _bytes(stream, with_ids=False)
@@ -65,7 +63,7 @@ def test_a_stream_without_ids_passes_and_can_not_be_gone_on_with(
     assert ids.ids == b""
 
 
-def test_ids_are_kept_within_bounds() -> None:
+def test_stored_ids_are_limited() -> None:
     ids, known = EventIds(), []
     long = b"x" * (sse.MOST // 2 + 1)
     for number in (b"1", b"2"):
@@ -76,7 +74,7 @@ def test_ids_are_kept_within_bounds() -> None:
     assert known == [True, False]
 
 
-def test_an_event_without_end_is_kept_within_bounds() -> None:
+def test_an_event_without_an_end_is_limited() -> None:
     endless, half = EventIds(), b"data: " + b"x" * (sse.MOST // 2 + 1)
     assert endless.take(half) == b""
     assert endless.take(half) == half + half

@@ -16,6 +16,8 @@ from typing import Any, TextIO
 
 import psutil
 
+from workers.protocol import READY_FD
+
 ROOT = Path(__file__).parents[2]
 ONE_THREAD = ("--threads", "1")
 """Flags for one thread: llama.cpp's threads spin at barriers, and two take ten times as long if
@@ -34,7 +36,7 @@ class WorkerProcess:
         self.process = subprocess.Popen(
             [*command, "--port", "0", *ONE_THREAD, *flags],
             cwd=ROOT,
-            env={**os.environ, "SWAPD_READY_FD": str(writer)},
+            env={**os.environ, READY_FD: str(writer)},
             pass_fds=[writer],
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Beats: while the worker gets on, also within one long computation, and only then."""
+"""Heartbeats: sent while the worker makes progress, also within one long computation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from workers.service import in_thread
 ENDLESS = {"prompt": "a", "max_tokens": 30000, "ignore_eos": True}
 
 
-def test_the_computing_thread_is_seen_within_one_computation(tmp_path: Path) -> None:
+def test_progress_is_seen_within_one_computation(tmp_path: Path) -> None:
     path = write_random_gguf(tmp_path / "m.gguf", width=256, layers=4, context=2048)
     log = LlamaLog(silent=True)
     model = Model(str(path), gpu_layers=0, mmap=True, mlock=False, log=log)
@@ -54,25 +54,25 @@ def sender(bench: Bench) -> HeartbeatSender:
 
 @dataclass
 class Watched:
-    """An engine at work on a request that does not end by itself, and its pulse."""
+    """An engine that computes a long request, and its heartbeat."""
 
     bench: Bench
     heartbeat: HeartbeatSender
 
     async def look(self) -> bool:
-        """What the pulse finds; the loop goes on meanwhile."""
+        """Return the result of one heartbeat check, while the event loop runs."""
         return await in_thread(self.heartbeat.check)
 
     async def until_between_steps(self) -> None:
-        """Waits for the end of the step that the engine is in."""
-        there = threading.Event()
-        self.bench.engine.run_between_steps(Task(there.set, there.set))
-        await in_thread(there.wait)
+        """Wait for the end of the engine's present step."""
+        reached = threading.Event()
+        self.bench.engine.run_between_steps(Task(reached.set, reached.set))
+        await in_thread(reached.wait)
 
 
 @pytest.fixture
 async def watched(tiny_gguf: Path) -> AsyncIterator[Watched]:
-    """See there."""
+    """An engine in the middle of a request; see Watched."""
     bench = Bench(tiny_gguf, 2, 16384)
     found = Watched(bench, sender(bench))
     sequence, stream = bench.begin([65], limit=16000)
@@ -82,13 +82,13 @@ async def watched(tiny_gguf: Path) -> AsyncIterator[Watched]:
     await found.until_between_steps()
 
 
-async def test_both_threads_move(watched: Watched) -> None:
+async def test_progress_of_both_threads_is_a_heartbeat(watched: Watched) -> None:
     for _ in range(3):
         await watched.until_between_steps()
         assert await watched.look()
 
 
-async def test_the_computing_thread_hangs(watched: Watched) -> None:
+async def test_a_hanging_engine_thread_stops_the_heartbeats(watched: Watched) -> None:
     entered, gate = threading.Event(), threading.Event()
 
     def hang() -> None:
@@ -104,7 +104,7 @@ async def test_the_computing_thread_hangs(watched: Watched) -> None:
         pass  # until it has made a step
 
 
-async def test_the_event_loop_hangs(watched: Watched) -> None:
+async def test_a_hanging_event_loop_stops_the_heartbeats(watched: Watched) -> None:
     await watched.look()
     await watched.until_between_steps()
     watched.heartbeat.check()
@@ -113,15 +113,15 @@ async def test_the_event_loop_hangs(watched: Watched) -> None:
     assert await watched.look()
 
 
-async def test_there_may_be_nothing_to_compute_yet(tiny_gguf: Path) -> None:
-    """A request can be busy with something else: its text is long, its reader slow."""
+async def test_an_idle_engine_does_not_stop_the_heartbeats(tiny_gguf: Path) -> None:
+    """Check without computation: a request may be tokenized, or wait for its client."""
     bench = Bench(tiny_gguf, 2, 1024)
-    resting = Watched(bench, sender(bench))
-    await resting.until_between_steps()
-    await resting.look()
+    idle = Watched(bench, sender(bench))
+    await idle.until_between_steps()
+    await idle.look()
     while not bench.engine.idle:
-        await resting.look()
-    assert [await resting.look() for _ in range(3)] == [True] * 3
+        await idle.look()
+    assert [await idle.look() for _ in range(3)] == [True] * 3
 
 
 SEIZE, INTERRUPT, CONT, DETACH = 0x4206, 0x4207, 7, 17
@@ -129,19 +129,19 @@ WALL = 0x40000000
 
 
 def used(pid: int, thread: int) -> int:
-    """How much of the processor a thread has used, in ticks."""
+    """Return the processor time that a thread has used, in ticks."""
     fields = Path(f"/proc/{pid}/task/{thread}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11])
 
 
 def busiest(pid: int) -> int:
-    """The thread that computes: the one that has used most of the processor."""
+    """Return the thread with the most processor time: the engine's."""
     threads = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
     return max(threads, key=lambda thread: used(pid, thread))
 
 
 def trace(what: int, thread: int) -> None:
-    """One of ptrace's requests, from the same thread each time."""
+    """Make a ptrace request; all have to come from the same thread."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
     libc.ptrace.restype = ctypes.c_long
@@ -150,7 +150,7 @@ def trace(what: int, thread: int) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="one thread is stopped with Linux's ptrace")
-def test_a_worker_whose_computing_thread_is_stopped_falls_silent(
+def test_a_worker_with_a_stopped_engine_thread_sends_no_heartbeats(
     start: Start, tmp_path: Path
 ) -> None:
     path = write_random_gguf(tmp_path / "m.gguf", width=512, layers=8, context=32768)
@@ -162,11 +162,11 @@ def test_a_worker_whose_computing_thread_is_stopped_falls_silent(
         try:
             trace(SEIZE, thread)
         except PermissionError:
-            pytest.skip("this machine lets nobody trace a child")
+            pytest.skip("children can't be traced here")
         stop_outside_python(worker, thread)
         if select.select([worker.lines], [], [], 1.5)[0]:
-            worker.line()  # it was on its way
-        assert not select.select([worker.lines], [], [], 2.5)[0], "the thread stands still"
+            worker.line()  # sent before the thread was stopped
+        assert not select.select([worker.lines], [], [], 2.5)[0], "a heartbeat without progress"
         assert worker.ask("/health")[0] == 200
         trace(DETACH, thread)
         assert worker.line()["beat"] > 0
@@ -174,7 +174,7 @@ def test_a_worker_whose_computing_thread_is_stopped_falls_silent(
 
 
 def stop_outside_python(worker: WorkerProcess, thread: int) -> None:
-    """Stops it where it does not hold the interpreter, so that the event loop lives on."""
+    """Stop the thread at a point without the GIL, so that the event loop keeps running."""
     while True:
         trace(INTERRUPT, thread)
         os.waitpid(thread, WALL)
@@ -184,15 +184,15 @@ def stop_outside_python(worker: WorkerProcess, thread: int) -> None:
             connection.request("GET", "/health")
             assert connection.getresponse().status == 200
         except TimeoutError:
-            go_on(worker.process.pid, thread)
+            resume(worker.process.pid, thread)
         else:
             return
         finally:
             connection.close()
 
 
-def go_on(pid: int, thread: int) -> None:
-    """Let a thread run: on a busy machine it could be stopped again where it stands."""
+def resume(pid: int, thread: int) -> None:
+    """Continue a thread until it has run: else it could be stopped at the same point again."""
     before = used(pid, thread)
     trace(CONT, thread)
     eventually(lambda: used(pid, thread) > before, within=30)

@@ -10,7 +10,7 @@ from workers.protocol import (
     DeviceReport,
     EventId,
     Heartbeat,
-    LoadError,
+    LoadFailure,
     Message,
     ReadyMessage,
     StreamHead,
@@ -30,7 +30,7 @@ HEAD = StreamHead("0" * 32, 1700000000, 7, "abc")
     "message",
     [
         ReadyMessage(port=1, slots=2, devices=(DeviceReport("CUDA0", 8, 5, 3),), resumable=True),
-        LoadError("no such file"),
+        LoadFailure("no such file"),
         Heartbeat(0),
     ],
 )
