@@ -97,27 +97,30 @@ def test_the_committed_schemas_are_current(name: str, schema: dict[str, Any]) ->
 
 def test_every_key_has_a_description() -> None:
     descriptions = meanings(EXAMPLE)
-    assert descriptions["host",] == "SWAPD_HOST beats it"
+    assert descriptions["host",] == "overridden by SWAPD_HOST"
     assert descriptions["models", "example", "need"] == (
-        "memory to reserve until it has been measured; 0: an estimate, by the file that --model"
-        " names and by flags that llama-server has too"
+        "memory to reserve until it has been measured; 0: an estimate from the file after --model"
+        " and from llama-server's flags"
     )
     assert descriptions["models", "example", "cmd"].startswith(
-        "The command that serves it, split as"
+        "The command that serves the model, split"
     )
     for schema in (CONFIG_SCHEMA, CUSTOM_SCHEMA):
         for section in (schema, *schema["definitions"].values()):
             for key, one in section["properties"].items():
                 assert one.get("description") or "$ref" in one, key
     adapters = CUSTOM_SCHEMA["definitions"]["Model"]["properties"]["adapters"]
-    assert adapters["description"].startswith("LoRA adapters, NAME: PATH; clients ask")
+    assert adapters["description"].startswith("LoRA adapters, NAME: PATH; clients select")
 
 
 @pytest.mark.parametrize(
     ("text", "schema"),
     [
         (EXAMPLE, CONFIG_SCHEMA), (LLAMA_SWAP, CONFIG_SCHEMA), (SHIPPED, CUSTOM_SCHEMA),
-        (re.sub(r"(?m)^# ?", "", SHIPPED.partition("of this:\n#\n")[2]), CUSTOM_SCHEMA),
+        (
+            re.sub(r"(?m)^# ?", "", SHIPPED.partition("replace the line above:\n#\n")[2]),
+            CUSTOM_SCHEMA,
+        ),
         (CUSTOM, CUSTOM_SCHEMA), ("", CUSTOM_SCHEMA),
         ("port: ${env.X}\nlogLevel: ${env.X}\nmodels: {}", CONFIG_SCHEMA),
         ("x-a: {b: 1}\nmodels: {a: {cmd: x, need: 5, ttl: null, name: 1.5}}", CONFIG_SCHEMA),

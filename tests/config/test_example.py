@@ -98,7 +98,7 @@ def test_the_example_loads_with_the_default_values() -> None:
 def test_the_shipped_custom_models_are_empty_and_their_examples_are_valid() -> None:
     text = (ROOT / "custom_models.yaml").read_text(encoding="utf-8")
     assert not parse_custom_models(text, {}).models
-    _, _, tail = text.partition("what you need of this:\n#\n")
+    _, _, tail = text.partition("replace the line above:\n#\n")
     custom = parse_custom_models(re.sub(r"(?m)^# ?", "", tail), {})
     assert list(custom.models) == [
         "bard", "gemma3:27.4b-q8_0", "gemma-short", "codestral:22.2b-q8_0", "whisper",
