@@ -109,13 +109,12 @@ _VERSION = 4
 """Format version; to be raised when `ModelInfo` changes or headers are read differently."""
 
 
-@dataclass(frozen=True, slots=True)
-class _CachedFile:
+class _CachedFile(msgspec.Struct, frozen=True):
     size: int
     """Bytes of the file."""
     changed: int
     """Modification time in nanoseconds since the epoch."""
-    model_info: ModelInfo | None = None
+    model_info: ModelInfo | None = msgspec.field(name="card")
     damage: str = ""
     """Reason why the file cannot be read; empty if it can."""
 
