@@ -1,4 +1,4 @@
-"""A mark of the files that a command names, another one when one of them is replaced or edited."""
+"""Fingerprint of the files that a command names; it changes when a file is replaced or edited."""
 
 from __future__ import annotations
 
@@ -10,34 +10,35 @@ from swapd.gguf.llama_flags import flag_value, parse_llama_flags, speaks_llama_f
 from swapd.gguf.reader import split_parts
 
 
-def file_stamp(argv: tuple[str, ...], own: bool, beside: Path) -> str:
-    """The mark of the files that a worker with this command reads at its start.
+def file_stamp(argv: tuple[str, ...], builtin: bool, folder: Path) -> str:
+    """Return the fingerprint of the files that a worker with this command reads at its start.
 
-    Empty when there are none, or when one is not there: what is gone replaces nothing. Relative
-    paths are meant from `beside`.
+    It is empty when the command names no file, or when one of the files does not exist: a missing
+    file is no reason to replace a running worker. Relative paths are resolved against `folder`.
     """
-    named = _files(argv, own)
-    seen = [_look(beside / file) for file in named]
-    if not named or None in seen:
+    names = _files(argv, builtin)
+    states = [_file_state(folder / name) for name in names]
+    if not names or None in states:
         return ""
-    return hashlib.sha256(repr((named, seen)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((names, states)).encode()).hexdigest()[:16]
 
 
-def _files(argv: tuple[str, ...], own: bool) -> list[str]:
-    llama = speaks_llama_flags(argv, own)
+def _files(argv: tuple[str, ...], builtin: bool) -> list[str]:
+    llama = speaks_llama_flags(argv, builtin)
     model = flag_value(argv, "--model", *(("-m",) if llama else ()))
-    found = list(split_parts(model)) if model else []
+    files = list(split_parts(model)) if model else []
     if llama:
-        terms = parse_llama_flags(argv, own)
+        flags = parse_llama_flags(argv, builtin)
         template = flag_value(argv, "--chat-template-file")
-        # Of a list of adapters the whole text is among them, since it may be one file's name.
-        found += [file for file in terms.besides if "," not in file]
-        found += [file for file in (terms.draft, template) if file]
-    return found
+        # The unsplit text of a list of adapters is among the extra files, since it may be the
+        # name of a single file; a name with a comma is therefore not counted here.
+        files += [file for file in flags.extra_files if "," not in file]
+        files += [file for file in (flags.draft, template) if file]
+    return files
 
 
-def _look(path: Path) -> tuple[int, int, int] | None:
-    """A file's size, time of change and number; None for what is no file."""
+def _file_state(path: Path) -> tuple[int, int, int] | None:
+    """Return a file's size, modification time and inode number; None if it is not a file."""
     try:
         status = path.stat()
     except (OSError, ValueError):

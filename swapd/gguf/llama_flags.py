@@ -1,4 +1,4 @@
-"""What a command line says of the memory that its worker will take. Pure."""
+"""Flags of a worker's command line that determine its memory use. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from swapd.domain.models import ModelSpec
 
 
 def flag_value(argv: tuple[str, ...], *names: str) -> str | None:
-    """The value of a flag, written `--flag value` or `--flag=value`; the last one counts."""
+    """Return the value of a flag, as `--flag value` or `--flag=value`; the last one counts."""
     found = None
     for i, word in enumerate(argv):
         if word in names and i + 1 < len(argv):
@@ -22,13 +22,13 @@ def flag_value(argv: tuple[str, ...], *names: str) -> str | None:
     return found
 
 
-def speaks_llama_flags(argv: tuple[str, ...], own: bool) -> bool:
-    """Whether short flags in the command mean what they mean to llama-server."""
-    return own or any(PurePath(word).stem == "llama-server" for word in argv)
+def speaks_llama_flags(argv: tuple[str, ...], builtin: bool) -> bool:
+    """Return True if short flags in the command have the meaning that llama-server gives them."""
+    return builtin or any(PurePath(word).stem == "llama-server" for word in argv)
 
 
 def model_file(spec: ModelSpec) -> str | None:
-    """The file that the command names as its model, if it names one."""
+    """Return the model file that the command names, or None."""
     short = ("-m",) if speaks_llama_flags(spec.launch.argv, spec.launch.builtin) else ()
     return flag_value(spec.launch.argv, "--model", *short)
 
@@ -39,54 +39,58 @@ KV_BYTES = MappingProxyType(
         "q4_1": 20 / 32, "q4_0": 18 / 32, "iq4_nl": 18 / 32,
     }
 )  # fmt: skip
-"""Bytes of a number in a KV cache, by llama.cpp's name of the type."""
+"""Bytes per number in a KV cache, by llama.cpp's name of the type."""
 
 
 @dataclass(frozen=True, slots=True)
 class LlamaFlags:
-    """How a worker of ours, or llama-server, is to run a model."""
+    """Flags of the built-in worker, or of llama-server, that affect its memory."""
 
     context: int | None = None
-    """Tokens of all slots together; 0: what the model was trained for; None: it does not say."""
+    """Tokens of all slots together; 0: the trained context; None: no flag was given."""
     slots: int = 1
+    """Requests served at once."""
     key_bytes: float = 2.0
+    """Bytes per number of a key in the KV cache."""
     value_bytes: float = 2.0
+    """Bytes per number of a value in the KV cache."""
     batch: int = 512
-    """Tokens computed at once."""
-    flash: bool = True
-    whole_windows: bool = False
-    """Whether layers with a sliding window keep all the same."""
-    own: bool = True
-    besides: tuple[str, ...] = ()
-    """Files that are loaded beside the model: adapters and a projector."""
+    """Tokens computed in one batch."""
+    flash_attention: bool = True
+    full_window_cache: bool = False
+    """True if layers with a sliding window store the whole context nevertheless."""
+    builtin: bool = True
+    """True for the built-in worker, False for an external llama-server."""
+    extra_files: tuple[str, ...] = ()
+    """Files that are loaded in addition to the model: adapters and a projector."""
     draft: str = ""
-    """The file of a model that guesses ahead, with a cache of its own."""
+    """File of the draft model for speculative decoding, which has a separate KV cache."""
 
 
-def parse_llama_flags(argv: tuple[str, ...], own: bool) -> LlamaFlags:
-    """Read the flags that count; one that makes no sense is the worker's to complain of."""
+def parse_llama_flags(argv: tuple[str, ...], builtin: bool) -> LlamaFlags:
+    """Parse the flags that affect memory; invalid values are left for the worker to report."""
     flags = _Flags(argv)
     parallel = flags.number("-np", "--parallel")
     return LlamaFlags(
         context=flags.number("-c", "--ctx-size"),
-        slots=max(1, parallel if parallel is not None else 4 if own else 1),
+        slots=max(1, parallel if parallel is not None else 4 if builtin else 1),
         key_bytes=KV_BYTES.get(flags.text("-ctk", "--cache-type-k"), 2.0),
         value_bytes=KV_BYTES.get(flags.text("-ctv", "--cache-type-v"), 2.0),
         batch=flags.number("-ub", "--ubatch-size") or 512,
-        flash=flags.text("-fa", "--flash-attn") not in ("off", "0", "false"),
-        whole_windows="--swa-full" in argv,
-        own=own,
-        besides=tuple(flags.files()),
+        flash_attention=flags.text("-fa", "--flash-attn") not in ("off", "0", "false"),
+        full_window_cache="--swa-full" in argv,
+        builtin=builtin,
+        extra_files=tuple(flags.files()),
         draft=flags.text("-md", "--model-draft"),
     )
 
 
 def adapter_files(argv: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """The files of adapters, by flag; of one with commas, the pieces between them."""
+    """Return the adapter files of each flag; a value with commas is split at them."""
     flags = _Flags(argv)
     found = [tuple(text.split(",")) for text in flags.all("--lora")]
     found += [
-        tuple(one.rpartition(":")[0] or one for one in text.split(","))
+        tuple(item.rpartition(":")[0] or item for item in text.split(","))
         for text in flags.all("--lora-scaled")
     ]
     found += [(text.partition("=")[2],) for text in flags.all("--adapter")]
@@ -94,7 +98,7 @@ def adapter_files(argv: tuple[str, ...]) -> list[tuple[str, ...]]:
 
 
 class _Flags:
-    """The flags of a command, each with the word after it, or after its `=`."""
+    """Flags of a command, each paired with the following word or with the text after its `=`."""
 
     def __init__(self, argv: tuple[str, ...]) -> None:
         self._pairs = list(pairwise((*argv, "")))
@@ -111,11 +115,12 @@ class _Flags:
         return int(text) if text.isdigit() and len(text) < 10 else None
 
     def files(self) -> list[str]:
-        """Adapters, each once though its flag may stand there twice, and the projector."""
-        # Between commas; but a comma may also belong to a name.
+        """Return the adapters and the projector, without duplicates."""
+        # Commas separate adapters, but a comma may also be part of a file name, so the unsplit
+        # text is a candidate too.
         found = [path for text in self.all("--lora") for path in (text, *text.split(","))]
         for text in self.all("--lora-scaled"):
-            found += [one.rpartition(":")[0] or one for one in text.split(",")]
+            found += [item.rpartition(":")[0] or item for item in text.split(",")]
         found += [text.partition("=")[2] for text in self.all("--adapter")]
         found += self.all("--mmproj", "-mm")
         return list(dict.fromkeys(path for path in found if path))

@@ -1,12 +1,13 @@
-"""What a GGUF file says about itself, read from its head.
+"""Reader of GGUF headers, and the file names of split models.
 
-The format is the one of ggml's docs/gguf.md, versions 2 and 3, little-endian. gguf's own reader is
-not used here because it makes Python objects of every token of the vocabulary: 6 seconds and half
-a gigabyte for a model with 150,000 tokens and as many merges, where this takes a tenth of a second.
-The sizes of the tensor types are gguf's, imported where they are used: with the metadata cached,
-nothing needs them, and importing gguf takes a sixth of a second.
+The format is described in ggml's docs/gguf.md; versions 2 and 3, little-endian, are supported.
+gguf's reader is not used here because it creates Python objects for every token of the vocabulary:
+6 seconds and half a gigabyte for a model with 150,000 tokens and as many merges, where this one
+takes a tenth of a second. The sizes of the tensor types come from gguf, which is imported in the
+function that uses them: with the metadata cached, they are not needed, and importing gguf takes a
+sixth of a second.
 
-Models in several files, named as llama.cpp's gguf-split names them.
+Models in several files have names as llama.cpp's gguf-split creates them.
 """
 
 from __future__ import annotations
@@ -23,59 +24,60 @@ _SCALARS = MappingProxyType(
     {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 )
 _STRING, _ARRAY = 8, 9
-_KEPT = 4096
-"""Longer lists are counted, not kept; per-layer figures are shorter, vocabularies longer."""
-_DIMENSIONS = 8
-"""Twice as many as ggml has."""
-_FIELDS = 100_000
+_MAX_ARRAY = 4096
+"""Length up to which arrays are stored; longer ones are counted only. Per-layer figures are shorter
+than this, vocabularies longer."""
+_MAX_DIMENSIONS = 8
+"""Dimensions of a tensor; twice as many as ggml supports."""
+_MAX_FIELDS = 100_000
 """More fields or tensors than any model has; a file that claims more is damaged."""
 
 Value: TypeAlias = "int | float | bool | str | tuple[int | float | bool, ...] | ArrayField"
 
 
 class DamagedModelError(Exception):
-    """The file is no GGUF file that can be used; the message says why."""
+    """The file is not a usable GGUF file; the message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class ArrayField:
-    """A list of which only the length was kept."""
+    """Array of which only the length was read."""
 
     length: int
 
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """The fields of a file, and what follows them."""
+    """Metadata fields of a GGUF file and a summary of its tensors."""
 
     fields: Mapping[str, Value]
     tensors: int
-    """How many there are."""
+    """Number of tensors."""
     elements: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
-    """How many numbers the tensors hold, by tensor type."""
+    """Count of numbers in the tensors, by tensor type."""
 
     def number(self, key: str, default: int = 0) -> int:
-        """A field that is a whole number; of a per-layer list, the largest."""
+        """Return an integer field; of a per-layer array, the largest element."""
         value = self.fields.get(key)
         if isinstance(value, tuple):
             value = max(value, default=default)
         return int(value) if isinstance(value, int) and value >= 0 else default
 
     def text(self, key: str) -> str:
-        """A field that is text; empty when it is not there."""
+        """Return a text field; empty if it is missing."""
         value = self.fields.get(key)
         return value if isinstance(value, str) else ""
 
     @property
     def architecture(self) -> str:
-        """The prefix of the model's own fields, such as `llama`."""
+        """Name of the architecture, such as `llama`; the prefix of the model's fields."""
         return self.text("general.architecture")
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Read the head of a GGUF file and check that all of its tensors are there.
+    """Read the header of a GGUF file and check that the file contains all of its tensors.
 
-    Raises DamagedModelError for a file that is not whole, OSError for one that cannot be read.
+    Raise DamagedModelError if the file is incomplete, OSError if it cannot be read.
     """
     size = path.stat().st_size
     with path.open("rb", buffering=2**20) as file:
@@ -92,20 +94,20 @@ def read_header(path: Path) -> GgufHeader:
         for _ in range(count):
             key = cursor.string()
             fields[key] = cursor.value(cursor.number("I"))
-        head = GgufHeader(MappingProxyType(fields), tensors)
+        header = GgufHeader(MappingProxyType(fields), tensors)
         end, elements = _tensors(cursor, tensors)
-        align = head.number("general.alignment", 32) or 32
+        align = header.number("general.alignment", 32) or 32
         whole = cursor.position + -cursor.position % align + end
         if tensors and whole > size:
             raise DamagedModelError(f"is cut short: {size} of {whole} bytes are there")
-        return replace(head, elements=MappingProxyType(elements))
+        return replace(header, elements=MappingProxyType(elements))
 
 
 def read_model_header(path: Path) -> GgufHeader:
-    """As much of the fields as tells a model's shape, and none of the tensors.
+    """Read the fields that describe the model's shape, without the tensors.
 
-    Its own fields mostly come before the tokenizer's long lists, and then this takes a millisecond.
-    Raises as `read_head` does, but does not notice what is wrong with the rest.
+    These fields mostly precede the tokenizer's long arrays; reading them then takes a millisecond.
+    Raise the same errors as `read_header`, but do not detect damage in the rest of the file.
     """
     with path.open("rb") as file:
         cursor = _Cursor(file, path.stat().st_size)
@@ -114,11 +116,11 @@ def read_model_header(path: Path) -> GgufHeader:
         cursor.number("I")
         tensors, count = cursor.count(), cursor.count()
         fields: dict[str, Value] = {}
-        head = GgufHeader(fields, tensors)
+        header = GgufHeader(fields, tensors)
         for _ in range(count):
             key, kind = cursor.string(), cursor.number("I")
-            known = f"{head.architecture}.attention.head_count" in fields
-            if known and key == "tokenizer.ggml.tokens" and kind == _ARRAY:
+            shape_known = f"{header.architecture}.attention.head_count" in fields
+            if shape_known and key == "tokenizer.ggml.tokens" and kind == _ARRAY:
                 cursor.number("I")
                 fields[key] = ArrayField(cursor.number("Q"))
                 break
@@ -127,7 +129,7 @@ def read_model_header(path: Path) -> GgufHeader:
 
 
 def _tensors(cursor: _Cursor, tensors: int) -> tuple[int, dict[int, int]]:
-    """Where the last tensor's data ends, counted from the start of the data; numbers by type."""
+    """Return the end of the tensor data, relative to its start, and the numbers by type."""
     from gguf.constants import GGML_QUANT_SIZES
 
     sizes = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
@@ -136,7 +138,7 @@ def _tensors(cursor: _Cursor, tensors: int) -> tuple[int, dict[int, int]]:
         cursor.string()
         elements = 1
         dimensions = cursor.number("I")
-        if dimensions > _DIMENSIONS:
+        if dimensions > _MAX_DIMENSIONS:
             raise DamagedModelError(f"is damaged: it has a tensor of {dimensions} dimensions")
         for _ in range(dimensions):
             elements *= cursor.number("Q")
@@ -146,13 +148,13 @@ def _tensors(cursor: _Cursor, tensors: int) -> tuple[int, dict[int, int]]:
             block, width = sizes[kind]
             end = max(end, offset + elements // block * width)
         else:
-            # A type that is newer than this gguf: its data begins at least where it says.
+            # The type is newer than the installed gguf; its data has at least this offset.
             end = max(end, offset)
     return end, by_kind
 
 
 class _Cursor:
-    """Reads values one after the other; whatever points past the end is a file cut short."""
+    """Sequential reader of values; a value beyond the end of the file raises DamagedModelError."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
@@ -160,7 +162,7 @@ class _Cursor:
         self.position = 0
 
     def take(self, length: int) -> bytes:
-        self._claim(length)
+        self._advance(length)
         data = self._file.read(length)
         if len(data) != length:
             raise DamagedModelError("shrank while it was read")
@@ -172,7 +174,7 @@ class _Cursor:
 
     def count(self) -> int:
         count = self.number("Q")
-        if count > _FIELDS:
+        if count > _MAX_FIELDS:
             raise DamagedModelError(f"is damaged: it claims to have {count} fields or tensors")
         return count
 
@@ -197,19 +199,19 @@ class _Cursor:
             raise DamagedModelError(f"is damaged: there are no lists of field type {kind}")
         code = _SCALARS[kind]
         width = struct.calcsize("<" + code)
-        if length > _KEPT:
+        if length > _MAX_ARRAY:
             self._skip(length * width)
             return ArrayField(length)
         return struct.unpack(f"<{length}{code}", self.take(length * width))
 
     def _skip(self, length: int) -> None:
-        self._claim(length)
+        self._advance(length)
         self._file.seek(length, 1)
 
-    def _claim(self, length: int) -> None:
+    def _advance(self, length: int) -> None:
         self.position += length
         if self.position > self._size:
-            raise DamagedModelError(f"is cut short: its head goes on after {self._size} bytes")
+            raise DamagedModelError(f"is cut short: its header continues after {self._size} bytes")
 
 
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE | re.DOTALL)
@@ -217,7 +219,7 @@ _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE | re.DOTALL
 
 @dataclass(frozen=True, slots=True)
 class SplitPart:
-    """One file's place among the parts of its model, counted from 1."""
+    """Position of a file among the parts of a split model, counted from 1."""
 
     base: str
     number: int
@@ -225,15 +227,15 @@ class SplitPart:
 
 
 def split_part(path: str) -> SplitPart | None:
-    """Which part of which model the file is by its name; None for a model in one file."""
+    """Return the part that a file name denotes, or None for a model in one file."""
     match = _PART.fullmatch(path)
     return SplitPart(match[1], int(match[2]), int(match[3])) if match is not None else None
 
 
 def split_parts(path: str) -> tuple[str, ...]:
-    """All files of the model of which `path` is one, in order; just `path` when it is the only."""
+    """Return all files of the model that `path` belongs to, in order."""
     match = _PART.fullmatch(path)
     if match is None:
         return (path,)
-    base, _, count, end = match.groups()
-    return tuple(f"{base}-{i:05}-of-{count}{end}" for i in range(1, int(count) + 1))
+    base, _, count, suffix = match.groups()
+    return tuple(f"{base}-{i:05}-of-{count}{suffix}" for i in range(1, int(count) + 1))

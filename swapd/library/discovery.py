@@ -252,7 +252,7 @@ class _Classifier:
             self.settles_in = max(self.settles_in, self._min_age - age)
             raise _SkippedError(f"changed {age:.0f} s ago and may still be being copied")
         self._seen[identity] = None
-        cards = [self._cards.card(file, one) for file, one in zip(files, status, strict=True)]
+        cards = [self._cards.model_info(file, one) for file, one in zip(files, status, strict=True)]
         if is_projector_name(path.stem) or cards[0].is_projector:
             if candidate.source == ollama.NAME:
                 # All files of Ollama are in one folder, so the folder gives no owner.
@@ -268,7 +268,7 @@ class _Classifier:
         reason = _not_a_model(card)
         if reason:
             raise _SkippedError(reason)
-        facts = card.facts(sum(one.st_size for one in status))
+        facts = card.memory_factors(sum(one.st_size for one in status))
         model = _Model([candidate], facts, card, candidate.projector)
         self._seen[identity] = model
         self.models.append(model)

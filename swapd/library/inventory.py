@@ -131,7 +131,7 @@ def _from_spec(spec: ModelSpec, folder: Path, cards: ModelInfoCache) -> Inventor
         return entry
     try:
         files = [(Path(part), Path(part).stat()) for part in split_parts(str(entry.path))]
-        read = [cards.card(path, status) for path, status in files]
+        read = [cards.model_info(path, status) for path, status in files]
     except (DamagedModelError, OSError) as error:
         if not spec.launch.builtin:
             # To a third-party server it may mean something else, such as a name of the hub.

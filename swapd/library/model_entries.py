@@ -146,7 +146,7 @@ class _EntryBuilder:
             flags = self._flags(model, config)
             parallel = ("--parallel", str(self.settings.parallel))
             argv = (*parallel, *shlex.split(flags), *words_of(config.sampler_args))
-            llama_flags = parse_llama_flags(argv, own=True)
+            llama_flags = parse_llama_flags(argv, builtin=True)
             context = config.ctx_size or self._context(model.facts, llama_flags)
             files = self._files(config)
             entry = self._worker(key, model, context, flags)
@@ -248,7 +248,9 @@ class _EntryBuilder:
         )
 
     def _estimate(self, facts: MemoryFactors, flags: LlamaFlags) -> int:
-        other_files = sum(self.size_of(self.home / path) for path in (*flags.besides, flags.draft))
+        other_files = sum(
+            self.size_of(self.home / path) for path in (*flags.extra_files, flags.draft)
+        )
         return estimate(facts, flags) + other_files
 
     def _command(
@@ -275,7 +277,7 @@ class _EntryBuilder:
         if model is None or not any("${MODEL_PATH}" in word for word in words):
             return {"cmd": filled}
         argv = words_of(filled) if isinstance(filled, str) else tuple(filled)
-        flags = parse_llama_flags(argv, own=any("${worker}" in word for word in words))
+        flags = parse_llama_flags(argv, builtin=any("${worker}" in word for word in words))
         if flags.context is None:
             flags = replace(flags, context=self._context(model.facts, flags))
         need = self._estimate(model.facts, flags)

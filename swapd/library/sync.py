@@ -102,7 +102,7 @@ def _add_stamp(entry: dict[str, Any], home: Path) -> None:
 def save_headers(headers: model_info.ModelInfoCache) -> None:
     """Save the GGUF headers that were read, where that is possible."""
     try:
-        headers.keep()
+        headers.save()
     except OSError as error:
         # The only effect is that they are read again next time.
         logging.getLogger(__name__).debug("the GGUF headers are not cached: %s", error)

@@ -1,4 +1,4 @@
-"""The short way from text to what a test asserts on."""
+"""Short helpers that parse configuration text for the tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read(text: str, env: Mapping[str, str] = MappingProxyType({})) -> LoadedConf
 
 
 def model(text: str, env: Mapping[str, str] = MappingProxyType({})) -> ModelSpec:
-    """The only model of a configuration that gives no cause for warnings."""
+    """Return the only model of a configuration, which must not give warnings."""
     loaded = read(text, env)
     assert loaded.warnings == ()
     [spec] = loaded.catalog.models.values()
@@ -28,7 +28,7 @@ def model(text: str, env: Mapping[str, str] = MappingProxyType({})) -> ModelSpec
 
 
 def faults(text: str, env: Mapping[str, str] = MappingProxyType({})) -> list[str]:
-    """What is wrong with a text, a line each."""
+    """Return the error messages for a text, one per line of the error."""
     with pytest.raises(ConfigError) as caught:
         read(text, env)
     assert str(caught.value) == "\n".join(str(problem) for problem in caught.value.problems)

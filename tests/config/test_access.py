@@ -1,4 +1,4 @@
-"""Keys, hosts, origins and certificates, as the configuration has them."""
+"""API keys, hosts, origins and certificates in the configuration."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def test_a_hash_is_the_sha256_sum_of_the_key() -> None:
     assert hash_of("sk-one") == f"sha256:{hashlib.sha256(b'sk-one').hexdigest()}"
 
 
-def test_keys_are_read_with_what_they_open() -> None:
-    terms = "models: [will, 'b*'], rate: 60, priority: -1"
-    loaded = read(f"keys:\n  laptop: {{hash: '{SUM}', {terms}}}\n{BARD}")
+def test_keys_are_read_with_their_permissions() -> None:
+    options = "models: [will, 'b*'], rate: 60, priority: -1"
+    loaded = read(f"keys:\n  laptop: {{hash: '{SUM}', {options}}}\n{BARD}")
     (key,) = loaded.settings.access.keys
     assert (key.name, key.models, key.admin, key.rate) == ("laptop", ("will", "b*"), False, 60)
     assert key.priority == -1
@@ -27,14 +27,14 @@ def test_keys_are_read_with_what_they_open() -> None:
     assert loaded.warnings == ()
 
 
-def test_a_key_opens_all_models_and_no_admin_actions_unless_it_says_so() -> None:
+def test_a_key_without_options_opens_all_models_and_no_admin_actions() -> None:
     (key,) = read(
         f"keys: {{a: {{hash: '{SUM.upper().replace('SHA', 'sha')}'}}}}\n{BARD}"
     ).settings.access.keys
     assert (key.models, key.admin, key.rate, key.priority) == (("*",), False, 0, 0)
 
 
-def test_llama_swaps_keys_open_everything_as_they_do_there() -> None:
+def test_api_keys_of_llama_swap_open_everything() -> None:
     loaded = read("apiKeys: [sk-one, '${env.OTHER}', 123]\n" + BARD, {"OTHER": "sk-two"})
     keys = loaded.settings.access.keys
     assert [f"sha256:{key.digest.hex()}" for key in keys] == [
@@ -45,7 +45,7 @@ def test_llama_swaps_keys_open_everything_as_they_do_there() -> None:
     assert all(key.admin and key.models == ("*",) and not key.rate for key in keys)
 
 
-def test_a_pattern_that_means_no_model_is_told() -> None:
+def test_a_pattern_without_a_matching_model_gives_a_warning() -> None:
     loaded = read(f"keys:\n  a:\n    hash: {SUM}\n    models: [brad, '*']\n{BARD}")
     assert [str(w) for w in loaded.warnings] == [
         "config.yaml:4: keys.a.models[0]: there is no model brad now; did you mean bard?"
@@ -99,13 +99,13 @@ SECRET = "sk-" + "5ecret" * 8
         ),
     ],
 )
-def test_what_is_wrong_is_told_without_the_secret(text: str, sentence: str) -> None:
-    told = faults(text + BARD)
-    assert told[0].startswith(sentence), told
-    assert SECRET[4:20] not in "".join(told)
+def test_errors_do_not_contain_the_secret(text: str, sentence: str) -> None:
+    messages = faults(text + BARD)
+    assert messages[0].startswith(sentence), messages
+    assert SECRET[4:20] not in "".join(messages)
 
 
-def test_the_representation_of_settings_holds_no_sum() -> None:
+def test_the_representation_of_settings_contains_no_hash() -> None:
     settings = read(f"keys: {{a: {{hash: '{SUM}'}}}}\n{BARD}").settings
     assert settings.access.keys[0].digest.hex() not in repr(settings)
     assert repr(settings.access.keys[0].digest) not in repr(settings)

@@ -1,6 +1,6 @@
-"""Each wrong input gives the sentence that it should, with the line it is in."""
+"""Error messages and warnings for invalid configurations, with their line numbers."""
 
-# A sentence is easiest to check in one piece.
+# Messages stay on one line, so that they can be searched for.
 # ruff: noqa: E501
 
 from __future__ import annotations
@@ -153,21 +153,21 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("text", "sentence"), FAULTS, ids=[s[1][:70] for s in FAULTS])
-def test_a_fault_is_told_with_its_place(text: str, sentence: str) -> None:
+def test_an_error_names_its_line_and_key(text: str, sentence: str) -> None:
     assert sentence in faults(text, {"HOME": "/home/me"})
 
 
 @pytest.mark.parametrize("text", ["models: {a: [}", "models: {a: *b}", "models: 'a", "a: b: c"])
-def test_what_is_no_yaml_is_told_with_its_line(text: str) -> None:
+def test_invalid_yaml_is_reported_with_its_line(text: str) -> None:
     [sentence] = faults("port: 1\n" + text)
     assert sentence.startswith("config.yaml:2: is not valid YAML near column ")
 
 
-def test_an_unset_variable_is_one_fault_not_two() -> None:
+def test_an_unset_variable_is_a_single_error() -> None:
     assert faults("port: ${env.X}\n" + BARD) == ["config.yaml:1: port: the environment has no X"]
 
 
-def test_no_fault_hides_another() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     text = "prot: 1\nmemory: {budget: x}\n" + BARD + "    ttl: x\n    aliases: [bard]\n    ttl: 3"
     assert [line.split(": ")[:2] for line in faults(text)] == [
         ["config.yaml:1", "prot"],
@@ -179,18 +179,18 @@ def test_no_fault_hides_another() -> None:
 
 
 @pytest.mark.parametrize("deep", ["[" * 100_000, "- " * 100_000, "{a: " * 5_000])
-def test_deep_nesting_is_refused_and_does_not_end_the_process(deep: str) -> None:
+def test_deep_nesting_is_rejected_without_a_crash(deep: str) -> None:
     assert faults("models:\n  " + deep) == ["config.yaml:2: sections are nested more than 64 deep"]
 
 
-def test_aliases_that_write_out_to_billions_are_refused() -> None:
+def test_yaml_aliases_that_expand_to_billions_are_rejected() -> None:
     levels = ["x-0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
     levels += [f"x-{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
     found = faults("\n".join([*levels, BARD]))
     assert "too many values" in found[0]
 
 
-def test_macros_that_stand_for_billions_are_refused() -> None:
+def test_macros_that_expand_to_billions_are_rejected() -> None:
     macros = {f"m{i}": f"${{m{i + 1}}} ${{m{i + 1}}}" for i in range(60)} | {"m60": ""}
     lines = [f"  {name}: '{text}'" for name, text in macros.items()]
     text = "\n".join(["macros:", *lines, "models:", "  bard: {cmd: 'a ${m0} ${PORT}'}"])
@@ -204,20 +204,20 @@ def test_macros_that_stand_for_billions_are_refused() -> None:
         ({"LLAMA_SWAP_PORT": "0"}, "environment: LLAMA_SWAP_PORT: must be a port, 1 to 65535, not 0"),
     ],
 )  # fmt: skip
-def test_a_wrong_variable_is_told(env: dict[str, str], sentence: str) -> None:
+def test_an_invalid_variable_is_reported(env: dict[str, str], sentence: str) -> None:
     assert faults(BARD, env) == [sentence]
 
 
-def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    def told(path: Path) -> str:
+def test_an_unreadable_file_is_reported(tmp_path: Path) -> None:
+    def message(path: Path) -> str:
         with pytest.raises(ConfigError) as caught:
             load(path, {}, worker_command=WORKER, total_memory=RAM)
         return str(caught.value)
 
-    assert told(tmp_path / "a.yaml") == "a.yaml: cannot be read: No such file or directory"
-    assert told(tmp_path) == f"{tmp_path.name}: cannot be read: Is a directory"
+    assert message(tmp_path / "a.yaml") == "a.yaml: cannot be read: No such file or directory"
+    assert message(tmp_path) == f"{tmp_path.name}: cannot be read: Is a directory"
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
-    assert told(tmp_path / "b.yaml") == "b.yaml: is not text in UTF-8"
+    assert message(tmp_path / "b.yaml") == "b.yaml: is not text in UTF-8"
 
 
 WARNED = [
@@ -243,6 +243,6 @@ WARNED = [
 
 
 @pytest.mark.parametrize(("text", "start"), WARNED, ids=[w[1][:60] for w in WARNED])
-def test_what_has_no_effect_is_said_once(text: str, start: str) -> None:
+def test_a_key_without_effect_gives_one_warning(text: str, start: str) -> None:
     [warning] = read(text).warnings
     assert str(warning).startswith(start)

@@ -1,4 +1,4 @@
-"""How command lines and macros become words."""
+"""Splitting of command lines and expansion of macros."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ MACROS = {
 def words(command: str | list[str]) -> tuple[str, ...]:
     macros = {name: Macro(text, text) for name, text in MACROS.items()}
     scope = MacroScope("a/model", macros, {"ARGS": "-x -y", "TRICK": "${flags}"}, ("py", "-m", "w"))
-    wrong: list[str] = []
-    found = MacroExpander(scope).words(command, wrong.append, PORT)
-    assert wrong == []
+    errors: list[str] = []
+    found = MacroExpander(scope).words(command, errors.append, PORT)
+    assert errors == []
     return found
 
 
@@ -56,7 +56,7 @@ def words(command: str | list[str]) -> tuple[str, ...]:
         (["${worker}", "${path}", "a b"], ("py", "-m", "w", "/models/my model.gguf", "a b")),
     ],
 )
-def test_words(command: str | list[str], expected: tuple[str, ...]) -> None:
+def test_a_command_is_split_into_words(command: str | list[str], expected: tuple[str, ...]) -> None:
     assert words(command) == expected
 
 
@@ -66,14 +66,14 @@ _WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0
 @settings(deadline=None)
 @given(st.lists(_WORDS))
 @example(["a'b", '"', "\\", " ", "#", "\u2028", "a\r"])
-def test_what_a_shell_quotes_is_split_back(given: list[str]) -> None:
+def test_shell_quoting_is_reversed(given: list[str]) -> None:
     assert split_command("x " + shlex.join(given)) == ["x", *given]
 
 
 @settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"])).filter(bool))
 @example('it\'s "a" \\ $x')
-def test_a_filled_in_path_is_one_word_in_any_quotes(path: str) -> None:
+def test_a_substituted_path_is_one_word_in_any_quotes(path: str) -> None:
     line = "# it's ${P}\na ${P} \"${P}\" '${P}' --m=${P} ${PORT}"
     filled = split_command(fill_in(line, "P", path))
     assert [w.removeprefix("\0") for w in filled] == [
@@ -81,7 +81,7 @@ def test_a_filled_in_path_is_one_word_in_any_quotes(path: str) -> None:
     ]  # fmt: skip
 
 
-def test_values_keep_their_type_when_a_macro_is_all_there_is() -> None:
+def test_a_value_that_is_only_a_macro_has_the_type_of_the_macro() -> None:
     macros = MappingProxyType({"n": Macro("1.10", 1.1), "t": Macro("${n}!", "${n}!")})
     expander = MacroExpander(MacroScope("m", macros, {}, ()))
     assert expander.value({"a": ["${n}", "v${n}", "${t}", 3, None]}) == {

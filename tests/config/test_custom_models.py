@@ -1,6 +1,6 @@
-"""What custom_models.yaml can say of a model, as it reaches the worker."""
+"""Settings of custom_models.yaml, from the file to the worker's command."""
 
-# A sentence is easiest to check in one piece.
+# Messages stay on one line, so that they can be searched for.
 # ruff: noqa: E501
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def machine(tmp_path: Path) -> Machine:
     return made
 
 
-def said(machine: Machine, text: str) -> dict[str, ModelSpec]:
+def load_custom(machine: Machine, text: str) -> dict[str, ModelSpec]:
     (machine.home / "custom_models.yaml").write_text(text)
     report = machine.sync()
     assert report.warnings == ()
     return dict(machine.load().catalog.models)
 
 
-def warned(machine: Machine, text: str) -> list[str]:
+def sync_warnings(machine: Machine, text: str) -> list[str]:
     (machine.home / "custom_models.yaml").write_text(text)
     return [str(warning) for warning in machine.sync().warnings]
 
@@ -45,7 +45,7 @@ def test_every_setting_reaches_the_worker(machine: Machine) -> None:
     for name in ("a lora.gguf", "b.gguf", "t.jinja", "p.gguf"):
         machine.put(f"home/{name}", b"x")
     machine.put("b.gguf", b"x")
-    spec = said(
+    spec = load_custom(
         machine,
         """
 models:
@@ -82,8 +82,8 @@ models:
     }  # fmt: skip
 
 
-def test_another_use_of_a_file_has_settings_of_its_own(machine: Machine) -> None:
-    models = said(
+def test_another_model_of_the_same_file_has_separate_settings(machine: Machine) -> None:
+    models = load_custom(
         machine,
         """
 models:
@@ -113,23 +113,26 @@ models:
 def test_a_section_may_be_named_by_an_alias(machine: Machine) -> None:
     machine.ollama.add("registry.ollama.ai/library/gemma3/27b", machine.bard + b"1", "27.4B")
     assert (
-        said(machine, "models: {'gemma3:27b': {ttl: 5}}")["ls/gemma3:27.4b-q8_0"].serving.ttl == 5
+        load_custom(machine, "models: {'gemma3:27b': {ttl: 5}}")["ls/gemma3:27.4b-q8_0"].serving.ttl
+        == 5
     )
-    assert warned(machine, "models:\n  gemma3:27b: {ttl: 5}\n  gemma3:27.4b-q8_0: {ttl: 6}") == [
+    assert sync_warnings(
+        machine, "models:\n  gemma3:27b: {ttl: 5}\n  gemma3:27.4b-q8_0: {ttl: 6}"
+    ) == [
         "custom_models.yaml:2: models.gemma3:27b: means gemma3:27.4b-q8_0, which has a section already"
     ]
 
 
-def test_a_server_of_others_is_told_of_the_projector(machine: Machine) -> None:
+def test_an_external_server_gets_the_projector(machine: Machine) -> None:
     projector = write_gguf(machine.models / "m/mmproj.gguf", arch="clip", tokenizer=False)
     for cmd in (
         "'x ${PORT} -m ${MODEL_PATH} --mmproj ${MMPROJ_PATH}'",
         "[x, '${PORT}', -m, '${MODEL_PATH}', --mmproj, '${MMPROJ_PATH}']",
     ):
-        spec = said(machine, f"models: {{'m:7b': {{cmd: {cmd}}}}}")["ls/m:7b"]
+        spec = load_custom(machine, f"models: {{'m:7b': {{cmd: {cmd}}}}}")["ls/m:7b"]
         assert spec.launch.argv[-2:] == ("--mmproj", str(projector))
         assert spec.presentation.metadata == {"mmproj": str(projector)}
-    assert said(machine, "models: {}")["ls/m:7b"].presentation.metadata == {
+    assert load_custom(machine, "models: {}")["ls/m:7b"].presentation.metadata == {
         "mmproj": str(projector)
     }
 
@@ -147,8 +150,12 @@ def test_a_server_of_others_is_told_of_the_projector(machine: Machine) -> None:
         ("  bard: {cmd: 'x ${PORT}', mmproj: a}", "custom_models.yaml:2: models.bard.mmproj: has no effect beside cmd; write it there"),
     ],
 )  # fmt: skip
-def test_what_has_no_effect_is_told(machine: Machine, text: str, warning: str) -> None:
-    assert warning.replace("{home}", str(machine.home)) in warned(machine, "models:\n" + text)
+def test_a_setting_without_effect_gives_a_warning(
+    machine: Machine, text: str, warning: str
+) -> None:
+    assert warning.replace("{home}", str(machine.home)) in sync_warnings(
+        machine, "models:\n" + text
+    )
 
 
 @pytest.mark.parametrize(
@@ -168,7 +175,9 @@ def test_what_has_no_effect_is_told(machine: Machine, text: str, warning: str) -
         ("{cmd: 'x ${PORT} ${MMPROJ_PATH}'}", "cmd: ${MMPROJ_PATH} has no meaning here"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_told_at_its_key(machine: Machine, text: str, sentence: str) -> None:
+def test_an_error_names_its_key_and_changes_no_file(
+    machine: Machine, text: str, sentence: str
+) -> None:
     path = machine.home / "custom_models.yaml"
     path.write_text(f"models:\n  bard: {text}")
     with pytest.raises(ConfigError) as caught:
@@ -182,26 +191,26 @@ def test_what_is_wrong_is_told_at_its_key(machine: Machine, text: str, sentence:
     ("gib", "context", "budget"),
     [
         (1, 8192, 80), (31, 4096, 80), (51, 2048, 80),
-        # 4 GiB left beside file and process, at 1 MiB a token.
+        # 4 GiB are left after file and process, at 1 MiB per token.
         (31, 4096, 36), (31, 3840, 35), (51, 2048, 54), (51, 1792, 53),
-        # Where not even the least context fits, lowering it is no use.
+        # If not even the minimum context fits, it is not lowered.
         (31, 4096, 31), (51, 2048, 16),
     ],
 )  # fmt: skip
-def test_the_context_is_lowered_to_what_fits(gib: int, context: int, budget: int) -> None:
-    facts = MemoryFactors(gib * GIB, 131072, keys=2**18, values=2**18)
+def test_the_context_is_lowered_to_fit_the_budget(gib: int, context: int, budget: int) -> None:
+    factors = MemoryFactors(gib * GIB, 131072, keys=2**18, values=2**18)
 
     def need(context: int) -> int:
-        return estimate(facts, LlamaFlags(context))
+        return estimate(factors, LlamaFlags(context))
 
-    found = fitting_context(facts, 8192, budget * GIB, need)
+    found = fitting_context(factors, 8192, budget * GIB, need)
     assert found == context
     if context % 2048:
         assert need(found) <= budget * GIB < need(found + 256)
 
 
 @pytest.mark.parametrize("budget", ["0", "1 GiB", "80%"])
-def test_huge_files_get_the_references_context_on_any_machine(
+def test_the_context_of_huge_files_does_not_depend_on_the_budget(
     machine: Machine, budget: str
 ) -> None:
     for gib in (31, 51):
@@ -214,10 +223,10 @@ def test_huge_files_get_the_references_context_on_any_machine(
     assert models["ls/huge:51"].launch.context == 2048
 
 
-def test_only_its_author_raises_a_context(machine: Machine) -> None:
+def test_only_an_explicit_setting_raises_a_lowered_context(machine: Machine) -> None:
     write_gguf(machine.models / "wide/wide.gguf", context=131072, layers=2000)
     budget = "memory: {budget: 1 GiB}\n"
-    lowered = said(machine, budget)["ls/wide"]
+    lowered = load_custom(machine, budget)["ls/wide"]
     assert (lowered.launch.context, lowered.serving.need_bytes <= GIB) == (3840, True)
     (machine.home / "custom_models.yaml").write_text(budget + "models: {wide: {ctx_size: 8192}}")
     machine.sync()

@@ -1,4 +1,4 @@
-"""What a reload is about to do."""
+"""Difference of two configurations, as a reload reports it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ NEW = read(
 ).catalog
 
 
-def test_each_kind_of_change() -> None:
+def test_each_kind_of_change_is_listed() -> None:
     changes = diff(OLD, NEW)
     assert (changes.added, changes.removed) == (("d",), ("a",))
     assert (changes.restarted, changes.adjusted, changes.limits) == (("c",), ("b",), True)
     assert str(changes) == "added d; removed a; restarted c; adjusted b; limits changed"
 
 
-def test_no_change() -> None:
+def test_equal_configurations_have_no_difference() -> None:
     assert str(diff(NEW, NEW)) == "nothing changed"

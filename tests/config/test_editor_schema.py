@@ -1,4 +1,4 @@
-"""The schemas for editors: current, and of one mind with the program."""
+"""Schemas for editors: up to date, and in agreement with the program."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TYPES: dict[str, Any] = {
 
 
 def fits(value: Any, schema: dict[str, Any], top: dict[str, Any]) -> bool:
-    """Whether a value fits a schema, by those of JSON schema's words that ours use."""
+    """Return True if a value fits a schema; supports the keywords that the two schemas use."""
     unknown = schema.keys() - {
         "$schema", "title", "definitions", "description", "default", "type", "properties",
         "additionalProperties", "patternProperties", "required", "anyOf", "$ref", "items", "enum",
@@ -55,8 +55,8 @@ def fits(value: Any, schema: dict[str, Any], top: dict[str, Any]) -> bool:
 
 
 def _text_fits(value: str, schema: dict[str, Any]) -> bool:
-    long = len(value) >= int(schema.get("minLength", 0))
-    return long and bool(re.search(schema.get("pattern", ""), value))
+    long_enough = len(value) >= int(schema.get("minLength", 0))
+    return long_enough and bool(re.search(schema.get("pattern", ""), value))
 
 
 def _number_fits(value: float, schema: dict[str, Any]) -> bool:
@@ -74,13 +74,13 @@ def _is(value: Any, kind: str) -> bool:
 
 def _section_fits(value: dict[str, Any], schema: dict[str, Any], top: dict[str, Any]) -> bool:
     for key, item in value.items():
-        own = schema.get("properties", {}).get(key)
-        if own is None:
+        subschema = schema.get("properties", {}).get(key)
+        if subschema is None:
             patterns = schema.get("patternProperties", {}).items()
-            own = next((s for pattern, s in patterns if re.search(pattern, str(key))), None)
-        if own is None:
-            own = schema.get("additionalProperties", True)
-        if own is False or (isinstance(own, dict) and not fits(item, own, top)):
+            subschema = next((s for pattern, s in patterns if re.search(pattern, str(key))), None)
+        if subschema is None:
+            subschema = schema.get("additionalProperties", True)
+        if subschema is False or (isinstance(subschema, dict) and not fits(item, subschema, top)):
             return False
     return all(key in value for key in schema.get("required", ()))
 
@@ -91,62 +91,69 @@ def _section_fits(value: dict[str, Any], schema: dict[str, Any], top: dict[str, 
 )
 def test_the_committed_schemas_are_current(name: str, schema: dict[str, Any]) -> None:
     committed = (ROOT / "docs" / name).read_text(encoding="utf-8")
-    made = json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
-    assert committed == made, f"write this to docs/{name}:\n{made}"
+    current = json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+    assert committed == current, f"write this to docs/{name}:\n{current}"
 
 
-def test_every_key_has_its_meaning() -> None:
-    said = meanings(EXAMPLE)
-    assert said["host",] == "SWAPD_HOST beats it"
-    assert said["models", "example", "need"] == (
-        "memory to reserve until it has been measured; 0: an estimate, by the file that --model"
-        " names and by flags that llama-server has too"
+def test_every_key_has_a_description() -> None:
+    descriptions = meanings(EXAMPLE)
+    assert descriptions["host",] == "overridden by SWAPD_HOST"
+    assert descriptions["models", "example", "need"] == (
+        "memory to reserve until it has been measured; 0: an estimate from the file after --model"
+        " and from llama-server's flags"
     )
-    assert said["models", "example", "cmd"].startswith("The command that serves it, split as")
+    assert descriptions["models", "example", "cmd"].startswith(
+        "The command that serves the model, split"
+    )
     for schema in (CONFIG_SCHEMA, CUSTOM_SCHEMA):
         for section in (schema, *schema["definitions"].values()):
             for key, one in section["properties"].items():
                 assert one.get("description") or "$ref" in one, key
     adapters = CUSTOM_SCHEMA["definitions"]["Model"]["properties"]["adapters"]
-    assert adapters["description"].startswith("LoRA adapters, NAME: PATH; clients ask")
+    assert adapters["description"].startswith("LoRA adapters, NAME: PATH; clients select")
 
 
 @pytest.mark.parametrize(
     ("text", "schema"),
     [
         (EXAMPLE, CONFIG_SCHEMA), (LLAMA_SWAP, CONFIG_SCHEMA), (SHIPPED, CUSTOM_SCHEMA),
-        (re.sub(r"(?m)^# ?", "", SHIPPED.partition("of this:\n#\n")[2]), CUSTOM_SCHEMA),
+        (
+            re.sub(r"(?m)^# ?", "", SHIPPED.partition("replace the line above:\n#\n")[2]),
+            CUSTOM_SCHEMA,
+        ),
         (CUSTOM, CUSTOM_SCHEMA), ("", CUSTOM_SCHEMA),
         ("port: ${env.X}\nlogLevel: ${env.X}\nmodels: {}", CONFIG_SCHEMA),
         ("x-a: {b: 1}\nmodels: {a: {cmd: x, need: 5, ttl: null, name: 1.5}}", CONFIG_SCHEMA),
         ("models: {a: {adapters: {b: c}, chat_template_kwargs: {d: [1]}}}", CUSTOM_SCHEMA),
     ],
 )  # fmt: skip
-def test_what_the_program_takes_the_schema_takes(text: str, schema: dict[str, Any]) -> None:
+def test_the_schema_accepts_files_that_the_program_accepts(
+    text: str, schema: dict[str, Any]
+) -> None:
     assert fits(yaml.safe_load(text) or {}, schema, schema)
 
 
-def test_the_faults_of_shape_are_seen_by_the_schema_too() -> None:
-    seen = 0
+def test_the_schema_rejects_wrong_keys_and_types_as_the_program_does() -> None:
+    checked = 0
     for text, sentence in FAULTS:
         kinds = "unknown key|must be (seconds|a whole|a section|true|a list|debug)"
         if not re.search(kinds, sentence) or "--parallel" in sentence:
-            # What stands in a command line is no matter of shape.
+            # The schema does not check the content of command lines.
             continue
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             continue
         assert not fits(value, CONFIG_SCHEMA, CONFIG_SCHEMA), sentence
-        seen += 1
-    assert seen > 8
+        checked += 1
+    assert checked > 8
 
 
 @pytest.mark.parametrize(
     "text", ["ctx_sise: 3", "ctx_size: -1", "ctx_size: 1.5", "adapters: [a]", "adapters: {a: [b]}",
              "jinja: maybe", "ttl: -2", "aliases: a", "filters: {strip: a}", "base_model: [a]"]
 )  # fmt: skip
-def test_what_neither_takes(text: str) -> None:
+def test_schema_and_program_both_reject(text: str) -> None:
     full = f"models:\n  a:\n    {text}"
     assert not fits(yaml.safe_load(full), CUSTOM_SCHEMA, CUSTOM_SCHEMA)
     with pytest.raises(ConfigError):

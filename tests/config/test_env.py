@@ -1,4 +1,4 @@
-"""`.env`, the process's environment, and the reference's settings in them."""
+"""Settings from `.env` and from the environment of the process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from swapd.config.env import find_stores, folders_to_watch, read_env, sync_setti
 from swapd.config.errors import ConfigError
 
 
-def test_dotenv_is_read_and_beaten_by_the_process(tmp_path: Path) -> None:
+def test_dotenv_is_read_and_the_environment_has_precedence(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text(
         "# a comment\nMODEL_TTL=60 # a minute\nexport MODEL_PREFIX=''\nMODELS_DIR=\"/a # b\"\n"
         "BARE\nSWAPD_PORT=1\n"
@@ -22,11 +22,11 @@ def test_dotenv_is_read_and_beaten_by_the_process(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_no_dotenv_is_fine(tmp_path: Path) -> None:
+def test_a_missing_dotenv_is_allowed(tmp_path: Path) -> None:
     assert read_env(tmp_path, {"A": "b"}) == {"A": "b"}
 
 
-def test_a_wrong_line_is_told(tmp_path: Path) -> None:
+def test_an_invalid_line_is_reported(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("A=1\nB='2\n")
     with pytest.raises(ConfigError, match=r"^\.env:2: must be NAME=value$"):
         read_env(tmp_path, {})
@@ -35,14 +35,14 @@ def test_a_wrong_line_is_told(tmp_path: Path) -> None:
         read_env(tmp_path, {})
 
 
-def test_defaults_are_the_references() -> None:
+def test_the_defaults_are_those_of_the_reference() -> None:
     settings = sync_settings({"HOME": "/h"})
     assert (settings.model_ttl, settings.threshold, settings.interval) == (1800, 75, 30)
     assert (settings.prefix, settings.ctx_size) == ("ls/", 8192)
     assert (settings.parallel, settings.min_age, settings.sync_interval) == (1, 5, 3600)
 
 
-def test_what_is_set_counts() -> None:
+def test_variables_override_the_defaults() -> None:
     settings = sync_settings(
         {"MODEL_TTL": "0", "MODEL_PREFIX": "", "MODELS_DIR": "~/m", "HOME": "/h",
          "DEFAULT_PARALLEL": "4", "MIN_MODEL_AGE_SECONDS": "0.5", "PRESSURE_CHECK_INTERVAL": ""}
@@ -51,7 +51,7 @@ def test_what_is_set_counts() -> None:
     assert (settings.parallel, settings.min_age, settings.interval) == (4, 0.5, 30)
 
 
-def test_all_faults_are_told() -> None:
+def test_all_invalid_variables_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         sync_settings(
             {"MODEL_TTL": "soon", "MEMORY_PRESSURE_THRESHOLD": "101", "DEFAULT_CTX_SIZE": "0",
@@ -66,7 +66,7 @@ def test_all_faults_are_told() -> None:
     ]
 
 
-def test_stores_are_where_their_own_programs_have_them() -> None:
+def test_stores_are_in_the_default_folders_of_their_programs() -> None:
     stores = find_stores({"HOME": "/h"})
     assert stores.ollama == (Path("/h/.ollama/models"), Path("/usr/share/ollama/.ollama/models"))
     assert stores.models_dir == Path("/h/.cache/lm-studio/models")
@@ -83,11 +83,13 @@ def test_stores_are_where_their_own_programs_have_them() -> None:
         ({"XDG_CACHE_HOME": "/c", "HF_HOME": " "}, "/c/huggingface/hub"),
     ],
 )
-def test_the_hub_s_variables_count_in_its_own_order(env: dict[str, str], hub: str) -> None:
+def test_the_hub_variables_have_the_precedence_of_huggingface_hub(
+    env: dict[str, str], hub: str
+) -> None:
     assert find_stores(env).hub == (Path(hub),)
 
 
-def test_named_folders_count_and_those_that_are_none_are_told(tmp_path: Path) -> None:
+def test_configured_folders_count_and_missing_ones_are_reported(tmp_path: Path) -> None:
     env = {
         "HOME": str(tmp_path), "MODELS_DIR": "~/m", "OLLAMA_MODELS": "/no/o",
         "MODEL_FOLDERS": f"{tmp_path}: ~/x :",
@@ -103,7 +105,7 @@ def test_named_folders_count_and_those_that_are_none_are_told(tmp_path: Path) ->
     ]
 
 
-def test_watched_is_what_is_there(tmp_path: Path) -> None:
+def test_only_existing_folders_are_watched(tmp_path: Path) -> None:
     env = {"HOME": str(tmp_path), "MODELS_DIR": "~/m", "MODEL_FOLDERS": "~/m:~/f"}
     assert folders_to_watch(find_stores(env)) == []
     for name in ("m", "f", ".ollama/models/manifests", ".ollama/models/blobs"):

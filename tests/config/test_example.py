@@ -1,4 +1,4 @@
-"""The files that are shipped say what the code does."""
+"""Agreement of the shipped example files with the code."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def test_the_example_has_every_key_with_its_default(
     tree, problems = parse_tree(EXAMPLE, "config.example.yaml")
     section = node_at(tree, path)
     assert isinstance(section, MappingNode)
-    live = {name for name, shape in field_shapes(struct).items() if not shape.inert}
-    assert set(section.entries) == live | beside
+    effective = {name for name, shape in field_shapes(struct).items() if not shape.inert}
+    assert set(section.entries) == effective | beside
     report = Diagnostics("config.example.yaml", tree, problems)
     found = read_section(struct, section, path, report, {}, beside=frozenset(beside | {"cmd"}))
     assert found == struct()
@@ -74,35 +74,35 @@ def test_the_example_names_every_key_without_effect() -> None:
 
 
 def test_the_example_names_every_variable_with_its_default() -> None:
-    told = dict(re.findall(r"(?m)^#   ([A-Z_]{5,})=(\S*)", EXAMPLE))
+    documented = dict(re.findall(r"(?m)^#   ([A-Z_]{5,})=(\S*)", EXAMPLE))
     code = (ROOT / "swapd/config/env.py").read_text(encoding="utf-8")
     used = set(re.findall(r'"([A-Z][A-Z_]{4,})"', code))
-    assert used <= told.keys() | {"HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"}
+    assert used <= documented.keys() | {"HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"}
     assert {name for name in used if name not in EXAMPLE} == set()
-    assert sync_settings({**told, "HOME": "/h"}) == replace(
+    assert sync_settings({**documented, "HOME": "/h"}) == replace(
         sync_settings({"HOME": "/h"}),
-        stores=find_stores({**told, "HOME": "/h"}),
+        stores=find_stores({**documented, "HOME": "/h"}),
     )
-    usual, named = find_stores({"HOME": "/h"}), find_stores({**told, "HOME": "/h"})
-    assert (named.models_dir, named.hub) == (usual.models_dir, usual.hub)
-    assert named.ollama == usual.ollama[:1]
+    usual, explicit = find_stores({"HOME": "/h"}), find_stores({**documented, "HOME": "/h"})
+    assert (explicit.models_dir, explicit.hub) == (usual.models_dir, usual.hub)
+    assert explicit.ollama == usual.ollama[:1]
 
 
-def test_the_example_loads_and_gives_the_defaults() -> None:
-    loaded, plain = read(EXAMPLE), read("models: {}")
+def test_the_example_loads_with_the_default_values() -> None:
+    loaded, empty = read(EXAMPLE), read("models: {}")
     assert loaded.warnings == ()
-    assert (loaded.settings, loaded.catalog.limits) == (plain.settings, plain.catalog.limits)
+    assert (loaded.settings, loaded.catalog.limits) == (empty.settings, empty.catalog.limits)
     assert loaded.catalog.models["example"].launch.builtin
 
 
-def test_the_shipped_custom_models_say_nothing_and_their_examples_are_valid() -> None:
+def test_the_shipped_custom_models_are_empty_and_their_examples_are_valid() -> None:
     text = (ROOT / "custom_models.yaml").read_text(encoding="utf-8")
     assert not parse_custom_models(text, {}).models
-    _, _, tail = text.partition("what you need of this:\n#\n")
+    _, _, tail = text.partition("replace the line above:\n#\n")
     custom = parse_custom_models(re.sub(r"(?m)^# ?", "", tail), {})
     assert list(custom.models) == [
         "bard", "gemma3:27.4b-q8_0", "gemma-short", "codestral:22.2b-q8_0", "whisper",
     ]  # fmt: skip
-    told = set(re.findall(r"(?m)^#   ([a-z_]+)  ", text.partition("\nmodels:")[0]))
-    assert told == set(field_shapes(CustomModelConfig)) - set(field_shapes(ModelConfig))
+    documented = set(re.findall(r"(?m)^#   ([a-z_]+)  ", text.partition("\nmodels:")[0]))
+    assert documented == set(field_shapes(CustomModelConfig)) - set(field_shapes(ModelConfig))
     assert custom.warnings == ()

@@ -1,4 +1,4 @@
-"""Whatever a GGUF file, a `.env` or a file to be edited holds, it is told and ends nothing."""
+"""Fuzz tests: any content of a GGUF file, a `.env` or an edited file is handled or reported."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ _WORST = st.sampled_from(
 )
 
 
-def _looked_into(path: Path) -> None:
-    """As sync does, to the end: a card that can be kept, a context and a need."""
+def _check_file(path: Path) -> None:
+    """Read the file as sync does: model info that can be stored, a context and an estimate."""
     try:
-        card = read_model_info(read_header(path))
+        info = read_model_info(read_header(path))
     except DamagedModelError as error:
         assert str(error).isprintable()
     else:
-        assert msgspec.json.decode(msgspec.json.encode(card), type=type(card)) == card
-        assert all(text.isprintable() for text in (card.title, card.architecture, card.kind))
-        facts = card.facts(path.stat().st_size)
+        assert msgspec.json.decode(msgspec.json.encode(info), type=type(info)) == info
+        assert all(text.isprintable() for text in (info.title, info.architecture, info.kind))
+        factors = info.memory_factors(path.stat().st_size)
         context = fitting_context(
-            facts, 8192, 2**34, lambda n: estimate(facts, LlamaFlags(context=n))
+            factors, 8192, 2**34, lambda n: estimate(factors, LlamaFlags(context=n))
         )
         assert 0 <= context <= 8192
-        assert estimate(facts, LlamaFlags(context=context)) > 0
+        assert estimate(factors, LlamaFlags(context=context)) > 0
     try:
         read_model_header(path)
     except DamagedModelError as error:
@@ -64,7 +64,7 @@ def test_a_gguf_file_with_any_number_replaced(
         at = data.draw(st.integers(0, len(content) - 8))
         content[at : at + 8] = struct.pack("<Q", data.draw(_WORST | st.integers(0, 2**64 - 1)))
     (tmp_path / "m.gguf").write_bytes(content)
-    _looked_into(tmp_path / "m.gguf")
+    _check_file(tmp_path / "m.gguf")
 
 
 @ANYWHERE
@@ -76,7 +76,7 @@ def test_a_gguf_file_cut_and_joined_anywhere(
     end = data.draw(st.integers(start, len(whole)))
     piece = data.draw(st.binary(max_size=20))
     (tmp_path / "m.gguf").write_bytes(whole[:start] + piece + whole[end:])
-    _looked_into(tmp_path / "m.gguf")
+    _check_file(tmp_path / "m.gguf")
 
 
 def _text(text: str) -> bytes:
@@ -125,9 +125,9 @@ def test_a_gguf_file_of_any_shape(
         _field("general.name", 8, _text(title.replace("\ud800", ""))),
         *(_field(f"{arch}.{key}", kind, value) for key, (kind, value) in shape.items()),
     ]
-    head = struct.pack("<4sIQQ", b"GGUF", 3, 0, len(fields)) + b"".join(fields)
-    (tmp_path / "m.gguf").write_bytes(head)
-    _looked_into(tmp_path / "m.gguf")
+    header = struct.pack("<4sIQQ", b"GGUF", 3, 0, len(fields)) + b"".join(fields)
+    (tmp_path / "m.gguf").write_bytes(header)
+    _check_file(tmp_path / "m.gguf")
 
 
 @ANYWHERE
@@ -139,7 +139,7 @@ def test_a_gguf_file_of_any_shape(
 @example("PRESSURE_CHECK_INTERVAL=nan")
 @example("MODELS_DIR=~nobody/x")
 @example("MODEL_FOLDERS=:::a\x00b")
-def test_any_text_is_an_environment_or_is_told(tmp_path: Path, text: str) -> None:
+def test_any_dotenv_is_read_or_rejected_with_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / ".env").write_text(text, errors="surrogateescape", newline="")
     try:
         env = read_env(tmp_path, {"HOME": "/nowhere"})
@@ -156,8 +156,8 @@ def test_any_text_is_an_environment_or_is_told(tmp_path: Path, text: str) -> Non
 )
 @example("models:\n  ? bard\n  : ttl: 1\n", "bard", "ttl")
 @example("1:\t", "bard", "ttl")
-def test_any_text_is_edited_or_left_alone(text: str, model: str, key: str) -> None:
-    """What comes out has been read again and compared; here only that nothing else happens."""
+def test_any_text_is_edited_or_rejected_with_an_error(text: str, model: str, key: str) -> None:
+    """Check for other exceptions only; the edit itself verifies its result."""
     try:
         set_value(text, model, key, "1")
         unset(text, model, key)

@@ -1,4 +1,4 @@
-"""Groups, policies and the other terms of living together."""
+"""Groups, eviction policy and limits of all models together."""
 
 from __future__ import annotations
 
@@ -78,29 +78,29 @@ def test_groups_are_read_as_llama_swap_writes_them() -> None:
         ("warm_standby: maybe\n", "config.yaml:1: warm_standby: must be true or false"),
     ],
 )
-def test_what_is_wrong_with_them_is_told(text: str, sentence: str) -> None:
+def test_invalid_groups_and_limits_are_reported(text: str, sentence: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read(text + MODELS)
     assert str(caught.value).startswith(sentence)
 
 
-def test_members_that_belong_together_do_not_go_for_each_other() -> None:
+def test_members_loaded_together_do_not_swap_each_other_out() -> None:
     (group,) = read(
         "groups: {g: {members: [a, b], together: true}}\n" + MODELS
     ).catalog.limits.groups
     assert group == Group("g", frozenset("ab"), swap=False, together=True)
 
 
-def test_the_free_memory_counts_where_memory_has_any_limit() -> None:
-    for text, heeded in (
+def test_free_memory_is_required_if_memory_has_a_limit() -> None:
+    for text, required in (
         ("", False),
         ("memory: {budget: 50%}\n", True),
         ("memory: {threshold: 75}\n", True),
     ):
-        assert read(text + MODELS).catalog.limits.require_free_memory is heeded
+        assert read(text + MODELS).catalog.limits.require_free_memory is required
 
 
-def test_terms_of_living_together() -> None:
+def test_policy_turn_and_weight_are_read() -> None:
     loaded = read("policy: lfu\nmax_turn: 5\nmax_per_tenant: 3\nwarm_standby: false\n" + MODELS)
     limits = loaded.catalog.limits
     assert (limits.policy, limits.max_turn, limits.max_per_tenant) == ("lfu", 5.0, 3)

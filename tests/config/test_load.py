@@ -1,4 +1,4 @@
-"""What a good configuration means."""
+"""Meaning of valid configurations."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from swapd.config.load import load
 from tests.config.reading import RAM, WORKER, model, read
 from tests.gguf.gguf_files import write_gguf
 
-OWN = "models: {bard: {cmd: '${worker} -m bard.gguf"
+BUILTIN = "models: {bard: {cmd: '${worker} -m bard.gguf"
 
 
-def test_our_own_worker_gets_a_port_that_it_chooses() -> None:
-    spec = model(OWN + " -c 512 -np 4'}}")
-    said = ("-m", "bard.gguf", "-c", "512", "-np", "4")
+def test_the_builtin_worker_chooses_its_port() -> None:
+    spec = model(BUILTIN + " -c 512 -np 4'}}")
+    given = ("-m", "bard.gguf", "-c", "512", "-np", "4")
     added = ("--alias", "bard", "--host", "127.0.0.1", "--port", "0")
-    assert spec.launch.argv == (*WORKER, *said, *added)
+    assert spec.launch.argv == (*WORKER, *given, *added)
     assert (spec.launch.builtin, spec.launch.proxy, spec.serving.slots, spec.launch.context) == (
         True,
         "",
@@ -28,10 +28,10 @@ def test_our_own_worker_gets_a_port_that_it_chooses() -> None:
     )
 
 
-def test_a_port_or_host_in_the_command_stays() -> None:
-    assert model(OWN + " --port 99'}}").launch.argv[-4:] == ("--port", "99", "--alias", "bard")
-    assert model(OWN + " --port=99'}}").launch.argv[-3:] == ("--port=99", "--alias", "bard")
-    assert model(OWN + " --host=::1'}}").launch.argv[-5:] == (
+def test_a_port_or_host_in_the_command_is_preserved() -> None:
+    assert model(BUILTIN + " --port 99'}}").launch.argv[-4:] == ("--port", "99", "--alias", "bard")
+    assert model(BUILTIN + " --port=99'}}").launch.argv[-3:] == ("--port=99", "--alias", "bard")
+    assert model(BUILTIN + " --host=::1'}}").launch.argv[-5:] == (
         "--host=::1",
         "--alias",
         "bard",
@@ -40,7 +40,7 @@ def test_a_port_or_host_in_the_command_stays() -> None:
     )
 
 
-def test_what_is_not_said_has_its_default() -> None:
+def test_missing_keys_have_their_defaults() -> None:
     spec = model("models: {m: {cmd: 'serve ${PORT}'}}")
     assert (spec.launch.builtin, spec.launch.proxy) == (False, "http://127.0.0.1:${PORT}")
     assert (
@@ -73,28 +73,33 @@ def test_what_is_not_said_has_its_default() -> None:
         ("vllm --port ${PORT}", "concurrencyLimit: 7", 7),
     ],
 )
-def test_slots(cmd: str, more: str, slots: int) -> None:
+def test_slots_follow_the_command_and_the_concurrency_limit(
+    cmd: str, more: str, slots: int
+) -> None:
     assert model(f"models: {{m: {{cmd: '{cmd}', {more}}}}}").serving.slots == slots
 
 
 @pytest.mark.parametrize(
-    ("top", "own", "ttl"),
+    ("top", "section", "ttl"),
     [("", "", 0), ("ttl: 9", "", 9), ("globalTTL: 8", "", 8), ("ttl: 9", "ttl: -1", 9),
      ("ttl: 9", "ttl: 0", 0), ("ttl: 9", "ttl: 3.5", 3.5), ("ttl: 9", "ttl:", 9)],
 )  # fmt: skip
-def test_time_to_live(top: str, own: str, ttl: float) -> None:
-    assert model(f"{top}\nmodels:\n  m:\n    cmd: x ${{PORT}}\n    {own}").serving.ttl == ttl
+def test_the_ttl_of_a_model_overrides_the_default(top: str, section: str, ttl: float) -> None:
+    assert model(f"{top}\nmodels:\n  m:\n    cmd: x ${{PORT}}\n    {section}").serving.ttl == ttl
 
 
 @pytest.mark.parametrize(
-    ("top", "own", "grace"),
+    ("top", "section", "grace"),
     [("", "", 5), ("unloadTimeout: 7", "", 7), ("stop_grace: 8", "", 8),
      ("stop_grace: 8", "unloadTimeout: 3", 3), ("", "stop_grace: 0", 0),
      ("", "unloadTimeout: 0", 5)],
 )  # fmt: skip
-def test_grace(top: str, own: str, grace: float) -> None:
+def test_the_stop_grace_of_a_model_overrides_the_default(
+    top: str, section: str, grace: float
+) -> None:
     assert (
-        model(f"{top}\nmodels:\n  m:\n    cmd: x ${{PORT}}\n    {own}").serving.stop_grace == grace
+        model(f"{top}\nmodels:\n  m:\n    cmd: x ${{PORT}}\n    {section}").serving.stop_grace
+        == grace
     )
 
 
@@ -135,8 +140,8 @@ def test_a_file_from_llama_swap_loads() -> None:
     assert [name for name, spec in models.items() if not spec.serving.send_loading_state] == ["big"]
     assert loaded.settings.log_level == "debug"
     assert loaded.settings.include_aliases is True
-    told = {w.key for w in loaded.warnings if "has no effect yet" in w.message}
-    assert told == {
+    ineffective = {w.key for w in loaded.warnings if "has no effect yet" in w.message}
+    assert ineffective == {
         "startPort", "peers", "captureBuffer",
         "metricsMaxInMemory", "logToStdout", "logTimeFormat",
         "models.big.filters.setParams", "models.big.filters.setParamsByID", "models.big.timeouts",
@@ -220,7 +225,7 @@ peers: {p: {proxy: "http://192.168.1.23", models: [a]}}
 """
 
 
-def test_llama_swap_s_other_spellings_are_understood() -> None:
+def test_other_spellings_of_llama_swap_are_accepted() -> None:
     loaded = read(
         "models:\n  a:\n    cmd: x ${PORT}\n    filters: {strip_params: 'top_p, top_k'}\n"
         "    aliases:\n      - {id: gpt-4o-mini, name: GPT, unlisted: false}\n"
@@ -235,7 +240,7 @@ def test_llama_swap_s_other_spellings_are_understood() -> None:
     ]
 
 
-def test_a_section_beats_what_it_merges_in_and_the_first_merged_beats_the_next() -> None:
+def test_a_section_overrides_merged_sections_and_the_first_merged_one_the_next() -> None:
     spec = model(
         "x-a: &a {ttl: 1, context: 1}\nx-b: &b {ttl: 2, context: 2, need: 2kB}\n"
         "models:\n  m:\n    ttl: 0\n    <<: [*a, *b]\n    cmd: x ${PORT}"
@@ -243,7 +248,7 @@ def test_a_section_beats_what_it_merges_in_and_the_first_merged_beats_the_next()
     assert (spec.serving.ttl, spec.launch.context, spec.serving.need_bytes) == (0, 1, 2000)
 
 
-def test_limits_and_settings() -> None:
+def test_limits_and_settings_are_read() -> None:
     loaded = read(
         "host: 0.0.0.0\nport: 80\nmax_body: 1.5 MiB\ndrain_timeout: 3\nmax_resident: 2\n"
         "max_queued: 7\nmemory: {budget: 25%, threshold: 80.5, interval: 2}\nmodels: {}"
@@ -256,20 +261,20 @@ def test_limits_and_settings() -> None:
     assert (settings.max_body_bytes, settings.drain_timeout) == (3 * 2**19, 3)
 
 
-def test_the_environment_beats_the_file() -> None:
+def test_the_environment_overrides_the_file() -> None:
     text = "host: a\nport: 1\nmodels: {}"
 
-    def listens(**env: str) -> tuple[str, int]:
+    def address(**env: str) -> tuple[str, int]:
         settings = read(text, env).settings
         return settings.host, settings.port
 
-    assert listens() == ("a", 1)
-    assert listens(LLAMA_SWAP_PORT="2") == ("a", 2)
-    assert listens(LLAMA_SWAP_PORT="2", SWAPD_PORT="3", SWAPD_HOST="b") == ("b", 3)
-    assert listens(SWAPD_PORT="", SWAPD_HOST="") == ("a", 1)
+    assert address() == ("a", 1)
+    assert address(LLAMA_SWAP_PORT="2") == ("a", 2)
+    assert address(LLAMA_SWAP_PORT="2", SWAPD_PORT="3", SWAPD_HOST="b") == ("b", 3)
+    assert address(SWAPD_PORT="", SWAPD_HOST="") == ("a", 1)
 
 
-def test_the_environment_fills_values_of_every_type() -> None:
+def test_variables_are_substituted_in_values_of_every_type() -> None:
     env = {"N": "7", "T": "yes", "S": "1 GiB"}
     loaded = read("max_resident: ${env.N}\nincludeAliasesInList: ${env.T}\nmodels: {}", env)
     assert loaded.catalog.limits.max_resident == 7
@@ -285,7 +290,7 @@ def config(folder: Path, text: str) -> Path:
     return path
 
 
-def test_the_need_is_the_size_of_the_files_when_nothing_is_said(tmp_path: Path) -> None:
+def test_the_need_without_metadata_is_the_size_of_the_files(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"x" * 1000)
     for i in (1, 2):
         (tmp_path / f"s-0000{i}-of-00002.gguf").write_bytes(b"x" * 300)
@@ -295,16 +300,16 @@ def test_the_need_is_the_size_of_the_files_when_nothing_is_said(tmp_path: Path) 
         f"  a: {{cmd: '${{worker}} --model {tmp_path}/a.gguf'}}\n"
         "  beside: {cmd: '${worker} -m a.gguf'}\n"
         "  parts: {cmd: 'llama-server -m s-00001-of-00002.gguf --port ${PORT}'}\n"
-        "  said: {cmd: '${worker} -m a.gguf', need: 5kB}\n"
+        "  given: {cmd: '${worker} -m a.gguf', need: 5kB}\n"
         "  none: {cmd: '${worker} -m missing.gguf'}\n"
         "  other: {cmd: 'python -m a.gguf ${PORT}'}\n",
     )
     loaded = load(path, {}, worker_command=WORKER, total_memory=RAM)
     needs = {name: spec.serving.need_bytes for name, spec in loaded.catalog.models.items()}
-    assert needs == {"a": 1000, "beside": 1000, "parts": 600, "said": 5000, "none": 0, "other": 0}
+    assert needs == {"a": 1000, "beside": 1000, "parts": 600, "given": 5000, "none": 0, "other": 0}
 
 
-def test_a_file_over_the_budget_takes_all_of_it_and_warns(tmp_path: Path) -> None:
+def test_a_file_over_the_budget_reserves_all_of_it_with_a_warning(tmp_path: Path) -> None:
     write_gguf(tmp_path / "a.gguf")
     path = config(tmp_path, "memory: {budget: 1 KiB}\nmodels: {a: {cmd: '${worker} -m a.gguf'}}")
     loaded = load(path, {}, worker_command=WORKER, total_memory=RAM)
@@ -313,7 +318,7 @@ def test_a_file_over_the_budget_takes_all_of_it_and_warns(tmp_path: Path) -> Non
     assert "more than memory.budget, 1 KiB: it will run alone, if it runs" in str(warning)
 
 
-def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_bytes(b"\xef\xbb\xbfmodels: {}\n")
     assert not load(path, {}, worker_command=WORKER, total_memory=RAM).catalog.models
@@ -324,5 +329,7 @@ def test_loading_needs_neither_numpy_nor_gguf() -> None:
         "import sys, swapd.config.load, swapd.config.env, swapd.config.diff;"
         "print({'numpy', 'gguf'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "set()\n"

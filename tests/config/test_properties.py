@@ -1,4 +1,4 @@
-"""Nothing that a file can hold gets another exception than ConfigError."""
+"""Property tests: no content of a file raises an exception other than ConfigError."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _CONFIGS = st.builds(
 )
 
 
-def only_config_errors(text: str) -> None:
+def check_only_config_errors(text: str) -> None:
     try:
         read(text, {"X": "1"})
     except ConfigError as error:
@@ -71,26 +71,28 @@ def only_config_errors(text: str) -> None:
 @example("--- a\n--- b")
 @example("%YAML 9.9\n---\na: b")
 @example("memory: {budget: " + "9" * 30 + " TiB}\nmodels: {}")
-def test_any_text(text: str) -> None:
-    only_config_errors(text)
+def test_any_text_loads_or_raises_config_error(text: str) -> None:
+    check_only_config_errors(text)
 
 
 @settings(max_examples=150, deadline=None)
 @given(_CONFIGS)
-def test_any_values_under_the_right_keys(config: object) -> None:
-    only_config_errors(dump_yaml(config))
+def test_any_values_under_known_keys_load_or_raise_config_error(config: object) -> None:
+    check_only_config_errors(dump_yaml(config))
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_a_good_file_with_a_piece_replaced(data: st.DataObject) -> None:
+def test_a_valid_file_with_a_replaced_piece_loads_or_raises_config_error(
+    data: st.DataObject,
+) -> None:
     start = data.draw(st.integers(0, len(LLAMA_SWAP)))
     end = data.draw(st.integers(start, min(start + 20, len(LLAMA_SWAP))))
     piece = data.draw(st.text(alphabet="${}[]&*!|>'\"#%@`-:, \n\tab0", max_size=6))
-    only_config_errors(LLAMA_SWAP[:start] + piece + LLAMA_SWAP[end:])
+    check_only_config_errors(LLAMA_SWAP[:start] + piece + LLAMA_SWAP[end:])
 
 
 @settings(deadline=None)
 @given(st.integers(0, 2**60))
-def test_a_shown_size_reads_as_about_the_same(size: int) -> None:
+def test_a_formatted_size_parses_to_about_the_same(size: int) -> None:
     assert abs(parse_size(show_size(size)) - size) <= size * 0.06

@@ -1,6 +1,6 @@
-"""custom_models.yaml edited by command: what is meant changes, every other line stays."""
+"""Edits of custom_models.yaml by command: only the intended lines change."""
 
-# A sentence is easiest to check in one piece.
+# Messages stay on one line, so that they can be searched for.
 # ruff: noqa: E501
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ memory: {budget: 1 GiB}
         ),
     ],
 )  # fmt: skip
-def test_one_place_changes(model: str, key: str, value: object, old: str, new: str) -> None:
+def test_setting_a_key_changes_one_place(
+    model: str, key: str, value: object, old: str, new: str
+) -> None:
     assert FULL.count(old) == 1
     assert set_value(FULL, model, key, value) == FULL.replace(old, new)
 
@@ -101,7 +103,7 @@ def test_one_place_changes(model: str, key: str, value: object, old: str, new: s
         ("alice", "aliases", ', aliases: [a, "b, c"]', ""),
     ],
 )  # fmt: skip
-def test_one_place_goes(model: str, key: str, old: str, new: str) -> None:
+def test_unsetting_a_key_removes_one_place(model: str, key: str, old: str, new: str) -> None:
     assert FULL.count(old) == 1
     assert unset(FULL, model, key) == FULL.replace(old, new)
 
@@ -129,11 +131,11 @@ def test_one_place_goes(model: str, key: str, old: str, new: str) -> None:
         ),
     ],
 )
-def test_the_first_setting_makes_what_it_needs(text: str, made: str) -> None:
+def test_the_first_setting_creates_its_sections(text: str, made: str) -> None:
     assert set_value(text, "m", "ttl", 1) == made
 
 
-def test_set_and_unset_give_the_shipped_file_back() -> None:
+def test_set_and_unset_restore_the_shipped_file() -> None:
     text = set_value(SHIPPED, "bard", "ttl", 60)
     text = set_value(text, "bard", "adapters.alice", "x.gguf")
     text = set_value(text, "alice", "cmd", ["a", "${PORT}"])
@@ -142,7 +144,7 @@ def test_set_and_unset_give_the_shipped_file_back() -> None:
     assert text == SHIPPED
 
 
-def test_comments_stay_when_the_last_model_goes() -> None:
+def test_comments_are_preserved_when_the_last_model_is_removed() -> None:
     text = "models:  # a\n  # b\n  m:\n    # c\n    ttl: 1\n  # d\n"
     assert unset(text, "m", "ttl") == "models: {}  # a\n  # b\n  # d\n"
 
@@ -158,7 +160,7 @@ def test_comments_stay_when_the_last_model_goes() -> None:
         ("models: {m: { # c\n}}", None),
     ],
 )  # fmt: skip
-def test_what_it_does_not_understand_is_refused(text: str, sentence: str | None) -> None:
+def test_unsupported_layouts_are_rejected(text: str, sentence: str | None) -> None:
     try:
         made = set_value(text, "m", "ttl", 1)
     except EditError as error:
@@ -168,7 +170,7 @@ def test_what_it_does_not_understand_is_refused(text: str, sentence: str | None)
         assert yaml.safe_load(made)["models"]["m"] == {"ttl": 1}
 
 
-def test_what_is_not_there_cannot_be_taken_out() -> None:
+def test_a_missing_key_cannot_be_unset() -> None:
     with pytest.raises(EditError, match=r"^custom_models\.yaml says nothing of ttl for far$"):
         unset(FULL, "far", "ttl")
     with pytest.raises(EditError, match="only you can edit"):
@@ -189,7 +191,7 @@ _COMMENTS = st.sampled_from(["", "", "   # c", "\n# d", "\n\n", "\n      # e: f"
 
 @st.composite
 def texts(draw: st.DrawFn) -> str:
-    """A custom_models.yaml in some layout, comments strewn in."""
+    """Draw a custom_models.yaml in some layout, with comments."""
     style = draw(st.sampled_from([False, None, True]))
     values = {"a": 1, "models": draw(_MODELS), "z": {"b": [2]}}
     text: str = yaml.safe_dump(
@@ -209,7 +211,7 @@ def texts(draw: st.DrawFn) -> str:
 @settings(max_examples=150, deadline=None)
 @given(texts(), _WORDS, st.sampled_from(["ttl", "adapters.b c", "a"]), _VALUES)
 @example("models: {}", "a", "ttl", "x")
-def test_whatever_the_layout_only_the_value_changes(
+def test_in_any_layout_only_the_value_changes(
     text: str, model: str, key: str, value: object
 ) -> None:
     try:
@@ -227,14 +229,14 @@ def test_whatever_the_layout_only_the_value_changes(
     assert section == value
     old = ((before["models"] or {}).get(model) or {}).get(key.partition(".")[0])
     removed = [line for line in text.splitlines() if line not in changed.splitlines()]
-    # A value of several lines goes with all of them; any other change is within one.
+    # A value of several lines is removed with all of them; any other change is within one line.
     assert len(removed) <= (1 if not isinstance(old, (dict, list)) else 9)
     assert changed.count("#") >= text.count("#") - 3
     if old is None and not isinstance(value, dict):
         try:
             back = unset(changed, model, key)
         except EditError:
-            return  # as above: it says that only its writer can edit this
+            return  # rejected, as above: this layout can only be edited by hand
         assert yaml.safe_load(back).get("z") == before.get("z")
 
 
@@ -253,7 +255,9 @@ def test_whatever_the_layout_only_the_value_changes(
         ("metadata.x", "[1, a]", [1, "a"]), ("metadata.x", "2026-99-99", "2026-99-99"),
     ],
 )  # fmt: skip
-def test_a_typed_value_is_what_its_key_wants(key: str, text: str, value: object) -> None:
+def test_a_value_from_the_command_line_has_the_type_of_its_key(
+    key: str, text: str, value: object
+) -> None:
     assert parse_setting(key, text) == value
 
 
@@ -274,22 +278,22 @@ def machine(tmp_path: Path) -> Machine:
     return made
 
 
-def customised(machine: Machine, model: str, keys: dict[str, str | None]) -> bool:
+def set_keys(machine: Machine, model: str, keys: dict[str, str | None]) -> bool:
     home, env = machine.home, machine.env
     return set_overrides(home, env, DEMO, model, keys, now=4e9, total_memory=RAM).written
 
 
 def test_a_model_is_set_by_any_spelling_of_its_name(machine: Machine) -> None:
     path = machine.home / "custom_models.yaml"
-    assert customised(machine, "LS/Gemma3-27B.gguf", {"ctx_size": "512", "pinned": "true"})
+    assert set_keys(machine, "LS/Gemma3-27B.gguf", {"ctx_size": "512", "pinned": "true"})
     assert path.read_bytes().decode() == FULL.replace(
         "  gemma3:27b:\n", "  gemma3:27b:\n    ctx_size: 512\n    pinned: true\n"
     ).replace("\n", "\r\n")
     machine.sync()
     spec = machine.load().catalog.models["ls/gemma3:27b"]
     assert (spec.launch.context, spec.serving.pinned) == (512, True)
-    assert not customised(machine, "gemma3", {"pinned": "true"})
-    assert customised(machine, "gemma3", {"ctx_size": None})
+    assert not set_keys(machine, "gemma3", {"pinned": "true"})
+    assert set_keys(machine, "gemma3", {"ctx_size": None})
     assert b"ctx_size" not in path.read_bytes()
 
 
@@ -306,7 +310,7 @@ def test_a_model_is_set_by_any_spelling_of_its_name(machine: Machine) -> None:
         ("new", {"cmd": "x '"}, "custom_models.yaml:20: models.new.cmd: cannot be split into words: a quote is never closed"),
     ],
 )  # fmt: skip
-def test_what_would_not_load_is_not_written(
+def test_an_invalid_result_is_not_written(
     machine: Machine, model: str, keys: dict[str, str | None], sentence: str
 ) -> None:
     path = machine.home / "custom_models.yaml"
@@ -317,7 +321,7 @@ def test_what_would_not_load_is_not_written(
     )
     before = path.read_bytes(), path.stat().st_mtime_ns
     with pytest.raises((EditError, ConfigError)) as caught:
-        customised(machine, model, keys)
+        set_keys(machine, model, keys)
     assert str(caught.value) == sentence
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before
 

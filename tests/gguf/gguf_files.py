@@ -46,18 +46,20 @@ def write_gguf(
 
 
 def split_gguf(source: Path, base: Path, parts: int = 2) -> list[Path]:
-    """The same model in several files, `BASE-00001-of-0000N.gguf`, as gguf-split makes them."""
+    """Write the model to several files, `BASE-00001-of-0000N.gguf`, as gguf-split does."""
     base.parent.mkdir(parents=True, exist_ok=True)
-    read: Any = gguf.GGUFReader(source)
-    fields = {field.name: field for field in read.fields.values()}
-    each = -(-len(read.tensors) // parts)
+    reader: Any = gguf.GGUFReader(source)
+    fields = {field.name: field for field in reader.fields.values()}
+    tensors_per_part = -(-len(reader.tensors) // parts)
     arch = fields.pop("general.architecture").contents()
-    writer: Any = gguf.GGUFWriter(base.with_name(base.name + ".gguf"), arch, split_max_tensors=each)
+    writer: Any = gguf.GGUFWriter(
+        base.with_name(base.name + ".gguf"), arch, split_max_tensors=tensors_per_part
+    )
     for name, field in fields.items():
         if not name.startswith("GGUF."):
             inner = field.types[-1] if field.types[0] is gguf.GGUFValueType.ARRAY else None
             writer.add_key_value(name, field.contents(), field.types[0], inner)
-    for tensor in read.tensors:
+    for tensor in reader.tensors:
         writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -98,8 +98,8 @@ def test_unusable_files_do_not_stop_the_rest(tmp_path: Path) -> None:
     size = len(data)
     assert reasons(tmp_path, found) == {
         "models/m/short.gguf": f"is cut short: {size - 1} of {size} bytes are there",
-        "models/m/head.gguf": "is cut short: its head goes on after 100 bytes",
-        "models/m/empty.gguf": "is cut short: its head goes on after 0 bytes",
+        "models/m/head.gguf": "is cut short: its header continues after 100 bytes",
+        "models/m/empty.gguf": "is cut short: its header continues after 0 bytes",
         "models/m/text.gguf": "is not a GGUF file",
         "models/m/old.gguf": "has GGUF version 1; 2 and 3 can be read",
         "models/m/gone.gguf": "is a link to /nowhere/x.gguf, which is missing",

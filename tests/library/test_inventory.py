@@ -103,8 +103,8 @@ def test_heads_are_read_once_and_again_when_the_file_changes(tmp_path: Path) -> 
     path = write_gguf(tmp_path / "m.gguf", tokens=5)
     stored = tmp_path / ".swapd/cards.json"
     cards = ModelInfoCache(stored)
-    card = cards.card(path, path.stat())
-    assert (cards.keep(), cards.keep()) == (True, False)
+    card = cards.model_info(path, path.stat())
+    assert (cards.save(), cards.save()) == (True, False)
     path.chmod(0)
     status = path.stat()
     data = path.read_bytes() if os.geteuid() == 0 else b""
@@ -113,16 +113,16 @@ def test_heads_are_read_once_and_again_when_the_file_changes(tmp_path: Path) -> 
         # Root reads everything, so only other bytes show that the file was not read.
         path.write_bytes(b"X" * len(data))
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert again.card(path, path.stat()) == card
-    assert not again.keep()
+    assert again.model_info(path, path.stat()) == card
+    assert not again.save()
     path.chmod(0o600)
     path.write_bytes(b"no model".ljust(status.st_size))
     os.utime(path, ns=(0, status.st_mtime_ns + 1))
     for _ in range(2):
         fresh = ModelInfoCache(stored)
         with pytest.raises(DamagedModelError, match=r"^is not a GGUF file$"):
-            fresh.card(path, path.stat())
-        fresh.keep()
+            fresh.model_info(path, path.stat())
+        fresh.save()
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"version": 0, "cards": {}}', b"\xff" * 99,
@@ -132,8 +132,8 @@ def test_a_damaged_cache_is_ignored_and_written_anew(tmp_path: Path, data: bytes
     stored = tmp_path / "cards.json"
     stored.write_bytes(data)
     cards = ModelInfoCache(stored)
-    assert cards.card(path, path.stat()).architecture == "llama"
-    assert cards.keep()
+    assert cards.model_info(path, path.stat()).architecture == "llama"
+    assert cards.save()
     assert stored.read_bytes() != data
 
 
@@ -144,22 +144,22 @@ def test_any_content_of_the_cache_yields_a_card(position: int, piece: bytes) -> 
         path = write_gguf(Path(folder, "m.gguf"), tokens=3, rows=1)
         stored = Path(folder, "cards.json")
         cards = ModelInfoCache(stored)
-        cards.card(path, path.stat())
-        cards.keep()
+        cards.model_info(path, path.stat())
+        cards.save()
         data = stored.read_bytes()
         stored.write_bytes(data[:position] + piece + data[position + len(piece) :])
-        assert isinstance(ModelInfoCache(stored).card(path, path.stat()), ModelInfo)
+        assert isinstance(ModelInfoCache(stored).model_info(path, path.stat()), ModelInfo)
 
 
 def test_a_cache_of_another_version_is_not_used(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf")
     stored = tmp_path / "cards.json"
     cards = ModelInfoCache(stored)
-    cards.card(path, path.stat())
-    cards.keep()
+    cards.model_info(path, path.stat())
+    cards.save()
     other = json.loads(stored.read_text().replace("llama", "other"))
     stored.write_text(json.dumps({**other, "version": other["version"] - 1}))
-    assert ModelInfoCache(stored).card(path, path.stat()).architecture == "llama"
+    assert ModelInfoCache(stored).model_info(path, path.stat()).architecture == "llama"
 
 
 def test_five_hundred_models_are_listed_in_0_2_seconds(machine: Machine) -> None:
