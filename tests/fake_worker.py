@@ -92,6 +92,8 @@ class Handler(BaseHTTPRequestHandler):
         body: dict[str, Any] = json.loads(data)
         if self.path == "/echo":
             self._json(body)
+        elif self.path == "/tokenize":
+            self._json({"received": data.decode()})
         elif body.get("stream"):
             self._stream(body)
         else:

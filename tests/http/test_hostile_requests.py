@@ -124,6 +124,7 @@ def swapd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swapd]:
         "b": fake("b"),
     }
     with Swapd(home, config(models, keys=KEYS)) as swapd:
+        swapd.http.headers["x-api-key"] = "k-boss"
         yield swapd
 
 
