@@ -3,7 +3,7 @@
 The state directory holds sockets, prompts in logs, and files that swapd trusts more than others.
 Other users of the machine may share the folder above it. So its mode is set and not left to the
 umask, a directory of another user is refused, and a link in place of a file is never followed:
-whoever planted it would choose the file that swapd overwrites.
+its author would choose the file that swapd overwrites.
 """
 
 from __future__ import annotations
