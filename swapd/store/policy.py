@@ -1,8 +1,8 @@
 """Disk cache of model files, with the same eviction policies as workers in memory.
 
-A decision only reserves space for the new file and marks the files to delete. A file is in the cache
-when its transfer has succeeded, and out of it when it is deleted; the executor of a decision reports
-both. Files that a worker has loaded are never evicted.
+A decision only reserves space for the new file and marks the files to delete. A file is in the
+cache when its transfer has succeeded, and out of it when it is deleted; the executor of a
+decision reports both. Files that a worker has loaded are never evicted.
 """
 
 from __future__ import annotations
