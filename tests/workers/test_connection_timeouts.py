@@ -25,7 +25,7 @@ class Server(web.Server):
     """Server that reads the body of each request and responds with it."""
 
     def __init__(self) -> None:
-        super().__init__(self._echo)  # type: ignore[arg-type]
+        super().__init__(self._echo)
         self.accepted = asyncio.get_running_loop().create_future()
         """The first connection."""
         self.started = asyncio.Event()
