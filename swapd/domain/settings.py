@@ -85,7 +85,7 @@ class BodyTimeoutError(Exception):
 class ClientTimeouts:
     """Client timeouts, in seconds."""
 
-    silence: float = 60.0
+    progress: float = 60.0
     """Longest time without progress in sending a body or reading a response."""
     head: float = HEAD_TIMEOUT
     """Longest time for a request's head, from its first byte to its last."""
@@ -93,6 +93,6 @@ class ClientTimeouts:
     """Longest time between requests, or before the first one."""
 
     @property
-    def look_every(self) -> float:
+    def check_interval(self) -> float:
         """Seconds between two checks of a connection."""
-        return min(self.silence, self.head) / CHECKS_PER_TIMEOUT
+        return min(self.progress, self.head) / CHECKS_PER_TIMEOUT

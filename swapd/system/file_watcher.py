@@ -1,4 +1,4 @@
-"""Watches files for changes."""
+"""Watching of files and folders for changes."""
 
 from __future__ import annotations
 
@@ -6,26 +6,52 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
-from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
+import watchfiles
 
 STEP_MS = 500
-"""How often the library looks at what the system has told it: an unasked wake-up each."""
+"""Milliseconds between two looks at the reported changes: one wake-up each, even at rest."""
 FOLDER_STEP_MS = 2000
-"""The same for folders of models, where nobody waits for the answer."""
-LOOK_STEPS = 4
-"""Steps from one look of our own to the next, where the system tells nothing."""
+"""Milliseconds between two looks for folders of models, where nothing waits for the result."""
+POLL_STEPS = 4
+"""Steps between two polls of the files, where the system reports no changes."""
 SETTLE_MS = 2000
-"""Longest time to wait for a burst of changes to end."""
-LINKS_MOST = 40
-"""Links that the way to a file may have; the kernel follows no more either."""
+"""Longest time to wait for a burst of changes to end, in milliseconds."""
+CLOSE_TIMEOUT = 1.0
+"""Longest time to wait for the thread, in seconds; it needs more only on a stalled file system."""
+MAX_LINKS = 40
+"""Symbolic links that a path may contain; the kernel follows no more either."""
+
+
+class _StepEvent:
+    """Stop event for `watchfiles.watch`, which also sets the time between its looks.
+
+    `watch` is a generator: its watch exists only after the first `next()`, which returns only
+    after a change. But it calls `is_set()` once per step, for the first time when the watch
+    exists. So the first call reports the watch as started, and all others wait for the step
+    themselves. `watch` itself must not wait (`step=0`).
+    """
+
+    def __init__(self, stop: threading.Event, step: int, started: Callable[[], object]) -> None:
+        self._stop = stop
+        self._seconds = step / 1000
+        self._started = started
+        self.is_started = False
+
+    def is_set(self) -> bool:
+        """Wait for one step. True if the watch has to stop."""
+        if not self.is_started:
+            self.is_started = True
+            self._started()
+        return self._stop.wait(self._seconds)
 
 
 class _Watch:
-    """Calls `changed` on the event loop after something that `concerns` it in `folders`.
+    """A thread that calls `changed` on the event loop after a relevant change in `folders()`.
 
-    After each such change both are asked for again: a link may point elsewhere by then.
+    `folders` is called again after each such change: a link may have another target by then.
     """
 
     def __init__(self, recursive: bool, step: int, changed: Callable[[], object]) -> None:
@@ -34,50 +60,83 @@ class _Watch:
         self._changed = changed
         self._loop = asyncio.get_running_loop()
         self._stop = threading.Event()
-        # Made here and not in the thread: what changes from now on is noticed.
+        self._started = Future[None]()
         self._folders = self.folders()
-        self._notify = self._listen()
-        threading.Thread(target=self._watch, name="file watch", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="file watch", daemon=True)
+        self._thread.start()
+        # Returning only now means that no later change is missed, and that errors are raised here.
+        self._started.result()
 
     def folders(self) -> list[str]:
-        """What to watch; all of it exists."""
+        """Return the existing folders to watch."""
         raise NotImplementedError
 
-    def concerns(self, path: str) -> bool:
-        """Whether a change of this path is one to be told of."""
+    def is_relevant(self, path: str) -> bool:
+        """True if a change of this path has to be reported."""
         raise NotImplementedError
 
-    def _listen(self) -> RustNotify:
+    def _run(self) -> None:
         try:
-            return RustNotify(self._folders, False, False, 0, self._recursive, True)
-        except (OSError, WatchfilesRustInternalError):
-            # The system tells so many programs of so many folders, and others may have taken them
-            # all: then we look ourselves, less often.
-            look = self._step * LOOK_STEPS
-            return RustNotify(self._folders, False, True, look, self._recursive, True)
+            while not self._stop.is_set():
+                self._watch_folders()
+        except BaseException as error:
+            if self._started.done():
+                raise
+            self._started.set_exception(error)
 
-    def _watch(self) -> None:
-        while True:
-            seen = self._notify.watch(SETTLE_MS, self._step, 0, self._stop)
-            if isinstance(seen, str):
+    def _watch_folders(self) -> None:
+        """Watch the present folders until they are others, or until `close`."""
+        event = _StepEvent(self._stop, self._step, self._on_started)
+        try:
+            self._follow(event, force_polling=False)
+        except (OSError, RuntimeError):
+            if event.is_started:
+                raise
+            # The system limits the number of watches, and other programs may have used them all.
+            self._follow(event, force_polling=True)
+
+    def _follow(self, event: _StepEvent, *, force_polling: bool) -> None:
+        folders = self._folders
+        changes = watchfiles.watch(
+            *folders,
+            watch_filter=lambda _change, path: self.is_relevant(path),
+            debounce=SETTLE_MS,
+            step=0,
+            stop_event=event,
+            rust_timeout=0,
+            debug=False,
+            force_polling=force_polling,
+            poll_delay_ms=self._step * POLL_STEPS,
+            recursive=self._recursive,
+            ignore_permission_denied=True,
+        )
+        for _ in changes:
+            self._folders = self.folders()
+            if self._folders != folders:
+                # The next watch reports this change when it has started, so that no change
+                # between the two watches is missed.
                 return
-            if not any(self.concerns(path) for _, path in seen):
-                continue
-            folders = self.folders()
-            if folders != self._folders:
-                self._folders = folders
-                self._notify = self._listen()
-            # Told after that, so that nothing falls between the old watch and the new.
-            if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._changed)
+            self._report()
+
+    def _on_started(self) -> None:
+        if self._started.done():
+            self._report()
+        else:
+            self._started.set_result(None)
+
+    def _report(self) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._changed)
 
     def close(self) -> None:
-        """Stop watching; the thread ends within one step."""
+        """Stop watching, and wait for the thread, which ends at once."""
         self._stop.set()
+        # Python aborts if it exits while a thread returns from the library's native code.
+        self._thread.join(CLOSE_TIMEOUT)
 
 
 class FileWatch(_Watch):
-    """Calls `changed` after any of `files` was written, replaced or removed, or leads elsewhere.
+    """Watch that calls `changed` after one of `files` was written, replaced, removed or relinked.
 
     The folders of the files are watched, because editors replace a file by renaming another; and
     those of all links on the way to them, because a mounted configuration is replaced by a link.
@@ -89,36 +148,36 @@ class FileWatch(_Watch):
         super().__init__(False, STEP_MS, changed)
 
     def folders(self) -> list[str]:
-        self._names = {str(path) for file in self._files for path in _way_to(file)}
+        self._names = {str(path) for file in self._files for path in _resolution_path(file)}
         parents = {Path(name).parent for name in self._names}
         return sorted(str(folder) for folder in parents if folder.is_dir())
 
-    def concerns(self, path: str) -> bool:
+    def is_relevant(self, path: str) -> bool:
         return path in self._names
 
 
-def _way_to(file: Path) -> list[Path]:
-    """The file as it is named and as it lies, and all links on the way from one to the other."""
-    path, way = file.absolute(), [file.absolute()]
-    while len(way) < LINKS_MOST:
+def _resolution_path(file: Path) -> list[Path]:
+    """Return the file as named, all links on the way to its target, and the target."""
+    path, steps = file.absolute(), [file.absolute()]
+    while len(steps) < MAX_LINKS:
         link = next((p for p in [*reversed(path.parents), path] if p.is_symlink()), None)
         if link is None:
             break
-        way.append(link)
-        # What follows the link in the path follows what it points to.
+        steps.append(link)
+        # The rest of the path, after the link, is relative to the link's target.
         path = Path(os.path.normpath(link.parent / link.readlink() / path.relative_to(link)))
-    return [*way, path]
+    return [*steps, path]
 
 
 class FolderWatch(_Watch):
-    """Calls `changed` after anything below any of `folders`, which exist, has changed."""
+    """Watch that calls `changed` after any change below one of `folders`, which exist."""
 
     def __init__(self, folders: list[Path], changed: Callable[[], object]) -> None:
-        self._below = list(map(str, folders))
+        self._roots = list(map(str, folders))
         super().__init__(True, FOLDER_STEP_MS, changed)
 
     def folders(self) -> list[str]:
-        return self._below
+        return self._roots
 
-    def concerns(self, path: str) -> bool:  # noqa: ARG002
+    def is_relevant(self, path: str) -> bool:  # noqa: ARG002
         return True

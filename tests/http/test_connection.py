@@ -1,4 +1,4 @@
-"""Connections: what is no HTTP, who is slow, who does nothing, who does not read."""
+"""Connections: invalid HTTP, slow clients, idle clients, and clients that do not read."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ SECRET = "sk-5ecret-in-a-header"
 
 @pytest.fixture(scope="module")
 def swapd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swapd]:
-    """One whose patience ends after a second."""
+    """Start a daemon with client timeouts of one second."""
     models = {"a": fake("a", "--words 400000", slots=64), "quick": fake("quick", slots=64)}
     home = tmp_path_factory.mktemp("connections")
     with Swapd(home, config(models, client_timeout=1, max_body="1 MiB")) as swapd:
         yield swapd
 
 
-def told(swapd: Swapd, sent: bytes) -> httpx.Response:
-    """The answer to these bytes, after which the connection ends by itself."""
+def response_to(swapd: Swapd, sent: bytes) -> httpx.Response:
+    """Return the response to these bytes, after which swapd closes the connection."""
     with socket.create_connection(("127.0.0.1", swapd.port), timeout=20) as sock:
         with contextlib.suppress(ConnectionError):
             sock.sendall(sent)
-        return _heard(sock)
+        return _read_response(sock)
 
 
-def _heard(sock: socket.socket) -> httpx.Response:
+def _read_response(sock: socket.socket) -> httpx.Response:
     data = b""
     with contextlib.suppress(ConnectionResetError):
         while piece := sock.recv(65536):
@@ -77,14 +77,12 @@ def head_of(length: int, path: str = CHAT, *lines: str) -> bytes:
         (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 1000 + b"\r\n", 431),
     ],
 )
-def test_what_is_no_proper_http_is_told_so_in_our_shape(
-    swapd: Swapd, sent: bytes, status: int
-) -> None:
-    answer = told(swapd, sent)
-    assert answer.status_code == status, answer.text
-    assert answer.headers["Content-Type"].startswith("application/json")
-    error_of(answer)
-    assert SECRET not in answer.text
+def test_invalid_http_gets_an_openai_error(swapd: Swapd, sent: bytes, status: int) -> None:
+    response = response_to(swapd, sent)
+    assert response.status_code == status, response.text
+    assert response.headers["Content-Type"].startswith("application/json")
+    error_of(response)
+    assert SECRET not in response.text
     assert "Traceback" not in swapd.log()
     assert SECRET not in swapd.log()
 
@@ -94,27 +92,27 @@ def test_what_is_no_proper_http_is_told_so_in_our_shape(
 )
 def test_a_broken_chunk_is_a_bad_request(swapd: Swapd, body: bytes) -> None:
     head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
-    answer = told(swapd, head.encode() + body)
-    assert answer.status_code == 400
-    error_of(answer)
+    response = response_to(swapd, head.encode() + body)
+    assert response.status_code == 400
+    error_of(response)
     assert "Traceback" not in swapd.log()
 
 
-def test_a_line_may_be_as_long_as_is_documented(swapd: Swapd) -> None:
+def test_a_line_of_the_documented_length_is_accepted(swapd: Swapd) -> None:
     assert swapd.http.get("/health?" + "x" * 16_000).status_code == 200
     assert swapd.http.get("/health", headers={"X": "x" * 16_000}).status_code == 200
 
 
-def test_a_head_that_does_not_come_to_its_end(swapd: Swapd) -> None:
+def test_an_incomplete_head_times_out(swapd: Swapd) -> None:
     begun = now()
-    answer = told(swapd, b"GET /health HTTP/1.1\r\nHost: local")
-    assert answer.status_code == 408
-    assert error_of(answer)["message"] == "the request's head did not come in time"
+    response = response_to(swapd, b"GET /health HTTP/1.1\r\nHost: local")
+    assert response.status_code == 408
+    assert error_of(response)["message"] == "the request's head was not received in time"
     assert now() - begun >= 1
 
 
 def _trickle(sock: socket.socket, piece: bytes) -> None:
-    """Send it again and again until nobody listens any more."""
+    """Send `piece` repeatedly until the connection is closed."""
     pause = threading.Event()
     with contextlib.suppress(OSError):
         while not pause.wait(0.1):
@@ -130,22 +128,22 @@ def _trickle(sock: socket.socket, piece: bytes) -> None:
     ],
     ids=["a header at a time", "a byte of the body at a time", "nothing of the body"],
 )
-def test_who_sends_slowly_is_not_waited_for(swapd: Swapd, before: bytes, piece: bytes) -> None:
+def test_a_slow_sender_times_out(swapd: Swapd, before: bytes, piece: bytes) -> None:
     with socket.create_connection(("127.0.0.1", swapd.port), timeout=20) as sock:
         sock.sendall(before)
         threading.Thread(target=_trickle, args=(sock, piece), daemon=True).start()
-        answer = _heard(sock)
-    assert answer.status_code == 408
-    assert error_of(answer)["code"] == "timeout"
+        response = _read_response(sock)
+    assert response.status_code == 408
+    assert error_of(response)["code"] == "timeout"
 
 
-def test_a_body_over_the_limit_is_refused_before_it_comes(swapd: Swapd) -> None:
+def test_a_body_over_the_limit_is_rejected_before_it_is_sent(swapd: Swapd) -> None:
     with socket.create_connection(("127.0.0.1", swapd.port), timeout=20) as sock:
         sock.sendall(head_of(100_000_000, CHAT, "Connection: close"))
         assert sock.recv(65536).startswith(b"HTTP/1.1 413 ")
 
 
-def test_a_body_over_the_limit_that_does_not_say_so(swapd: Swapd) -> None:
+def test_a_chunked_body_over_the_limit_is_rejected(swapd: Swapd) -> None:
     head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     with socket.create_connection(("127.0.0.1", swapd.port), timeout=20) as sock:
         sock.sendall(head.encode())
@@ -162,7 +160,7 @@ def test_a_body_over_the_limit_that_does_not_say_so(swapd: Swapd) -> None:
         (10, [], b"100"),
     ],
 )
-def test_a_body_is_asked_for_only_when_it_is_wanted(
+def test_100_continue_is_sent_only_for_an_accepted_request(
     swapd: Swapd, length: int, lines: list[str], status: bytes
 ) -> None:
     with socket.create_connection(("127.0.0.1", swapd.port), timeout=20) as sock:
@@ -170,13 +168,13 @@ def test_a_body_is_asked_for_only_when_it_is_wanted(
         assert sock.recv(65536).split()[1] == status
 
 
-def test_what_else_is_expected_is_not_done(swapd: Swapd) -> None:
-    answer = swapd.http.post(CHAT, json=chat("quick"), headers={"Expect": "a miracle"})
-    assert answer.status_code == 417
-    error_of(answer)
+def test_any_other_expectation_is_rejected(swapd: Swapd) -> None:
+    response = swapd.http.post(CHAT, json=chat("quick"), headers={"Expect": "a miracle"})
+    assert response.status_code == 417
+    error_of(response)
 
 
-def test_a_client_that_says_that_it_is_done_is_gone(home: Path, gate: GateMaker) -> None:
+def test_a_half_closed_connection_cancels_its_request(home: Path, gate: GateMaker) -> None:
     word = gate("word")
     with Swapd(home, config({"a": fake("a", f"--word-gate {word.path}")})) as swapd:
         body = msgspec.json.encode(chat("a", stream=True))
@@ -196,99 +194,99 @@ def _stream(swapd: Swapd, sock: socket.socket, tokens: int = 400_000) -> None:
     assert sock.recv(1)
 
 
-def test_a_client_that_takes_nothing_gives_its_place_back(swapd: Swapd) -> None:
+def test_a_client_that_reads_nothing_frees_its_slot(swapd: Swapd) -> None:
     with socket.create_connection(("127.0.0.1", swapd.port), timeout=20) as sock:
         _stream(swapd, sock)
         assert swapd.worker("a")["busy"] == 1
         eventually(lambda: swapd.worker("a")["busy"] == 0, within=30)
-    assert "a client took nothing of its answer" in swapd.log()
+    assert "closed a connection whose client did not read its response" in swapd.log()
 
 
-def _at_rest(process: psutil.Process) -> None:
-    """Wait until all that lies between workers and clients is full: then nobody computes."""
+def _wait_until_idle(process: psutil.Process) -> None:
+    """Wait until all buffers between workers and clients are full, and the CPU is idle."""
 
-    def spent() -> float:
+    def cpu_seconds() -> float:
         return sum(sum(p.cpu_times()[:2]) for p in [process, *process.children()])
 
     before, pause = -1.0, threading.Event()
-    while (now_spent := spent()) - before > 0.1:
-        before = now_spent
+    while (spent := cpu_seconds()) - before > 0.1:
+        before = spent
         pause.wait(1.0)
 
 
-def test_slow_readers_cost_little_and_disturb_nobody(swapd: Swapd) -> None:
-    """32 clients that read a byte a second, of answers of some 60 MB each."""
+def test_slow_readers_cost_little_and_block_no_other_request(swapd: Swapd) -> None:
+    """32 clients read a byte per second of responses of about 60 MB each."""
     process = psutil.Process(swapd.process.pid)
     swapd.ask("quick")
     swapd.ask("a")
-    over = threading.Event()
+    finished = threading.Event()
 
     def sip(sock: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            while not over.wait(1.0) and sock.recv(1):
+            while not finished.wait(1.0) and sock.recv(1):
                 pass
 
     before, files = process.memory_info().rss, process.num_fds()
-    with contextlib.ExitStack() as open_ones:
+    with contextlib.ExitStack() as clients:
         for _ in range(32):
             sock = socket.socket()
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            open_ones.enter_context(sock)
+            clients.enter_context(sock)
             sock.connect(("127.0.0.1", swapd.port))
             _stream(swapd, sock)
             threading.Thread(target=sip, args=(sock,), daemon=True).start()
         for _ in range(50):
             assert swapd.ask("quick").status_code == 200
-        _at_rest(process)
+        _wait_until_idle(process)
         grown = process.memory_info().rss - before
-        over.set()
+        finished.set()
     assert grown < 32 * 2**18, f"{grown / 2**20:.1f} MiB"
     eventually(lambda: swapd.worker("a")["busy"] == 0, within=30)
     eventually(lambda: process.num_fds() <= files + 1, within=30)
 
 
-def test_who_is_refused_does_not_keep_a_place_by_a_body(swapd: Swapd) -> None:
+def test_a_rejected_request_with_a_missing_body_frees_its_connection(swapd: Swapd) -> None:
     begun = now()
-    answer = told(swapd, head_of(1000, CHAT, "Origin: https://evil.example"))
-    assert answer.status_code == 403
-    assert answer.headers["Connection"] == "close"
+    response = response_to(swapd, head_of(1000, CHAT, "Origin: https://evil.example"))
+    assert response.status_code == 403
+    assert response.headers["Connection"] == "close"
     assert now() - begun < 8
     whole = head_of(2, CHAT, "Origin: https://evil.example") + b"{}"
-    kept = told(
+    reused = response_to(
         swapd, whole + b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     )
-    assert kept.status_code == 403
-    assert kept.headers.get("Connection") != "close"
-    assert b"HTTP/1.1 200" in kept.content
+    assert reused.status_code == 403
+    assert reused.headers.get("Connection") != "close"
+    assert b"HTTP/1.1 200" in reused.content
 
 
-def test_who_crowds_the_port_keeps_nobody_from_the_socket(home: Path) -> None:
+def test_clients_of_the_port_cannot_use_up_the_connections_of_the_socket(home: Path) -> None:
     crowded = Swapd(home, config({"a": fake("a")}))
     crowded.wrapper = ("sh", "-c", 'ulimit -n 300 && exec "$@"', "sh")
-    with crowded as swapd, contextlib.ExitStack() as open_ones:
+    with crowded as swapd, contextlib.ExitStack() as clients:
         for _ in range(64):
             sock = socket.create_connection(("127.0.0.1", swapd.port), timeout=20)
-            open_ones.enter_context(sock)
+            clients.enter_context(sock)
             sock.sendall(head_of(1000))
-        refused = told(swapd, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert refused.status_code == 503
-        assert error_of(refused)["type"] == "overloaded_error"
+        rejected = response_to(swapd, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert rejected.status_code == 503
+        assert error_of(rejected)["type"] == "overloaded_error"
         inner = httpx.HTTPTransport(uds=str(home / ".swapd/http.sock"))
         with httpx.Client(transport=inner, base_url="http://any.name") as http:
             assert http.get("/health").status_code == 200
 
 
-# -- many connections, and idle ones: a small server of our own kind, with less patience
+# -- many connections, and idle ones: a server with short timeouts
 
 
-class Small:
-    """A server that answers `hello`, or waits while `/wait` is asked for; `/endless` has no end."""
+class SmallServer:
+    """Server that responds `hello`; `/wait` waits for `go_on`, `/endless` writes without end."""
 
-    def __init__(self, most: int, patience: ClientTimeouts) -> None:
-        self.crowd = ConnectionLimiter(most, logging.getLogger("test"))
-        self.patience = patience
+    def __init__(self, limit: int, timeouts: ClientTimeouts) -> None:
+        self.limiter = ConnectionLimiter(limit, logging.getLogger("test"))
+        self.timeouts = timeouts
         self.go_on = asyncio.Event()
-        self.broken_off = asyncio.Event()
+        self.disconnected = asyncio.Event()
         self.waiting = asyncio.Semaphore(0)
 
     async def _hello(self, request: web.Request) -> web.Response:
@@ -302,7 +300,7 @@ class Small:
                 while True:
                     await response.write(bytes(65536))
             finally:
-                self.broken_off.set()
+                self.disconnected.set()
         return web.Response(text="hello")
 
     @contextlib.asynccontextmanager
@@ -310,8 +308,8 @@ class Small:
         runner = web.ServerRunner(web.Server(self._hello))  # type: ignore[arg-type]
         await runner.setup()
         assert runner.server is not None
-        made = factory(runner.server, self.crowd, self.patience, self.crowd.log)
-        listener = await asyncio.get_running_loop().create_server(made, "127.0.0.1", 0)
+        protocol = factory(runner.server, self.limiter, self.timeouts, self.limiter.log)
+        listener = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0)
         try:
             yield listener.sockets[0].getsockname()[1]
         finally:
@@ -320,70 +318,70 @@ class Small:
             await runner.cleanup()
 
 
-async def _ask(port: int, path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _request(port: int, path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     return reader, writer
 
 
 async def _hello(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection on which something has been asked and answered."""
-    reader, writer = await _ask(port, "/")
+    """Return a connection that has completed one request."""
+    reader, writer = await _request(port, "/")
     assert (await reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200 ")
     return reader, writer
 
 
 @pytest.mark.parametrize("used", [False, True])
-async def test_a_connection_that_nobody_uses_is_closed(used: bool) -> None:
-    small = Small(10, ClientTimeouts(60, 20, idle=0.2))
-    async with small.serving() as port:
+async def test_an_idle_connection_is_closed(used: bool) -> None:
+    server = SmallServer(10, ClientTimeouts(60, 20, idle=0.2))
+    async with server.serving() as port:
         if used:
             reader, writer = await _hello(port)
         else:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
         assert await asyncio.wait_for(reader.read(), 10) == b""
         writer.close()
-        assert len(small.crowd) == 0
+        assert len(server.limiter) == 0
 
 
-async def test_when_there_are_too_many_the_idle_go_first_and_nobody_who_works() -> None:
-    small = Small(3, ClientTimeouts())
-    async with small.serving() as port:
-        busy, oldest = await _ask(port, "/wait"), await _hello(port)
+async def test_above_the_limit_the_longest_idle_connection_is_closed() -> None:
+    server = SmallServer(3, ClientTimeouts())
+    async with server.serving() as port:
+        busy, oldest = await _request(port, "/wait"), await _hello(port)
         younger, newcomer = await _hello(port), await _hello(port)
         assert await asyncio.wait_for(oldest[0].read(), 10) == b""
         younger[1].write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b"hello" in await younger[0].readuntil(b"hello")
-        small.go_on.set()
+        server.go_on.set()
         assert b"hello" in await busy[0].readuntil(b"hello")
         for _, writer in (busy, oldest, younger, newcomer):
             writer.close()
 
 
-async def test_when_all_work_a_newcomer_is_told_so() -> None:
-    small = Small(2, ClientTimeouts())
-    async with small.serving() as port:
-        busy = [await _ask(port, "/wait") for _ in range(2)]
+async def test_a_connection_above_the_limit_gets_503_if_none_is_idle() -> None:
+    server = SmallServer(2, ClientTimeouts())
+    async with server.serving() as port:
+        busy = [await _request(port, "/wait") for _ in range(2)]
         for _ in busy:
-            await small.waiting.acquire()
+            await server.waiting.acquire()
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        answer = await asyncio.wait_for(reader.read(), 10)
-        assert answer.startswith(b"HTTP/1.1 503 ")
-        assert b'"code":"overloaded"' in answer
+        response = await asyncio.wait_for(reader.read(), 10)
+        assert response.startswith(b"HTTP/1.1 503 ")
+        assert b'"code":"overloaded"' in response
         writer.close()
-        small.go_on.set()
+        server.go_on.set()
         for reader, writer in busy:
             assert b"hello" in await reader.readuntil(b"hello")
             writer.close()
 
 
-async def test_who_reads_steadily_is_not_let_go_however_much_there_is_to_read() -> None:
-    small = Small(2, ClientTimeouts(silence=1.0))
-    async with small.serving() as port:
-        reader, writer = await _ask(port, "/endless")
+async def test_a_steady_reader_is_not_disconnected_however_long_the_response() -> None:
+    server = SmallServer(2, ClientTimeouts(progress=1.0))
+    async with server.serving() as port:
+        reader, writer = await _request(port, "/endless")
         begun = now()
         while now() - begun < 4:
-            assert await reader.readexactly(200_000), "an answer that goes on"
-        # And then no more.
-        await asyncio.wait_for(small.broken_off.wait(), 20)
+            assert await reader.readexactly(200_000), "the response continues"
+        # After that the client reads nothing.
+        await asyncio.wait_for(server.disconnected.wait(), 20)
         writer.close()

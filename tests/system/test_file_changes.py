@@ -6,8 +6,9 @@ import asyncio
 from pathlib import Path
 
 import pytest
+import watchfiles
 
-from swapd.system.file_watcher import FileWatch
+from swapd.system.file_watcher import FileWatch, FolderWatch
 
 
 async def test_a_changed_link_on_the_way_to_a_file_is_noticed(
@@ -34,10 +35,10 @@ async def test_a_changed_link_on_the_way_to_a_file_is_noticed(
 async def test_only_changes_of_the_watched_file_are_noticed(tmp_path: Path, change: str) -> None:
     file, neighbour = tmp_path / "config.yaml", tmp_path / "other.yaml"
     file.write_text("1")
-    changed, beside = asyncio.Event(), asyncio.Event()
-    watches = [FileWatch([file], changed.set), FileWatch([neighbour], beside.set)]
+    changed, other_changed = asyncio.Event(), asyncio.Event()
+    watches = [FileWatch([file], changed.set), FileWatch([neighbour], other_changed.set)]
     neighbour.write_text("2")
-    await asyncio.wait_for(beside.wait(), 10)
+    await asyncio.wait_for(other_changed.wait(), 10)
     assert not changed.is_set()
     if change == "write":
         file.write_text("2")
@@ -46,3 +47,29 @@ async def test_only_changes_of_the_watched_file_are_noticed(tmp_path: Path, chan
     await asyncio.wait_for(changed.wait(), 10)
     for watch in watches:
         watch.close()
+
+
+async def test_a_change_right_after_the_watch_was_made_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    for attempt in range(2):
+        file, in_folder = asyncio.Event(), asyncio.Event()
+        watches = [
+            FileWatch([tmp_path / "config.yaml"], file.set),
+            FolderWatch([tmp_path], in_folder.set),
+        ]
+        (tmp_path / "config.yaml").write_text(str(attempt))
+        await asyncio.wait_for(file.wait(), 10)
+        await asyncio.wait_for(in_folder.wait(), 10)
+        for watch in watches:
+            watch.close()
+
+
+async def test_a_watch_that_cannot_start_raises_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_folders: str, **_options: object) -> None:
+        raise OSError("no watch is left")
+
+    monkeypatch.setattr(watchfiles, "watch", fail)
+    with pytest.raises(OSError, match="no watch is left"):
+        FolderWatch([tmp_path], lambda: None)

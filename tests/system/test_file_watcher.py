@@ -1,4 +1,4 @@
-"""Where the system watches no more folders: others may have used up what there is."""
+"""File watches on a system with no inotify instances left."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import asyncio, os, sys
 from pathlib import Path
 from swapd.system.file_watcher import FileWatch
 async def main(file):
-    os.utime(file, (1e9, 1e9))  # Who looks for himself sees times to the second.
+    os.utime(file, (1e9, 1e9))  # Polling compares times to the second.
     seen = asyncio.Event()
     watch = FileWatch([file], seen.set)
     file.write_text("more")
@@ -27,14 +27,14 @@ asyncio.run(main(Path(sys.argv[1])))
 """
 
 
-@pytest.mark.skipif(not shutil.which("unshare"), reason="there is no unshare")
-def test_changes_are_noticed_all_the_same(tmp_path: Path) -> None:
+@pytest.mark.skipif(not shutil.which("unshare"), reason="unshare is not installed")
+def test_changes_are_noticed_by_polling(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     inside = ["unshare", "-Ur", "sh", "-c", NONE_LEFT]
-    asked = [sys.executable, "-c", WATCH, str(tmp_path / "file")]
+    command = [sys.executable, "-c", WATCH, str(tmp_path / "file")]
     done = subprocess.run(
-        [*inside, *asked], cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
+        [*inside, *command], cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
     )
     if done.returncode == 77 or "unshare:" in done.stderr:
-        pytest.skip(f"there can be no namespace: {done.stderr}")
+        pytest.skip(f"namespaces are not available: {done.stderr}")
     assert done.returncode == 0, done.stderr

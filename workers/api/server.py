@@ -22,7 +22,7 @@ from workers.api.json_response import Handler, errors_as_json, json_response
 from workers.api.llama_routes import CompletionRoutes, LlamaRoutes
 from workers.api.openai_routes import OpenAIRoutes
 from workers.api.slot_routes import AdapterRoutes, SlotRoutes
-from workers.api.timeouts import ConnectionTimeouts, ParserLimits
+from workers.connection_timeouts import ConnectionLimits, ConnectionTimeouts
 from workers.errors import ApiError
 from workers.heartbeat import HeartbeatSender
 from workers.protocol import DRAINING_HEADER
@@ -65,7 +65,7 @@ class WorkerServer:
 
     def __init__(
         self,
-        limits: ParserLimits = ParserLimits(),  # noqa: B008  it is frozen
+        limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008  it is frozen
         *,
         owned: bool = False,
     ) -> None:
@@ -200,11 +200,9 @@ class WorkerServer:
         heartbeat = self._heartbeat
         if heartbeat is not None:
             heartbeat.begin()
-        self._timeouts.begin(request)
         try:
             return await handler(request)
         finally:
-            self._timeouts.end(request)
             if heartbeat is not None:
                 heartbeat.end()
             self._active -= 1

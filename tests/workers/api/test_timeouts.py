@@ -1,4 +1,4 @@
-"""Connections that don't move: they cost little, hold up nobody, and go."""
+"""Stalled connections: they cost little, block no other request, and are closed."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from aiohttp import web
 from tests.workers.conftest import Start
 from tests.workers.process import TIMEOUT, WorkerProcess
 from workers.api.server import WorkerServer
-from workers.api.timeouts import ParserLimits
+from workers.connection_timeouts import ConnectionLimits
 
-SHORT = ParserLimits(unread=0.1, body=0.1, first=0.1, look=0.02)
-LONG = ParserLimits(look=0.02)
+SHORT = ConnectionLimits(response=0.1, body=0.1, head=0.1, check_interval=0.02)
+LONG = ConnectionLimits(check_interval=0.02)
 
 
 class Served:
-    """A server with one route, which writes for as long as somebody reads."""
+    """Server with a route that writes without end, and one that reads a body."""
 
     def __init__(self) -> None:
         self.port = 0
-        self.gone = asyncio.Event()
+        self.closed = asyncio.Event()
         self.read = asyncio.Event()
 
-    async def flood(self, http: web.Request) -> web.StreamResponse:
-        """Writes until the connection is gone."""
+    async def flood(self, request: web.Request) -> web.StreamResponse:
+        """Write until the connection is closed."""
         response = web.StreamResponse()
-        await response.prepare(http)
+        await response.prepare(request)
         try:
             while True:
                 await response.write(b"x" * 65536)
         finally:
-            self.gone.set()
+            self.closed.set()
 
-    async def swallow(self, http: web.Request) -> web.StreamResponse:
-        """Reads the body."""
+    async def swallow(self, request: web.Request) -> web.StreamResponse:
+        """Read the body and return its length."""
         try:
-            return web.Response(text=str(len(await http.read())))
+            return web.Response(text=str(len(await request.read())))
         finally:
             self.read.set()
 
     async def connect(self, sent: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A connection that has sent this."""
+        """Return a connection that has sent these bytes."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(sent)
         await writer.drain()
@@ -55,26 +55,26 @@ class Served:
 
 @pytest.fixture
 async def served(request: pytest.FixtureRequest) -> AsyncIterator[Served]:
-    """See there."""
-    found = Served()
+    """Start a server with the limits of the parameter."""
+    running = Served()
     server = WorkerServer(request.param)
-    _, found.port = await server.listen("127.0.0.1", 0)
-    server._routes = {("GET", "/flood"): found.flood, ("POST", "/swallow"): found.swallow}
-    yield found
+    _, running.port = await server.listen("127.0.0.1", 0)
+    server._routes = {("GET", "/flood"): running.flood, ("POST", "/swallow"): running.swallow}
+    yield running
     await server._runner.cleanup()
 
 
 @pytest.mark.parametrize("served", [SHORT], indirect=True)
-async def test_who_reads_nothing_goes(served: Served) -> None:
+async def test_a_client_that_reads_nothing_is_disconnected(served: Served) -> None:
     reader, writer = await served.connect(b"GET /flood HTTP/1.1\r\nHost: x\r\n\r\n")
     writer.transport.pause_reading()  # type: ignore[attr-defined]
-    await asyncio.wait_for(served.gone.wait(), TIMEOUT)
+    await asyncio.wait_for(served.closed.wait(), TIMEOUT)
     del reader
     writer.close()
 
 
 @pytest.mark.parametrize("served", [SHORT], indirect=True)
-async def test_a_body_without_end_goes(served: Served) -> None:
+async def test_a_connection_with_an_incomplete_body_is_closed(served: Served) -> None:
     head = b"POST /swallow HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc"
     reader, writer = await served.connect(head)
     assert await read_to_end(reader) == b""
@@ -84,24 +84,26 @@ async def test_a_body_without_end_goes(served: Served) -> None:
 
 @pytest.mark.parametrize("served", [SHORT], indirect=True)
 @pytest.mark.parametrize("sent", [b"", b"GET /fl", b"GET /flood HTTP/1.1\r\nX: y\r\n"], ids=str)
-async def test_a_request_that_does_not_begin_goes(served: Served, sent: bytes) -> None:
+async def test_a_connection_with_an_incomplete_head_is_closed(served: Served, sent: bytes) -> None:
     reader, writer = await served.connect(sent)
     assert await read_to_end(reader) == b""
     writer.close()
 
 
 @pytest.mark.parametrize("served", [SHORT], indirect=True)
-async def test_who_waits_for_the_next_request_stays(served: Served) -> None:
-    """swapd keeps connections, and must not find one closed when it needs it."""
-    ask = b"POST /swallow HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
-    reader, writer = await served.connect(ask)
+async def test_an_idle_connection_stays_open_between_requests(served: Served) -> None:
+    """swapd pools connections, and must not find one closed when it sends a request."""
+    request = b"POST /swallow HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
+    reader, writer = await served.connect(request)
     for _ in range(2):
         assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
         assert await reader.readexactly(1) == b"3"
-        other, silent = await served.connect(b"")  # as long as it takes for one that goes
+        other, silent = await served.connect(
+            b""
+        )  # the time until a connection without a request is closed
         assert await read_to_end(other) == b""
         silent.close()
-        writer.write(ask)
+        writer.write(request)
     writer.close()
 
 
@@ -118,30 +120,30 @@ async def test_a_flood_of_headers_is_refused(served: Served) -> None:
 
 
 async def read_to_end(reader: asyncio.StreamReader) -> bytes:
-    """What comes until the connection is closed, in whatever way."""
+    """Return the bytes received until the connection is closed or reset."""
     try:
         return await asyncio.wait_for(reader.read(), TIMEOUT)
     except ConnectionError:
         return b""
 
 
-def test_an_answer_that_nobody_reads_holds_up_nobody(start: Start, tiny_gguf: Path) -> None:
+def test_an_unread_response_blocks_no_other_request(start: Start, tiny_gguf: Path) -> None:
     worker = start(tiny_gguf, "--ctx-size", "8192", "--parallel", "2")
     body = {"prompt": "a", "max_tokens": 500, "ignore_eos": True, "stream": True, "logprobs": 20}
-    before = resident(worker)
-    readers = [unread(worker, body) for _ in range(2)]
-    assert worker.text(prompt="b", max_tokens=5) is not None, "both slots come free"
+    before = memory_of(worker)
+    readers = [unread_request(worker, body) for _ in range(2)]
+    assert worker.text(prompt="b", max_tokens=5) is not None, "both slots become free"
     while worker.metric("requests_processing"):
         pass
-    assert resident(worker) - before < 60_000, "kilobytes"
+    assert memory_of(worker) - before < 60_000, "kilobytes"
     for reader in readers:
         with reader, reader.makefile("rb") as stream:
             events = [line for line in stream if line.startswith(b"data: ")]
         assert events[-1] == b"data: [DONE]\n"
 
 
-def unread(worker: WorkerProcess, body: dict[str, object]) -> socket.socket:
-    """A connection that has asked, and does not read."""
+def unread_request(worker: WorkerProcess, body: dict[str, object]) -> socket.socket:
+    """Return a connection that has sent a request and does not read."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.settimeout(TIMEOUT)
@@ -152,10 +154,10 @@ def unread(worker: WorkerProcess, body: dict[str, object]) -> socket.socket:
     return connection
 
 
-def resident(worker: WorkerProcess) -> int:
-    """Kilobytes of memory that it has."""
+def memory_of(worker: WorkerProcess) -> int:
+    """Return the resident memory of a worker in kilobytes."""
     status = Path(f"/proc/{worker.process.pid}/status")
     if not status.exists():
         return 0
-    (line,) = [one for one in status.read_text().splitlines() if one.startswith("VmRSS")]
-    return int(line.split()[1])
+    (found,) = [line for line in status.read_text().splitlines() if line.startswith("VmRSS")]
+    return int(found.split()[1])
