@@ -107,7 +107,7 @@ class Supervisor:
             process = handle.process
             if process is None:
                 continue
-            beat = handle.liveness.beat
+            beat = handle.liveness.last_heartbeat
             snapshots.append(
                 WorkerSnapshot(
                     status,
@@ -353,7 +353,7 @@ class Supervisor:
         process, reason = self._process(command.worker), command.reason
         if process is not None:
             self._log.warning("%s: killing pid %d: %s", process.spec.name, process.pid, reason)
-            process.condemn(reason) if command.hung else process.kill()
+            process.kill_for(reason) if command.hung else process.kill()
 
     def _check_liveness(self, worker: ev.WorkerId) -> None:
         process = self._process(worker)
@@ -361,7 +361,7 @@ class Supervisor:
             liveness, name = self._workers[worker].liveness, process.spec.name
             self._tasks.run(self._report_liveness(process, liveness), f"liveness check of {name}")
             if process.spec.serving.liveness_probe:
-                self._tasks.run(liveness.ask(process, self._session), f"liveness probe of {name}")
+                self._tasks.run(liveness.probe(process, self._session), f"liveness probe of {name}")
 
     async def _report_liveness(self, process: WorkerProcess, liveness: Liveness) -> None:
         """Report the last progress; inspect the process only if the last signal is not recent."""
@@ -388,14 +388,14 @@ class Supervisor:
             await wait_until_ready(process, self._session)
         except PortOwnerError as error:
             self._log.warning("%s: %s", process.spec.name, error)
-            process.condemn(str(error))
+            process.kill_for(str(error))
             return
         self._worker_ready(process.worker)
 
     def worker_reported(self, worker: ev.WorkerId, message: Message) -> None:
         """Handle a message of a built-in worker: a heartbeat, or its readiness."""
         handle = self._workers[worker]
-        handle.liveness.beat = now()
+        handle.liveness.last_heartbeat = now()
         if isinstance(message, ReadyMessage):
             handle.resumable, handle.devices = message.resumable, message.devices
             self._worker_ready(worker, message.slots)
@@ -403,7 +403,7 @@ class Supervisor:
     def _worker_ready(self, worker: ev.WorkerId, slots: int = 0) -> None:
         handle = self._workers[worker]
         assert handle.process is not None
-        handle.process.came_up()
+        handle.process.mark_ready()
         took = now() - handle.since
         name, url = handle.process.spec.name, handle.process.base_url
         self._log.info("%s: ready after %.2f s at %s", name, took, url)

@@ -116,7 +116,7 @@ class _ChatExchange:
         """Send the tokens of a stream as they arrive, up to its end."""
         rest = b""
         async for chunk in response.content.iter_any():
-            liveness.flowed = now()
+            liveness.last_activity = now()
             events = chunk if self._ids is None else self._ids.take(chunk)
             *lines, rest = (rest + events).split(b"\n")
             for line in lines:

@@ -50,9 +50,9 @@ def _read(process: Any) -> int:
 class Liveness:
     """Times of the last signs that one worker makes progress, written by all code that sees one."""
 
-    beat: float | None = None
+    last_heartbeat: float | None = None
     """Time of the last heartbeat; None before the first."""
-    flowed: float = 0.0
+    last_activity: float = 0.0
     """Time of the last response bytes, or of another sign."""
     leases: int = 0
     """Number of its requests."""
@@ -65,7 +65,7 @@ class Liveness:
         """Return the time of the last sign; now, if all requests wait for their clients."""
         if 0 < self.leases <= self.held:
             return now()
-        return max(self.beat or 0.0, self.flowed)
+        return max(self.last_heartbeat or 0.0, self.last_activity)
 
     async def look(self, process: WorkerProcess) -> None:
         """Look for other signs of a worker that has been silent.
@@ -77,15 +77,15 @@ class Liveness:
         loop, pid, spec = asyncio.get_running_loop(), process.pid, process.spec
         activity = await loop.run_in_executor(None, process_activity, pid)
         if 0 <= self.read < activity.read:
-            self.flowed = now()
+            self.last_activity = now()
         self.read = activity.read
         if not spec.launch.builtin and not activity.stopped and not spec.serving.liveness_probe:
-            self.flowed = now()
+            self.last_activity = now()
 
-    async def ask(self, process: WorkerProcess, session: aiohttp.ClientSession) -> None:
+    async def probe(self, process: WorkerProcess, session: aiohttp.ClientSession) -> None:
         """Probe an external worker's `checkEndpoint`; a response is a sign of liveness.
 
         It has to arrive in half of `hang_timeout`.
         """
         if await answers(session, process, process.spec.serving.hang_timeout / 2):
-            self.flowed = now()
+            self.last_activity = now()

@@ -202,7 +202,7 @@ class WorkerProcess:
             self.base_url = f"http://{message.host}:{message.port}"
         self._listener.worker_reported(self.worker, message)
 
-    def came_up(self) -> None:
+    def mark_ready(self) -> None:
         """Mark the worker as ready.
 
         Its later output may quote requests, so it is logged, but not used in the exit reason.
@@ -242,7 +242,7 @@ class WorkerProcess:
         self._is_stopping = True
         self._signal(signal.SIGKILL)
 
-    def condemn(self, reason: str) -> None:
+    def kill_for(self, reason: str) -> None:
         """Kill the worker with `reason` as its exit reason."""
         self._given_reason = reason
         self.kill()

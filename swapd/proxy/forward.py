@@ -270,7 +270,7 @@ class Exchange:
         """Forward the body to the client, without event ids, and record signs of liveness."""
         events, writer = self._events, self._request.writer
         while chunk := await self._next_chunk(worker_response):
-            liveness.flowed = now()
+            liveness.last_activity = now()
             if events is not None and not (chunk := events.take(chunk)):
                 continue
             liveness.held += 1

@@ -33,7 +33,7 @@ GROUPS = Path("/sys/fs/cgroup/memory")
 
 
 def test_a_worker_that_waits_for_all_its_clients_is_not_silent() -> None:
-    liveness = Liveness(beat=1.0, flowed=2.0, leases=2, held=1)
+    liveness = Liveness(last_heartbeat=1.0, last_activity=2.0, leases=2, held=1)
     assert liveness.last() == 2.0
     liveness.held = 2
     before = now()
@@ -67,12 +67,12 @@ async def test_a_worker_that_reads_from_the_disk_makes_progress(
         liveness = Liveness()
         await liveness.look(process)
         await liveness.look(process)
-        assert liveness.flowed == 0.0, "reads before the first look are no sign"
+        assert liveness.last_activity == 0.0, "reads before the first look are no sign"
         before = process_activity(process.pid).read
         gate_end.write(b".")
         eventually(lambda: process_activity(process.pid).read > before)
         await liveness.look(process)
-        assert liveness.flowed > 0.0
+        assert liveness.last_activity > 0.0
 
 
 def _reads(pid: int) -> bool:

@@ -90,7 +90,7 @@ async def test_the_exit_reason_does_not_quote_output_about_requests(
     os.mkfifo(gate)
     script = f"echo loading; read x < {gate}; echo a prompt; exit 9"
     process, listener = spawn("sh", argv=("sh", "-c", script), builtin=False)
-    process.came_up()
+    process.mark_ready()
     with gate.open("r+b", buffering=0) as both_ends:
         both_ends.write(b"on\n")
         ended = await listener.end()
@@ -243,7 +243,7 @@ async def test_another_process_on_the_port_is_not_taken_for_the_worker(spawn: Sp
         finally:
             other.shutdown()
             thread.join()
-    process.condemn("another process holds its port")
+    process.kill_for("another process holds its port")
     assert await listener.end() == "another process holds its port"
 
 
