@@ -1,8 +1,8 @@
-"""How many events the core takes in a second: a busy machine in virtual time, nothing else running.
+"""Events per second of the scheduler, with a busy machine simulated in virtual time.
 
-A hundred models of which ten fit, and as many requests waiting at any time as asked for. Each
-request that ends makes room for a new one; workers come up and go as they are told. The time is
-the process's own, so that others on the machine count little. One JSON line at the end.
+A hundred models of which ten fit, and a constant number of queued requests: each request that ends
+is replaced by a new one. Times are CPU times of the process, so that other load on the machine
+counts little. The last line of output is JSON.
 """
 
 from __future__ import annotations
@@ -90,9 +90,9 @@ class World:
 
 
 def measure(models: int, waiting: int, events: int, slots: int = 1, tenants: int = 5) -> float:
-    """Events a second with so many models and requests waiting.
+    """Return the events per second for this number of models and queued requests.
 
-    The same events give the same orders: they are found out once, and then told again in one go.
+    Equal events give equal commands: they are recorded once and then replayed in one go.
     """
     world = World(models, max(1, models // 10), slots, tenants)
     while len(world.events) < events + 2 * waiting:

@@ -1,4 +1,4 @@
-"""What a greedy tenant costs the others: p95 of their waits without and with it, in virtual time.
+"""Cost of a greedy tenant to the others: p95 of their waits without and with it, in virtual time.
 
 Four tenants ask one model at random times, a fifth ten times as much as each of them. Beside the
 scheduler's rule stands one that knows who the fifth is: it is served when none of the four waits,

@@ -76,7 +76,7 @@ PURE = {
     *("__future__", "bisect", "collections", "dataclasses", "enum", "heapq", "math"),
     *("types", "typing", "difflib", "re", "unicodedata"),
 }
-"""What the domain and the scheduler may import of the standard library."""
+"""Modules of the standard library that the domain and the scheduler may import."""
 
 STANDARD_LIBRARY_ONLY = "workers.protocol"
 

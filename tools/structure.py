@@ -48,7 +48,7 @@ WORDS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Docstring:
-    """One docstring: of a module, class, function, or of an attribute (PEP 258)."""
+    """A docstring: of a module, class, function, or of an attribute (PEP 258)."""
 
     module: str
     line: int

@@ -244,7 +244,7 @@ def test_cron_line_is_added_to_the_crontab_and_removed_again(user: User, tools: 
 
 
 def _pythonpath() -> dict[str, str]:
-    """Where the tests' own swapd is found."""
+    """Directory with the swapd under test."""
     return {"PYTHONPATH": str(ROOT)}
 
 

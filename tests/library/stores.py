@@ -157,7 +157,7 @@ class Machine:
 
 
 def fill(machine: Machine) -> None:
-    """One of everything that the stores of real machines hold."""
+    """A machine with an example of everything that stores hold."""
     bard, alice = machine.bard, machine.alice
     machine.put("demo/bard.gguf", bard)
     ollama, library = machine.ollama, "registry.ollama.ai/library"

@@ -1,4 +1,4 @@
-"""What must hold when workers end or hang under their requests."""
+"""Invariants of workers that end or hang while they serve requests."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def silent_since(m: Machine, p: Process) -> float | None:
 
 
 def check_kill(m: Machine, p: Process) -> None:
-    """Nobody is taken for hung who makes progress, or has not been silent for long enough."""
+    """Check that only a worker without progress for the whole timeout counts as hung."""
     since = silent_since(m, p)
     limit = m.spec(p).serving.hang_timeout
     m.require(since is not None and limit > 0, f"worker {p.worker} killed as hung, and is not")
@@ -40,7 +40,7 @@ def check_kill(m: Machine, p: Process) -> None:
 
 
 def check_hung(m: Machine) -> None:
-    """Who is hung is found out in time."""
+    """Check that hung workers are found in time."""
     for p in m.processes.values():
         since, limit = silent_since(m, p), m.spec(p).serving.hang_timeout
         if since is None or not limit or p.killed or p.told is not None or p.dead:
@@ -117,7 +117,7 @@ def look(m: Machine, worker: int) -> None:
 
 
 def may_want_to_be_alone(m: Machine, request: int, model: str) -> bool:
-    """Whether this request or another one for its model has lost a worker, or looks like that."""
+    """Return True if this request, or an equal one for its model, has lost a worker."""
     return any(
         m.losses.get(r) or m.falls.get(r) or fingerprint(r) in m.fell
         for r, asked in m.open.items()

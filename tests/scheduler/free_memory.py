@@ -1,4 +1,4 @@
-"""What the simulated machine knows of memory that other programs hold, and requires for it."""
+"""Memory that other programs hold on the simulated machine, and the invariants on it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 def free(m: Machine) -> int:
-    """Bytes that nobody holds; a worker takes its own when it comes up."""
+    """Free bytes; a worker takes its share when it becomes ready."""
     held = sum(m.need(p) for p in m.processes.values() if p.ready)
     return max(0, m.capacity - m.foreign - held)
 
 
 def check_start(m: Machine) -> None:
-    """Nobody is started for whom, beside those that are coming up, there is no memory in fact."""
+    """Check that a worker starts only if memory is free for it beside the starting ones."""
     taken = sum(m.need(p) for p in m.processes.values())
     alone = len(m.processes) == 1 and taken >= m.limits.budget_bytes > 0
     if m.limits.require_free_memory and not alone:
@@ -26,7 +26,7 @@ def check_start(m: Machine) -> None:
 
 
 def may_end_busy_ones(m: Machine, because: str) -> bool:
-    """Whether the memory is so short that this reason ends busy workers, for want of idle ones."""
+    """Return True if memory is so short that busy workers are evicted, as no idle one is left."""
     if because != PRESSURE or not 0 < m.limits.critical_percent < m.percent:
         return False
     states = {s.worker: s.state for s in m.scheduler.status()}

@@ -1,4 +1,4 @@
-"""What must hold of the groups: who may not be loaded beside whom."""
+"""Invariants of groups: models that must not be loaded together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def check(m: Machine) -> None:
-    """Nobody was started beside one that it must not be with."""
+    """Check that no worker was started beside one that its group forbids."""
     for newer in m.processes.values():
         for older in m.processes.values():
             apart = newer.started_at > older.started_at and _must_part(m, newer, older)

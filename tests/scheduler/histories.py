@@ -15,7 +15,7 @@ from tests.scheduler.machine import Machine
 from tests.scheduler.machine_worker import Process
 
 Deed: TypeAlias = tuple[str, int, float]
-"""What to do, which of those it can be done to (modulo their number), and a number for it."""
+"""Action, index of its object (modulo their number), and a number for the action."""
 
 NAMES = ("a", "b", "c", "d")
 
@@ -141,7 +141,7 @@ def _do_to_a_worker(m: Machine, what: str, which: int, number: float) -> None:
 
 
 def _stick(m: Machine, process: Process) -> None:
-    """Without a time-out nobody would ever find it out."""
+    """Without a timeout it would never be found."""
     if process.ready and process.stuck is None and m.spec(process).serving.hang_timeout:
         process.stuck, process.deaf = m.now, True
 

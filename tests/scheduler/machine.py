@@ -42,7 +42,7 @@ class Machine:
     lines: dict[int, tuple[str, str, int]] = field(default_factory=dict)
     """For each open request the line it stands in: model, tenant and priority."""
     kept: dict[int, float] = field(default_factory=dict)
-    """What requests wish of their workers: seconds of keep_alive."""
+    """`keep_alive` of requests, in seconds."""
     granted: dict[int, tuple[int, float]] = field(default_factory=dict)
     patience: dict[int, float] = field(default_factory=dict)
     """Until when each may wait: at most a turn, its time, a stop and a start for each before it."""
@@ -50,11 +50,11 @@ class Machine:
     losses: dict[int, int] = field(default_factory=dict)
     """Workers that each request has lost."""
     kills: dict[int, int] = field(default_factory=dict)
-    """How many of these workers somebody killed."""
+    """Number of these workers that were killed externally."""
     falls: dict[int, int] = field(default_factory=dict)
     """Those of whose end it may be the cause."""
     fell: dict[str, float] = field(default_factory=dict)
-    """When a worker last ended under each fingerprint."""
+    """Time at which a worker last ended under each fingerprint."""
     poison: dict[str, float] = field(default_factory=dict)
     """Until when each may be refused as poison."""
     looks: set[int] = field(default_factory=set)
@@ -67,9 +67,9 @@ class Machine:
     capacity: int = 14
     """Bytes of memory that there are in fact, budget or not."""
     foreign: int = 0
-    """How many of them other programs hold."""
+    """Bytes of them that other programs hold."""
     percent: float = 0.0
-    """What the last look at the memory found in use."""
+    """Percent of memory in use at the last sample."""
     look_wanted: bool = False
     brought: list[str] = field(default_factory=list)
     """Models that are to be asked for because others are started."""
@@ -83,7 +83,7 @@ class Machine:
 
     @property
     def turn(self) -> float:
-        """What each that is before it costs a request at most, without what is loaded."""
+        """Longest delay of a request by each model before it, without loading."""
         patience = FREE_MEMORY_TIMEOUT if self.limits.require_free_memory else 0.0
         stay = max(
             (m.serving.min_residency for m in self.scheduler.catalog.models.values()), default=0.0
@@ -264,7 +264,7 @@ class Machine:
         self.ended[request] = how
 
     def _check(self) -> None:
-        """No free slot beside the only model that is asked for; no loading that nobody wants."""
+        """Check that no slot stays free beside a queue, and that no unwanted model is loaded."""
         wanted = {model for r, model in self.open.items() if r not in self.granted}
         for p in self.processes.values():
             unclaimed = not p.ready and p.told is None and not p.killed
@@ -386,7 +386,7 @@ class Machine:
         machine_time.advance(self, seconds)
 
     def settle_down(self) -> None:
-        """Let everything run out; nobody may be left waiting, and nothing may be held."""
+        """Run to the end; no request may be left waiting, and no resource held."""
         turn = LOAD_MOST + SERVE_MOST + 3 * STOP_MOST + self.limits.max_turn + FREE_MEMORY_TIMEOUT
         bound = len(self.open) * turn + 100.0
         self.advance(bound)

@@ -1,4 +1,4 @@
-"""What happens in a simulated machine by itself, as time passes."""
+"""Events of a simulated machine that happen by themselves as time passes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def _due(m: Machine) -> list[tuple[float, str, int]]:
-    """What the world does by itself, at the latest: (when, what, whom)."""
+    """Latest times of spontaneous events: (time, kind, object)."""
     due: list[tuple[float, str, int]] = []
     for p in m.processes.values():
         if p.dead:

@@ -15,7 +15,7 @@ SERVE_MOST = 10.0
 
 @dataclass
 class Process:
-    """A pretend worker: what it was started for, and what it has been told."""
+    """A simulated worker: its spec and the commands that it received."""
 
     worker: int
     spec: ModelSpec
@@ -31,11 +31,11 @@ class Process:
     killed_as_hung: bool = False
     deaf: bool = False
     dead: bool = False
-    """Has ended, though the scheduler has not been told yet."""
+    """True if it has ended and the scheduler has no event of that yet."""
     stuck: float | None = None
     """Since when it makes no progress, if it has something to do; None: it does."""
     serving: set[int] = field(default_factory=set)
     busy_since: float = 0.0
-    """When it got something to do, having had nothing that takes a slot."""
+    """Time at which it got its first request after being idle."""
     keep_alive: float | None = None
     reason: str = ""

@@ -1,4 +1,4 @@
-"""What the simulated machine knows of workers that are to take the place of others."""
+"""Rolling replacements of the simulated machine's workers, and their invariants."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def has_heir(process: Process, spec: ModelSpec) -> bool:
-    """Whether a second worker of its model may be started beside this one, for this entry."""
+    """Return True if a second worker for this spec may start beside the model's worker."""
     return process.ready and not process.spec.same_process(spec)
 
 
 def is_heir(m: Machine, process: Process) -> bool:
-    """Whether a worker whose configuration is no more still serves the model of this one."""
+    """Return True if a worker of an outdated configuration still serves this one's model."""
     if process.told is not None or process.killed or m.drains(process):
         return False
     return any(

@@ -47,7 +47,7 @@ from tests.store import test_policy as files
 
 Test = Callable[[], object]
 Fault = tuple[str, Any, str, Any, Test]
-"""What is wrong, where (object and name), what stands there instead, and the test that tells."""
+"""Description of the fault, object and name to replace, the replacement, the failing test."""
 
 level, state_class = queues.PriorityLevel, state.SchedulerState
 

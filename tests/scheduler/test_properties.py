@@ -1,4 +1,4 @@
-"""What holds for every history of events, and that planted faults break it."""
+"""Invariants of every history of events, and planted faults that break them."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ NEWER = changed_spec(B, argv=("b", "--another"))
 
 
 def busy(limits: Limits | None = None) -> Talk:
-    """One worker of b, which serves request 1."""
+    """Return a script with a worker of b that serves request 1."""
     talk = Talk(limits, a=A, b=B)
     talk >> ev.RequestArrived(0, 1, "b") >> ev.WorkerReady(1, 1)
     return talk

@@ -1,4 +1,4 @@
-"""Single rules of the scheduler, told as conversations: `>>` a fact, `<<` the orders it brings."""
+"""Single rules of the scheduler as scripts: `>>` an event, `<<` the commands that follow."""
 
 from __future__ import annotations
 

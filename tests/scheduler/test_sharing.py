@@ -1,4 +1,4 @@
-"""Tenants, priorities, keep_alive, policies and groups: single rules, told as conversations."""
+"""Tenants, priorities, keep_alive, policies and groups: single rules as scripts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_tenants_that_differ_by_little_are_served_by_age() -> None:
 
 
 def _by_turns(talk: Talk, tokens: dict[str, int], rounds: int, step: float = 1.0) -> list[str]:
-    """Whose request is served each time, when each of these tenants asks again as it ends."""
+    """Return the tenants in the order of service, each sending its next request at its end."""
     now, last, order = 10.0, 10_000, list[str]()
     for _ in range(rounds):
         now += step

@@ -1,4 +1,4 @@
-"""What the simulated machine requires of times to live and of keep_alive."""
+"""Invariants of ttl and keep_alive."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check(m: Machine, process: Process, because: str) -> None:
 
 
 def is_timed(m: Machine, process: Process) -> bool:
-    """Whether idleness ends it in the end."""
+    """Return True if idleness stops it eventually."""
     spec = m.spec(process)
     if process.keep_alive is not None and not spec.serving.pinned:
         return process.keep_alive >= 0

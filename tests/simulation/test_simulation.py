@@ -28,7 +28,7 @@ ENDLESS = 1e9
 
 
 def few(models: str, sizes: dict[str, int]) -> Trace:
-    """One request a minute for each letter."""
+    """Return a trace with a request a minute for each letter."""
     asks = tuple(TraceRequest(60.0 * i, m, 100, 10) for i, m in enumerate(models))
     return Trace("few", asks, {m: TraceModel(size * GIB) for m, size in sizes.items()})
 

@@ -8,7 +8,7 @@ from swapd.store.policy import DiskStore, StoreAction, StoreDecision, StoreLimit
 
 
 def fetch(store: DiskStore, model: str, now: float, size: int = 1) -> StoreDecision:
-    """A request for a model that nobody has loaded, carried out to the end."""
+    """Request a model that no worker has loaded, and execute the decision completely."""
     decision = store.decide(model, size, (), now)
     for name in decision.evicted:
         store.deleted(name)
