@@ -275,10 +275,8 @@ def _with_needs(loaded: LoadedConfig, path: Path) -> LoadedConfig:
             warnings.append(Problem(path.name, 0, f"models.{name}", message))
             need = budget
         stamp = spec.launch.stamp or file_stamp(spec.launch.argv, spec.launch.builtin, path.parent)
-        models[name] = replace(
-            spec,
-            launch=replace(spec.launch, stamp=stamp),
-            serving=replace(spec.serving, need_bytes=need),
-        )
+        launch = replace(spec.launch, stamp=stamp) if stamp != spec.launch.stamp else spec.launch
+        serving = replace(spec.serving, need_bytes=need)
+        models[name] = ModelSpec(spec.name, launch, serving, spec.presentation)
     catalog = replace(loaded.catalog, models=MappingProxyType(models))
     return replace(loaded, catalog=catalog, warnings=tuple(warnings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import PurePath
@@ -67,6 +68,7 @@ class LlamaFlags:
     """File of the draft model for speculative decoding, which has a separate KV cache."""
 
 
+@functools.lru_cache(maxsize=1024)
 def parse_llama_flags(argv: tuple[str, ...], builtin: bool) -> LlamaFlags:
     """Parse the flags that affect memory; invalid values are left for the worker to report."""
     flags = _Flags(argv)

@@ -88,7 +88,7 @@ def test_bad_arguments_are_reported_in_a_sentence_and_change_nothing(user: User)
 def test_bad_yaml_is_reported_and_changes_nothing(user: User) -> None:
     user.says("sync")
     for text, says in [
-        ("models:\n\tbard: {}\n", "custom_models.yaml:2: a tab stands where"),
+        ("models:\n\tbard: {}\n", "custom_models.yaml:2: a tab is used where"),
         ("models:\n  bard: {}\n  bard: {}\n", "custom_models.yaml:3: "),
         ("models:\n  bard: {ttl: [1]}\n", "models.bard.ttl: must be seconds"),
         ("max_residents: 1\n", "unknown key; did you mean max_resident?"),

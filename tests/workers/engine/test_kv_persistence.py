@@ -241,7 +241,7 @@ def test_slots_are_saved_restored_and_erased_by_name(
         ("/slots/0?action=restore", {"filename": ""}, "plain name"),
         ("/slots/0?action=restore", {"filename": "x.json"}, "plain name"),
         ("/slots/0?action=restore", {"filename": "none"}, "no readable manifest"),
-        ("/slots/0?action=save", {"filename": "x"}, "nothing in the cache"),
+        ("/slots/0?action=save", {"filename": "x"}, "has no cached sequence"),
     ],
 )
 def test_bad_slot_actions_get_400(
