@@ -104,7 +104,7 @@ def _quantisation(header: GgufHeader) -> str:
     return types.get(most, "")
 
 
-FILE = "cards.json"
+FILE = "model-info.json"
 _VERSION = 4
 """Format version; to be raised when `ModelInfo` changes or headers are read differently."""
 
@@ -114,14 +114,14 @@ class _CachedFile(msgspec.Struct, frozen=True):
     """Bytes of the file."""
     changed: int
     """Modification time in nanoseconds since the epoch."""
-    model_info: ModelInfo | None = msgspec.field(name="card")
+    model_info: ModelInfo | None
     damage: str = ""
     """Reason why the file cannot be read; empty if it can."""
 
 
 class _File(msgspec.Struct):
     version: int
-    files: dict[str, _CachedFile] = msgspec.field(name="cards")
+    files: dict[str, _CachedFile]
 
 
 class ModelInfoCache:

@@ -72,12 +72,12 @@ class DiscoveredModel:
     bare: str
     """Name without prefix."""
     path: Path
-    facts: MemoryFactors
+    factors: MemoryFactors
     demo: bool = False
     """True if it is shipped with the project, so that its name has no prefix."""
     source: str = ""
     """Name of its source, for display."""
-    card: ModelInfo = field(default_factory=ModelInfo)
+    info: ModelInfo = field(default_factory=ModelInfo)
     aliases: tuple[str, ...] = ()
     """Names, without prefix, from its sources; each is this model's alone."""
     known_as: tuple[str, ...] = ()
@@ -112,14 +112,14 @@ def discover(
     *,
     now: float,
     min_age: float,
-    cards: ModelInfoCache | None = None,
+    infos: ModelInfoCache | None = None,
     previous_names: Mapping[str, str] | None = None,
     ignored: Container[Path] = (),
 ) -> Discovery:
     """Scan all sources; a missing folder is empty.
 
     `now` is the time that files' ages refer to, in seconds since the epoch, and `min_age` the least
-    age in seconds. `cards` are the GGUF headers read before, `previous_names` the last
+    age in seconds. `infos` are the GGUF headers read before, `previous_names` the last
     `Discovery.names`. Files in `ignored` are links created by swapd and so no models.
     """
     scans = [
@@ -128,7 +128,7 @@ def discover(
         *(huggingface.scan(cache) for cache in stores.hub),
         *(folders.scan(folder, "folder") for folder in stores.folders),
     ]
-    classifier = _Classifier(now, min_age, cards or ModelInfoCache(), ignored)
+    classifier = _Classifier(now, min_age, infos or ModelInfoCache(), ignored)
     # The demo models come first, so that a copy elsewhere does not hide them.
     classifier.add(folders.scan_folder(demo_dir, DEMO))
     for scan in scans:
@@ -153,8 +153,8 @@ class _Model:
     """A file with all its candidates; the first one names it."""
 
     candidates: list[Candidate]
-    facts: MemoryFactors
-    card: ModelInfo
+    factors: MemoryFactors
+    info: ModelInfo
     projector: Path | None
 
 
@@ -165,7 +165,7 @@ class _SkippedError(Exception):
 @dataclass(frozen=True, slots=True)
 class _Projector:
     path: Path
-    card: ModelInfo
+    info: ModelInfo
     source: str
 
     @property
@@ -178,7 +178,7 @@ class _Classifier:
     """Sorts candidates into models, broken files and skipped files."""
 
     def __init__(
-        self, now: float, min_age: float, cards: ModelInfoCache, ignored: Container[Path]
+        self, now: float, min_age: float, infos: ModelInfoCache, ignored: Container[Path]
     ) -> None:
         self.models: list[_Model] = []
         self.broken: list[SkippedFile] = []
@@ -186,7 +186,7 @@ class _Classifier:
         self.settles_in = 0.0
         self._now = now
         self._min_age = min_age
-        self._cards = cards
+        self._infos = infos
         self._ignored = ignored
         self._seen: dict[object, _Model | None] = {}
         self._projectors: dict[Path, list[_Projector]] = {}
@@ -252,24 +252,24 @@ class _Classifier:
             self.settles_in = max(self.settles_in, self._min_age - age)
             raise _SkippedError(f"changed {age:.0f} s ago and may still be being copied")
         self._seen[identity] = None
-        cards = [self._cards.model_info(file, one) for file, one in zip(files, status, strict=True)]
-        if is_projector_name(path.stem) or cards[0].is_projector:
+        infos = [self._infos.model_info(file, one) for file, one in zip(files, status, strict=True)]
+        if is_projector_name(path.stem) or infos[0].is_projector:
             if candidate.source == ollama.NAME:
                 # All files of Ollama are in one folder, so the folder gives no owner.
                 raise _SkippedError("is a projector, part of another model")
-            projector = _Projector(path, cards[0], candidate.source)
+            projector = _Projector(path, infos[0], candidate.source)
             self._projectors.setdefault(path.parent, []).append(projector)
             return
-        card = replace(
-            cards[0],
-            parameters=sum(part.parameters for part in cards),
-            tensors=sum(part.tensors for part in cards),
+        info = replace(
+            infos[0],
+            parameters=sum(part.parameters for part in infos),
+            tensors=sum(part.tensors for part in infos),
         )
-        reason = _not_a_model(card)
+        reason = _not_a_model(info)
         if reason:
             raise _SkippedError(reason)
-        facts = card.memory_factors(sum(one.st_size for one in status))
-        model = _Model([candidate], facts, card, candidate.projector)
+        factors = info.memory_factors(sum(one.st_size for one in status))
+        model = _Model([candidate], factors, info, candidate.projector)
         self._seen[identity] = model
         self.models.append(model)
 
@@ -300,21 +300,21 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _not_a_model(card: ModelInfo) -> str:
+def _not_a_model(info: ModelInfo) -> str:
     """Return why the file is no language model; empty if it is one."""
-    if card.kind == "adapter":
+    if info.kind == "adapter":
         return "is an adapter for another model"
-    if card.kind not in {"", "model"}:
-        return f"holds no model but a GGUF of type {card.kind}"
-    if not card.tokenizer:
+    if info.kind not in {"", "model"}:
+        return f"holds no model but a GGUF of type {info.kind}"
+    if not info.tokenizer:
         return "is not a language model: it has no tokenizer"
-    if not card.tensors:
+    if not info.tensors:
         return "holds a vocabulary and no weights"
     return ""
 
 
 def _preference(projector: _Projector) -> tuple[int, str]:
-    return precision_rank(projector.card.quantisation), projector.path.name
+    return precision_rank(projector.info.quantisation), projector.path.name
 
 
 def _fits_command(path: str) -> bool:
@@ -352,10 +352,10 @@ def _discovered(name: str, model: _Model, aliases: list[str]) -> DiscoveredModel
     return DiscoveredModel(
         bare=name,
         path=first.path,
-        facts=model.facts,
+        factors=model.factors,
         demo=first.source == DEMO,
         source=first.source,
-        card=model.card,
+        info=model.info,
         aliases=tuple(sorted(aliases)),
         known_as=tuple(dict.fromkeys(name for one in model.candidates for name in one.known_as)),
         projector=model.projector,

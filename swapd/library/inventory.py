@@ -26,7 +26,7 @@ CUSTOM = "custom_models.yaml"
 """Source of a model without a file in a store."""
 HANDWRITTEN = "config.yaml"
 """Source of a model in a configuration that no sync generated."""
-HEADER_CACHE = "written-cards.json"
+HEADER_CACHE = "written-model-info.json"
 """File in the state directory: GGUF headers of the files that such a configuration names."""
 
 
@@ -109,13 +109,13 @@ def list_handwritten(catalog: Catalog, folder: Path, state: Path) -> list[Invent
 
     Relative paths start at `folder`; GGUF headers are cached in `state`.
     """
-    cards = ModelInfoCache(state / HEADER_CACHE)
-    listed = [_from_spec(spec, folder, cards) for _, spec in sorted(catalog.models.items())]
-    save_headers(cards)
+    infos = ModelInfoCache(state / HEADER_CACHE)
+    listed = [_from_spec(spec, folder, infos) for _, spec in sorted(catalog.models.items())]
+    save_headers(infos)
     return listed
 
 
-def _from_spec(spec: ModelSpec, folder: Path, cards: ModelInfoCache) -> InventoryEntry:
+def _from_spec(spec: ModelSpec, folder: Path, infos: ModelInfoCache) -> InventoryEntry:
     file = model_file(spec)
     entry = InventoryEntry(
         spec.name,
@@ -131,16 +131,16 @@ def _from_spec(spec: ModelSpec, folder: Path, cards: ModelInfoCache) -> Inventor
         return entry
     try:
         files = [(Path(part), Path(part).stat()) for part in split_parts(str(entry.path))]
-        read = [cards.model_info(path, status) for path, status in files]
+        read = [infos.model_info(path, status) for path, status in files]
     except (DamagedModelError, OSError) as error:
         if not spec.launch.builtin:
             # To a third-party server it may mean something else, such as a name of the hub.
             return replace(entry, path=None)
         reason = skip_reason(entry.path, error) if isinstance(error, OSError) else str(error)
         return replace(entry, broken=reason)
-    card = replace(read[0], parameters=sum(part.parameters for part in read))
-    described = replace(_with_card(entry, card), size=sum(stat.st_size for _, stat in files))
-    return replace(described, title=spec.presentation.title or card.title)
+    info = replace(read[0], parameters=sum(part.parameters for part in read))
+    described = replace(_with_info(entry, info), size=sum(stat.st_size for _, stat in files))
+    return replace(described, title=spec.presentation.title or info.title)
 
 
 def _entry(model: ModelEntry) -> InventoryEntry:
@@ -160,30 +160,30 @@ def _entry(model: ModelEntry) -> InventoryEntry:
     )
     if model.found is None:
         return listed
-    found, card = model.found, model.found.card
+    found, info = model.found, model.found.info
     return replace(
-        _with_card(listed, card),
+        _with_info(listed, info),
         source=found.source,
         path=found.path,
         elsewhere=found.elsewhere,
         known_as=found.known_as,
-        size=found.facts.size,
+        size=found.factors.size,
         base="" if model.bare == found.bare else found.bare,
     )
 
 
-def _with_card(entry: InventoryEntry, card: ModelInfo) -> InventoryEntry:
+def _with_info(entry: InventoryEntry, info: ModelInfo) -> InventoryEntry:
     """Add the data of the file's header."""
     return replace(
         entry,
-        trained_context=card.context,
-        architecture=card.architecture,
-        parameters=card.parameters,
-        quantisation=card.quantisation,
-        vocabulary=card.vocabulary,
-        template=card.template,
-        pooling=card.pooling,
-        title=card.title,
+        trained_context=info.context,
+        architecture=info.architecture,
+        parameters=info.parameters,
+        quantisation=info.quantisation,
+        vocabulary=info.vocabulary,
+        template=info.template,
+        pooling=info.pooling,
+        title=info.title,
     )
 
 

@@ -147,13 +147,13 @@ class _EntryBuilder:
             parallel = ("--parallel", str(self.settings.parallel))
             argv = (*parallel, *shlex.split(flags), *words_of(config.sampler_args))
             llama_flags = parse_llama_flags(argv, builtin=True)
-            context = config.ctx_size or self._context(model.facts, llama_flags)
+            context = config.ctx_size or self._context(model.factors, llama_flags)
             files = self._files(config)
             entry = self._worker(key, model, context, flags)
             # A context among the author's own flags comes last on the command line, and wins.
             if llama_flags.context is None:
                 llama_flags = replace(llama_flags, context=context)
-            entry |= self._need(f"models.{name}", self._estimate(model.facts, llama_flags))
+            entry |= self._need(f"models.{name}", self._estimate(model.factors, llama_flags))
         if key:
             for setting, value in sorted(self.custom.section(key).entries.items()):
                 if setting not in _CONVERTED_KEYS:
@@ -215,7 +215,7 @@ class _EntryBuilder:
 
     def _worker(self, key: str, model: DiscoveredModel, context: int, flags: str) -> dict[str, Any]:
         """Return the entry of a model served by the built-in worker."""
-        trained = model.facts.trained_context
+        trained = model.factors.trained_context
         if trained and context > trained:
             message = f"{context} is more than the {trained} tokens that the model was trained for"
             self.warnings.append(self.custom.warn(key, message, "ctx_size"))
@@ -240,18 +240,21 @@ class _EntryBuilder:
             words += ["--chat-template-kwargs", json.dumps(config.chat_template_kwargs)]
         return shlex.join(words)
 
-    def _context(self, facts: MemoryFactors, flags: LlamaFlags) -> int:
+    def _context(self, factors: MemoryFactors, flags: LlamaFlags) -> int:
         """Return the default context of a model, reduced until the estimate fits the budget."""
         default = self.settings.ctx_size
         return fitting_context(
-            facts, default, self.budget, lambda n: self._estimate(facts, replace(flags, context=n))
+            factors,
+            default,
+            self.budget,
+            lambda n: self._estimate(factors, replace(flags, context=n)),
         )
 
-    def _estimate(self, facts: MemoryFactors, flags: LlamaFlags) -> int:
+    def _estimate(self, factors: MemoryFactors, flags: LlamaFlags) -> int:
         other_files = sum(
             self.size_of(self.home / path) for path in (*flags.extra_files, flags.draft)
         )
-        return estimate(facts, flags) + other_files
+        return estimate(factors, flags) + other_files
 
     def _command(
         self, bare: str, key: str, model: DiscoveredModel | None, config: CustomModelConfig
@@ -279,8 +282,8 @@ class _EntryBuilder:
         argv = words_of(filled) if isinstance(filled, str) else tuple(filled)
         flags = parse_llama_flags(argv, builtin=any("${worker}" in word for word in words))
         if flags.context is None:
-            flags = replace(flags, context=self._context(model.facts, flags))
-        need = self._estimate(model.facts, flags)
+            flags = replace(flags, context=self._context(model.factors, flags))
+        need = self._estimate(model.factors, flags)
         return {"cmd": filled, **self._need(f"models.{bare}", need)}
 
     def _metadata(

@@ -79,7 +79,7 @@ def make_plan(
         demo_dir,
         now=now,
         min_age=settings.min_age,
-        cards=headers,
+        infos=headers,
         previous_names=stored_names,
         ignored=own_links(home),
     )

@@ -155,7 +155,7 @@ def test_a_split_model_is_one_by_its_first_part(tmp_path: Path) -> None:
     found = look(tmp_path)
     [model] = found.found
     assert (model.bare, model.path) == ("big:q8", first)
-    assert model.facts.size == first.stat().st_size + second.stat().st_size
+    assert model.factors.size == first.stat().st_size + second.stat().st_size
     assert reasons(tmp_path, found) == {
         "models/big/half-00001-of-00002.gguf": "is incomplete: half-00002-of-00002.gguf is missing",
         "models/big/tail-00002-of-00002.gguf": (
@@ -209,7 +209,7 @@ def test_huge_files_are_found_by_their_size_alone(tmp_path: Path) -> None:
     for gib in (31, 51):
         path = write_gguf(tmp_path / f"models/m/m-{gib}.gguf", context=131072)
         os.truncate(path, gib * GIB)
-    found = {m.bare: default_context(m.facts, 8192) for m in look(tmp_path).found}
+    found = {m.bare: default_context(m.factors, 8192) for m in look(tmp_path).found}
     assert found == {"m:31": 4096, "m:51": 2048}
 
 

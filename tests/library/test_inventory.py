@@ -53,7 +53,7 @@ def test_the_list_has_the_models_of_a_sync_and_broken_files(machine: Machine) ->
     before = machine.foreign()
     entries = listed(machine)
     assert machine.foreign() == before
-    assert sorted(path.name for path in (machine.home).rglob("*")) == [".swapd", "cards.json"]
+    assert sorted(path.name for path in (machine.home).rglob("*")) == [".swapd", "model-info.json"]
     machine.sync()
     models = machine.load().catalog.models
     assert {name for name, entry in entries.items() if not entry.broken} == set(models)
@@ -101,10 +101,10 @@ def test_the_names_in_a_configuration_are_those_that_load(machine: Machine) -> N
 
 def test_heads_are_read_once_and_again_when_the_file_changes(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", tokens=5)
-    stored = tmp_path / ".swapd/cards.json"
-    cards = ModelInfoCache(stored)
-    card = cards.model_info(path, path.stat())
-    assert (cards.save(), cards.save()) == (True, False)
+    stored = tmp_path / ".swapd/model-info.json"
+    infos = ModelInfoCache(stored)
+    info = infos.model_info(path, path.stat())
+    assert (infos.save(), infos.save()) == (True, False)
     path.chmod(0)
     status = path.stat()
     data = path.read_bytes() if os.geteuid() == 0 else b""
@@ -113,7 +113,7 @@ def test_heads_are_read_once_and_again_when_the_file_changes(tmp_path: Path) -> 
         # Root reads everything, so only other bytes show that the file was not read.
         path.write_bytes(b"X" * len(data))
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert again.model_info(path, path.stat()) == card
+    assert again.model_info(path, path.stat()) == info
     assert not again.save()
     path.chmod(0o600)
     path.write_bytes(b"no model".ljust(status.st_size))
@@ -125,15 +125,15 @@ def test_heads_are_read_once_and_again_when_the_file_changes(tmp_path: Path) -> 
         fresh.save()
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"version": 0, "cards": {}}', b"\xff" * 99,
-                                  b'{"version": 1, "cards": {"m": {"size": "x"}}}'])  # fmt: skip
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"version": 0, "files": {}}', b"\xff" * 99,
+                                  b'{"version": 1, "files": {"m": {"size": "x"}}}'])  # fmt: skip
 def test_a_damaged_cache_is_ignored_and_written_anew(tmp_path: Path, data: bytes) -> None:
     path = write_gguf(tmp_path / "m.gguf")
-    stored = tmp_path / "cards.json"
+    stored = tmp_path / "model-info.json"
     stored.write_bytes(data)
-    cards = ModelInfoCache(stored)
-    assert cards.model_info(path, path.stat()).architecture == "llama"
-    assert cards.save()
+    infos = ModelInfoCache(stored)
+    assert infos.model_info(path, path.stat()).architecture == "llama"
+    assert infos.save()
     assert stored.read_bytes() != data
 
 
@@ -142,10 +142,10 @@ def test_a_damaged_cache_is_ignored_and_written_anew(tmp_path: Path, data: bytes
 def test_any_content_of_the_cache_yields_a_card(position: int, piece: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = write_gguf(Path(folder, "m.gguf"), tokens=3, rows=1)
-        stored = Path(folder, "cards.json")
-        cards = ModelInfoCache(stored)
-        cards.model_info(path, path.stat())
-        cards.save()
+        stored = Path(folder, "model-info.json")
+        infos = ModelInfoCache(stored)
+        infos.model_info(path, path.stat())
+        infos.save()
         data = stored.read_bytes()
         stored.write_bytes(data[:position] + piece + data[position + len(piece) :])
         assert isinstance(ModelInfoCache(stored).model_info(path, path.stat()), ModelInfo)
@@ -153,10 +153,10 @@ def test_any_content_of_the_cache_yields_a_card(position: int, piece: bytes) -> 
 
 def test_a_cache_of_another_version_is_not_used(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf")
-    stored = tmp_path / "cards.json"
-    cards = ModelInfoCache(stored)
-    cards.model_info(path, path.stat())
-    cards.save()
+    stored = tmp_path / "model-info.json"
+    infos = ModelInfoCache(stored)
+    infos.model_info(path, path.stat())
+    infos.save()
     other = json.loads(stored.read_text().replace("llama", "other"))
     stored.write_text(json.dumps({**other, "version": other["version"] - 1}))
     assert ModelInfoCache(stored).model_info(path, path.stat()).architecture == "llama"

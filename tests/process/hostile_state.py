@@ -29,7 +29,7 @@ STATE_FILES = (
     "learned.json",
     "names.json",
     "model-info.json",
-    "cards.json",
+    "model-info.json",
 )
 
 
