@@ -16,7 +16,7 @@ from typing import Any
 from swapd.config.custom_models import CustomModels
 from swapd.config.env import SyncSettings
 from swapd.config.errors import Problem, did_you_mean
-from swapd.config.macros import fill_in
+from swapd.config.macros import fill_in, split_words
 from swapd.config.schema import CustomModelConfig, alias_id
 from swapd.config.units import parse_size, show_size
 from swapd.config.yaml_nodes import MappingNode, ScalarNode
@@ -145,7 +145,7 @@ class _EntryBuilder:
             assert model is not None
             flags = self._flags(model, config)
             parallel = ("--parallel", str(self.settings.parallel))
-            argv = (*parallel, *shlex.split(flags), *words_of(config.sampler_args))
+            argv = (*parallel, *split_words(flags), *words_of(config.sampler_args))
             llama_flags = parse_llama_flags(argv, builtin=True)
             context = config.ctx_size or self._context(model.factors, llama_flags)
             files = self._files(config)
@@ -327,7 +327,7 @@ class _EntryBuilder:
 def words_of(text: str) -> tuple[str, ...]:
     """Split a command; none when it can't be split, which parsing the file will report."""
     try:
-        return tuple(shlex.split(text))
+        return tuple(split_words(text))
     except ValueError:
         return ()
 
