@@ -167,7 +167,7 @@ def test_five_hundred_models_are_listed_in_0_2_seconds(machine: Machine) -> None
         machine.put(f"models/p{i % 7}/m{i // 4}/m{i // 4}-q{i % 4}.gguf", machine.alice)
     assert len(listed(machine)) == 500
     took = []
-    for _ in range(3):
+    for _ in range(9):  # The least of several: other processes slow down some.
         start = time.process_time()
         listed(machine)
         took.append(time.process_time() - start)
