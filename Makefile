@@ -3,6 +3,8 @@
 
 PYTHON := .venv/bin/python
 UV := uv
+FLOOR := 85
+PURE := swapd.domain,swapd.scheduler,swapd.store,swapd.gguf,swapd.config
 # The pure parts: no processes, no sockets, no model files.
 CORE := tests/scheduler tests/store tests/domain tests/config tests/gguf tests/proxy/test_sse.py \
 	tests/workers/grammar/test_json_schema.py tests/workers/chat/test_output_parser.py \
@@ -25,6 +27,11 @@ test-core:
 
 long:
 	./model test --long
+
+# The share of lines and branches of the pure packages that test-core covers may not fall.
+coverage:
+	$(PYTHON) -m coverage run --source=$(PURE) -m pytest -n 0 -m "not slow" $(CORE)
+	$(PYTHON) -m coverage report --fail-under=$(FLOOR)
 
 # The newest versions that pyproject.toml allows, in a clone of its own.
 latest:

@@ -26,6 +26,7 @@ QUICK = settings(max_examples=1000, deadline=None, suppress_health_check=list(He
 LONG = settings(QUICK, max_examples=20_000)
 
 
+@pytest.mark.slow
 @QUICK
 @given(worlds, histories)
 def test_every_history_keeps_the_rules(world: Catalog, history: list[Deed]) -> None:
@@ -40,6 +41,7 @@ def test_every_history_keeps_the_rules_at_length(world: Catalog, history: list[D
     follow(world, history)
 
 
+@pytest.mark.slow
 @settings(QUICK, max_examples=200)
 @given(worlds, histories)
 def test_the_same_events_give_the_same_orders(world: Catalog, history: list[Deed]) -> None:
@@ -57,6 +59,7 @@ class LooksAtAll(Scheduler):
         return super().handle(event)
 
 
+@pytest.mark.slow
 @settings(QUICK, max_examples=300)
 @given(worlds, histories)
 def test_a_pass_leaves_out_only_what_has_nothing_to_do(world: Catalog, history: list[Deed]) -> None:
@@ -195,6 +198,7 @@ def search_for_a_breach() -> None:
     search()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "name", "fault"), FAULTS, ids=lambda f: getattr(f, "__name__", "")
 )

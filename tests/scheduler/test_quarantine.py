@@ -200,6 +200,7 @@ _liveness_reported, _request_retried = handlers.liveness_reported, handlers.requ
 _assign = Emitter.assign
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "name", "fault"),
     [
