@@ -260,11 +260,13 @@ class _Classifier:
             projector = _Projector(path, infos[0], candidate.source)
             self._projectors.setdefault(path.parent, []).append(projector)
             return
-        info = replace(
-            infos[0],
-            parameters=sum(part.parameters for part in infos),
-            tensors=sum(part.tensors for part in infos),
-        )
+        info = infos[0]
+        if len(infos) > 1:
+            info = replace(
+                info,
+                parameters=sum(part.parameters for part in infos),
+                tensors=sum(part.tensors for part in infos),
+            )
         reason = _not_a_model(info)
         if reason:
             raise _SkippedError(reason)

@@ -251,10 +251,8 @@ class _EntryBuilder:
         )
 
     def _estimate(self, factors: MemoryFactors, flags: LlamaFlags) -> int:
-        other_files = sum(
-            self.size_of(self.home / path) for path in (*flags.extra_files, flags.draft)
-        )
-        return estimate(factors, flags) + other_files
+        paths = [path for path in (*flags.extra_files, flags.draft) if path]
+        return estimate(factors, flags) + sum(self.size_of(self.home / path) for path in paths)
 
     def _command(
         self, bare: str, key: str, model: DiscoveredModel | None, config: CustomModelConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import unicodedata
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 
+@functools.lru_cache(maxsize=4096)
 def bare_name(folder: str, stem: str) -> str:
     """Return the name of a file by its folder's name and its own, without `.gguf`.
 
@@ -25,6 +27,7 @@ def bare_name(folder: str, stem: str) -> str:
     return f"{folder}:{rest}" if rest else folder
 
 
+@functools.lru_cache(maxsize=4096)
 def clean(text: str) -> str:
     """Lower-case the text and replace every character that a name may not have by `-`.
 
