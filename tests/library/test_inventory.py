@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -167,10 +168,12 @@ def test_five_hundred_models_are_listed_in_0_2_seconds(machine: Machine) -> None
         machine.put(f"models/p{i % 7}/m{i // 4}/m{i // 4}-q{i % 4}.gguf", machine.alice)
     assert len(listed(machine)) == 500
     took = []
+    gc.freeze()  # The objects of all tests before are no cost of a command.
     for _ in range(9):  # The least of several: other processes slow down some.
         start = time.process_time()
         listed(machine)
         took.append(time.process_time() - start)
+    gc.unfreeze()
     assert min(took) < 0.2
     code = "import sys, swapd.library.inventory; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
