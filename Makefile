@@ -23,7 +23,7 @@ lint:
 test:
 	./model test
 
-# Under 20 seconds: after every edit.
+# Half a minute: after every edit.
 test-core:
 	$(PYTHON) -m pytest -n auto --dist worksteal -m "not slow" $(CORE)
 
