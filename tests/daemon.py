@@ -78,15 +78,17 @@ class Swapd:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            # It may be shutting down already; its workers were recorded before.
-            with contextlib.suppress(httpx.HTTPError):
-                self.running()
-        self.http.close()
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGQUIT)
-        self.process.wait(timeout=20)
-        self.output.close()
+        try:
+            if self.process.poll() is None:
+                # It may be shutting down already; its workers were recorded before.
+                with contextlib.suppress(httpx.HTTPError):
+                    self.running()
+        finally:
+            self.http.close()
+            if self.process.poll() is None:
+                self.process.send_signal(signal.SIGQUIT)
+            self.process.wait(timeout=20)
+            self.output.close()
         eventually(lambda: not any(alive(pid) for pid in self._seen))
 
     def running(self) -> list[dict[str, Any]]:
